@@ -1,0 +1,33 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+STAMP := $(VENV)/.installed-$(shell sha256sum pyproject.toml | cut -c1-16)
+
+.PHONY: help setup demo test slow lint bench clean
+help:            ## this list
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## make .venv with every pinned package (a second call does nothing)
+
+$(STAMP): pyproject.toml
+	@bash .ci/venv $(VENV) $(PYTHON)
+	@rm -f $(VENV)/.installed-* && touch $@
+
+demo: $(STAMP)   ## real images -> tokens -> four trained models -> table, plots and one page in demo/ (at most 12 min)
+	@source $(VENV)/bin/activate && bash jobs/demo.sh
+
+test: $(STAMP)   ## the default tests, as CI runs them
+	@source $(VENV)/bin/activate && python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+slow: $(STAMP)   ## the long tests
+	@source $(VENV)/bin/activate && python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: $(STAMP)   ## ruff and mypy alone
+	@source $(VENV)/bin/activate && ruff check . && mypy
+
+bench: $(STAMP)  ## the ratios of tests/benchmarks
+	@source $(VENV)/bin/activate && python tests/benchmarks/bench_build.py
+
+clean:           ## remove what the demo made; .venv stays
+	rm -rf demo
