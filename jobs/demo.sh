@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# The whole path on real images, on one machine with two cores: slides -> token files (2 MPI ranks) -> four models
+# trained for the same time (2 ranks, FSDP) -> table, plots, one page. Run it as `make demo`; after Ctrl-C or a kill,
+# run it again and it goes on where it was.
+#   DEMO_DIR      where everything goes (demo)
+#   DEMO_SECONDS  training seconds of each model (120)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${DEMO_DIR:-demo}
+seconds=${DEMO_SECONDS:-120}
+data=sample_data/glomeruli24
+export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1 PYTHONWARNINGS=${PYTHONWARNINGS:-ignore}
+
+step() { printf '\n[demo %3ds] %s\n' "$SECONDS" "$*"; }
+build() {  # folder name, then options of `data_prep build`
+    mpiexec -n 2 python -m data_prep build "$data/images" --masks "$data/masks" --out "$out/tokens/$1" --resolution 1024 "${@:2}"
+}
+train() {  # experiment name
+    torchrun --standalone --nproc-per-node 2 -m launch train "$1" run_root="$out/runs" data.root="$out/tokens" \
+        train.max_seconds="$seconds"
+}
+
+step "1/3 token files: adaptive (p=16, L=256), and uniform at the same smallest patch, at the same token count, and as tiles"
+build apf_p16_l256 --patch 16 --length 256
+build uniform_p16 --patching uniform --patch 16
+build uniform_p64 --patching uniform --patch 64
+build uniform_p256 --patching uniform --patch 256
+python -m data_prep inspect "$data/images/10063.jpg" --masks "$data/masks" --resolution 1024 --patch 16 --length 256 --out "$out/inspect.png"
+
+step "2/3 training: four models, $seconds s each, 2 ranks"
+for experiment in demo_apf demo_uniform_tokens demo_uniform_patch demo_tiled_unet; do
+    step "    $experiment"
+    train "$experiment"
+done
+
+step "3/3 tables, plots, page"
+python -m analysis plots "$out/runs" --out "$out/report/plots"
+python -m analysis report "$out/runs" --out "$out/report"
+python -m analysis tables "$out/runs" --out "$out/report/tables"
+step "done. The page: $out/report/index.html"

@@ -1,0 +1,81 @@
+"""House rules about imports, held by the syntax tree and by real imports in a fresh interpreter."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("data_prep", "hpc_models", "launch", "analysis")
+MAY_IMPORT = {
+    "data_prep": {"data_prep"},
+    "hpc_models": {"hpc_models"},
+    "launch": {"launch", "data_prep", "hpc_models"},
+    "analysis": {"analysis", "launch"},
+}
+# Packages that a folder must not touch anywhere, not even inside a function.
+FORBIDDEN = {
+    "data_prep": {"torch", "monai", "deepspeed"},
+    "hpc_models": {"mpi4py", "h5py", "openslide", "tifffile", "submitit", "deepspeed", "cv2"},
+    "launch": set(),
+    "analysis": {"torch", "mpi4py", "openslide", "deepspeed"},
+}
+TORCH_FREE = [
+    "launch.config", "launch.experiments", "launch.record", "launch.ranks", "launch.__main__",
+    "analysis.records", "analysis.tables", "analysis.__main__", "data_prep.build", "data_prep.__main__", "data_prep.progress",
+]
+
+
+def sources() -> list[Path]:
+    return [p for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def imports(path: Path) -> list[tuple[str, ast.AST]]:
+    tree = ast.parse(path.read_text())
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = path.relative_to(ROOT).parts[:-1]
+                base = ".".join([*package[: len(package) - node.level + 1], base]).strip(".")
+            found.append((base, node))
+    return found
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path):
+    folder = path.relative_to(ROOT).parts[0]
+    for name, node in imports(path):
+        top = name.split(".")[0]
+        if top in FOLDERS:
+            assert top in MAY_IMPORT[folder], f"{path.relative_to(ROOT)}:{node.lineno} imports {name}"
+        assert top not in FORBIDDEN[folder], f"{path.relative_to(ROOT)}:{node.lineno} imports {name}"
+        assert top != "tests"
+
+
+def test_every_folder_is_covered():
+    assert {p.relative_to(ROOT).parts[0] for p in sources()} == set(FOLDERS)
+
+
+def test_mpi_is_imported_only_inside_functions():
+    for path in sources():
+        for node in ast.parse(path.read_text()).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
+                [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(n.split(".")[0] == "mpi4py" for n in names), f"{path}:{node.lineno}: importing MPI starts it"
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_login_node_modules_import_without_heavy_packages(module: str):
+    heavy = ("torch", "deepspeed", "mpi4py", "openslide", "matplotlib.pyplot", "monai")
+    code = f"import {module}, sys; print(*[m for m in {heavy!r} if m in sys.modules])"
+    if module.startswith("data_prep"):       # these read slides, so OpenSlide is theirs; the rest is not
+        code = code.replace("'openslide', ", "")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "", f"{module} pulls in {done.stdout.strip()}"
