@@ -1,0 +1,110 @@
+"""Whole files or none: writing through a temporary name, finding what a killed run left, and hashing sources.
+
+Must not import anything of this project: store, build and inspect all stand on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+_HASH_BLOCK = 1 << 20
+_WRITE_BLOCK = 1 << 24
+_STALE_AFTER_S = 900.0
+
+
+def temporary_name(path: Path) -> Path:
+    """The name under which `path` is written: same folder, hidden, with host and process in it.
+
+    The same folder, so that the rename stays inside one file system; host and process, so that two ranks never share a
+    temporary file and a later run can tell whether its writer is still alive.
+    """
+    return path.with_name(f".{path.name}.tmp-{_host()}-{os.getpid()}")
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Write `data` to `path` so that readers see the old file, or all of the new one, whenever the power goes.
+
+    Raises:
+        OSError: The disk is full, the folder is not writable, ...; then nothing is left of the new file.
+    """
+    temporary = temporary_name(path)
+    try:
+        with temporary.open("wb") as out:
+            view = memoryview(data).cast("B")
+            for start in range(0, len(view), _WRITE_BLOCK):
+                out.write(view[start : start + _WRITE_BLOCK])
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable; some file systems refuse it, and then there is nothing better to do."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def remove_stale(folder: Path, suffixes: Iterable[str]) -> list[Path]:
+    """Remove temporary files that a killed run left in `folder`; returns them.
+
+    A file is stale when its writer ran on this host and lives no more, or when it was not written to for 15 minutes (no
+    way to ask another host). So two runs into one folder do not take each other's files away.
+
+    Args:
+        folder: Folder of the finished files.
+        suffixes: Endings of the finished names, e.g. ".tokens.h5".
+    """
+    removed = []
+    for suffix in suffixes:
+        for path in sorted(folder.glob(f".*{suffix}.tmp-*")):
+            writer_host, _, pid = path.name.rpartition(".tmp-")[2].rpartition("-")
+            try:
+                untouched_s = time.time() - path.stat().st_mtime
+                maybe_alive = writer_host != _host() or (pid.isdigit() and int(pid) != os.getpid() and _alive(int(pid)))
+                if maybe_alive and untouched_s < _STALE_AFTER_S:
+                    continue
+                path.unlink()
+            except FileNotFoundError:   # its writer finished just now
+                continue
+            removed.append(path)
+    return removed
+
+
+def _host() -> str:
+    return "".join(c if c.isalnum() else "-" for c in socket.gethostname())
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of the bytes of `path`."""
+    digest = hashlib.sha256()
+    with path.open("rb") as source:
+        while block := source.read(_HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
