@@ -1,0 +1,286 @@
+"""The validated configuration of one training run, and `load(name, overrides)` that makes it.
+
+Must not import torch, MPI, OpenSlide or OpenCV: it runs on login nodes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+
+from launch.model_config import MODELS, ModelConfig, OptionalFloat, OptionalInt, OptionalText, Section
+
+# Keys that say where and how often to write, not what is computed: they may differ between the lives of one run.
+NOT_COMPARED = ("force", "run_root", "run_id", "checkpoint", "engine.threads", "data.cache_gib", "data.prefetch")
+
+
+class ConfigError(ValueError):
+    """A setting is wrong. The message is one line that names it and what would be valid; exit code 64."""
+
+
+class DataConfig(Section):
+    """Which token files, and how they become batches."""
+
+    dir: str = Field(description="folder of *.tokens.h5, made by `python -m data_prep build`")
+    split: OptionalText = Field(None, description="JSON file {train, val, test: [slide names]}; null: by `fractions`")
+    fractions: tuple[float, float, float] = Field(
+        (0.7, 0.1, 0.2), description="shares of train, val and test by a hash of the slide name, when split is null"
+    )
+    kind: Literal["tokens", "tiles"] = Field("tokens", description="whole token sequences, or crops of the raster")
+    patching: Literal["apf", "uniform"] = Field("apf", description="how the files were cut (checked)")
+    resolution: int = Field(gt=0, description="R, side of the frame in pixels (checked)")
+    patch: int = Field(gt=0, description="p, side of a patch in pixels (checked)")
+    length: int = Field(gt=0, description="L, tokens per image after padding; more in a file is an error")
+    classes: int = Field(1, gt=0, description="K, foreground classes (checked)")
+    flips: bool = Field(True, description="train on the eight flips and quarter turns of the frame")
+    jitter: float = Field(0.0, ge=0, le=0.9, description="strength of the colour jitter in training, 0 = off")
+    crop_px: int = Field(256, gt=0, description="kind=tiles: side of a training crop and of the sliding window")
+    foreground_crops: float = Field(
+        0.0, ge=0, le=1, description="kind=tiles: share of the crops that are centred on a foreground pixel"
+    )
+    overlap: float = Field(0.25, ge=0, lt=1, description="kind=tiles: overlap of the sliding windows")
+    cache_gib: float = Field(2.0, ge=0, description="memory per rank for files already read, in GiB")
+    prefetch: int = Field(2, ge=0, description="batches prepared ahead by a background thread, 0 = none")
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if self.split is None and (min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6):
+            raise ValueError(f"fractions must be three shares that sum to 1 (got {list(self.fractions)})")
+        if self.kind == "tiles" and self.patching != "uniform":
+            raise ValueError("kind=tiles needs uniform token files: set data.patching=uniform")
+        if self.kind == "tiles" and self.crop_px > self.resolution:
+            raise ValueError(f"crop_px={self.crop_px} is larger than resolution={self.resolution}")
+        return self
+
+
+class TrainConfig(Section):
+    """Optimiser, schedule, length and arithmetic of training."""
+
+    batch: int = Field(2, gt=0, description="images per optimiser step over all ranks (the global batch)")
+    accumulate: int = Field(1, gt=0, description="forward passes per optimiser step and rank")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay; not on norms, biases and other vectors")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW moments")
+    clip: float = Field(1.0, ge=0, description="largest gradient norm, 0 = no clipping")
+    schedule: Literal["cosine", "step", "constant"] = Field("cosine", description="learning rate after the warm-up")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the run in which the learning rate rises linearly")
+    decay_at: tuple[float, ...] = Field((0.6, 0.85), description="schedule=step: shares of the run at which it drops")
+    decay_factor: float = Field(0.1, gt=0, lt=1, description="schedule=step: factor of each drop")
+    max_steps: OptionalInt = Field(None, gt=0, description="end after this many steps; null: no limit")
+    max_seconds: OptionalFloat = Field(
+        None, gt=0, description="end after this much training time (steps only, no evaluation); null: no limit"
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: parameters stay fp32, arithmetic in bf16")
+    seed: int = Field(0, ge=0, description="seed of weights, data order and augmentation")
+    log_every: int = Field(1, gt=0, description="steps between two lines of metrics.jsonl")
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.max_steps is None and self.max_seconds is None:
+            raise ValueError("needs max_steps or max_seconds (or both: whichever comes first ends the run)")
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch={self.batch} is not a multiple of accumulate={self.accumulate}")
+        return self
+
+
+class EngineConfig(Section):
+    """How the model is spread over the ranks."""
+
+    name: Literal["ddp", "fsdp"] = Field("ddp", description="ddp: whole model on every rank; fsdp: sharded (FSDP2)")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda when there is one (ROCm included)")
+    reshard: bool = Field(True, description="fsdp: free gathered parameters between forward and backward")
+    threads: int = Field(0, ge=0, description="torch threads of a rank, 0 = share the cores of the node")
+
+
+class CheckpointConfig(Section):
+    """When to save for a restart."""
+
+    every_steps: OptionalInt = Field(None, gt=0, description="save each time this many steps are done; null: never")
+    every_seconds: OptionalFloat = Field(300.0, gt=0, description="save after this much training time; null: never")
+    keep: int = Field(2, gt=0, description="newest checkpoints to keep")
+
+
+class EvalConfig(Section):
+    """When to measure Dice, and what to keep of it."""
+
+    every_steps: OptionalInt = Field(None, gt=0, description="measure Dice on val each this many steps; null: never")
+    every_seconds: OptionalFloat = Field(None, gt=0, description="the same by training time; null: never")
+    pictures_px: int = Field(1024, ge=0, description="longest side of the saved test pictures, 0 = save none")
+
+
+class Config(Section):
+    """Everything that defines one training run."""
+
+    experiment: str = Field(description="name of the experiment this came from")
+    data: DataConfig
+    model: SerializeAsAny[ModelConfig]
+    train: TrainConfig
+    engine: EngineConfig = EngineConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    run_root: str = Field("runs", description="folder of all run directories")
+    run_id: OptionalText = Field(None, description="name of the run directory; null: from model, data, ranks and seed")
+    force: bool = Field(False, description="start anew even if the run directory is finished or has other settings")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _pick_model(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return model_class(str(value.get("name", ""))).model_validate(value)
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if (self.model.name == "unet_tiled") != (self.data.kind == "tiles"):
+            raise ValueError(f"model.name={self.model.name} does not go with data.kind={self.data.kind}")
+        return self
+
+    def run_name(self, world: int) -> str:
+        """Name of the run directory: model, decoder, patching, resolution, patch, ranks, seed (or `run_id`)."""
+        data = self.data
+        return self.run_id or (
+            f"{self.model.name}-{self.model.decoder_name}_{data.patching}_R{data.resolution}_p{data.patch}"
+            f"_g{world}_s{self.train.seed}"
+        )
+
+    def run_dir(self, world: int) -> Path:
+        """`run_root/experiment/run name` for this many ranks."""
+        return Path(self.run_root) / self.experiment / self.run_name(world)
+
+    def to_yaml(self, comments: bool = False) -> str:
+        """The configuration as YAML, with what each key means beside it when `comments` is set."""
+        if not comments:
+            return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        lines: list[str] = []
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, Section):
+                lines.append(f"{name}:")
+                lines += [_yaml_line(k, getattr(value, k), f.description, 2) for k, f in _fields(value)]
+            else:
+                lines.append(_yaml_line(name, value, field.description, 0))
+        return "\n".join(lines) + "\n"
+
+    def sha256(self) -> str:
+        """Hash of what is computed: all keys but `NOT_COMPARED`."""
+        kept = {k: v for k, v in flatten(self.model_dump(mode="json")).items() if not _ignored(k)}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _fields(section: Section) -> Iterable[tuple[str, Any]]:
+    return type(section).model_fields.items()
+
+
+def _yaml_line(key: str, value: Any, description: str | None, indent: int) -> str:
+    plain = list(value) if isinstance(value, tuple) else value
+    text = f"{key}: {yaml.safe_dump([plain], default_flow_style=True, width=1000).strip()[1:-1]}"
+    return f"{' ' * indent + text:<44}  # {description}"
+
+
+def _ignored(key: str) -> bool:
+    return any(key == name or key.startswith(name + ".") for name in NOT_COMPARED)
+
+
+def model_class(name: str) -> type[ModelConfig]:
+    """The settings class of a registered model.
+
+    Raises:
+        ConfigError: No such model; the line lists those there are.
+    """
+    if name not in MODELS:
+        raise ConfigError(f"model.name={name!r} is unknown{suggest(name, MODELS)}; valid: {', '.join(sorted(MODELS))}")
+    return MODELS[name]
+
+
+def suggest(word: str, valid: Iterable[str]) -> str:
+    """` (did you mean X?)` when some valid word is close, else nothing."""
+    names = list(valid)
+    close = difflib.get_close_matches(word, names, 1, 0.6)
+    if not close and "." not in word:
+        close = [name for name in names if name.rpartition(".")[2] == word][:1]
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one dict with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Dotted keys that are computed differently between two dumped configurations, as `key: old -> new`."""
+    a, b = flatten(old), flatten(new)
+    keys = [k for k in sorted(a.keys() | b.keys()) if not _ignored(k) and a.get(k) != b.get(k)]
+    return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in keys]
+
+
+def apply_overrides(base: Config, overrides: Sequence[str]) -> Config:
+    """`base` with `section.key=value` texts applied, checked as a whole.
+
+    Choosing another `model.name` starts from that model's defaults, since its keys differ.
+
+    Raises:
+        ConfigError: Not of the form key=value, an unknown key, or a value that does not fit.
+    """
+    pairs: list[tuple[str, str]] = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{text!r} is not of the form key=value, e.g. train.lr=1e-3")
+        pairs.append((key.strip(), value.strip()))
+    tree = base.model_dump(mode="json")
+    name = dict(pairs).get("model.name", tree["model"]["name"])
+    if name != tree["model"]["name"]:
+        tree["model"] = model_class(name)(name=name).model_dump(mode="json")
+    valid = flatten(tree)
+    for key, value in pairs:
+        if key not in valid:
+            raise ConfigError(f"unknown key {key!r}{suggest(key, valid)}; valid keys: {', '.join(valid)}")
+        section, _, leaf = key.rpartition(".")
+        target = tree[section] if section else tree
+        target[leaf] = yaml.safe_load(value) if value[:1] in "[{" and value else value
+    return validate(tree)
+
+
+def validate(tree: dict[str, Any]) -> Config:
+    """A dumped tree as a checked `Config`.
+
+    Raises:
+        ConfigError: The first faults, in one line.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors(include_url=False):
+            where = ".".join(str(part) for part in fault["loc"])
+            message = fault["msg"].removeprefix("Value error, ")
+            given = "" if isinstance(fault["input"], dict | Section) else f" (got {fault['input']!r})"
+            faults.append(f"{where + ': ' if where else ''}{message[:1].lower()}{message[1:]}{given}")
+        raise ConfigError("; ".join(dict.fromkeys(faults))) from None
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Config:
+    """The experiment `name` with `section.key=value` overrides.
+
+    Raises:
+        ConfigError: Unknown experiment or key, or a bad value.
+    """
+    from launch.experiments import EXPERIMENTS  # experiments are written with the classes above
+
+    if name not in EXPERIMENTS:
+        known = ", ".join(EXPERIMENTS)
+        raise ConfigError(f"unknown experiment {name!r}{suggest(name, EXPERIMENTS)}; valid: {known}")
+    return apply_overrides(EXPERIMENTS[name](), overrides)

@@ -1,0 +1,103 @@
+"""Named experiments: each is a function that returns a full `Config`, and its first line is its description.
+
+Must not import torch: the list is shown on login nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from launch.config import Config, DataConfig, EvalConfig, TrainConfig
+from launch.model_config import UNETRConfig, UNetTiledConfig
+
+EXPERIMENTS: dict[str, Callable[[], Config]] = {}
+
+
+def experiment(make: Callable[[], Config]) -> Callable[[], Config]:
+    """Register a function under its own name."""
+    EXPERIMENTS[make.__name__] = make
+    return make
+
+
+def describe(name: str) -> str:
+    """The one-line description of an experiment."""
+    return (EXPERIMENTS[name].__doc__ or "").strip().splitlines()[0]
+
+
+DEMO_SPLIT = "sample_data/glomeruli24/split.json"
+DEMO_SECONDS = 120.0
+
+
+def _demo_network() -> UNETRConfig:
+    """The transformer that all three token rows of the demo share."""
+    return UNETRConfig(decoder="leaf", width=192, depth=4, heads=6, mlp_dim=768)
+
+
+def _demo_train(batch: int) -> TrainConfig:
+    """The same time, optimiser and schedule for every row of the demo."""
+    return TrainConfig(batch=batch, lr=1e-3, max_seconds=DEMO_SECONDS, warmup=0.05, schedule="cosine", seed=0)
+
+
+@experiment
+def demo_apf() -> Config:
+    """APF-UNETR on glomeruli at 1024 px: 256 adaptive tokens of 16 px, leaf decoder, two minutes."""
+    return Config(
+        experiment="demo_apf",
+        data=DataConfig(
+            dir="demo/tokens/apf", split=DEMO_SPLIT, patching="apf", resolution=1024, patch=16, length=256, jitter=0.2
+        ),
+        model=_demo_network(),
+        train=_demo_train(batch=2),
+    )
+
+
+@experiment
+def demo_uniform_tokens() -> Config:
+    """Uniform patches with as many tokens as demo_apf (256, so 64 px each), same network and time."""
+    base = demo_apf()
+    data = base.data.model_copy(update={"dir": "demo/tokens/uniform64", "patching": "uniform", "patch": 64})
+    return base.model_copy(update={"experiment": "demo_uniform_tokens", "data": data})
+
+
+@experiment
+def demo_uniform_patch() -> Config:
+    """Uniform patches as small as demo_apf's smallest (16 px, so 4096 tokens), same network and time."""
+    base = demo_apf()
+    data = base.data.model_copy(update={"dir": "demo/tokens/uniform16", "patching": "uniform", "length": 4096})
+    return base.model_copy(update={"experiment": "demo_uniform_patch", "data": data})
+
+
+@experiment
+def demo_tiled_unet() -> Config:
+    """The usual rival: a U-Net on 256 px crops with sliding-window inference, same time as demo_apf."""
+    return Config(
+        experiment="demo_tiled_unet",
+        data=DataConfig(
+            dir="demo/tokens/tiles256",
+            split=DEMO_SPLIT,
+            kind="tiles",
+            patching="uniform",
+            resolution=1024,
+            patch=256,
+            length=16,
+            jitter=0.2,
+            crop_px=256,
+            foreground_crops=0.33,
+        ),
+        model=UNetTiledConfig(widths=(16, 16, 32, 64, 128)),
+        train=_demo_train(batch=4),
+    )
+
+
+@experiment
+def smoke() -> Config:
+    """Six steps of a very small APF-UNETR on the demo's token files: does everything start?"""
+    base = demo_apf()
+    return base.model_copy(
+        update={
+            "experiment": "smoke",
+            "model": UNETRConfig(decoder="leaf", width=32, depth=2, heads=2, mlp_dim=64),
+            "train": TrainConfig(batch=2, max_steps=6, warmup=0.2),
+            "eval": EvalConfig(every_steps=3, pictures_px=256),
+        }
+    )

@@ -1,0 +1,65 @@
+"""The settings of each model as checked data, so that a wrong key is found on a login node.
+
+Must not import torch or hpc_models: a test holds these fields against the signatures of the registered models.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def none_from_text(value: Any) -> Any:
+    """`key=null` and `key=none` of the command line mean no value."""
+    return None if isinstance(value, str) and value.lower() in ("null", "none", "") else value
+
+
+OptionalInt = Annotated[int | None, BeforeValidator(none_from_text)]
+OptionalFloat = Annotated[float | None, BeforeValidator(none_from_text)]
+OptionalText = Annotated[str | None, BeforeValidator(none_from_text)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses names it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, validate_default=True)
+
+
+class ModelConfig(Section):
+    """What every model has; R, p, L and the number of classes come from the data section."""
+
+    name: str = Field(description="registered name of the model")
+
+    @property
+    def decoder_name(self) -> str:
+        """The decoder as records name it."""
+        return str(getattr(self, "decoder", "conv"))
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments for `hpc_models.registry.build`, without those that the data section gives."""
+        return self.model_dump(exclude={"name"})
+
+
+class UNETRConfig(ModelConfig):
+    """`unetr`: vision transformer over tokens with one of four decoders."""
+
+    name: Literal["unetr"] = Field("unetr", description="registered name of the model")
+    decoder: Literal["raster", "geometric", "token", "leaf"] = Field("leaf", description="how tokens become cells")
+    position: Literal["slot", "geom", "both", "none"] = Field("both", description="position code of a token")
+    width: int = Field(768, gt=0, description="channels of a token")
+    depth: int = Field(12, gt=0, description="transformer blocks")
+    heads: int = Field(12, gt=0, description="attention heads; must divide width")
+    mlp_dim: int = Field(3072, gt=0, description="hidden channels of a block's MLP")
+    feature_size: int = Field(16, gt=0, description="channels of the finest decoder stage")
+
+
+class UNetTiledConfig(ModelConfig):
+    """`unet_tiled`: a convolutional U-Net on square crops, the usual rival."""
+
+    name: Literal["unet_tiled"] = Field("unet_tiled", description="registered name of the model")
+    widths: tuple[int, ...] = Field((16, 32, 64, 128, 256), description="channels of the stages, finest first")
+    norm: Literal["instance", "batch", "none"] = Field("instance", description="normalisation layer")
+
+
+MODELS: dict[str, type[ModelConfig]] = {"unetr": UNETRConfig, "unet_tiled": UNetTiledConfig}
