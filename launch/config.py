@@ -29,25 +29,30 @@ class DataConfig(Section):
     """Which token files, and how they become batches."""
 
     dir: str = Field(description="folder of *.tokens.h5, made by `python -m data_prep build`")
-    split: OptionalText = Field(None, description="JSON file {train, val, test: [slide names]}; null: by `fractions`")
-    fractions: tuple[float, float, float] = Field(
-        (0.7, 0.1, 0.2), description="shares of train, val and test by a hash of the slide name, when split is null"
+    split: OptionalText = Field(
+        default=None, description="JSON file {train, val, test: [slide names]}; null: by `fractions`"
     )
-    kind: Literal["tokens", "tiles"] = Field("tokens", description="whole token sequences, or crops of the raster")
-    patching: Literal["apf", "uniform"] = Field("apf", description="how the files were cut (checked)")
+    fractions: tuple[float, float, float] = Field(
+        default=(0.7, 0.1, 0.2),
+        description="shares of train, val and test by a hash of the slide name, when split is null",
+    )
+    kind: Literal["tokens", "tiles"] = Field(
+        default="tokens", description="whole token sequences, or crops of the raster"
+    )
+    patching: Literal["apf", "uniform"] = Field(default="apf", description="how the files were cut (checked)")
     resolution: int = Field(gt=0, description="R, side of the frame in pixels (checked)")
     patch: int = Field(gt=0, description="p, side of a patch in pixels (checked)")
     length: int = Field(gt=0, description="L, tokens per image after padding; more in a file is an error")
-    classes: int = Field(1, gt=0, description="K, foreground classes (checked)")
-    flips: bool = Field(True, description="train on the eight flips and quarter turns of the frame")
-    jitter: float = Field(0.0, ge=0, le=0.9, description="strength of the colour jitter in training, 0 = off")
-    crop_px: int = Field(256, gt=0, description="kind=tiles: side of a training crop and of the sliding window")
+    classes: int = Field(default=1, gt=0, description="K, foreground classes (checked)")
+    flips: bool = Field(default=True, description="train on the eight flips and quarter turns of the frame")
+    jitter: float = Field(default=0.0, ge=0, le=0.9, description="strength of the colour jitter in training, 0 = off")
+    crop_px: int = Field(default=256, gt=0, description="kind=tiles: side of a training crop and of the sliding window")
     foreground_crops: float = Field(
-        0.0, ge=0, le=1, description="kind=tiles: share of the crops that are centred on a foreground pixel"
+        default=0.0, ge=0, le=1, description="kind=tiles: share of the crops that are centred on a foreground pixel"
     )
-    overlap: float = Field(0.25, ge=0, lt=1, description="kind=tiles: overlap of the sliding windows")
-    cache_gib: float = Field(2.0, ge=0, description="memory per rank for files already read, in GiB")
-    prefetch: int = Field(2, ge=0, description="batches prepared ahead by a background thread, 0 = none")
+    overlap: float = Field(default=0.25, ge=0, lt=1, description="kind=tiles: overlap of the sliding windows")
+    cache_gib: float = Field(default=2.0, ge=0, description="memory per rank for files already read, in GiB")
+    prefetch: int = Field(default=2, ge=0, description="batches prepared ahead by a background thread, 0 = none")
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
@@ -63,23 +68,33 @@ class DataConfig(Section):
 class TrainConfig(Section):
     """Optimiser, schedule, length and arithmetic of training."""
 
-    batch: int = Field(2, gt=0, description="images per optimiser step over all ranks (the global batch)")
-    accumulate: int = Field(1, gt=0, description="forward passes per optimiser step and rank")
-    lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay; not on norms, biases and other vectors")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW moments")
-    clip: float = Field(1.0, ge=0, description="largest gradient norm, 0 = no clipping")
-    schedule: Literal["cosine", "step", "constant"] = Field("cosine", description="learning rate after the warm-up")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the run in which the learning rate rises linearly")
-    decay_at: tuple[float, ...] = Field((0.6, 0.85), description="schedule=step: shares of the run at which it drops")
-    decay_factor: float = Field(0.1, gt=0, lt=1, description="schedule=step: factor of each drop")
-    max_steps: OptionalInt = Field(None, gt=0, description="end after this many steps; null: no limit")
-    max_seconds: OptionalFloat = Field(
-        None, gt=0, description="end after this much training time (steps only, no evaluation); null: no limit"
+    batch: int = Field(default=2, gt=0, description="images per optimiser step over all ranks (the global batch)")
+    accumulate: int = Field(default=1, gt=0, description="forward passes per optimiser step and rank")
+    lr: float = Field(default=1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(
+        default=0.01, ge=0, description="AdamW weight decay; not on norms, biases and other vectors"
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: parameters stay fp32, arithmetic in bf16")
-    seed: int = Field(0, ge=0, description="seed of weights, data order and augmentation")
-    log_every: int = Field(1, gt=0, description="steps between two lines of metrics.jsonl")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW moments")
+    clip: float = Field(default=1.0, ge=0, description="largest gradient norm, 0 = no clipping")
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        default="cosine", description="learning rate after the warm-up"
+    )
+    warmup: float = Field(
+        default=0.05, ge=0, lt=1, description="share of the run in which the learning rate rises linearly"
+    )
+    decay_at: tuple[float, ...] = Field(
+        default=(0.6, 0.85), description="schedule=step: shares of the run at which it drops"
+    )
+    decay_factor: float = Field(default=0.1, gt=0, lt=1, description="schedule=step: factor of each drop")
+    max_steps: OptionalInt = Field(default=None, gt=0, description="end after this many steps; null: no limit")
+    max_seconds: OptionalFloat = Field(
+        default=None, gt=0, description="end after this much training time (steps only, no evaluation); null: no limit"
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="bf16: parameters stay fp32, arithmetic in bf16"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of weights, data order and augmentation")
+    log_every: int = Field(default=1, gt=0, description="steps between two lines of metrics.jsonl")
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -93,26 +108,36 @@ class TrainConfig(Section):
 class EngineConfig(Section):
     """How the model is spread over the ranks."""
 
-    name: Literal["ddp", "fsdp"] = Field("ddp", description="ddp: whole model on every rank; fsdp: sharded (FSDP2)")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda when there is one (ROCm included)")
-    reshard: bool = Field(True, description="fsdp: free gathered parameters between forward and backward")
-    threads: int = Field(0, ge=0, description="torch threads of a rank, 0 = share the cores of the node")
+    name: Literal["ddp", "fsdp"] = Field(
+        default="ddp", description="ddp: whole model on every rank; fsdp: sharded (FSDP2)"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: cuda when there is one (ROCm included)"
+    )
+    reshard: bool = Field(default=True, description="fsdp: free gathered parameters between forward and backward")
+    threads: int = Field(default=0, ge=0, description="torch threads of a rank, 0 = share the cores of the node")
 
 
 class CheckpointConfig(Section):
     """When to save for a restart."""
 
-    every_steps: OptionalInt = Field(None, gt=0, description="save each time this many steps are done; null: never")
-    every_seconds: OptionalFloat = Field(300.0, gt=0, description="save after this much training time; null: never")
-    keep: int = Field(2, gt=0, description="newest checkpoints to keep")
+    every_steps: OptionalInt = Field(
+        default=None, gt=0, description="save each time this many steps are done; null: never"
+    )
+    every_seconds: OptionalFloat = Field(
+        default=300.0, gt=0, description="save after this much training time; null: never"
+    )
+    keep: int = Field(default=2, gt=0, description="newest checkpoints to keep")
 
 
 class EvalConfig(Section):
     """When to measure Dice, and what to keep of it."""
 
-    every_steps: OptionalInt = Field(None, gt=0, description="measure Dice on val each this many steps; null: never")
-    every_seconds: OptionalFloat = Field(None, gt=0, description="the same by training time; null: never")
-    pictures_px: int = Field(1024, ge=0, description="longest side of the saved test pictures, 0 = save none")
+    every_steps: OptionalInt = Field(
+        default=None, gt=0, description="measure Dice on val each this many steps; null: never"
+    )
+    every_seconds: OptionalFloat = Field(default=None, gt=0, description="the same by training time; null: never")
+    pictures_px: int = Field(default=1024, ge=0, description="longest side of the saved test pictures, 0 = save none")
 
 
 class Config(Section):
@@ -125,9 +150,13 @@ class Config(Section):
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
-    run_root: str = Field("runs", description="folder of all run directories")
-    run_id: OptionalText = Field(None, description="name of the run directory; null: from model, data, ranks and seed")
-    force: bool = Field(False, description="start anew even if the run directory is finished or has other settings")
+    run_root: str = Field(default="runs", description="folder of all run directories")
+    run_id: OptionalText = Field(
+        default=None, description="name of the run directory; null: from model, data, ranks and seed"
+    )
+    force: bool = Field(
+        default=False, description="start anew even if the run directory is finished or has other settings"
+    )
 
     @field_validator("model", mode="before")
     @classmethod

@@ -44,22 +44,24 @@ class ModelConfig(Section):
 class UNETRConfig(ModelConfig):
     """`unetr`: vision transformer over tokens with one of four decoders."""
 
-    name: Literal["unetr"] = Field("unetr", description="registered name of the model")
-    decoder: Literal["raster", "geometric", "token", "leaf"] = Field("leaf", description="how tokens become cells")
-    position: Literal["slot", "geom", "both", "none"] = Field("both", description="position code of a token")
-    width: int = Field(768, gt=0, description="channels of a token")
-    depth: int = Field(12, gt=0, description="transformer blocks")
-    heads: int = Field(12, gt=0, description="attention heads; must divide width")
-    mlp_dim: int = Field(3072, gt=0, description="hidden channels of a block's MLP")
-    feature_size: int = Field(16, gt=0, description="channels of the finest decoder stage")
+    name: Literal["unetr"] = Field(default="unetr", description="registered name of the model")
+    decoder: Literal["raster", "geometric", "token", "leaf"] = Field(
+        default="leaf", description="how tokens become cells"
+    )
+    position: Literal["slot", "geom", "both", "none"] = Field(default="both", description="position code of a token")
+    width: int = Field(default=768, gt=0, description="channels of a token")
+    depth: int = Field(default=12, gt=0, description="transformer blocks")
+    heads: int = Field(default=12, gt=0, description="attention heads; must divide width")
+    mlp_dim: int = Field(default=3072, gt=0, description="hidden channels of a block's MLP")
+    feature_size: int = Field(default=16, gt=0, description="channels of the finest decoder stage")
 
 
 class UNetTiledConfig(ModelConfig):
     """`unet_tiled`: a convolutional U-Net on square crops, the usual rival."""
 
-    name: Literal["unet_tiled"] = Field("unet_tiled", description="registered name of the model")
-    widths: tuple[int, ...] = Field((16, 32, 64, 128, 256), description="channels of the stages, finest first")
-    norm: Literal["instance", "batch", "none"] = Field("instance", description="normalisation layer")
+    name: Literal["unet_tiled"] = Field(default="unet_tiled", description="registered name of the model")
+    widths: tuple[int, ...] = Field(default=(16, 32, 64, 128, 256), description="channels of the stages, finest first")
+    norm: Literal["instance", "batch", "none"] = Field(default="instance", description="normalisation layer")
 
 
 MODELS: dict[str, type[ModelConfig]] = {"unetr": UNETRConfig, "unet_tiled": UNetTiledConfig}
