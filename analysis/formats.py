@@ -1,0 +1,231 @@
+"""One small table type and its Markdown, CSV, LaTeX and HTML forms, each escaped (standard library only)."""
+
+import csv
+import html
+import io
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its head, and whether its cells are numbers (right-aligned)."""
+
+    head: str
+    numeric: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text cells under columns. `kinds` names each row's kind (run, floor, published ...), one per row.
+
+    A cell is plain text, never markup: every form escapes it. None is a missing value and is shown as "-".
+    """
+
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str | None]]
+    kinds: Sequence[str]
+    notes: Sequence[str] = field(default_factory=tuple)
+    slug: str = "table"
+
+    def __post_init__(self):
+        wrong = [r for r in self.rows if len(r) != len(self.columns)]
+        if wrong or len(self.kinds) != len(self.rows):
+            raise ValueError(f"table {self.slug}: rows, kinds and columns do not fit together")
+
+
+def number(value: float | None, decimals: int = 3) -> str | None:
+    """Return a number with fixed decimals and thousands separated, None for a missing one."""
+    return None if value is None else f"{value:,.{decimals}f}"
+
+
+def significant(value: float | None, digits: int = 3) -> str | None:
+    """Return a number with this many significant digits and without an exponent, None for a missing one."""
+    if value is None:
+        return None
+    if value == 0:
+        return "0"
+    places = max(0, digits - 1 - int(f"{abs(value):e}".split("e")[1]))
+    return f"{value:,.{places}f}"
+
+
+def whole(value: float | None) -> str | None:
+    """Return a count with thousands separated; a mean that is no whole number keeps one decimal."""
+    if value is None:
+        return None
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+
+
+# ---- Markdown
+
+
+def escape_markdown(text: str) -> str:
+    """Return text that GitHub's Markdown shows literally in a table cell, with underscores inside words left alone."""
+    text = re.sub(r"([\\`*|~])", r"\\\1", _one_line(text))
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return text.replace("](", "]\\(")
+
+
+def markdown(table: Table) -> str:
+    """Return the table as GitHub Markdown with aligned columns, notes as a list below."""
+    heads = [escape_markdown(c.head) for c in table.columns]
+    body = [[escape_markdown(MISSING if cell is None else cell) for cell in row] for row in table.rows]
+    width = [max(3, len(h), *(len(row[i]) for row in body)) if body else max(3, len(h)) for i, h in enumerate(heads)]
+
+    def line(cells: Sequence[str]) -> str:
+        parts = [
+            c.rjust(w) if col.numeric else c.ljust(w) for c, w, col in zip(cells, width, table.columns, strict=True)
+        ]
+        return "| " + " | ".join(parts) + " |"
+
+    rule = "|".join(
+        "-" * (w + 1) + ":" if c.numeric else ":" + "-" * (w + 1) for w, c in zip(width, table.columns, strict=True)
+    )
+    lines = [f"**{escape_markdown(table.caption)}**", "", line(heads), f"|{rule}|", *map(line, body)]
+    if table.notes:
+        lines += ["", *(f"- {escape_markdown(note)}" for note in table.notes)]
+    return "\n".join(lines) + "\n"
+
+
+# ---- CSV
+
+
+def csv_text(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return RFC 4180 rows with one head line; None becomes an empty cell and floats keep all their digits."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(heads)
+    writer.writerows([["" if cell is None else cell for cell in row] for row in rows])
+    return out.getvalue()
+
+
+# ---- LaTeX
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+}
+
+
+def escape_latex(text: str) -> str:
+    """Return text that LaTeX prints literally (needs the T1 font encoding for the double quote)."""
+    escaped = "".join(_LATEX.get(c, c) for c in _one_line(text))
+    return "{[}" + escaped[1:] if escaped.startswith("[") else escaped  # after \\ a bracket would be a length
+
+
+def latex(table: Table) -> str:
+    r"""Return a table environment in booktabs style; floors are set apart by a \midrule, notes follow the table."""
+    spec = "".join("r" if c.numeric else "l" for c in table.columns)
+    lines = [
+        "% needs \\usepackage{booktabs}, \\usepackage{graphicx} and \\usepackage[T1]{fontenc}",
+        "\\begin{table}",
+        "  \\centering",
+        f"  \\caption{{{escape_latex(table.caption)}}}",
+        f"  \\label{{tab:{re.sub(r'[^a-z0-9-]', '-', table.slug.lower())}}}",
+        f"  \\resizebox{{\\textwidth}}{{!}}{{\\begin{{tabular}}{{{spec}}}",
+        "    \\toprule",
+        "    " + " & ".join(escape_latex(c.head) for c in table.columns) + r" \\",
+        "    \\midrule",
+    ]
+    previous = None
+    for row, kind in zip(table.rows, table.kinds, strict=True):
+        if previous is not None and kind != previous:
+            lines.append("    \\midrule")
+        cells = ["--" if cell is None or cell == MISSING else escape_latex(cell) for cell in row]
+        lines.append("    " + " & ".join(cells) + r" \\")
+        previous = kind
+    lines += ["    \\bottomrule", "  \\end{tabular}}"]
+    if table.notes:
+        lines += [
+            "  \\par\\smallskip",
+            "  \\begin{minipage}{\\textwidth}\\footnotesize",
+            *(f"  {escape_latex(note)}\\par" for note in table.notes),
+            "  \\end{minipage}",
+        ]
+    return "\n".join([*lines, "\\end{table}"]) + "\n"
+
+
+# ---- HTML
+
+
+def escape_html(text: object) -> str:
+    """Return text for HTML content and quoted attributes; characters that no HTML page may hold are replaced."""
+    return html.escape(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]", "\ufffd", str(text)), quote=True)
+
+
+def html_table(table: Table, row_heads: int = 1) -> str:
+    """Return a table element with caption, scoped heads and the notes below, in a region that scrolls by keyboard."""
+    heads = "".join(f'<th scope="col"{_class(c.numeric)}>{escape_html(c.head)}</th>' for c in table.columns)
+    body = []
+    for row, kind in zip(table.rows, table.kinds, strict=True):
+        cells = []
+        for i, (cell, column) in enumerate(zip(row, table.columns, strict=True)):
+            text = (
+                '<span class="missing" title="missing">&ndash;</span>' if cell in (None, MISSING) else escape_html(cell)
+            )
+            tag = ("th", ' scope="row"') if i < row_heads else ("td", "")
+            cells.append(f"<{tag[0]}{tag[1]}{_class(column.numeric)}>{text}</{tag[0]}>")
+        body.append(f'<tr class="{escape_html(re.sub(r"[^a-z0-9]+", "-", kind.lower()))}">{"".join(cells)}</tr>')
+    notes = "".join(f"<li>{escape_html(note)}</li>" for note in table.notes)
+    ident = escape_html(table.slug)
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-labelledby="cap-{ident}">'
+        f'<table id="{ident}"><caption id="cap-{ident}">{escape_html(table.caption)}</caption>'
+        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        + (f'<ul class="notes">{notes}</ul>' if notes else "")
+    )
+
+
+def _class(numeric: bool) -> str:
+    return ' class="num"' if numeric else ""
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# ---- files
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old one or the whole new one; the folder is made.
+
+    Raises:
+        ValueError: the folder or the file cannot be written; the message names it and the cause.
+    """
+    data = content.encode("utf-8", "replace") if isinstance(content, str) else content
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(name).chmod(0o666 & ~umask)  # mkstemp makes files that only the owner may read
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -1,0 +1,251 @@
+"""Put seeds of one experiment together; decide which two rows a speedup may compare (no torch, no matplotlib)."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+
+from analysis.records import Run
+from analysis.stats import bootstrap_interval, mean
+
+# Runs that agree on all of these, and on their config apart from the seed, are seeds of one row.
+IDENTITY = (
+    "experiment",
+    "model",
+    "decoder",
+    "patching",
+    "resolution",
+    "patch",
+    "length",
+    "gpus",
+    "nodes",
+    "device",
+    "device_name",
+    "engine",
+    "precision",
+    "attention_backend",
+    "optimiser",
+    "global_batch",
+    "data",
+    "split_sha256",
+)
+# What two runs must share before their times are divided (design, section 5), and the word for it.
+FAIR = (
+    ("hardware", "hardware"),
+    ("gpus", "GPUs"),
+    ("precision", "precision"),
+    ("attention_backend", "attention backend"),
+    ("optimiser", "optimiser"),
+    ("split_sha256", "data split"),
+    ("resolution", "resolution"),
+    ("warmup_rule", "timing window"),
+)
+# Keys of config.yaml that name a run and do not change what it computes.
+_NAMING = {"seed", "run_id", "run_dir", "run_root", "experiment"}
+
+
+class BaselineError(ValueError):
+    """The baseline that was asked for is not among the runs."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The seeds of one experiment: one row of a table, one line of a plot."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Run:
+        """The run that stands for what all seeds share."""
+        return self.runs[0]
+
+    def mean(self, name: str) -> float | None:
+        """Return the mean over seeds of a number of the record; seeds without it are left out."""
+        return mean(getattr(run, name) for run in self.runs)
+
+    @cached_property
+    def dice_per_slide(self) -> dict[str, float]:
+        """Dice per test slide, mean over the seeds, for slides that every seed has; in the order of slide names."""
+        shared = set.intersection(*(set(run.dice_per_slide) for run in self.runs))
+        return {s: mean(run.dice_per_slide[s] for run in self.runs) or 0.0 for s in sorted(shared)}
+
+    @cached_property
+    def dice_interval(self) -> tuple[float, float] | None:
+        """95 % percentile bootstrap interval over test slides of the mean Dice; None for fewer than two slides.
+
+        None too where the slides do not give the mean that the record states: then the two do not belong together.
+        """
+        stated, slides = self.mean("dice"), self.dice_per_slide
+        if stated is None or not slides or abs(mean(slides.values()) - stated) > 1e-4:
+            return None
+        return bootstrap_interval(list(slides.values()))
+
+    @property
+    def n_test(self) -> int | None:
+        """Number of test slides: as recorded, or counted."""
+        return self.first.n_test if self.first.n_test is not None else len(self.dice_per_slide) or None
+
+    def describe(self) -> str:
+        """Return the row in words, for footnotes: label (model, patching, p, L)."""
+        run = self.first
+        parts = [run.model, run.patching, run.patch and f"p={run.patch}", run.length and f"L={run.length}"]
+        return f"{self.label} ({', '.join(p for p in parts if p)})"
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Return the rows: seeds together, in an order that does not depend on the order of the runs.
+
+    The order is resolution, adaptive before uniform before the rest, model, smallest patch, label.
+    """
+    alike: dict[tuple, list[Run]] = defaultdict(list)
+    for run in runs:
+        alike[tuple(getattr(run, name) for name in IDENTITY)].append(run)
+    sets: list[list[Run]] = []
+    for same in alike.values():
+        by_config: dict[str, list[Run]] = defaultdict(list)
+        for run in same:
+            by_config[_config_without_names(run.folder) if len(same) > 1 else ""].append(run)
+        sets += by_config.values()
+    sets = [sorted(s, key=lambda r: (-1 if r.seed is None else r.seed, r.run_id, r.folder.as_posix())) for s in sets]
+    experiments = [s[0].experiment for s in sets]
+    groups = []
+    for seeds in sets:
+        unique = experiments.count(seeds[0].experiment) == 1
+        groups.append(
+            Group(seeds[0].experiment if unique else f"{seeds[0].experiment}/{seeds[0].run_id}", tuple(seeds))
+        )
+    return sorted(groups, key=_order)
+
+
+def _order(group: Group) -> tuple:
+    run = group.first
+    kind = {"apf": 0, "uniform": 1}.get(run.patching or "", 2)
+    return (
+        run.resolution or 0,
+        2 if _tiled(run) else kind,
+        run.model or "",
+        run.patch or 0,
+        group.label,
+        run.folder.as_posix(),
+    )
+
+
+def _config_without_names(folder: Path) -> str:
+    """Return config.yaml as canonical text without the keys that name a run; unreadable ones count as equal."""
+    try:
+        config = yaml.load((folder / "config.yaml").read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, yaml.YAMLError):
+        return ""
+
+    def strip(value):
+        if isinstance(value, dict):
+            return {str(k): strip(v) for k, v in value.items() if k not in _NAMING}
+        return [strip(v) for v in value] if isinstance(value, list) else value
+
+    return json.dumps(strip(config), sort_keys=True, default=str)
+
+
+# ---- speedups
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """A speedup and its denominator, or the reasons why the two rows must not be divided."""
+
+    ratio: float | None
+    baseline: Group | None
+    refused: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+def differences(a: Run, b: Run) -> list[str]:
+    """Return why the times of two runs must not be divided: one reason per difference, none if the two are alike.
+
+    A model without attention says "none" as its backend; a backend is compared only between models that have one.
+    A value that one record lacks is a reason too: what is not known to be equal is not compared.
+    """
+    reasons = []
+    for name, word in FAIR:
+        x, y = _fair_value(a, name), _fair_value(b, name)
+        if name == "attention_backend" and "none" in (x, y):
+            continue
+        if x is None or y is None:
+            reasons.append(f"{word} not recorded")
+        elif x != y:
+            reasons.append(f"{word} {_short(x, name)} against {_short(y, name)}")
+    if set(a.dice_per_slide) != set(b.dice_per_slide):
+        reasons.append("other test slides")
+    return reasons
+
+
+def speedup(group: Group, groups: Sequence[Group], baseline: str | None = None) -> Speedup:
+    """Return sec/image of a uniform baseline over sec/image of this row.
+
+    Without `baseline`, the baseline is the row's fair counterpart among the uniform, untiled rows of its resolution:
+    the one with the smallest patch, which is what adaptive patching claims to replace.
+
+    Args:
+        group: the row.
+        groups: all rows.
+        baseline: label or experiment of the only row allowed as the denominator.
+
+    Raises:
+        BaselineError: no row has that name.
+    """
+    mine = group.mean("seconds_per_image")
+    if baseline is None:
+        candidates = [
+            g
+            for g in groups
+            if g.first.patching == "uniform" and not _tiled(g.first) and g.first.resolution == group.first.resolution
+        ]
+    else:
+        candidates = [g for g in groups if baseline in (g.label, g.first.experiment)]
+        if not candidates:
+            raise BaselineError(
+                f"baseline {baseline!r} is not among the runs; there are: {', '.join(g.label for g in groups)}"
+            )
+    timed = [g for g in candidates if g.mean("seconds_per_image")]
+    if not mine or not timed:
+        return Speedup(None, None, ("sec/image of this row is missing" if not mine else "no timed uniform baseline",))
+    ranked = sorted(
+        timed,
+        key=lambda g: (
+            bool(g is not group and differences(group.first, g.first)),
+            g.first.patch or 0,
+            g.first.decoder != group.first.decoder,
+            g.label,
+        ),
+    )
+    best = ranked[0]
+    reasons = [] if best is group else differences(group.first, best.first)
+    if reasons:
+        return Speedup(None, best, tuple(reasons))
+    return Speedup(best.mean("seconds_per_image") / mine, best, (), tuple(_remarks(group.first, best.first)))
+
+
+def _remarks(a: Run, b: Run) -> list[str]:
+    """Return differences that may be compared and must be said."""
+    pairs = (("engine", "engine"), ("global_batch", "global batch"), ("model", "model"))
+    return [
+        f"{word} {getattr(a, name)} against {getattr(b, name)}"
+        for name, word in pairs
+        if getattr(a, name) != getattr(b, name)
+    ]
+
+
+def _fair_value(run: Run, name: str):
+    return (run.device_name or run.device) if name == "hardware" else getattr(run, name)
+
+
+def _short(value, name: str) -> str:
+    return str(value)[:12] if name == "split_sha256" else str(value)[:80]
+
+
+def _tiled(run: Run) -> bool:
+    return "tiled" in (run.model or "") or run.patching == "tiles"

@@ -1,0 +1,350 @@
+"""The comparison table of measured runs, its floors, footnotes and list of problems (no torch, no matplotlib)."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.formats import Column, Table, csv_text, latex, markdown, number, significant, whole, write_atomically
+from analysis.groups import Group, Speedup, group_runs, speedup
+from analysis.records import FLOOR_NAMES, Problem, Runs
+from analysis.stats import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
+
+FLOOR_LABELS = {"all_foreground": "all foreground", "all_background": "all background", "otsu": "Otsu threshold"}
+_SAME_FLOOR = 5e-4  # floors that differ by less print alike
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A score that needs no learning: which one, its mean Dice, and for which runs it holds."""
+
+    name: str
+    dice: float
+    n_test: int | None
+    resolution: int | None
+    experiments: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """The name as a table row."""
+        return f"floor: {FLOOR_LABELS.get(self.name, self.name)}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything the table needs, computed once: rows, their speedups, the floors and the problems."""
+
+    groups: list[Group]
+    speedups: list[Speedup]
+    floors: list[Floor]
+    problems: list[Problem]
+    root: Path
+
+
+def compare(runs: Runs, baseline: str | None = None) -> Comparison:
+    """Return the comparison of all usable runs.
+
+    Args:
+        runs: the loaded folder.
+        baseline: label or experiment of the denominator of every speedup; default: see `groups.speedup`.
+
+    Raises:
+        BaselineError: no run has that name.
+    """
+    groups = group_runs(runs.ok)
+    return Comparison(
+        groups, [speedup(g, groups, baseline) for g in groups], find_floors(groups), runs.problems, runs.root
+    )
+
+
+def find_floors(groups: Sequence[Group]) -> list[Floor]:
+    """Return the floors once per data; where runs on the same slides disagree, each value with its experiments."""
+    alike: dict[tuple, list[tuple[float, Group]]] = defaultdict(list)
+    for group in groups:
+        run = group.first
+        names = [*FLOOR_NAMES, *sorted(set(run.floors) - set(FLOOR_NAMES))]
+        for name in names:
+            if name in run.floors:
+                data = run.split_sha256 or tuple(sorted(run.dice_per_slide))
+                alike[(run.resolution or 0, names.index(name), name, str(data))].append((run.floors[name], group))
+    floors = []
+    for (resolution, _, name, _), found in sorted(alike.items()):
+        values = sorted(v for v, _ in found)
+        parts = (
+            [found]
+            if values[-1] - values[0] < _SAME_FLOOR
+            else [[f for f in found if f[0] == v] for v in sorted(set(values))]
+        )
+        for part in parts:
+            floors.append(
+                Floor(
+                    name,
+                    sorted(v for v, _ in part)[0],
+                    part[0][1].n_test,
+                    resolution or None,
+                    tuple(g.label for _, g in part),
+                )
+            )
+    return floors
+
+
+def dice_cell(group: Group) -> str | None:
+    """Return "mean [low, high]", the mean alone where there is no interval, None where there is no Dice."""
+    dice, interval = group.mean("dice"), group.dice_interval
+    if dice is None:
+        return None
+    return f"{dice:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def ratio(value: float) -> str:
+    """Return a speedup with three significant digits and a multiplication sign that every terminal has."""
+    return f"{significant(value)}x"
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Return the table for people: measured runs, then the floors, footnotes below."""
+    several = any(len(g.runs) > 1 for g in comparison.groups)
+    columns = [
+        Column("run"),
+        Column("model"),
+        Column("decoder"),
+        Column("patching"),
+        Column("R (px)", True),
+        Column("p (px)", True),
+        Column("L", True),
+        Column("tokens/image", True),
+        Column("steps", True),
+        Column("train (s)", True),
+        Column("s/image", True),
+        Column("Dice [95 % CI]", True),
+        Column("n", True),
+        Column("ceiling", True),
+        Column("speedup", True),
+    ]
+    columns += [Column("seeds", True)] if several else []
+    notes = _Notes()
+    rows, kinds = [], []
+    for group, quotient in zip(comparison.groups, comparison.speedups, strict=True):
+        run = group.first
+        row = [
+            group.label,
+            run.model,
+            run.decoder,
+            run.patching,
+            whole(run.resolution),
+            whole(run.patch),
+            whole(run.length),
+            whole(group.mean("tokens_per_image")),
+            whole(group.mean("steps")),
+            number(group.mean("train_seconds"), 0),
+            significant(group.mean("seconds_per_image")),
+            dice_cell(group),
+            whole(group.n_test),
+            number(group.mean("dice_ceiling")),
+            _speedup_cell(quotient, group, notes),
+        ]
+        rows.append(row + ([str(len(group.runs))] if several else []))
+        kinds.append("run")
+    resolutions = {g.first.resolution for g in comparison.groups}
+    for floor in comparison.floors:
+        label = floor.label
+        if sum(f.name == floor.name and f.resolution == floor.resolution for f in comparison.floors) > 1:
+            label += f" ({', '.join(floor.experiments)})"
+        row: list[str | None] = [""] * len(columns)  # not applicable, which is not the same as missing
+        row[0], row[11], row[12] = label, number(floor.dice), whole(floor.n_test)
+        row[4] = (whole(floor.resolution) or "") if len(resolutions) > 1 else ""
+        rows.append(row)
+        kinds.append("floor")
+    return Table("Measured runs", columns, rows, kinds, (*notes.lines(), *_fixed_notes(comparison)), "comparison")
+
+
+class _Notes:
+    """Footnotes numbered a, b, c in the order of first use; equal texts share one."""
+
+    def __init__(self):
+        self.texts: list[str] = []
+
+    def mark(self, text: str) -> str:
+        if text not in self.texts:
+            self.texts.append(text)
+        return self._sign(self.texts.index(text))
+
+    @staticmethod
+    def _sign(i: int) -> str:
+        sign = ""
+        while True:
+            sign = chr(ord("a") + i % 26) + sign
+            i = i // 26 - 1
+            if i < 0:
+                return f"({sign})"
+
+    def lines(self) -> list[str]:
+        return [f"{self._sign(i)} {text}" for i, text in enumerate(self.texts)]
+
+
+def _speedup_cell(quotient: Speedup, group: Group, notes: _Notes) -> str:
+    if quotient.ratio is None:
+        against = f" against {quotient.baseline.describe()}" if quotient.baseline else ""
+        return f"- {notes.mark(f'no speedup{against}: ' + '; '.join(quotient.refused))}"
+    text = f"speedup: s/image of {quotient.baseline.describe()} divided by s/image of the row"
+    cell = f"{ratio(quotient.ratio)} {notes.mark(text)}"
+    if quotient.baseline is not group and quotient.remarks:
+        cell += notes.mark(f"compared although not alike in: {'; '.join(quotient.remarks)}")
+    return cell
+
+
+def _fixed_notes(comparison: Comparison) -> list[str]:
+    notes = []
+    if any(g.dice_interval for g in comparison.groups):
+        notes.append(
+            f"Dice: mean over the n test slides of the hard Dice in frame pixels; interval: percentile bootstrap over "
+            f"slides, {BOOTSTRAP_RESAMPLES:,} draws, seed {BOOTSTRAP_SEED}. It holds for these slides and seeds."
+        )
+    ceilings = [(g.mean("dice"), g.mean("dice_ceiling")) for g in comparison.groups]
+    if any(c is not None for _, c in ceilings):
+        notes.append("ceiling: the best Dice that any prediction on the run's cells could reach.")
+    if comparison.floors:
+        notes.append("floor: a score that needs no learning, on the same slides.")
+    rules = sorted({g.first.warmup_rule for g in comparison.groups if g.first.warmup_rule})
+    if rules:
+        notes.append(f"s/image: end-to-end training time per image over all GPUs; {'; '.join(rules)}.")
+    return notes
+
+
+def problem_table(comparison: Comparison) -> Table:
+    """Return the records that the comparison leaves out, or parts of them, each with its reason."""
+    rows = [[p.kind, _relative(p.path, comparison.root), p.reason] for p in comparison.problems]
+    return Table(
+        f"Not in the table ({len(rows)})",
+        [Column("what"), Column("run folder"), Column("why")],
+        rows,
+        ["problem"] * len(rows),
+        slug="problems",
+    )
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+CSV_HEADS = (
+    "kind",
+    "label",
+    "experiment",
+    "run_ids",
+    "seeds",
+    "model",
+    "decoder",
+    "patching",
+    "resolution_px",
+    "patch_px",
+    "length",
+    "tokens_per_image",
+    "parameters",
+    "steps",
+    "epochs",
+    "train_seconds",
+    "seconds_per_image",
+    "images_per_s",
+    "preprocessing_seconds",
+    "dice",
+    "dice_low",
+    "dice_high",
+    "dice_pooled",
+    "n_test",
+    "dice_ceiling",
+    "speedup",
+    "speedup_baseline",
+    "speedup_refused",
+    "peak_memory_gib",
+    "mfu",
+    "loss_final",
+    "gpus",
+    "nodes",
+    "hardware",
+    "engine",
+    "precision",
+    "attention_backend",
+    "optimiser",
+    "global_batch",
+    "split_sha256",
+    "commit",
+)
+
+
+def comparison_csv(comparison: Comparison) -> str:
+    """Return the table for programs: full precision, units in the heads, one row per line of the table."""
+    rows: list[list[object]] = []
+    for group, quotient in zip(comparison.groups, comparison.speedups, strict=True):
+        run, interval = group.first, group.dice_interval or (None, None)
+        averaged = {
+            name: group.mean(name)
+            for name in (
+                "tokens_per_image",
+                "steps",
+                "epochs",
+                "train_seconds",
+                "seconds_per_image",
+                "images_per_s",
+                "preprocessing_seconds",
+                "dice",
+                "dice_pooled",
+                "dice_ceiling",
+                "peak_memory_gib",
+                "mfu",
+                "loss_final",
+            )
+        }
+        known = {
+            **{h: getattr(run, h, None) for h in CSV_HEADS},
+            **averaged,
+            "kind": "run",
+            "label": group.label,
+            "run_ids": " ".join(r.run_id for r in group.runs),
+            "seeds": " ".join("?" if r.seed is None else str(r.seed) for r in group.runs),
+            "resolution_px": run.resolution,
+            "patch_px": run.patch,
+            "dice_low": interval[0],
+            "dice_high": interval[1],
+            "n_test": group.n_test,
+            "hardware": run.device_name or run.device,
+            "speedup": quotient.ratio,
+            "speedup_baseline": quotient.baseline.label if quotient.baseline else None,
+            "speedup_refused": "; ".join(quotient.refused) or None,
+        }
+        rows.append([known[h] for h in CSV_HEADS])
+    for floor in comparison.floors:
+        known = {
+            "kind": "floor",
+            "label": FLOOR_LABELS.get(floor.name, floor.name),
+            "experiment": " ".join(floor.experiments),
+            "resolution_px": floor.resolution,
+            "dice": floor.dice,
+            "n_test": floor.n_test,
+        }
+        rows.append([known.get(h) for h in CSV_HEADS])
+    return csv_text(CSV_HEADS, rows)
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """Return the table and the list of problems as Markdown."""
+    text = markdown(comparison_table(comparison))
+    return text + ("\n" + markdown(problem_table(comparison)) if comparison.problems else "")
+
+
+def write_tables(comparison: Comparison, out: Path) -> list[Path]:
+    """Write comparison.md, .csv and .tex and problems.csv (always, so that an empty one says that there was none).
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    problems = problem_table(comparison)
+    files = {
+        "comparison.md": as_markdown(comparison),
+        "comparison.csv": comparison_csv(comparison),
+        "comparison.tex": latex(comparison_table(comparison)),
+        "problems.csv": csv_text([c.head for c in problems.columns], problems.rows),
+    }
+    for name, text in files.items():
+        write_atomically(out / name, text)
+    return [out / name for name in files]
