@@ -1,0 +1,112 @@
+"""Random flips, quarter turns and colours of training images, on token sets as well as on crops.
+
+Must not import torch. Everything is a pure function of its arguments; the caller seeds the generator with
+(seed, global sample index), so that a picture looks the same whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.quadtree import morton
+
+Array = NDArray[Any]
+
+DIHEDRAL = 8
+
+
+def turn_pixels(values: Array, code: int, rows: int, cols: int) -> Array:
+    """Flip and turn the axes (rows, cols) of an array of squares by element `code` of the dihedral group.
+
+    Args:
+        values: Any array whose axes `rows` and `cols` have the same length.
+        code: 0..7: bit 2 swaps x and y, then bit 0 reverses x, then bit 1 reverses y.
+        rows: Axis of y.
+        cols: Axis of x.
+
+    Returns:
+        A view.
+    """
+    if code & 4:
+        values = values.swapaxes(rows, cols)
+    if code & 1:
+        values = np.flip(values, cols)
+    if code & 2:
+        values = np.flip(values, rows)
+    return values
+
+
+def turn_leaves(leaf_xy: Array, leaf_size: Array, size_px: int, code: int) -> Array:
+    """Where each leaf's square goes when the whole frame is turned by `code`.
+
+    Args:
+        leaf_xy: (N, 2) top left corners in frame pixels.
+        leaf_size: (N,) sides in frame pixels.
+        size_px: R.
+        code: As in `turn_pixels`.
+
+    Returns:
+        (N, 2) new top left corners.
+    """
+    x, y = leaf_xy[:, 0], leaf_xy[:, 1]
+    if code & 4:
+        x, y = y, x
+    if code & 1:
+        x = size_px - x - leaf_size
+    if code & 2:
+        y = size_px - y - leaf_size
+    return np.stack([x, y], axis=1)
+
+
+def turn_tokens(
+    leaf_xy: Array, leaf_size: Array, per_token: dict[str, Array], size_px: int, code: int
+) -> tuple[Array, Array, dict[str, Array]]:
+    """The token set of the turned frame: leaves moved, patches turned, all rows in Morton order again.
+
+    Args:
+        leaf_xy: (N, 2).
+        leaf_size: (N,).
+        per_token: Arrays (N, p, p, ...) of patches and counts.
+        size_px: R.
+        code: As in `turn_pixels`.
+
+    Returns:
+        leaf_xy, leaf_size and per_token of the turned frame.
+    """
+    if code == 0:
+        return leaf_xy, leaf_size, per_token
+    moved = turn_leaves(leaf_xy, leaf_size, size_px, code)
+    order = np.argsort(morton(moved[:, 0], moved[:, 1]), kind="stable")
+    turned = {name: turn_pixels(values, code, 1, 2)[order] for name, values in per_token.items()}
+    return moved[order], leaf_size[order], turned
+
+
+def jitter(pixels: Array, rng: np.random.Generator, strength: float) -> NDArray[np.float32]:
+    """Random brightness, contrast, gamma and saturation, each at most about `strength` away from no change.
+
+    All four act on single pixels, so they may be applied to patches that were averaged from their leaves (the average
+    of changed pixels and the change of the average differ slightly; for an augmentation that does not matter).
+
+    Args:
+        pixels: (..., 3) uint8.
+        rng: Draws four numbers when strength > 0, none otherwise.
+        strength: 0..0.9; 0 only converts.
+
+    Returns:
+        (..., 3) float32 in [0, 1].
+    """
+    levels = np.arange(256, dtype=np.float64) / 255
+    if strength == 0:
+        return levels.astype(np.float32)[pixels]
+    brightness, contrast, gamma, saturation = rng.uniform(-strength, strength, 4)
+    table = np.clip(levels * (1 + brightness), 0, 1) ** np.exp(gamma)
+    table = np.clip((table - 0.5) * (1 + contrast) + 0.5, 0, 1).astype(np.float32)
+    values = table[pixels]
+    gray = values @ np.array([0.299, 0.587, 0.114], np.float32)
+    values -= gray[..., None]
+    values *= np.float32(1 + saturation)
+    values += gray[..., None]
+    return np.clip(values, 0, 1, out=values)

@@ -1,0 +1,179 @@
+"""Numpy samples to torch batches, ahead of time in a background thread; knows nothing of engines or models.
+
+A batch is a dict of CPU tensors as `hpc_models` documents it: tokens (B, L, p, p, 3) float32, leaf_xy, leaf_size, valid,
+mask_counts (B, L, p, p, K) and content_counts (B, L, p, p) float32. A crop is one token that covers its whole square.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_prep.tokens import TokenSet
+from launch.augment import DIHEDRAL, jitter, turn_pixels, turn_tokens
+from launch.config import Config
+from launch.data import Raster, TokenFiles
+
+Batch = dict[str, torch.Tensor]
+Sample = dict[str, NDArray[Any]]
+
+
+def token_sample(
+    tokens: TokenSet, length: int, rng: np.random.Generator | None, flips: bool, strength: float
+) -> Sample:
+    """One slide as arrays padded to `length` tokens.
+
+    Args:
+        tokens: The token set; its mask_counts must be there.
+        length: L; rows after the file's own are zero and not valid.
+        rng: Generator of the augmentation; None for evaluation, which changes nothing.
+        flips: Draw one of the eight flips and turns of the frame.
+        strength: Strength of the colour jitter.
+
+    Raises:
+        ValueError: More tokens than `length`.
+    """
+    rows = len(tokens.tokens)
+    if rows > length:
+        raise ValueError(f"{rows} tokens do not fit into data.length={length}")
+    xy, size = tokens.leaf_xy, tokens.leaf_size
+    per_token = {"tokens": tokens.tokens, "content_counts": tokens.content_counts, "mask_counts": tokens.mask_counts}
+    if rng is not None and flips:
+        xy, size, per_token = turn_tokens(xy, size, per_token, tokens.size_px, int(rng.integers(DIHEDRAL)))
+    per_token["tokens"] = jitter(per_token["tokens"], rng or np.random.default_rng(), strength if rng else 0.0)
+    sample: Sample = {name: _pad(values, length, np.float32) for name, values in per_token.items()}
+    sample["leaf_xy"] = _pad(xy, length, np.int64)
+    sample["leaf_size"] = _pad(size, length, np.int64)
+    sample["valid"] = np.arange(length) < rows
+    return sample
+
+
+def _pad(values: NDArray[Any], length: int, dtype: Any) -> NDArray[Any]:
+    out = np.zeros((length, *values.shape[1:]), dtype)
+    out[: len(values)] = values
+    return out
+
+
+def crop_sample(
+    raster: Raster, side: int, rng: np.random.Generator, flips: bool, strength: float, foreground: float
+) -> Sample:
+    """A random square of a slide as a sequence of one token.
+
+    Args:
+        raster: Pictures of the slide.
+        side: Side of the crop in frame pixels.
+        rng: Generator of place and augmentation.
+        flips: Draw one of the eight flips and turns.
+        strength: Strength of the colour jitter.
+        foreground: Chance that the crop is centred on a random foreground pixel (of any class) where there is one.
+    """
+    size_px = raster.image.shape[0]
+    content_h, content_w = (int(np.flatnonzero(raster.content.any(axis))[-1]) + 1 for axis in (1, 0))
+    x = int(rng.integers(max(0, content_w - side) + 1))
+    y = int(rng.integers(max(0, content_h - side) + 1))
+    if rng.random() < foreground:
+        pixels = np.flatnonzero(raster.masks.any(-1))
+        if len(pixels):
+            cy, cx = divmod(int(pixels[rng.integers(len(pixels))]), size_px)
+            x, y = (min(max(0, c - side // 2), size_px - side) for c in (cx, cy))
+    window = (slice(y, y + side), slice(x, x + side))
+    code = int(rng.integers(DIHEDRAL)) if flips else 0
+    image, masks, content = (
+        np.ascontiguousarray(turn_pixels(a[window], code, 0, 1)) for a in (raster.image, raster.masks, raster.content)
+    )
+    return {
+        "tokens": jitter(image, rng, strength)[None],
+        "leaf_xy": np.array([[x, y]], np.int64),
+        "leaf_size": np.array([side], np.int64),
+        "valid": np.array([True]),
+        "mask_counts": masks[None].astype(np.float32),
+        "content_counts": content[None].astype(np.float32),
+    }
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Stack samples of equal shapes into a batch of CPU tensors."""
+    return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
+
+
+def training_batch(config: Config, files: TokenFiles, picks: list[tuple[int, int]]) -> Batch:
+    """The batch of some (image index, global sample index) pairs, augmented.
+
+    Depends on the pairs and the seed alone, so it is the same whichever rank makes it and after every restart.
+    """
+    data, samples = config.data, []
+    for index, sample_index in picks:
+        name = files.split["train"][index]
+        rng = np.random.default_rng([config.train.seed, 2, sample_index])
+        if data.kind == "tiles":
+            raster = files.load_raster(name)
+            samples.append(crop_sample(raster, data.crop_px, rng, data.flips, data.jitter, data.foreground_crops))
+        else:
+            samples.append(token_sample(files.load(name), data.length, rng, data.flips, data.jitter))
+    return collate(samples)
+
+
+class Prefetch:
+    """Calls `make(step)` for step, step + 1, ... in one background thread and hands the results out in order.
+
+    Args:
+        make: Pure function of the step.
+        first: First step.
+        depth: Results held ready; 0 calls `make` on demand, in the caller's thread.
+    """
+
+    def __init__(self, make: Callable[[int], Any], first: int, depth: int) -> None:
+        self._make = make
+        self._next = first
+        self._stop = threading.Event()
+        self._ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(max(1, depth))
+        self._thread: threading.Thread | None = None
+        if depth:
+            self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        step = self._next
+        while not self._stop.is_set():
+            try:
+                item: tuple[Any, BaseException | None] = (self._make(step), None)
+            except BaseException as error:  # handed to the caller, who sees it where the batch is asked for
+                item = (None, error)
+            while not self._stop.is_set():
+                try:
+                    self._ready.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if item[1] is not None:
+                return
+            step += 1
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        """The result of the next step.
+
+        Raises:
+            BaseException: What `make` raised.
+        """
+        if self._thread is None:
+            self._next += 1
+            return self._make(self._next - 1)
+        value, error = self._ready.get()
+        if error is not None:
+            raise error
+        return value
+
+    def close(self) -> None:
+        """Stop the thread; a result under way is dropped."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=60)

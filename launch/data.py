@@ -1,0 +1,179 @@
+"""Token files as a data set: which slides are in which split, checked against the configuration, read and cached.
+
+Must not import torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.store import SUFFIX, StoreError, read_meta, read_tokens, token_path
+from data_prep.tokens import TokenSet, rebuild
+from launch.config import ConfigError, DataConfig
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Raster:
+    """A slide as plain pictures: image (R, R, 3) uint8, masks (R, R, K) bool, content (R, R) bool."""
+
+    image: NDArray[np.uint8]
+    masks: NDArray[np.bool_]
+    content: NDArray[np.bool_]
+
+
+def read_split(config: DataConfig) -> dict[str, list[str]]:
+    """Slide names of train, val and test: from the split file, or by a hash of each name in the folder.
+
+    Raises:
+        ConfigError: Missing folder or split file, a name without token file, or one in two splits.
+    """
+    folder = Path(config.dir)
+    if not folder.is_dir():
+        raise ConfigError(f"data.dir={config.dir}: no such folder; make it with `python -m data_prep build`")
+    there = sorted(path.name.removesuffix(SUFFIX) for path in folder.glob(f"[!.]*{SUFFIX}"))
+    if not there:
+        raise ConfigError(f"data.dir={config.dir}: no *{SUFFIX} in it; make them with `python -m data_prep build`")
+    split = _hash_split(there, config.fractions) if config.split is None else _file_split(Path(config.split))
+    names = [name for part in split.values() for name in part]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"data.split={config.split}: {twice[0]!r} is listed twice; splits must not overlap")
+    missing = sorted(set(names) - set(there))
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ConfigError(f"data.dir={config.dir}: no token file for {', '.join(missing[:3])}{more} of the split")
+    for part in ("train", "test"):
+        if not split[part]:
+            raise ConfigError(f"data.split={config.split}: no slide in {part}")
+    return split
+
+
+def _file_split(path: Path) -> dict[str, list[str]]:
+    try:
+        tree = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"data.split={path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ConfigError(f"data.split={path}: not JSON ({error})") from None
+    if (
+        not isinstance(tree, dict)
+        or not set(tree) <= set(SPLITS)
+        or not all(isinstance(v, list) for v in tree.values())
+    ):
+        raise ConfigError(f"data.split={path}: must be an object of lists named {', '.join(SPLITS)}")
+    return {part: [str(name) for name in tree.get(part, [])] for part in SPLITS}
+
+
+def _hash_split(names: list[str], fractions: tuple[float, float, float]) -> dict[str, list[str]]:
+    """Each name's place depends on the name alone, so slides added later move none of the others."""
+    split: dict[str, list[str]] = {part: [] for part in SPLITS}
+    for name in names:
+        place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+        part = "train" if place < fractions[0] else "val" if place < fractions[0] + fractions[1] else "test"
+        split[part].append(name)
+    return split
+
+
+class TokenFiles:
+    """The token files of one configuration, in splits, read lazily and kept in memory up to a limit.
+
+    Args:
+        config: The data section.
+
+    Raises:
+        ConfigError: See `read_split`.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.folder = Path(config.dir)
+        self.split = read_split(config)
+        self._budget = int(config.cache_gib * 2**30)
+        self._cache: dict[tuple[str, str], Any] = {}
+
+    @property
+    def split_sha256(self) -> str:
+        """Hash of the names in every split."""
+        return hashlib.sha256(json.dumps(self.split, sort_keys=True).encode()).hexdigest()
+
+    def check(self) -> None:
+        """Hold every file's parameters against the configuration.
+
+        Raises:
+            ConfigError: One line with the file, what it has and which key asked for something else.
+        """
+        for name in (name for part in SPLITS for name in self.split[part]):
+            path = token_path(self.folder, name)
+            try:
+                meta = read_meta(path)
+            except StoreError as error:
+                raise ConfigError(str(error)) from None
+            params = meta["params"]
+            found = {
+                "resolution": meta["frame_px"],
+                "patch": meta["patch"],
+                "patching": params.get("patching", self.config.patching),
+                "classes": meta["classes"],
+            }
+            if not meta["classes"]:
+                raise ConfigError(f"{path}: has no mask counts; build it again with --masks DIR")
+            for key, value in found.items():
+                asked = getattr(self.config, key)
+                if value != asked:
+                    raise ConfigError(f"{path}: was built with {key} {value}, but data.{key}={asked}")
+            if meta["rows"] > self.config.length:
+                raise ConfigError(f"{path}: has {meta['rows']} tokens, more than data.length={self.config.length}")
+
+    def load(self, name: str) -> TokenSet:
+        """The token set of one slide.
+
+        Raises:
+            StoreError: The file became unreadable.
+        """
+        return self._remember(("tokens", name), lambda: read_tokens(token_path(self.folder, name))[0])
+
+    def load_raster(self, name: str) -> Raster:
+        """The pictures of one slide whose leaves have one cell per frame pixel (uniform patching, size = p).
+
+        Raises:
+            ConfigError: The leaves are larger than their patches, so the pictures are not in the file.
+        """
+        return self._remember(("raster", name), lambda: self._raster(name))
+
+    def _raster(self, name: str) -> Raster:
+        tokens, _ = read_tokens(token_path(self.folder, name))
+        if (tokens.leaf_size != tokens.tokens.shape[1]).any() or tokens.mask_counts is None:
+            raise ConfigError(f"{self.folder / name}: data.kind=tiles needs leaves as large as the patch")
+
+        def paint(values: NDArray[Any]) -> NDArray[Any]:
+            return rebuild(values, tokens.leaf_xy, tokens.leaf_size, tokens.size_px)
+
+        return Raster(paint(tokens.tokens), paint(tokens.mask_counts > 0), paint(tokens.content_counts > 0))
+
+    def _remember(self, key: tuple[str, str], make: Any) -> Any:
+        if key in self._cache:
+            return self._cache[key]
+        value = make()
+        size = sum(array.nbytes for array in vars(value).values() if isinstance(array, np.ndarray))
+        if size <= self._budget:
+            self._budget -= size
+            self._cache[key] = value
+        return value
+
+    def preprocessing_seconds(self) -> float | None:
+        """Mean build time of a slide from build_log.jsonl, or None without one."""
+        try:
+            lines = [json.loads(line) for line in (self.folder / "build_log.jsonl").read_text().splitlines()]
+        except (OSError, ValueError):
+            return None
+        seconds = [line["seconds"] for line in lines if line.get("status") == "done" and line.get("seconds")]
+        return sum(seconds) / len(seconds) if seconds else None
