@@ -1,0 +1,232 @@
+"""Where a leaf lies: Morton codes, owner maps, painting tokens to a raster and back; imports torch only.
+
+Coordinates: frame pixels (x right, y down). A raster of side G over a frame of side R has pixels of R / G frame pixels;
+all of R, G, leaf sides and p are powers of two, so every ratio is one too. Everything is vectorised over the batch and
+uses int64, since 65,536 squared does not fit 32 bits.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FAR = 2**62  # larger than any Morton code of a 31-bit coordinate pair: padding sorts behind every leaf
+
+
+def morton_code(xy: Tensor) -> Tensor:
+    """Interleave the bits of integer coordinates, x in the even bits.
+
+    Args:
+        xy: (..., 2) int64, each below 2^31.
+
+    Returns:
+        (...,) int64.
+    """
+    code = torch.zeros_like(xy[..., 0])
+    for axis in (0, 1):
+        v = xy[..., axis].to(torch.int64)
+        for shift, mask in ((16, 0x0000FFFF0000FFFF), (8, 0x00FF00FF00FF00FF), (4, 0x0F0F0F0F0F0F0F0F),
+                            (2, 0x3333333333333333), (1, 0x5555555555555555)):
+            v = (v | (v << shift)) & mask
+        code = code | (v << axis)
+    return code
+
+
+def is_power_of_two(n: int) -> bool:
+    """Whether n is 1, 2, 4, ..."""
+    return n > 0 and n & (n - 1) == 0
+
+
+def centres_xy(size_px: int, side: int, device: torch.device) -> Tensor:
+    """Frame pixel at (or right and below of) the centre of each pixel of a raster, (side*side, 2) int64 in raster order."""
+    i = torch.arange(side, device=device)
+    centre = (2 * i + 1) * size_px // (2 * side)
+    return torch.stack((centre.repeat(side), centre.repeat_interleave(side)), dim=-1)
+
+
+def owner_of(points_xy: Tensor, leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor) -> Tensor:
+    """Which leaf covers each point.
+
+    A leaf is an aligned square, so its pixels are one interval of Morton codes; disjoint leaves sorted by their first
+    code need one binary search per point.
+
+    Args:
+        points_xy: (P, 2) or (B, P, 2) int64 frame pixels.
+        leaf_xy: (B, L, 2) int64. Any order.
+        leaf_size: (B, L) int64.
+        valid: (B, L) bool; False rows own nothing.
+
+    Returns:
+        (B, P) int64 row of the covering leaf, -1 where none does.
+    """
+    b = leaf_xy.shape[0]
+    start = torch.where(valid, morton_code(leaf_xy), FAR)
+    start, order = torch.sort(start, dim=1, stable=True)
+    points = points_xy.expand(b, *points_xy.shape[-2:])
+    code = morton_code(points)
+    slot = torch.searchsorted(start, code, right=True) - 1
+    row = torch.gather(order, 1, slot.clamp(min=0))
+    xy = torch.gather(leaf_xy, 1, row[..., None].expand(-1, -1, 2))
+    side = torch.gather(leaf_size, 1, row)
+    offset = points - xy
+    covered = ((offset >= 0) & (offset < side[..., None])).all(-1) & torch.gather(valid, 1, row) & (slot >= 0)
+    return torch.where(covered, row, -1)
+
+
+def owner_map(leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor, size_px: int, side: int) -> Tensor:
+    """Row of the leaf that covers the centre of each cell of a side x side grid over the frame.
+
+    Returns:
+        (B, side, side) int64, -1 where no leaf covers the centre.
+    """
+    points = centres_xy(size_px, side, leaf_xy.device)
+    return owner_of(points, leaf_xy, leaf_size, valid).unflatten(1, (side, side))
+
+
+def tokens_to_grid(x: Tensor, owner: Tensor) -> Tensor:
+    """Give each grid cell the vector of its leaf: (B, L, D) and (B, g, g) to (B, D, g, g); zero where the owner is -1."""
+    b, g, _ = owner.shape
+    flat = owner.reshape(b, -1)
+    rows = torch.gather(x, 1, flat.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))
+    rows = rows.masked_fill((flat < 0)[..., None], 0)
+    return rows.transpose(1, 2).unflatten(2, (g, g))
+
+
+def paint(values: Tensor, leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor, size_px: int, side: int) -> Tensor:
+    """Paint per-cell values to a raster of side x side pixels: box means, the inverse of cutting leaves to patches.
+
+    A raster pixel inside one cell takes its value; one that spans several cells takes their mean weighted by area (then
+    all of them are smaller than it). With side = size_px this is the full-size picture of the tokens.
+
+    Args:
+        values: (B, L, p, p, C).
+        leaf_xy: (B, L, 2) int64.
+        leaf_size: (B, L) int64.
+        valid: (B, L) bool.
+        size_px: side R of the frame.
+        side: side of the raster, a power of two.
+
+    Returns:
+        (B, C, side, side), zero where nothing covers the pixel.
+    """
+    b, n, p, _, c = values.shape
+    device = values.device
+    points = centres_xy(size_px, side, device)
+    row = owner_of(points, leaf_xy, leaf_size, valid)
+    safe = row.clamp(min=0)
+    leaf_side = torch.gather(leaf_size, 1, safe).clamp(min=1)
+    offset = points - torch.gather(leaf_xy, 1, safe[..., None].expand(-1, -1, 2))
+    cell = (offset * p).div(leaf_side[..., None], rounding_mode="floor").clamp(0, p - 1)
+    index = (safe * p + cell[..., 1]) * p + cell[..., 0]
+    flat = values.reshape(b, n * p * p, c)
+    painted = torch.gather(flat, 1, index[..., None].expand(-1, -1, c))
+    painted = painted.masked_fill((row < 0)[..., None], 0)
+
+    if side < size_px:
+        painted = _add_small_cells(painted, flat, leaf_xy, leaf_size * valid, size_px, side, p)
+    return painted.transpose(1, 2).unflatten(2, (side, side))
+
+
+def _add_small_cells(
+    painted: Tensor, flat: Tensor, leaf_xy: Tensor, leaf_size: Tensor, size_px: int, side: int, p: int
+) -> Tensor:
+    """Replace raster pixels that span several cells by the area-weighted mean of those; leaf_size is 0 for padding."""
+    b, _, c = flat.shape
+    small = (leaf_size > 0) & (leaf_size * side < size_px * p)
+    area = (leaf_size.to(torch.float32) * side / (size_px * p)) ** 2 * small
+    at = torch.arange(p, device=flat.device)
+    xy = leaf_xy[:, :, None] * p + at[:, None] * leaf_size[..., None, None]  # (B, L, p, 2) in 1/p frame pixels
+    pixel = (xy * side).div(size_px * p, rounding_mode="floor").clamp(0, side - 1)
+    target = (pixel[:, :, :, None, 1] * side + pixel[:, :, None, :, 0]).reshape(b, -1, 1)
+    weight = area[:, :, None, None].expand(-1, -1, p, p).reshape(b, -1, 1)
+    contribution = torch.where(weight > 0, flat.to(torch.float32) * weight, 0)
+    total = flat.new_zeros((b, side * side, c), dtype=torch.float32).scatter_add(1, target.expand(-1, -1, c), contribution)
+    covered = flat.new_zeros((b, side * side, 1), dtype=torch.float32).scatter_add(1, target, weight)
+    return torch.where(covered > 0, (total / covered.clamp(min=1e-12)).to(painted.dtype), painted)
+
+
+def raster_to_cells(raster: Tensor, leaf_xy: Tensor, leaf_size: Tensor, size_px: int, p: int) -> Tensor:
+    """Read per-cell values from a raster: the mean over a cell, or the raster pixel that holds a smaller cell.
+
+    The means come from a pyramid of 2x2 means, since a cell is an aligned square of 2^j raster pixels.
+
+    Args:
+        raster: (B, K, G, G), G a power of two.
+        leaf_xy: (B, L, 2) int64.
+        leaf_size: (B, L) int64; rows with 0 (padding) give the top-left value.
+        size_px: side R of the frame.
+        p: cells per leaf side.
+
+    Returns:
+        (B, L, p, p, K).
+    """
+    b, k, side, _ = raster.shape
+    n = leaf_xy.shape[1]
+    level_raster, levels, offsets, total = raster, [], [], 0
+    while True:
+        levels.append(level_raster.flatten(2))
+        offsets.append(total)
+        total += level_raster.shape[-1] ** 2
+        if level_raster.shape[-1] == 1:
+            break
+        level_raster = F.avg_pool2d(level_raster, 2)
+    pyramid = torch.cat(levels, dim=2).transpose(1, 2)  # (B, 4/3 G^2, K)
+
+    device = raster.device
+    # Level j: cells of 2^j raster pixels, that is leaf_size * G = 2^j * R * p. Exact integers, no logarithm.
+    ratio = leaf_size * side
+    level = torch.zeros_like(leaf_size)
+    for j in range(1, len(levels)):
+        level += ratio >= (size_px * p) << j
+    at = torch.arange(p, device=device)
+    xy = leaf_xy[:, :, None] * p + at[:, None] * leaf_size[..., None, None]  # (B, L, p, 2) in 1/p frame pixels
+    pixel_size = (size_px * p) * torch.bitwise_left_shift(torch.ones_like(level), level)
+    pixel = (xy * side).div(pixel_size[..., None, None], rounding_mode="floor")
+    width = torch.bitwise_right_shift(torch.full_like(level, side), level)[:, :, None, None]
+    base = torch.tensor(offsets, device=device)[level][:, :, None, None]
+    index = base + pixel[:, :, :, None, 1] * width + pixel[:, :, None, :, 0]
+    cells = torch.gather(pyramid, 1, index.reshape(b, -1, 1).expand(-1, -1, k))
+    return cells.reshape(b, n, p, p, k)
+
+
+def halo_patches(tokens: Tensor, leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor, size_px: int, halo: int) -> Tensor:
+    """Widen every patch by `halo` cells of its own size, read from the leaves around it.
+
+    A halo cell takes the cell of the neighbour that covers its centre: exact where the neighbour is as fine or coarser,
+    a sample where it is finer. Outside the frame it is zero, as convolution padding would be.
+
+    Args:
+        tokens: (B, L, p, p, C).
+        leaf_xy: (B, L, 2) int64.
+        leaf_size: (B, L) int64.
+        valid: (B, L) bool; padding rows come out as zeros around their own patch.
+        size_px: side R of the frame.
+        halo: cells on each side.
+
+    Returns:
+        (B, L, p + 2 halo, p + 2 halo, C).
+    """
+    b, n, p, _, c = tokens.shape
+    device = tokens.device
+    q = p + 2 * halo
+    at = torch.arange(-halo, p + halo, device=device)
+    inner = (at >= 0) & (at < p)
+    ring_y, ring_x = torch.nonzero(~(inner[:, None] & inner[None, :]), as_tuple=True)
+    steps = torch.stack((at[ring_x], at[ring_y]), dim=-1)  # (Q, 2) in cells
+    points = leaf_xy[:, :, None] + torch.div((2 * steps + 1) * leaf_size[..., None, None], 2 * p, rounding_mode="floor")
+    points = points.flatten(1, 2)
+    inside = ((points >= 0) & (points < size_px)).all(-1)
+    row = owner_of(points.clamp(0, size_px - 1), leaf_xy, leaf_size, valid)
+    inside &= row >= 0
+    row = row.clamp(min=0)
+    offset = points - torch.gather(leaf_xy, 1, row[..., None].expand(-1, -1, 2))
+    side = torch.gather(leaf_size, 1, row).clamp(min=1)
+    cell = (offset * p).div(side[..., None], rounding_mode="floor").clamp(0, p - 1)
+    index = (row * p + cell[..., 1]) * p + cell[..., 0]
+    values = torch.gather(tokens.reshape(b, n * p * p, c), 1, index[..., None].expand(-1, -1, c))
+    values = values.masked_fill(~inside[..., None], 0).unflatten(1, (n, -1))
+    wide = tokens.new_zeros(b, n, q, q, c)
+    wide[:, :, halo : halo + p, halo : halo + p] = tokens
+    wide[:, :, ring_y, ring_x] = values
+    return wide

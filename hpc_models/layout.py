@@ -1,0 +1,72 @@
+"""How a sequence of tokens becomes the square picture a convolutional decoder needs, and back; imports torch only.
+
+Two ways: `SequenceLayout` writes the tokens row by row in sequence order, as the authors of APF did (the picture then
+has little to do with the image); `GeometricLayout` puts each token where its leaf lies.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from hpc_models.batch import Batch, cut_patches, join_patches
+from hpc_models.geometry import owner_map, paint, raster_to_cells, tokens_to_grid
+
+
+class SequenceLayout:
+    """sqrt(L) x sqrt(L) blocks in sequence order; output block i belongs to token i.
+
+    Args:
+        length: L, a perfect square.
+        patch: p.
+
+    Raises:
+        ValueError: L is not a perfect square.
+    """
+
+    def __init__(self, length: int, patch: int) -> None:
+        self.side = math.isqrt(length)
+        self.patch = patch
+        if self.side**2 != length:
+            raise ValueError(f"decoder=raster needs a perfect square of tokens, got {length}; use {self.side**2}")
+
+    def image(self, tokens: Tensor) -> Tensor:
+        """(B, L, p, p, C) to (B, C, g*p, g*p): the patches side by side."""
+        return join_patches(tokens, self.side, self.side)
+
+    def to_grid(self, x: Tensor) -> Tensor:
+        """(B, L, D) to (B, D, g, g)."""
+        return x.transpose(1, 2).unflatten(2, (self.side, self.side))
+
+    def to_cells(self, logits: Tensor) -> Tensor:
+        """(B, K, g*p, g*p) to (B, L, p, p, K)."""
+        return cut_patches(logits, self.patch)
+
+
+class GeometricLayout:
+    """g x g cells over the frame; each takes the token of the leaf that covers its centre, zero where none does.
+
+    Args:
+        batch: gives leaf_xy, leaf_size and valid.
+        size_px: side R of the frame.
+        patch: p, also the number of output pixels per grid cell and side.
+        grid: g, a power of two. With uniform leaves and g = R / p this is the picture itself.
+    """
+
+    def __init__(self, batch: Batch, size_px: int, patch: int, grid: int) -> None:
+        self.xy, self.size, self.valid = batch["leaf_xy"], batch["leaf_size"], batch["valid"]
+        self.size_px, self.patch, self.grid = size_px, patch, grid
+        self.owner = owner_map(self.xy, self.size, self.valid, size_px, grid)
+
+    def image(self, tokens: Tensor) -> Tensor:
+        """(B, L, p, p, C) to (B, C, g*p, g*p): the picture painted from the tokens."""
+        return paint(tokens, self.xy, self.size, self.valid, self.size_px, self.grid * self.patch)
+
+    def to_grid(self, x: Tensor) -> Tensor:
+        """(B, L, D) to (B, D, g, g)."""
+        return tokens_to_grid(x, self.owner)
+
+    def to_cells(self, logits: Tensor) -> Tensor:
+        """(B, K, g*p, g*p) to (B, L, p, p, K): means over large cells, the nearest pixel for small ones."""
+        return raster_to_cells(logits, self.xy, self.size, self.size_px, self.patch)

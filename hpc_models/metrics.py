@@ -1,0 +1,71 @@
+"""Exact hard Dice in frame pixels from per-cell predictions; imports torch only.
+
+Counts are integers, so they can be summed over ranks and slides in any order and give the same number: reduce counts,
+never Dice values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def counts_from_logits(logits: Tensor, mask_counts: Tensor, content_counts: Tensor) -> Tensor:
+    """Intersection, prediction and truth in frame pixels.
+
+    A cell is predicted foreground when its logit is above 0 (probability above 0.5).
+
+    Args:
+        logits: (B, L, p, p, K).
+        mask_counts: (B, L, p, p, K) foreground pixels. Floats must hold integers (float32 does up to 2^24 per cell;
+            pass int64 for larger cells).
+        content_counts: (B, L, p, p) content pixels; cells with 0 are ignored.
+
+    Returns:
+        (B, K, 3) int64: [I, P, T].
+    """
+    content = _whole(content_counts)[..., None]
+    mask = _whole(mask_counts)
+    on = (logits > 0) & (content > 0)
+    over = (1, 2, 3)
+    return torch.stack(
+        (torch.where(on, mask, 0).sum(over), torch.where(on, content, 0).sum(over), mask.sum(over)), dim=-1
+    )
+
+
+def constant_counts(mask_counts: Tensor, content_counts: Tensor, foreground: bool) -> Tensor:
+    """Counts of the prediction "everything is foreground" (or nothing is): the floors any model has to pass.
+
+    Args:
+        mask_counts: (B, L, p, p, K).
+        content_counts: (B, L, p, p).
+        foreground: True: all of the content is predicted; False: nothing is.
+
+    Returns:
+        (B, K, 3) int64: [I, P, T].
+    """
+    value = 1.0 if foreground else -1.0
+    return counts_from_logits(torch.full_like(mask_counts, value, dtype=torch.float32), mask_counts, content_counts)
+
+
+def dice(counts: Tensor) -> Tensor:
+    """2 I / (P + T) for counts (..., 3), float64.
+
+    Both prediction and truth empty: 1.0 (nothing was there and nothing was claimed). One of them empty: 0.0.
+    """
+    i, p, t = counts.to(torch.float64).unbind(-1)
+    return torch.where(p + t > 0, 2 * i / (p + t).clamp(min=1), 1.0)
+
+
+def dice_per_slide(counts: Tensor) -> Tensor:
+    """Mean over classes of each slide's Dice: (N, K, 3) counts to (N,) float64. Mean of these is the headline number."""
+    return dice(counts).mean(dim=-1)
+
+
+def dice_pooled(counts: Tensor) -> Tensor:
+    """Dice of all slides seen as one picture, mean over classes: (N, K, 3) to a float64 scalar."""
+    return dice(counts.sum(dim=0)).mean()
+
+
+def _whole(counts: Tensor) -> Tensor:
+    return counts.round().to(torch.int64) if counts.is_floating_point() else counts.to(torch.int64)

@@ -1,0 +1,92 @@
+"""Position codes of a token: a learned table of slots and Fourier features of the leaf; imports torch only."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+POSITIONS = ("slot", "geom", "both", "none")
+
+
+class LeafPosition(nn.Module):
+    """Code of a leaf's centre and size: Fourier features through a small MLP.
+
+    Features: sin and cos of 2^k pi x / R and 2^k pi y / R for k = 0..bands-1, the same of log2(size) over its range with
+    4 bands, and the three numbers themselves. The finest band has a period of two smallest leaves, so that neighbours
+    differ; the coarsest tells the halves of the frame apart.
+
+    Args:
+        size_px: side R of the frame.
+        patch: cells per leaf side p, also the smallest leaf the bands resolve.
+        width: D.
+    """
+
+    def __init__(self, size_px: int, patch: int, width: int) -> None:
+        super().__init__()
+        self.size_px = size_px
+        self.log_range = max(1.0, math.log2(size_px))
+        self.bands = max(4, int(math.log2(max(1, size_px // patch))) + 1)
+        features = 3 + 2 * 2 * self.bands + 2 * 4
+        hidden = min(width, 256)
+        self.mlp = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def features(self, leaf_xy: Tensor, leaf_size: Tensor) -> Tensor:
+        """(B, L, 2) and (B, L) int64 to (B, L, F) float32; zeros for padding (size 0) stay finite."""
+        size = leaf_size.to(torch.float32)
+        centre = (leaf_xy.to(torch.float32) + 0.5 * size[..., None]) / self.size_px
+        log_size = torch.log2(size.clamp(min=1.0))[..., None] / self.log_range
+        turns = math.pi * 2.0 ** torch.arange(self.bands, device=leaf_xy.device, dtype=torch.float32)
+        xy_angle = (centre[..., None] * turns).flatten(-2)
+        size_angle = log_size * turns[:4]
+        return torch.cat(
+            (centre, log_size, xy_angle.sin(), xy_angle.cos(), size_angle.sin(), size_angle.cos()), dim=-1
+        )
+
+    def forward(self, leaf_xy: Tensor, leaf_size: Tensor) -> Tensor:
+        """(B, L, 2) and (B, L) int64 to (B, L, D)."""
+        return self.mlp(self.features(leaf_xy, leaf_size))
+
+
+class Position(nn.Module):
+    """Sum of the chosen codes.
+
+    Args:
+        kind: "slot" (a learned table, one row per slot of the sequence, as ViT and the APF authors do), "geom"
+            (`LeafPosition`), "both" or "none".
+        size_px: side R of the frame.
+        patch: p.
+        length: rows of the slot table.
+        width: D.
+    """
+
+    def __init__(self, kind: str, size_px: int, patch: int, length: int, width: int) -> None:
+        super().__init__()
+        if kind not in POSITIONS:
+            raise ValueError(f"position must be one of {', '.join(POSITIONS)}, got {kind!r}")
+        self.table = nn.Parameter(torch.zeros(1, length, width)) if kind in ("slot", "both") else None
+        self.geom = LeafPosition(size_px, patch, width) if kind in ("geom", "both") else None
+        if self.table is not None:
+            nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, x: Tensor, slot: Tensor | None, leaf_xy: Tensor, leaf_size: Tensor) -> Tensor:
+        """Add the codes to x (B, L, D).
+
+        Args:
+            x: (B, L, D).
+            slot: (B, L) int64 rows of the table, or None for row i of the sequence = row i of the table.
+            leaf_xy: (B, L, 2) int64.
+            leaf_size: (B, L) int64.
+
+        Raises:
+            ValueError: the sequence is longer than the table.
+        """
+        if self.table is not None:
+            n = x.shape[1]
+            if n > self.table.shape[1]:
+                raise ValueError(f"sequence of {n} tokens, but the slot table was built for length={self.table.shape[1]}")
+            x = x + (self.table[:, :n] if slot is None else self.table[0][slot])
+        if self.geom is not None:
+            x = x + self.geom(leaf_xy, leaf_size)
+        return x

@@ -1,0 +1,50 @@
+"""Models by name, so that a config can ask for one; imports this folder only."""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import nn
+
+from hpc_models.unet import UNet
+from hpc_models.unetr import UNETR
+
+MODELS: dict[str, type[nn.Module]] = {"unet": UNet, "unetr": UNETR}
+ALIASES = {"unet_tiled": "unet"}
+
+
+def names() -> list[str]:
+    """Names `build` knows, aliases left out."""
+    return sorted(MODELS)
+
+
+def options(name: str) -> dict[str, object]:
+    """Keyword arguments of a model with their defaults (`inspect.Parameter.empty` for required ones)."""
+    name = ALIASES.get(name, name)
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; valid: {', '.join(names())}")
+    parameters = list(inspect.signature(MODELS[name].__init__).parameters.values())[1:]
+    return {parameter.name: parameter.default for parameter in parameters}
+
+
+def build(name: str, **config: object) -> nn.Module:
+    """Build a model.
+
+    Args:
+        name: one of `names()`.
+        **config: keyword arguments of its class.
+
+    Returns:
+        The module, in training mode, on the CPU (or inside `torch.device("meta")`, there).
+
+    Raises:
+        ValueError: unknown model or unknown keyword (the message lists the valid ones), or a value the model refuses.
+    """
+    valid = options(name)
+    unknown = sorted(set(config) - set(valid))
+    if unknown:
+        raise ValueError(f"unknown option {', '.join(unknown)} for model {name!r}; valid: {', '.join(valid)}")
+    missing = [key for key, default in valid.items() if default is inspect.Parameter.empty and key not in config]
+    if missing:
+        raise ValueError(f"model {name!r} needs {', '.join(missing)}")
+    return MODELS[ALIASES.get(name, name)](**config)

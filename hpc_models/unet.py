@@ -1,0 +1,202 @@
+"""U-Net and its tiled use: each token is a tile, whole rasters go through a sliding window; imports torch only.
+
+The rival people really use. With widths (64, 128, 256, 512, 1024), norm "none" it is the U-Net of Ronneberger et al.
+(2015) with padded convolutions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hpc_models.batch import Batch, all_valid
+
+NORMS = ("instance", "batch", "none")
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    if kind == "instance":
+        return nn.InstanceNorm2d(channels, affine=True)
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.Identity()
+
+
+class DoubleConv(nn.Module):
+    """Two 3x3 convolutions with bias, each followed by norm and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm1 = _norm(norm, out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.norm2 = _norm(norm, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) to (N, C_out, H, W)."""
+        return F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+
+
+class Up(nn.Module):
+    """2x2 transposed convolution, joined with the skip, double convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
+        self.conv = DoubleConv(2 * out_channels, out_channels, norm)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """(N, C_in, h, w) and (N, C_out, 2h, 2w) to (N, C_out, 2h, 2w)."""
+        return self.conv(torch.cat((skip, self.up(x)), dim=1))
+
+
+class UNet(nn.Module):
+    """U-Net on tiles.
+
+    Args:
+        in_channels: channels of a tile.
+        classes: K.
+        widths: channels per level, finest first.
+        norm: "instance", "batch" (statistics then depend on which tiles share a rank) or "none".
+        normalise: map the input by (x - 0.5) / 0.5 first.
+        checkpointing: recompute each level in the backward pass instead of keeping its activations.
+        prior: expected share of foreground; sets the last bias to its logit. None leaves it as is.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        classes: int = 1,
+        widths: tuple[int, ...] = (16, 32, 64, 128, 256),
+        norm: str = "instance",
+        normalise: bool = True,
+        checkpointing: bool = False,
+        prior: float | None = None,
+    ) -> None:
+        super().__init__()
+        if norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+        if len(widths) < 2:
+            raise ValueError(f"widths needs at least two levels, got {tuple(widths)}")
+        channels = [in_channels, *widths]
+        self.normalise = normalise
+        self.checkpoint = checkpointing
+        self.downs = nn.ModuleList(DoubleConv(a, b, norm) for a, b in zip(channels[:-1], channels[1:], strict=True))
+        up_channels = list(reversed(widths))
+        self.ups = nn.ModuleList(Up(a, b, norm) for a, b in zip(up_channels[:-1], up_channels[1:], strict=True))
+        self.out = nn.Conv2d(widths[0], classes, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module is not self.out:
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+        if prior is not None:
+            nn.init.constant_(self.out.bias, math.log(prior / (1 - prior)))
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Switch activation checkpointing; results do not change."""
+        self.checkpoint = on
+
+    def fsdp_units(self) -> list[nn.Module]:
+        """Modules to shard one by one, in forward order; what is left belongs to the root."""
+        return [*self.downs, *self.ups]
+
+    def _run(self, module: nn.Module, *args: Tensor) -> Tensor:
+        if self.checkpoint and self.training:
+            return checkpoint(module, *args, use_reentrant=False)
+        return module(*args)
+
+    def forward(self, batch: Batch | Tensor) -> Tensor:
+        """Per-cell logits of every token, each token an image of its own: (B, L, p, p, K).
+
+        A tensor is taken as `forward_image` takes it, so that wrappers (which only see `forward`) serve both.
+        """
+        if isinstance(batch, Tensor):
+            return self.forward_image(batch)
+        tokens, valid = batch["tokens"], batch["valid"]
+        b, n = valid.shape
+        if all_valid(valid):
+            return self.forward_image(tokens.flatten(0, 1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).unflatten(0, (b, n))
+        rows = self.forward_image(tokens[valid].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        full = rows.new_zeros(b, n, *rows.shape[1:])
+        full[valid] = rows
+        return full
+
+    def forward_image(self, image: Tensor) -> Tensor:
+        """(N, C, H, W) in [0, 1] to (N, K, H, W) logits.
+
+        Sides that are no multiple of 2^(levels - 1) are padded by repeating the border, and cut again.
+        """
+        h, w = image.shape[-2:]
+        multiple = 1 << (len(self.downs) - 1)
+        x = (image - 0.5) / 0.5 if self.normalise else image
+        x = F.pad(x, (0, -w % multiple, 0, -h % multiple), mode="replicate")
+        skips = []
+        for i, down in enumerate(self.downs):
+            x = self._run(down, x if i == 0 else F.max_pool2d(x, 2))
+            skips.append(x)
+        for up, skip in zip(self.ups, reversed(skips[:-1]), strict=True):
+            x = self._run(up, x, skip)
+        return self.out(x)[..., :h, :w]
+
+
+def _starts(side: int, window: int, overlap: float) -> list[int]:
+    """First pixels of windows that cover [0, side): evenly spread, no step larger than window * (1 - overlap)."""
+    if window >= side:
+        return [0]
+    stride = max(1, int(window * (1 - overlap)))
+    count = math.ceil((side - window) / stride) + 1
+    return [round(i * (side - window) / (count - 1)) for i in range(count)]
+
+
+def _profile(side: int, weighting: str) -> Tensor:
+    if weighting == "constant":
+        return torch.ones(side)
+    x = (torch.arange(side) + 0.5) / side - 0.5
+    return torch.exp(-0.5 * (x / 0.125) ** 2).clamp(min=1e-3)
+
+
+@torch.no_grad()
+def sliding_window(
+    model: nn.Module, image: Tensor, window: int, overlap: float = 0.25, batch: int = 4, weighting: str = "gaussian"
+) -> Tensor:
+    """Logits of a whole image from overlapping windows, averaged by weight.
+
+    Args:
+        model: maps (N, C, h, w) to (N, K, h, w) logits.
+        image: (C, H, W), any size; a side shorter than the window is taken whole.
+        window: side of a window in pixels.
+        overlap: share of the window that neighbours have in common, in [0, 1).
+        batch: windows per forward pass.
+        weighting: "gaussian" (sigma = window / 8: the border of a window, which sees least context, counts least) or
+            "constant".
+
+    Returns:
+        (K, H, W) float32 on the device of the image.
+
+    Raises:
+        ValueError: overlap or weighting out of range.
+    """
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap must lie in [0, 1), got {overlap}")
+    if weighting not in ("gaussian", "constant"):
+        raise ValueError(f"weighting must be gaussian or constant, got {weighting!r}")
+    h, w = image.shape[-2:]
+    wh, ww = min(window, h), min(window, w)
+    if (wh, ww) == (h, w):
+        return model(image[None])[0].float()
+    corners = [(y, x) for y in _starts(h, wh, overlap) for x in _starts(w, ww, overlap)]
+    weight = (_profile(wh, weighting)[:, None] * _profile(ww, weighting)).to(image.device)
+    total: Tensor | None = None
+    norm = torch.zeros(h, w, device=image.device)
+    for i in range(0, len(corners), batch):
+        part = corners[i : i + batch]
+        logits = model(torch.stack([image[:, y : y + wh, x : x + ww] for y, x in part])).float()
+        if total is None:
+            total = logits.new_zeros(logits.shape[1], h, w)
+        for (y, x), z in zip(part, logits, strict=True):
+            total[:, y : y + wh, x : x + ww] += z * weight
+            norm[y : y + wh, x : x + ww] += weight
+    assert total is not None
+    return total / norm

@@ -1,0 +1,281 @@
+"""UNETR on sequences of leaves: any patch size, four decoders; single device, imports torch and this folder only.
+
+With uniform leaves, P = 16, decoder "raster" or "geometric" and position "slot" it is MONAI's UNETR, weight for weight
+(Hatamizadeh et al., UNETR, WACV 2022). With a quadtree it is APF-UNETR (SC24).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from hpc_models.batch import Batch, all_valid, cut_patches, join_patches
+from hpc_models.convdecoder import ConvDecoder
+from hpc_models.geometry import halo_patches, is_power_of_two
+from hpc_models.layout import GeometricLayout, SequenceLayout
+from hpc_models.leafnet import LeafDecoder, LeafEncoder, leaf_widths
+from hpc_models.position import Position
+from hpc_models.vit import ViTEncoder
+
+DECODERS = ("raster", "geometric", "token", "leaf")
+
+
+class PatchEmbedding(nn.Module):
+    """Linear map of a flattened patch; the weight has the shape of the equivalent strided convolution."""
+
+    def __init__(self, patch: int, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, width, patch, stride=patch)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, L, p, p, C) to (B, L, D)."""
+        flat = tokens.permute(0, 1, 4, 2, 3).flatten(2)
+        return nn.functional.linear(flat, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class TokenHead(nn.Module):
+    """One linear map per token to its p x p logits."""
+
+    def __init__(self, patch: int, width: int, classes: int) -> None:
+        super().__init__()
+        self.shape = (patch, patch, classes)
+        self.out = nn.Linear(width, patch * patch * classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) to (B, L, p, p, K)."""
+        return self.out(x).unflatten(-1, self.shape)
+
+
+class UNETR(nn.Module):
+    """Transformer segmentation of a token set.
+
+    Args:
+        size_px: side R of the frame.
+        patch: p, cells per token side, a power of two of at least 2.
+        length: L, tokens per sequence after padding. (R / p)^2 means uniform patching, the only tiling of that length:
+            tokens then take the slot and the decoder cell of their place in the frame, whatever their order.
+        classes: K logits per cell.
+        in_channels: channels of a token.
+        width: D.
+        depth: transformer blocks.
+        heads: attention heads per block.
+        mlp_dim: hidden width of the blocks' MLPs; 4 * width when None.
+        feature_size: channels of the finest level of the convolutional decoder.
+        decoder: "raster" (tokens in a sqrt(L) x sqrt(L) picture in sequence order, as the authors), "geometric" (each
+            decoder cell takes the token of the leaf that covers it), "token" (linear head), "leaf" (convolutional
+            encoder and decoder shared by all leaves around the transformer).
+        position: "slot", "geom", "both" or "none"; see `Position`.
+        grid: side g of the geometric decoder's token grid, a power of two; None: R / p for uniform leaves, otherwise the
+            next power of two that gives at least L cells, at most R / p.
+        qkv_bias: see `Attention`.
+        dropout: in attention and MLP.
+        leaf_base: channels of the finest level of the leaf network.
+        halo: cells of the neighbouring leaves that the leaf encoder sees around each leaf (0, 1 or 2).
+        normalise: map the input by (x - 0.5) / 0.5 first.
+        checkpointing: recompute blocks and decoder stages in the backward pass instead of keeping their activations.
+        prior: expected share of foreground; sets the bias of the last layer to its logit. None leaves it as is.
+
+    Raises:
+        ValueError: sizes that do not fit each other, or an unknown decoder or position.
+    """
+
+    def __init__(
+        self,
+        size_px: int,
+        patch: int,
+        length: int,
+        classes: int = 1,
+        in_channels: int = 3,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_dim: int | None = None,
+        feature_size: int = 16,
+        decoder: str = "raster",
+        position: str = "slot",
+        grid: int | None = None,
+        qkv_bias: bool = False,
+        dropout: float = 0.0,
+        leaf_base: int = 16,
+        halo: int = 0,
+        normalise: bool = True,
+        checkpointing: bool = False,
+        prior: float | None = None,
+    ) -> None:
+        super().__init__()
+        if decoder not in DECODERS:
+            raise ValueError(f"decoder must be one of {', '.join(DECODERS)}, got {decoder!r}")
+        if patch < 2 or not is_power_of_two(patch):
+            raise ValueError(f"patch must be a power of two of at least 2, got {patch}")
+        if size_px % patch or not is_power_of_two(size_px // patch):
+            raise ValueError(f"size_px must be patch * 2^k, got {size_px} with patch {patch}")
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        cells = size_px // patch
+        self.size_px, self.patch, self.length, self.classes = size_px, patch, length, classes
+        self.decoder_kind, self.normalise, self.halo = decoder, normalise, halo
+        self.uniform = length == cells * cells
+        self.grid = self._grid(grid, cells)
+
+        convolutional = decoder in ("raster", "geometric")
+        if decoder == "raster" and not self.uniform:
+            SequenceLayout(length, patch)  # refuses a length that is not a square now, not at the first step
+        taps = ConvDecoder.taps(patch, depth) if convolutional else []
+        widths = leaf_widths(patch, leaf_base)
+        self.embed: nn.Module = (
+            LeafEncoder(patch, in_channels, width, widths, halo)
+            if decoder == "leaf"
+            else PatchEmbedding(patch, in_channels, width)
+        )
+        self.position = Position(position, size_px, patch, length, width)
+        self.vit = ViTEncoder(
+            width, depth, heads, mlp_dim or 4 * width, taps, qkv_bias, dropout, spare_norm=convolutional
+        )
+        self.decoder: nn.Module
+        if decoder == "leaf":
+            self.decoder = LeafDecoder(patch, width, widths, classes)
+        elif decoder == "token":
+            self.decoder = TokenHead(patch, width, classes)
+        else:
+            self.decoder = ConvDecoder(patch, in_channels, width, feature_size, classes)
+        self._initialise(prior)
+        self.set_checkpointing(checkpointing)
+
+    def _grid(self, grid: int | None, cells: int) -> int:
+        if grid is None:
+            side = 1 << max(0, math.ceil(math.log2(self.length) / 2))
+            return min(side, cells)
+        if not is_power_of_two(grid) or grid > cells:
+            raise ValueError(f"grid must be a power of two of at most size_px / patch = {cells}, got {grid}")
+        return grid
+
+    def _initialise(self, prior: float | None) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if prior is not None:
+            if not 0 < prior < 1:
+                raise ValueError(f"prior must lie between 0 and 1, got {prior}")
+            nn.init.constant_(self.decoder.out.bias, math.log(prior / (1 - prior)))
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Switch activation checkpointing of every part that knows it; results do not change."""
+        for module in self.modules():
+            if hasattr(module, "checkpoint"):
+                module.checkpoint = on
+
+    def fsdp_units(self) -> list[nn.Module]:
+        """Modules to shard one by one, in forward order; what is left belongs to the root."""
+        embed = [self.embed] if isinstance(self.embed, LeafEncoder) else []
+        tail: list[nn.Module] = [self.decoder]
+        if isinstance(self.decoder, ConvDecoder):
+            tail = [self.decoder.image, *self.decoder.projections, *self.decoder.ups]
+        return [*embed, *self.vit.blocks, *tail]
+
+    def forward(self, batch: Batch | Tensor) -> Tensor:
+        """Per-cell logits of every token.
+
+        Args:
+            batch: see `Batch`. A tensor is taken as `forward_image` takes it, so that wrappers (which only see
+                `forward`) serve both.
+
+        Returns:
+            (B, L, p, p, K). Rows of padding are finite and mean nothing; what stands in them has no influence.
+        """
+        if isinstance(batch, Tensor):
+            return self.forward_image(batch)
+        layout: GeometricLayout | SequenceLayout | None = None
+        slot = None
+        cells = self.size_px // self.patch
+        if self.uniform:
+            place = batch["leaf_xy"] // self.patch
+            slot = place[..., 1] * cells + place[..., 0]
+        if self.decoder_kind == "geometric" or (self.decoder_kind == "raster" and self.uniform):
+            grid = cells if self.decoder_kind == "raster" else self.grid
+            layout = GeometricLayout(batch, self.size_px, self.patch, grid)
+        elif self.decoder_kind == "raster":
+            layout = SequenceLayout(batch["tokens"].shape[1], self.patch)
+        return self._logits(batch, slot, layout)
+
+    def forward_image(self, image: Tensor) -> Tensor:
+        """Segment whole images by uniform patching, tokens in raster order, as UNETR does.
+
+        Args:
+            image: (B, C, R, R) in [0, 1] (any range with normalise=False).
+
+        Returns:
+            (B, K, R, R) logits.
+
+        Raises:
+            ValueError: the model was not built for uniform patching of this size.
+        """
+        b, _, h, w = image.shape
+        if (h, w) != (self.size_px, self.size_px) or not self.uniform:
+            raise ValueError(
+                f"forward_image takes {self.size_px}x{self.size_px} images and length={(self.size_px // self.patch) ** 2}; "
+                f"got {h}x{w} and length={self.length}"
+            )
+        cells = self.size_px // self.patch
+        index = torch.arange(cells * cells, device=image.device)
+        xy = torch.stack((index % cells, index // cells), dim=-1) * self.patch
+        batch = Batch(
+            tokens=cut_patches(image, self.patch),
+            leaf_xy=xy.expand(b, -1, -1),
+            leaf_size=torch.full((b, cells * cells), self.patch, dtype=torch.int64, device=image.device),
+            valid=torch.ones((b, cells * cells), dtype=torch.bool, device=image.device),
+        )
+        layout: GeometricLayout | SequenceLayout = SequenceLayout(cells * cells, self.patch)
+        if self.decoder_kind == "geometric" and self.grid != cells:
+            layout = GeometricLayout(batch, self.size_px, self.patch, self.grid)
+        return join_patches(self._logits(batch, None, layout), cells, cells)
+
+    def _logits(self, batch: Batch, slot: Tensor | None, layout: GeometricLayout | SequenceLayout | None) -> Tensor:
+        tokens, xy, size = batch["tokens"], batch["leaf_xy"], batch["leaf_size"]
+        valid = None if all_valid(batch["valid"]) else batch["valid"]
+        if self.normalise:
+            tokens = (tokens - 0.5) / 0.5
+        if valid is not None:
+            tokens = tokens.masked_fill(~valid[:, :, None, None, None], 0)
+        levels: list[Tensor] = []
+        if self.decoder_kind == "leaf":
+            if self.halo:
+                tokens = halo_patches(tokens, xy, size, batch["valid"], self.size_px, self.halo)
+            # Only real leaves go through the convolutions: a padded batch costs what its tokens cost.
+            vectors, levels = self.embed(_pack(tokens, valid).permute(0, 3, 1, 2))
+            x = _unpack(vectors, batch["valid"], valid)
+        else:
+            x = self.embed(tokens)
+        x = self.position(x, slot, xy, size)
+        if valid is not None:
+            x = x.masked_fill(~valid[..., None], 0)
+        last, taps = self.vit(x, valid)
+        if self.decoder_kind == "leaf":
+            rows = self.decoder(_pack(last, valid), levels)
+            return _unpack(rows.permute(0, 2, 3, 1), batch["valid"], valid)
+        if self.decoder_kind == "token":
+            return self.decoder(last)
+        layout = cast(GeometricLayout | SequenceLayout, layout)
+        if valid is not None:
+            last = last.masked_fill(~valid[..., None], 0)
+            taps = [tap.masked_fill(~valid[..., None], 0) for tap in taps]
+        logits = self.decoder(layout.image(tokens), [layout.to_grid(tap) for tap in taps], layout.to_grid(last))
+        return layout.to_cells(logits)
+
+
+def _pack(x: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, L, ...) to (M, ...): the rows of real tokens."""
+    return x.flatten(0, 1) if valid is None else x[valid]
+
+
+def _unpack(rows: Tensor, shape: Tensor, valid: Tensor | None) -> Tensor:
+    """(M, ...) back to (B, L, ...), zeros in padding; `shape` only gives B and L."""
+    if valid is None:
+        return rows.unflatten(0, shape.shape)
+    full = rows.new_zeros(*shape.shape, *rows.shape[1:])
+    full[valid] = rows
+    return full

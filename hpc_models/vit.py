@@ -1,0 +1,64 @@
+"""ViT encoder over a sequence of token vectors, returning the hidden states the decoder taps; imports torch only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from hpc_models.attention import Block
+
+
+class ViTEncoder(nn.Module):
+    """Transformer blocks and a final norm.
+
+    Args:
+        width: D.
+        depth: number of blocks.
+        heads: heads per block.
+        mlp_dim: hidden width of the MLPs.
+        taps: 0-based blocks whose outputs are returned (un-normed), in the order given.
+        qkv_bias: see `Attention`.
+        dropout: see `Attention`.
+        spare_norm: see `Block`.
+
+    Attributes:
+        blocks: the `nn.ModuleList` of blocks, the natural units of sharding.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_dim: int,
+        taps: Sequence[int] = (),
+        qkv_bias: bool = False,
+        dropout: float = 0.0,
+        spare_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.taps = tuple(taps)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_dim, qkv_bias, dropout, spare_norm) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Run the blocks.
+
+        Args:
+            x: (B, L, D).
+            valid: (B, L) bool key mask, None when every token is real.
+
+        Returns:
+            The normed output (B, L, D) and the tapped hidden states, each (B, L, D).
+        """
+        if valid is not None:
+            # An image without any token would have a softmax over nothing (NaN): let it attend to its zeros.
+            valid = valid | ~valid.any(dim=1, keepdim=True)
+        hidden = []
+        for block in self.blocks:
+            x = block(x, valid)
+            hidden.append(x)
+        return self.norm(x), [hidden[i] for i in self.taps]
