@@ -1,0 +1,63 @@
+"""Exact pixel Dice from cells, and the best a tree allows. NumPy only; needs counts, no pixels and no model.
+
+Inside a cell every pixel gets the same prediction, so intersection and sizes are sums of the cells' counts: the Dice
+of the painted full-size mask, without painting it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Counts = NDArray[np.int64]
+
+
+def pixel_dice_from_cells(
+    pred: NDArray[np.bool_], mask_counts: NDArray[Any], content_counts: NDArray[Any]
+) -> tuple[Counts, Counts, Counts]:
+    """Intersection, prediction and truth in frame pixels, per class.
+
+    Args:
+        pred: (N, p, p, K) bool, the cell is predicted to be class k + 1.
+        mask_counts: (N, p, p, K) content pixels of that class in the cell.
+        content_counts: (N, p, p) content pixels of the cell; predictions on padding do not count.
+
+    Returns:
+        I, P, T, each (K,) int64; Dice is 2 I / (P + T), see `dice`.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+    """
+    if pred.shape != mask_counts.shape or pred.shape[:-1] != content_counts.shape:
+        raise ValueError(
+            f"shapes differ: prediction {pred.shape}, mask {mask_counts.shape}, content {content_counts.shape}"
+        )
+    cells = (0, 1, 2)
+    on = pred.astype(bool)
+    inter = np.where(on, mask_counts, 0).sum(axis=cells, dtype=np.int64)
+    size = np.where(on, content_counts[..., None], 0).sum(axis=cells, dtype=np.int64)
+    return inter, size, mask_counts.sum(axis=cells, dtype=np.int64)
+
+
+def dice(inter: Counts, size: Counts, truth: Counts) -> NDArray[np.float64]:
+    """2 I / (P + T) per class; 1.0 where prediction and truth are both empty (nothing to find, nothing claimed)."""
+    total = size + truth
+    return np.where(total > 0, 2.0 * inter / np.maximum(total, 1), 1.0)
+
+
+def ceiling(mask_counts: NDArray[Any], content_counts: NDArray[Any]) -> list[float]:
+    """Dice per class of the majority prediction: a cell is on iff more than half of its content is the class.
+
+    That is the best per-pixel accuracy any prediction on these cells can have, and within a hair of the best Dice.
+
+    Args:
+        mask_counts: (N, p, p, K) content pixels of class k + 1 in the cell.
+        content_counts: (N, p, p) content pixels of the cell.
+
+    Returns:
+        K numbers between 0 and 1.
+    """
+    on = 2 * mask_counts.astype(np.int64) > content_counts.astype(np.int64)[..., None]
+    return [float(d) for d in dice(*pixel_dice_from_cells(on, mask_counts, content_counts))]
