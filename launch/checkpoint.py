@@ -1,0 +1,129 @@
+"""Distributed checkpoints that are complete or absent, checked before use, and loadable on any number of ranks.
+
+A checkpoint is written as `step-N.tmp`, renamed to `step-N`, and counts once the file COMPLETE with the sizes and
+checksums of all its files is in it. Knows nothing of engines: it saves trees of tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from data_prep.files import write_atomic
+
+COMPLETE = "COMPLETE"
+_BLOCK = 1 << 22
+
+
+def save(folder: Path, step: int, state: dict[str, Any], notes: dict[str, Any], keep: int) -> Path:
+    """Save a checkpoint together with all ranks; afterwards only the newest `keep` remain.
+
+    Args:
+        folder: Folder of all checkpoints of the run.
+        step: Finished steps.
+        state: Tree of (sharded) tensors, the same keys on every rank.
+        notes: JSON values that come back with it.
+        keep: Checkpoints to keep.
+
+    Returns:
+        The finished folder.
+
+    Raises:
+        Exception: Writing failed on some rank (full disk...); raised on every rank, earlier checkpoints stay.
+    """
+    rank = dist.get_rank()
+    target, temporary = folder / f"step-{step}", folder / f"step-{step}.tmp"
+    if rank == 0:
+        for old in (temporary, target):
+            shutil.rmtree(old, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write_atomic(temporary / "notes.json", json.dumps(notes).encode())
+    dist.barrier()
+    dcp.save(state, checkpoint_id=temporary)
+    mine = {path.name: _fingerprint(path) for path in sorted(temporary.glob(f"__{rank}_*"))}
+    if rank == 0:
+        mine |= {name: _fingerprint(temporary / name) for name in (".metadata", "notes.json")}
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    if rank == 0:
+        os.replace(temporary, target)
+        files = {name: value for part in everyone for name, value in part.items()}
+        write_atomic(target / COMPLETE, json.dumps({"step": step, "files": files}).encode())
+        for old_step in _steps(folder)[keep:]:
+            shutil.rmtree(folder / f"step-{old_step}", ignore_errors=True)
+    dist.barrier()
+    return target
+
+
+def _fingerprint(path: Path) -> list[int]:
+    """Size and CRC-32 of a file."""
+    crc = 0
+    with path.open("rb") as source:
+        while block := source.read(_BLOCK):
+            crc = zlib.crc32(block, crc)
+    return [path.stat().st_size, crc]
+
+
+def _steps(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints, newest first."""
+    names = [path.parent.name for path in folder.glob(f"step-*/{COMPLETE}")]
+    return sorted((int(n[5:]) for n in names if n[5:].isdigit()), reverse=True)
+
+
+def load_newest(folder: Path, state: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any] | None:
+    """Fill `state` from the newest sound checkpoint, together with all ranks.
+
+    Rank 0 looks which checkpoints there are, so that ranks with another view of the file system do not choose
+    otherwise; the ranks share the work of checking the files. A damaged one is passed over, for the one before it.
+
+    Args:
+        folder: Folder of all checkpoints of the run.
+        state: Tree with the tensors to fill in place, sharded as this run shards them.
+        say: Told in one line about every checkpoint that was passed over; called on rank 0 only.
+
+    Returns:
+        The notes saved with the checkpoint; None when there is no sound one, and then `state` is as it was.
+    """
+    rank, world = dist.get_rank(), dist.get_world_size()
+    found: list[Any] = [_steps(folder) if rank == 0 else None]
+    dist.broadcast_object_list(found, src=0)
+    for step in found[0]:
+        source = folder / f"step-{step}"
+        fault = _fault(source, rank, world)
+        faults: list[Any] = [None] * world
+        dist.all_gather_object(faults, fault)
+        fault = next((f for f in faults if f), None)
+        if fault is None:
+            dcp.load(state, checkpoint_id=source)
+            notes: dict[str, Any] = json.loads((source / "notes.json").read_text())
+            return notes
+        if rank == 0:
+            say(f"checkpoint {source} is damaged ({fault}); trying the one before it")
+    return None
+
+
+def _fault(source: Path, rank: int, world: int) -> str | None:
+    """What is wrong with this rank's share of the files, or None."""
+    try:
+        files = json.loads((source / COMPLETE).read_text())["files"]
+        for name in sorted(files)[rank::world]:
+            if _fingerprint(source / name) != files[name]:
+                return f"{name} has changed"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return str(error)
+    return None
+
+
+def clean(folder: Path) -> None:
+    """Remove what killed runs left half-written. Rank 0 only, before anyone saves."""
+    for path in folder.glob("step-*"):
+        if not (path / COMPLETE).exists():
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,50 @@
+"""DistributedDataParallel: the whole model on every rank; knows nothing of data or schedules.
+
+With two ranks a resumed run repeats the uninterrupted one bit for bit. With more, gloo and nccl may add the first
+step's gradients in another order, since DDP lays out its buckets anew after the first step of a process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from launch.engines.base import Batch, grad_norm_and_clip
+
+
+class DDPEngine:
+    """Replicated model; bf16 by autocast, parameters and reduction in fp32.
+
+    Args:
+        model: The bare model.
+        device: This rank's device.
+        precision: fp32 or bf16.
+    """
+
+    name = "ddp"
+
+    def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
+        self.module = model.to(device)
+        self._device = device
+        self._bf16 = precision == "bf16"
+        # No buffers are shared: the models' are constants, and fsdp does not share them either.
+        self._ddp = DistributedDataParallel(self.module, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """See `Engine`. Without gradients it calls the bare model, which talks to nobody."""
+        model: nn.Module = self._ddp if torch.is_grad_enabled() else self.module
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+            logits: torch.Tensor = model(batch)
+        return logits.float()
+
+    def micro_step(self, last: bool) -> AbstractContextManager[None]:
+        """See `Engine`."""
+        return contextlib.nullcontext() if last else self._ddp.no_sync()
+
+    def clip(self, max_norm: float) -> float:
+        """See `Engine`."""
+        return grad_norm_and_clip(self.module, max_norm)
