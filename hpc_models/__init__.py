@@ -1,4 +1,4 @@
-"""Single-device models, losses and metrics on sequences of leaves; imports neither MPI, SLURM, files nor other folders."""
+"""Single-device models, losses and metrics on sequences of leaves; never MPI, SLURM, files or other folders."""
 
 from hpc_models.registry import build, names
 

@@ -60,12 +60,18 @@ class Block(nn.Module):
         mlp_dim: hidden width of the MLP.
         qkv_bias: see `Attention`.
         dropout: see `Attention`.
-        spare_norm: keep the cross-attention norm that MONAI's ViT block owns and never uses. It is frozen: it is here so
+        spare_norm: keep the cross-attention norm that MONAI's ViT block owns and never uses. It is frozen, and here so
             that MONAI's weights load one to one and parameter counts agree.
     """
 
     def __init__(
-        self, width: int, heads: int, mlp_dim: int, qkv_bias: bool = False, dropout: float = 0.0, spare_norm: bool = False
+        self,
+        width: int,
+        heads: int,
+        mlp_dim: int,
+        qkv_bias: bool = False,
+        dropout: float = 0.0,
+        spare_norm: bool = False,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)

@@ -7,6 +7,8 @@ rises from the token grid by k - i doublings to width f * 2^i, and the image its
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,7 +51,8 @@ class ProjectUp(nn.Module):
         super().__init__()
         self.first = double(width, out_channels)
         self.steps = nn.ModuleList(
-            nn.Sequential(double(out_channels, out_channels), ResBlock(out_channels, out_channels)) for _ in range(steps)
+            nn.Sequential(double(out_channels, out_channels), ResBlock(out_channels, out_channels))
+            for _ in range(steps)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,7 +94,7 @@ class ConvDecoder(nn.Module):
         self.image = ResBlock(in_channels, f)
         self.projections = nn.ModuleList(ProjectUp(width, f << i, k - 1 - i) for i in range(1, k))
         channels = [width, *(f << i for i in range(k - 1, -1, -1))]
-        self.ups = nn.ModuleList(UpBlock(a, b) for a, b in zip(channels[:-1], channels[1:], strict=True))
+        self.ups = nn.ModuleList(UpBlock(a, b) for a, b in pairwise(channels))
         self.out = nn.Conv2d(f, classes, 1)
         self.checkpoint = False
 

@@ -39,7 +39,7 @@ def is_power_of_two(n: int) -> bool:
 
 
 def centres_xy(size_px: int, side: int, device: torch.device) -> Tensor:
-    """Frame pixel at (or right and below of) the centre of each pixel of a raster, (side*side, 2) int64 in raster order."""
+    """Frame pixel at (or right and below of) the centre of each raster pixel: (side*side, 2) int64 in raster order."""
     i = torch.arange(side, device=device)
     centre = (2 * i + 1) * size_px // (2 * side)
     return torch.stack((centre.repeat(side), centre.repeat_interleave(side)), dim=-1)
@@ -85,7 +85,7 @@ def owner_map(leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor, size_px: int, s
 
 
 def tokens_to_grid(x: Tensor, owner: Tensor) -> Tensor:
-    """Give each grid cell the vector of its leaf: (B, L, D) and (B, g, g) to (B, D, g, g); zero where the owner is -1."""
+    """Give each grid cell the vector of its leaf: (B, L, D) and (B, g, g) to (B, D, g, g); zero for owner -1."""
     b, g, _ = owner.shape
     flat = owner.reshape(b, -1)
     rows = torch.gather(x, 1, flat.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))
@@ -141,8 +141,8 @@ def _add_small_cells(
     target = (pixel[:, :, :, None, 1] * side + pixel[:, :, None, :, 0]).reshape(b, -1, 1)
     weight = area[:, :, None, None].expand(-1, -1, p, p).reshape(b, -1, 1)
     contribution = torch.where(weight > 0, flat.to(torch.float32) * weight, 0)
-    total = flat.new_zeros((b, side * side, c), dtype=torch.float32).scatter_add(1, target.expand(-1, -1, c), contribution)
-    covered = flat.new_zeros((b, side * side, 1), dtype=torch.float32).scatter_add(1, target, weight)
+    total = contribution.new_zeros(b, side * side, c).scatter_add(1, target.expand(-1, -1, c), contribution)
+    covered = weight.new_zeros(b, side * side, 1).scatter_add(1, target, weight)
     return torch.where(covered > 0, (total / covered.clamp(min=1e-12)).to(painted.dtype), painted)
 
 

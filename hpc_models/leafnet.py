@@ -11,6 +11,8 @@ zero keep the scale steady instead.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,14 +29,14 @@ def leaf_widths(patch: int, base: int = 16) -> tuple[int, ...]:
 
 
 class Residual(nn.Module):
-    """x + conv(relu(conv(relu(x)))), the last convolution zero at the start, so that the block begins as the identity."""
+    """x + conv(relu(conv(relu(x)))); the last convolution starts small, so the block starts close to the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        with torch.no_grad():
+            self.conv2.weight.mul_(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, C, h, w) to the same."""
@@ -59,7 +61,7 @@ class LeafEncoder(nn.Module):
         first = widths[0]
         self.stem1 = nn.Conv2d(in_channels, first, 3, padding=0 if halo > 0 else 1)
         self.stem2 = nn.Conv2d(first, first, 3, padding=0 if halo > 1 else 1)
-        self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
         self.mixes = nn.ModuleList(Residual(b) for b in widths[1:])
         side = patch >> (len(widths) - 1)
         self.project = nn.Linear(widths[-1] * side * side, width)

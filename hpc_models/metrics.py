@@ -58,7 +58,7 @@ def dice(counts: Tensor) -> Tensor:
 
 
 def dice_per_slide(counts: Tensor) -> Tensor:
-    """Mean over classes of each slide's Dice: (N, K, 3) counts to (N,) float64. Mean of these is the headline number."""
+    """Mean over classes of each slide's Dice: (N, K, 3) counts to (N,) float64; their mean is the headline."""
     return dice(counts).mean(dim=-1)
 
 

@@ -13,8 +13,8 @@ POSITIONS = ("slot", "geom", "both", "none")
 class LeafPosition(nn.Module):
     """Code of a leaf's centre and size: Fourier features through a small MLP.
 
-    Features: sin and cos of 2^k pi x / R and 2^k pi y / R for k = 0..bands-1, the same of log2(size) over its range with
-    4 bands, and the three numbers themselves. The finest band has a period of two smallest leaves, so that neighbours
+    Features: sin and cos of 2^k pi x / R and 2^k pi y / R for k = 0..bands-1, the same of log2(size) over its range
+    with 4 bands, and the three numbers themselves. The finest band has a period of two smallest leaves, so neighbours
     differ; the coarsest tells the halves of the frame apart.
 
     Args:
@@ -85,7 +85,7 @@ class Position(nn.Module):
         if self.table is not None:
             n = x.shape[1]
             if n > self.table.shape[1]:
-                raise ValueError(f"sequence of {n} tokens, but the slot table was built for length={self.table.shape[1]}")
+                raise ValueError(f"sequence of {n} tokens, but the slot table has length={self.table.shape[1]}")
             x = x + (self.table[:, :n] if slot is None else self.table[0][slot])
         if self.geom is not None:
             x = x + self.geom(leaf_xy, leaf_size)

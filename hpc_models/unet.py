@@ -7,6 +7,7 @@ The rival people really use. With widths (64, 128, 256, 512, 1024), norm "none" 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hpc_models.batch import Batch, all_valid
+from hpc_models.init import set_prior
 
 NORMS = ("instance", "batch", "none")
 
@@ -83,16 +85,16 @@ class UNet(nn.Module):
         channels = [in_channels, *widths]
         self.normalise = normalise
         self.checkpoint = checkpointing
-        self.downs = nn.ModuleList(DoubleConv(a, b, norm) for a, b in zip(channels[:-1], channels[1:], strict=True))
+        self.downs = nn.ModuleList(DoubleConv(a, b, norm) for a, b in pairwise(channels))
         up_channels = list(reversed(widths))
-        self.ups = nn.ModuleList(Up(a, b, norm) for a, b in zip(up_channels[:-1], up_channels[1:], strict=True))
+        self.ups = nn.ModuleList(Up(a, b, norm) for a, b in pairwise(up_channels))
         self.out = nn.Conv2d(widths[0], classes, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module is not self.out:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
-        if prior is not None:
-            nn.init.constant_(self.out.bias, math.log(prior / (1 - prior)))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        set_prior(self.out.bias, prior)
 
     def set_checkpointing(self, on: bool) -> None:
         """Switch activation checkpointing; results do not change."""

@@ -12,9 +12,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from hpc_models.attention import Block
 from hpc_models.batch import Batch, all_valid, cut_patches, join_patches
 from hpc_models.convdecoder import ConvDecoder
 from hpc_models.geometry import halo_patches, is_power_of_two
+from hpc_models.init import set_prior
 from hpc_models.layout import GeometricLayout, SequenceLayout
 from hpc_models.leafnet import LeafDecoder, LeafEncoder, leaf_widths
 from hpc_models.position import Position
@@ -68,8 +70,8 @@ class UNETR(nn.Module):
             decoder cell takes the token of the leaf that covers it), "token" (linear head), "leaf" (convolutional
             encoder and decoder shared by all leaves around the transformer).
         position: "slot", "geom", "both" or "none"; see `Position`.
-        grid: side g of the geometric decoder's token grid, a power of two; None: R / p for uniform leaves, otherwise the
-            next power of two that gives at least L cells, at most R / p.
+        grid: side g of the geometric decoder's token grid, a power of two; None: R / p for uniform leaves, otherwise
+            the next power of two that gives at least L cells, at most R / p.
         qkv_bias: see `Attention`.
         dropout: in attention and MLP.
         leaf_base: channels of the finest level of the leaf network.
@@ -134,7 +136,7 @@ class UNETR(nn.Module):
         self.vit = ViTEncoder(
             width, depth, heads, mlp_dim or 4 * width, taps, qkv_bias, dropout, spare_norm=convolutional
         )
-        self.decoder: nn.Module
+        self.decoder: LeafDecoder | TokenHead | ConvDecoder
         if decoder == "leaf":
             self.decoder = LeafDecoder(patch, width, widths, classes)
         elif decoder == "token":
@@ -158,15 +160,12 @@ class UNETR(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        if prior is not None:
-            if not 0 < prior < 1:
-                raise ValueError(f"prior must lie between 0 and 1, got {prior}")
-            nn.init.constant_(self.decoder.out.bias, math.log(prior / (1 - prior)))
+        set_prior(self.decoder.out.bias, prior)
 
     def set_checkpointing(self, on: bool) -> None:
         """Switch activation checkpointing of every part that knows it; results do not change."""
         for module in self.modules():
-            if hasattr(module, "checkpoint"):
+            if isinstance(module, Block | LeafEncoder | LeafDecoder | ConvDecoder):
                 module.checkpoint = on
 
     def fsdp_units(self) -> list[nn.Module]:
@@ -217,8 +216,8 @@ class UNETR(nn.Module):
         b, _, h, w = image.shape
         if (h, w) != (self.size_px, self.size_px) or not self.uniform:
             raise ValueError(
-                f"forward_image takes {self.size_px}x{self.size_px} images and length={(self.size_px // self.patch) ** 2}; "
-                f"got {h}x{w} and length={self.length}"
+                f"forward_image takes {self.size_px}x{self.size_px} images of a model with "
+                f"length={(self.size_px // self.patch) ** 2}; got {h}x{w} and length={self.length}"
             )
         cells = self.size_px // self.patch
         index = torch.arange(cells * cells, device=image.device)

@@ -1,0 +1,26 @@
+"""Starting values that several models share; imports torch only."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def set_prior(bias: Tensor | None, prior: float | None) -> None:
+    """Fill the last layer's bias with logit(prior), so that training starts at the expected share of foreground.
+
+    Args:
+        bias: the bias to fill.
+        prior: share in (0, 1), or None to leave the bias as it is.
+
+    Raises:
+        ValueError: prior outside (0, 1).
+    """
+    if prior is None or bias is None:
+        return
+    if not 0 < prior < 1:
+        raise ValueError(f"prior must lie between 0 and 1, got {prior}")
+    with torch.no_grad():
+        bias.fill_(math.log(prior / (1 - prior)))
