@@ -1,0 +1,165 @@
+"""What every slide reader offers, the one error they raise, and the limit on images that must be decoded whole.
+
+Imports no image library and never torch.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.memory import available_bytes
+
+MPP_RANGE = (0.02, 50.0)  # um per pixel; outside it the number is a printer's resolution or noise
+
+
+class SlideError(ValueError):
+    """An image that cannot be used; the message is one line that names the file and the cause."""
+
+
+class Opened(ABC):
+    """A file that is open: a context manager with a path and a size.
+
+    Attributes:
+        path: the file.
+        size_wh: width and height of level 0 in pixels, after orientation.
+    """
+
+    path: Path
+    size_wh: tuple[int, int]
+
+    @property
+    def name(self) -> str:
+        """File name without its last suffix."""
+        return self.path.stem
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the file and the memory; reading afterwards is an error."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_region(self, size_wh: tuple[int, int], x_px: int, y_px: int, w_px: int, h_px: int) -> None:
+        width, height = size_wh
+        if w_px < 1 or h_px < 1 or x_px < 0 or y_px < 0 or x_px + w_px > width or y_px + h_px > height:
+            raise SlideError(
+                f"{self.path}: region x={x_px} y={y_px} w={w_px} h={h_px} is not inside the {width} x {height} pixels"
+            )
+
+
+class Slide(Opened):
+    """One input image, read by region at any of its levels as 8-bit RGB.
+
+    Attributes:
+        path: the file.
+        size_wh: level-0 width and height in pixels, after orientation.
+        mpp: micrometres per level-0 pixel, None where the file does not say or says nonsense.
+        level_sizes_wh: width and height of each level, finest first.
+        reader: "openslide", "tifffile" or "raster".
+    """
+
+    mpp: float | None
+    level_sizes_wh: list[tuple[int, int]]
+    reader: str
+
+    def level_scale_xy(self, level: int) -> tuple[Fraction, Fraction]:
+        """Return level-0 pixels per pixel of `level` along x and y, exactly (W0 / Wk, H0 / Hk)."""
+        width, height = self.level_sizes_wh[level]
+        return Fraction(self.size_wh[0], width), Fraction(self.size_wh[1], height)
+
+    def tile_wh(self, level: int) -> tuple[int, int]:
+        """Return the size of the file's own tiles, so that reads can be aligned to them; (1, 1) if it has none."""
+        self._check_level(level)
+        return 1, 1
+
+    def read(self, level: int, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[np.uint8]:
+        """Return a region as (h, w, 3) uint8 RGB; transparency is laid over white.
+
+        Args:
+            level: pyramid level.
+            x_px: left edge in pixels of that level.
+            y_px: top edge.
+            w_px: width, at least 1.
+            h_px: height, at least 1.
+
+        Raises:
+            SlideError: the region leaves the level, or the file cannot be decoded there.
+        """
+        self._check_level(level)
+        self._check_region(self.level_sizes_wh[level], x_px, y_px, w_px, h_px)
+        return self._read(level, x_px, y_px, w_px, h_px)
+
+    @abstractmethod
+    def _read(self, level: int, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[np.uint8]:
+        """`read` with arguments that were checked."""
+
+    def _check_level(self, level: int) -> None:
+        if not 0 <= level < len(self.level_sizes_wh):
+            raise SlideError(f"{self.path}: has no level {level}, only 0 to {len(self.level_sizes_wh) - 1}")
+
+
+def sane_mpp(mpp_x: object, mpp_y: object) -> float | None:
+    """Return the mean of two micrometres-per-pixel values, None unless both are plausible and within 10 %."""
+    values = []
+    for raw in (mpp_x, mpp_y):
+        try:
+            value = float(str(raw))
+        except ValueError:
+            return None
+        if not MPP_RANGE[0] <= value <= MPP_RANGE[1]:  # false for nan too
+            return None
+        values.append(value)
+    if max(values) > 1.1 * min(values):
+        return None
+    return values[0] if values[0] == values[1] else sum(values) / 2
+
+
+def check_decoded_size(path: Path, need_bytes: int, what: str, max_raster_gib: float | None = None) -> None:
+    """Refuse, before anything is decoded, an image that would not fit in memory.
+
+    The limit is `max_raster_gib`, else the environment variable APF_MAX_RASTER_GIB, else the memory that is available.
+
+    Args:
+        path: the file, for the message.
+        need_bytes: size once decoded.
+        what: what is decoded, e.g. "20000 x 20000 pixels".
+        max_raster_gib: limit in GiB.
+
+    Raises:
+        SlideError: it is larger than the limit, or the variable is no positive number.
+    """
+    source = "allowed"
+    if max_raster_gib is None and (text := os.environ.get("APF_MAX_RASTER_GIB")):
+        try:
+            max_raster_gib = float(text)
+        except ValueError:
+            max_raster_gib = -1.0
+        if not max_raster_gib > 0:
+            raise SlideError(f"{path}: APF_MAX_RASTER_GIB={text!r} is not a positive number of GiB")
+        source = "allowed by APF_MAX_RASTER_GIB"
+    limit = available_bytes() if max_raster_gib is None else int(max_raster_gib * 2**30)
+    if max_raster_gib is None:
+        source = "of memory available"
+    if limit is not None and need_bytes > limit:
+        raise SlideError(
+            f"{path}: {what} need {need_bytes / 2**30:.1f} GiB decoded, more than the {limit / 2**30:.1f} GiB {source};"
+            " convert it to a tiled TIFF"
+        )
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's text on one line; its class name if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

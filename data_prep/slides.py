@@ -1,0 +1,166 @@
+"""Slides and masks from disk: `open_slide`, `find_slides`, `open_mask`, `find_mask`. Never imports torch.
+
+OpenSlide reads whatever it can; tifffile reads the TIFF files it cannot; Pillow reads PNG, JPEG and the like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import openslide
+
+from data_prep.masks import Mask, check_mask_size, find_mask, open_mask
+from data_prep.readers import OpenSlideSlide, RasterSlide, TiffSlide
+from data_prep.slide_base import Slide, SlideError, one_line
+from data_prep.tiff_io import open_tiff
+
+__all__ = [
+    "READERS",
+    "SLIDE_SUFFIXES",
+    "Mask",
+    "Slide",
+    "SlideError",
+    "check_mask_size",
+    "find_mask",
+    "find_slides",
+    "open_mask",
+    "open_slide",
+]
+
+READERS = ("auto", "openslide", "tifffile", "raster")
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".jp2", ".webp")
+_TIFF_SUFFIXES = (".tif", ".tiff")
+# A DICOM slide is many .dcm files, so a folder of them cannot be listed one slide per file; name one file of each.
+SLIDE_SUFFIXES = (
+    ".svs", ".ndpi", ".scn", ".bif", ".mrxs", ".vms", ".vmu", ".svslide", ".czi", *_TIFF_SUFFIXES, *_PICTURES,
+)  # fmt: skip
+_MAGIC = {
+    b"\xff\xd8\xff": "picture",
+    b"\x89PNG": "picture",
+    b"BM": "picture",
+    b"RIFF": "picture",
+    b"\x00\x00\x00\x0cjP": "picture",
+    b"II*\x00": "tiff",
+    b"MM\x00*": "tiff",
+    b"II+\x00": "tiff",
+    b"MM\x00+": "tiff",
+    b"PK": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"%PDF": "a PDF document",
+}
+
+
+def open_slide(path: Path | str, reader: str = "auto", *, max_raster_gib: float | None = None) -> Slide:
+    """Open a slide of any supported format.
+
+    Args:
+        path: the file.
+        reader: "auto", or force "openslide", "tifffile" or "raster" (Pillow, decoded whole).
+        max_raster_gib: limit on what is decoded whole; default APF_MAX_RASTER_GIB or the available memory.
+
+    Returns:
+        The open slide, a context manager.
+
+    Raises:
+        SlideError: missing, not an image, damaged, or too large; one line that names the file.
+        ValueError: unknown `reader`.
+    """
+    if reader not in READERS:
+        raise ValueError(f"unknown reader {reader!r}; choose from {', '.join(READERS)}")
+    path = Path(path)
+    kind = _kind(path)
+    if reader == "openslide":
+        return OpenSlideSlide(path)
+    if reader == "tifffile":
+        return TiffSlide(path, max_raster_gib)
+    if reader == "raster" or (kind == "picture" and path.suffix.lower() != ".mrxs"):  # .mrxs begins with a JPEG
+        return RasterSlide(path, max_raster_gib)
+    vendor = _vendor(path)
+    if vendor is not None and not (vendor == "generic-tiff" and _needs_tifffile(path)):
+        return OpenSlideSlide(path)
+    if kind == "tiff" and (vendor is not None or path.suffix.lower() in _TIFF_SUFFIXES):
+        return _first_that_works(path, max_raster_gib)
+    # Never hand a broken .svs to tifffile: it would take a thumbnail that survived for the slide.
+    what = "a damaged or truncated TIFF" if kind == "tiff" else kind
+    raise SlideError(f"{path}: not a slide that can be read: it is {what}")
+
+
+def _first_that_works(path: Path, max_raster_gib: float | None) -> Slide:
+    """Open a TIFF with tifffile, else with Pillow (old JPEG, fax codes); tifffile's complaint if both fail."""
+    readers: tuple[Callable[[Path, float | None], Slide], ...] = (TiffSlide, RasterSlide)
+    first: SlideError | None = None
+    for make in readers:
+        try:
+            return make(path, max_raster_gib)
+        except SlideError as error:
+            first = first or error
+    raise first or SlideError(f"{path}: not readable")
+
+
+def _kind(path: Path) -> str:
+    """What the first bytes say: "picture", "tiff", or words for the error message. Raises SlideError if unreadable."""
+    if path.is_dir():
+        raise SlideError(f"{path}: a folder, not a slide")
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except FileNotFoundError:
+        raise SlideError(f"{path}: no such file") from None
+    except OSError as error:
+        raise SlideError(f"{path}: cannot be read: {error.strerror}") from error
+    if not head:
+        raise SlideError(f"{path}: the file is empty")
+    for magic, kind in _MAGIC.items():
+        if head.startswith(magic):
+            return kind
+    return "no image format known here"
+
+
+def _vendor(path: Path) -> str | None:
+    """OpenSlide's name for the format, None if it is none of its own."""
+    try:
+        vendor: str | None = openslide.OpenSlide.detect_format(path)
+    except openslide.OpenSlideError as error:
+        raise SlideError(f"{path}: OpenSlide: {one_line(error)}") from error
+    return vendor
+
+
+def _needs_tifffile(path: Path) -> bool:
+    """True for tiled TIFF that OpenSlide opens but shows differently: not 8 bit, rotated, or planes as pages."""
+    with open_tiff(path) as tiff:
+        page = tiff.pages[0]
+        axes = tiff.series[0].axes
+        return bool(page.bitspersample != 8 or page.tags.valueof(274, 1) != 1 or axes not in ("YX", "YXS", "SYX"))
+
+
+def find_slides(paths: Sequence[Path | str]) -> list[Path]:
+    """List slides: files as given, folders replaced by the slides directly inside them.
+
+    Args:
+        paths: files and folders. In folders, names that begin with a dot and unknown suffixes are skipped.
+
+    Returns:
+        Sorted paths, each once.
+
+    Raises:
+        SlideError: a path is missing, a folder holds no slide, or two slides would share an output name.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = [p for p in path.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES and not p.name.startswith(".")]
+            inside = [p for p in inside if p.is_file()]
+            if not inside:
+                raise SlideError(f"{path}: no slides in this folder (looked for {', '.join(SLIDE_SUFFIXES)})")
+            found.update({p.resolve(): p for p in inside})
+        elif path.exists():
+            found.setdefault(path.resolve(), path)
+        else:
+            raise SlideError(f"{path}: no such file or folder")
+    by_stem: dict[str, Path] = {}
+    for path in sorted(found.values()):
+        other = by_stem.setdefault(path.stem, path)
+        if other != path:
+            raise SlideError(f"{path}: same name as {other}; slides need different names before the suffix")
+    return sorted(found.values())
