@@ -37,8 +37,9 @@ _CHUNK_BYTES_MAX = 1 << 30      # HDF5 itself stops at 4 GiB per chunk
 _DATASETS = ("tokens", "leaf_xy", "leaf_size", "content_counts", "mask_counts")
 _TEXT_KEYS = ("slide", "source_sha256", "code_version")
 _JSON_KEYS = (
-    "params", "size0_wh", "content_wh", "frame_px", "mpp", "mask_sha256", "ceiling", "budget_used", "edge_pixels",
-)  # fmt: skip
+    "params", "size0_wh", "content_wh", "frame_px", "mpp", "mask_sha256", "mask_pixels", "ceiling", "budget_used",
+    "edge_pixels",
+)
 
 
 class StoreError(ValueError):
@@ -55,8 +56,9 @@ def new_meta(**known: Any) -> dict[str, Any]:
 
     Keys: `schema`; `slide` (stem); `params` (dict of every build parameter, with the thresholds `lo`, `hi` that were
     used); `size0_wh` (level-0 size); `frame_px` (R); `content_wh` (part of the frame that the slide covers); `mpp` (um
-    per level-0 pixel); `source_sha256`, `mask_sha256`; `code_version`; `ceiling` (best Dice per class that this tree
-    can reach); `budget_used` (leaves / length before any duplication); `edge_pixels`.
+    per level-0 pixel); `source_sha256`, `mask_sha256`; `code_version`; `mask_pixels` (foreground of the frame per
+    class; the tokens hold less after `--fit drop`); `ceiling` (best Dice per class that these tokens can reach);
+    `budget_used` (leaves / length, before any drop or duplication); `edge_pixels`.
 
     Raises:
         ValueError: A key that does not exist.
@@ -103,22 +105,30 @@ def write_tokens(path: Path, token_set: TokenSet, meta: dict[str, Any]) -> None:
     write_atomic(path, image.getbuffer())
 
 
-def read_tokens(path: Path, rows: slice | NDArray[np.integer[Any]] | None = None) -> tuple[TokenSet, dict[str, Any]]:
+def read_tokens(
+    path: Path, rows: slice | NDArray[np.integer[Any]] | None = None, check: bool = False
+) -> tuple[TokenSet, dict[str, Any]]:
     """Read a token file, whole or some of its rows.
 
     Args:
         path: The token file.
         rows: Rows to read: a slice, or an index array (any order, repeats allowed); None reads all.
+        check: Also compare the content with its checksum; needs all rows.
 
     Returns:
         The token set (arrays of the rows asked for) and the metadata.
 
     Raises:
-        StoreError: Not a token file, cut off, or of another schema.
+        StoreError: Not a token file, cut off, of another schema, or (`check`) not what was written.
+        IndexError: An index outside the file.
     """
+    if check and rows is not None:
+        raise ValueError("check=True needs all rows of the file")
     with _open(path) as file:
         meta = _decode(path, file)
         arrays = {name: _read_rows(file[name], rows) for name in _DATASETS if name in file}
+        if check:
+            _compare(path, file, meta, arrays)
     return _token_set(path, arrays, meta), meta
 
 
@@ -197,7 +207,8 @@ def _read_rows(dataset: Any, rows: slice | NDArray[np.integer[Any]] | None) -> N
     first, last = int(wanted.min()), int(wanted.max())
     if first < 0 or last >= len(dataset):
         raise IndexError(f"rows {first}..{last} are outside a file of {len(dataset)} tokens")
-    return np.asarray(dataset[first : last + 1])[wanted - first]
+    span = np.asarray(dataset[first : last + 1])
+    return np.take(span, wanted - first, axis=0)
 
 
 def _encode(meta: dict[str, Any]) -> dict[str, Any]:
@@ -217,6 +228,20 @@ def _decode(path: Path, file: Any) -> dict[str, Any]:
         return new_meta(**meta, **{key: json.loads(file.attrs[key]) for key in _JSON_KEYS})
     except (KeyError, ValueError) as error:
         raise StoreError(f"{path}: damaged attributes ({_first_line(error)})") from error
+
+
+def _compare(path: Path, file: Any, meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+    """Raise unless the checksum holds and `coords` and its attributes are what the rest of the file says."""
+    if file.attrs["checksum"] != _checksum(arrays, _encode(meta)):
+        raise StoreError(f"{path}: content does not match its checksum (changed after it was written)")
+    if "leaf_xy" not in arrays or "leaf_size" not in arrays or "tokens" not in arrays:
+        raise StoreError(f"{path}: datasets are missing")
+    coords, notes = _coords(meta, arrays)
+    if not np.array_equal(np.asarray(file["coords"]), coords):
+        raise StoreError(f"{path}: coords do not follow from leaf_xy")
+    stored = dict(file["coords"].attrs)
+    if set(stored) != set(notes) or any(not np.array_equal(stored[key], value) for key, value in notes.items()):
+        raise StoreError(f"{path}: attributes of coords do not follow from the rest")
 
 
 def _checksum(arrays: dict[str, NDArray[Any]], attributes: dict[str, Any]) -> str:

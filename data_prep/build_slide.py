@@ -1,0 +1,282 @@
+"""One slide to one token file: frame, edges, tree, tokens, file; and whether that is needed at all.
+
+A pure function of slide, mask and options, run by `build` in this process, in a pool or on an MPI rank. Must not import
+MPI or torch.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+
+from data_prep.build_log import Source, hash_source
+from data_prep.ceiling import dice, pixel_dice_from_cells
+from data_prep.edges import blur_for, count_edges
+from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
+from data_prep.options import ALGORITHM, BuildOptions, changed_parameter
+from data_prep.packing import drop_or_repeat, pack_strip
+from data_prep.quadtree import Leaves, budget_tree, threshold_tree
+from data_prep.slides import check_mask_size, find_mask, open_mask, open_slide
+from data_prep.store import StoreError, new_meta, read_meta, token_path, write_tokens
+from data_prep.tokens import TokenSet, cut
+from data_prep.uniform import uniform_leaves
+from data_prep.verify import verify_file
+
+CEILING_LOW = 0.8
+
+
+@dataclass(frozen=True)
+class Task:
+    """One slide to build.
+
+    Attributes:
+        slide: The slide file.
+        out: Folder of the token files.
+        options: Parameters.
+        known: Hashes of the slide and its mask from an earlier run, by resolved path.
+        rebuild: Build even when a valid file is there.
+    """
+
+    slide: Path
+    out: Path
+    options: BuildOptions
+    known: dict[str, Source] = field(default_factory=dict)
+    rebuild: bool = False
+
+
+@dataclass
+class Outcome:
+    """What became of one slide: a line of `build_log.jsonl` and a row of the last table."""
+
+    slide: str
+    path: str
+    status: Literal["done", "skipped", "failed"]
+    reason: str = ""
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    tokens: int | None = None
+    ceiling: list[float] | None = None
+    edge_pixels: int | None = None
+    sources: dict[str, tuple[str, int, int, int]] = field(default_factory=dict)
+    traceback: str = ""
+
+    def entry(self) -> dict[str, Any]:
+        """As a log line, without empty fields that only failures have."""
+        line = asdict(self)
+        if not line["traceback"]:
+            del line["traceback"]
+        return line
+
+
+def code_version() -> str:
+    """What besides input and parameters decides the bytes: this code's algorithm number and OpenCV."""
+    return f"data_prep-{ALGORITHM} opencv-{cv2.__version__}"
+
+
+def build_one(task: Task) -> Outcome:
+    """Build one token file unless a valid one from the same input is there; never raises for a bad slide.
+
+    Returns:
+        The outcome. On `failed`, the token file of an earlier run is left as it was and no temporary file remains.
+    """
+    cv2.setNumThreads(1)    # one process per core: threads of OpenCV inside each would only fight
+    started_s = time.perf_counter()
+    outcome = Outcome(task.slide.stem, str(task.slide), "failed")
+    try:
+        _build(task, outcome)
+    except (ValueError, OSError, MemoryError) as error:
+        outcome.status, outcome.reason = "failed", _one_line(error)
+    except Exception as error:      # one bad slide must not cost the other thousand
+        outcome.status, outcome.reason = "failed", f"{type(error).__name__}: {_one_line(error)}"
+        outcome.traceback = traceback.format_exc()
+    outcome.seconds = round(time.perf_counter() - started_s, 4)
+    return outcome
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines) if lines else type(error).__name__
+
+
+def _build(task: Task, outcome: Outcome) -> None:
+    options = task.options
+    mask_path = None
+    if options.masks is not None:
+        mask_path = find_mask(task.slide, options.masks)
+        if mask_path is None:
+            raise ValueError(f"{task.slide}: no mask {task.slide.stem}.png, .tif or .tiff in {options.masks}")
+    hashes = []
+    for path in [task.slide] + ([mask_path] if mask_path else []):
+        source = hash_source(path, task.known)
+        outcome.sources[str(path.resolve())] = (source.sha256, *source.stamp)
+        hashes.append(source.sha256)
+    source_sha256, mask_sha256 = hashes[0], hashes[1] if mask_path else None
+
+    target = token_path(task.out, task.slide.stem)
+    if not task.rebuild and target.exists():
+        why = why_rebuild(target, options, source_sha256, mask_sha256)
+        if why is None:
+            meta = read_meta(target)
+            outcome.status, outcome.reason = "skipped", "complete and valid"
+            outcome.tokens, outcome.ceiling = meta["rows"], meta["ceiling"]
+            outcome.edge_pixels = meta["edge_pixels"]
+            return
+        outcome.reason = f"rebuilt: {why}"
+
+    token_set, meta = make_tokens(task.slide, mask_path, options, outcome)
+    meta |= {"source_sha256": source_sha256, "mask_sha256": mask_sha256}
+    with _Stage(outcome, "write"):
+        write_tokens(target, token_set, meta)
+    outcome.status = "done"
+
+
+def why_rebuild(path: Path, options: BuildOptions, source_sha256: str, mask_sha256: str | None) -> str | None:
+    """Why the token file at `path` cannot stay, or None when it is whole, valid and from the same input."""
+    try:
+        meta = read_meta(path)
+    except StoreError as error:
+        return str(error)
+    blur = _blur(options)
+    changed = changed_parameter(meta["params"], options.params(blur, None, None))
+    if changed is not None:
+        return f"parameter {changed}"
+    if meta["source_sha256"] != source_sha256:
+        return "the slide's content changed"
+    if meta["mask_sha256"] != mask_sha256:
+        return "the mask changed" if meta["mask_sha256"] and mask_sha256 else "masks are new or gone"
+    faults = verify_file(path)
+    return faults[0] if faults else None
+
+
+def make_tokens(
+    slide_path: Path, mask_path: Path | None, options: BuildOptions, outcome: Outcome
+) -> tuple[TokenSet, dict[str, Any]]:
+    """Everything between the slide and the file.
+
+    Returns:
+        Token set and metadata (without hashes). Leaves, ceiling, warnings and stage times go into `outcome`.
+
+    Raises:
+        ValueError: The slide cannot be read, or its mask has another size.
+    """
+    with ExitStack() as opened:
+        slide = opened.enter_context(open_slide(slide_path))
+        frame = make_frame(slide.size_wh, options.resolution, options.aspect)
+        reader = FrameReader(slide, frame)
+        read_mask = None
+        if mask_path is not None:
+            mask = opened.enter_context(open_mask(mask_path))
+            check_mask_size(slide, mask)
+            read_mask = MaskReader(mask, frame).read
+        leaves, found = plan_leaves(reader, frame, options, outcome)
+        with _Stage(outcome, "tokens"):
+            whole = cut(
+                reader.read, leaves, options.patch, frame.size_px, frame.content_wh,
+                read_mask=read_mask, classes=options.classes, tile_px=options.tile_px,
+            )
+        meta = new_meta(
+            slide=slide.name,
+            params=options.params(found["blur"], found["lo"], found["hi"]),
+            size0_wh=[int(v) for v in slide.size_wh],
+            mpp=slide.mpp,
+            code_version=code_version(),
+            budget_used=round(len(leaves) / options.length, 6) if options.length else None,
+            edge_pixels=found["edge_pixels"],
+        )
+    token_set = _fit(whole, options)
+    outcome.tokens, outcome.edge_pixels = len(token_set), found["edge_pixels"]
+    if whole.mask_counts is not None:
+        meta["mask_pixels"] = whole.mask_counts.sum(axis=(0, 1, 2), dtype=np.int64).tolist()
+        meta["ceiling"] = outcome.ceiling = best_dice(token_set, meta["mask_pixels"])
+    _warn(options, len(leaves), outcome)
+    return token_set, meta
+
+
+def _fit(whole: TokenSet, options: BuildOptions) -> TokenSet:
+    """The two habits of the authors' code, for comparison runs: `--fit drop` and `--packing strip`."""
+    token_set = whole
+    if options.fit == "drop" and options.length is not None:
+        token_set = drop_or_repeat(token_set, options.length, options.seed)
+    if options.packing == "strip":
+        token_set = replace(token_set, tokens=pack_strip(token_set.tokens))
+    return token_set
+
+
+def best_dice(token_set: TokenSet, mask_pixels: list[int]) -> list[float]:
+    """The ceiling: Dice per class when every cell takes its majority, counting also truth that lies in no token.
+
+    Args:
+        token_set: Tokens with mask counts.
+        mask_pixels: Foreground pixels of the whole frame per class; more than the tokens hold after `--fit drop`.
+    """
+    assert token_set.mask_counts is not None
+    majority = 2 * token_set.mask_counts.astype(np.int64) > token_set.content_counts[..., None]
+    inter, size, _ = pixel_dice_from_cells(majority, token_set.mask_counts, token_set.content_counts)
+    return [round(float(value), 6) for value in dice(inter, size, np.asarray(mask_pixels, np.int64))]
+
+
+def _blur(options: BuildOptions) -> int | None:
+    if options.patching == "uniform":
+        return None
+    return options.blur if options.blur is not None else blur_for(options.resolution)
+
+
+def plan_leaves(
+    reader: FrameReader, frame: Frame, options: BuildOptions, outcome: Outcome
+) -> tuple[Leaves, dict[str, Any]]:
+    """The leaves of the frame by the rule asked for.
+
+    Returns:
+        Leaves in Morton order, and `blur`, `lo`, `hi`, `edge_pixels` as used (None for uniform patching).
+    """
+    blur = _blur(options)
+    if blur is None:
+        leaves = uniform_leaves(frame.size_px, options.patch)
+        return leaves, {"blur": None, "lo": None, "hi": None, "edge_pixels": None}
+    with _Stage(outcome, "edges"):
+        edges = count_edges(
+            reader.read, frame.size_px, frame.content_wh, options.patch, blur, options.thresholds,
+            tile_px=options.tile_px,
+        )
+    with _Stage(outcome, "tree"):
+        if options.length is not None:
+            leaves = budget_tree(edges.counts, options.patch, options.length)
+        else:
+            leaves = threshold_tree(edges.counts, options.patch, options.split_value or 0)
+    found = {"blur": blur, "lo": int(edges.lo), "hi": int(edges.hi), "edge_pixels": int(edges.edge_pixels)}
+    return leaves, found
+
+
+def _warn(options: BuildOptions, used: int, outcome: Outcome) -> None:
+    """The two silent failures of adaptive patching (a tree that ran out of edges, a tree that cannot show the mask)."""
+    if options.length is not None and used < 1 + 3 * ((options.length - 1) // 3):
+        outcome.warnings.append(
+            f"only {used} of {options.length} leaves used: no edges are left to split at"
+            + (", lower --thresholds or use auto" if options.thresholds != "auto" else "")
+        )
+    low = [value for value in outcome.ceiling or [] if value < CEILING_LOW]
+    if low:
+        outcome.warnings.append(f"ceiling {min(low):.3f}: no model can pass this Dice; raise --length or lower --patch")
+
+
+class _Stage:
+    """Adds the seconds of its block to `outcome.stage_seconds[name]`."""
+
+    def __init__(self, outcome: Outcome, name: str) -> None:
+        self.outcome, self.name = outcome, name
+
+    def __enter__(self) -> None:
+        self.started_s = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.outcome.stage_seconds[self.name] = round(time.perf_counter() - self.started_s, 4)

@@ -1,0 +1,140 @@
+"""What a build is asked to do: the parameters of a token file, checked before any slide is opened.
+
+Must not import anything heavy (no OpenSlide, no h5py): the command line reads it to print its help.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+#: Goes up when the same slide and parameters give other bytes, so that old token files are built again.
+ALGORITHM = 1
+
+
+class OptionError(ValueError):
+    """An option that cannot work; one line that says which and what would."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Everything that decides the bytes of a token file, plus the tile side, which does not.
+
+    Attributes:
+        resolution: R, side of the frame in pixels.
+        patch: p, side of a patch; R / p is a power of two.
+        patching: `apf` (quadtree) or `uniform` (equal squares).
+        length: L, leaves of the budget rule; None with `split_value` or `uniform`.
+        split_value: v of the threshold rule: split while a square holds more than v edge pixels.
+        blur: Side of the Gaussian in pixels (odd, 1 = none); None takes the entry of the table for R.
+        thresholds: Canny thresholds (low, high), or `auto`.
+        aspect: `keep` (padding) or `squash` (to a square).
+        fit: `budget` (exactly the tree's leaves) or `drop` (the paper's random drop or duplicate to L).
+        packing: `leaf` (token i = leaf i) or `strip` (rows mixed as in the authors' public code).
+        classes: K, foreground classes of the masks, ids 1..K.
+        seed: Seed of `fit=drop`.
+        masks: Folder of mask images with the slides' stems, or None.
+        tile_px: Side of the tiles that are read at once; changes memory and speed, never bytes.
+    """
+
+    resolution: int
+    patch: int
+    patching: Literal["apf", "uniform"] = "apf"
+    length: int | None = None
+    split_value: int | None = None
+    blur: int | None = None
+    thresholds: Literal["auto"] | tuple[int, int] = "auto"
+    aspect: Literal["keep", "squash"] = "keep"
+    fit: Literal["budget", "drop"] = "budget"
+    packing: Literal["leaf", "strip"] = "leaf"
+    classes: int = 1
+    seed: int = 0
+    masks: Path | None = None
+    tile_px: int = 2048
+
+    def __post_init__(self) -> None:
+        _check_grid(self)
+        _check_rule(self)
+        if self.blur is not None and (self.blur < 1 or self.blur % 2 == 0):
+            raise OptionError(f"--blur {self.blur}: must be an odd number of pixels, 1 for none")
+        if self.thresholds != "auto":
+            low, high = self.thresholds
+            if not 0 <= low <= high:
+                raise OptionError(f"--thresholds {low},{high}: must be LOW,HIGH with 0 <= LOW <= HIGH, or auto")
+        if not 1 <= self.classes <= 255:
+            raise OptionError(f"--classes {self.classes}: must be 1 to 255")
+        if self.tile_px < 64:
+            raise OptionError(f"--tile {self.tile_px}: must be at least 64 pixels")
+        if self.masks is not None and not self.masks.is_dir():
+            raise OptionError(f"--masks {self.masks}: no such folder")
+
+    def params(self, blur: int | None, low: int | None, high: int | None) -> dict[str, Any]:
+        """The parameters as they are kept in the token file.
+
+        Args:
+            blur: Blur that was used; None for uniform patching.
+            low: Lower Canny threshold that was used; None for uniform patching.
+            high: Upper Canny threshold that was used; None for uniform patching.
+        """
+        thresholds = "auto" if self.thresholds == "auto" else list(self.thresholds)
+        return {
+            "algorithm": ALGORITHM,
+            "resolution": self.resolution,
+            "patch": self.patch,
+            "patching": self.patching,
+            "length": self.length,
+            "split_value": self.split_value,
+            "blur": blur,
+            "thresholds": thresholds if self.patching == "apf" else None,
+            "lo": low,
+            "hi": high,
+            "aspect": self.aspect,
+            "fit": self.fit,
+            "packing": self.packing,
+            "classes": self.classes,
+            "seed": self.seed if self.fit == "drop" else None,
+        }
+
+
+def changed_parameter(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """The first requested parameter that differs, as `name old -> new`; thresholds that `auto` found do not count."""
+    for key in sorted(set(old) | set(new)):
+        if key not in ("lo", "hi") and old.get(key) != new.get(key):
+            return f"{key} {old.get(key)} -> {new.get(key)}"
+    return None
+
+
+def _power_of_two(value: int) -> bool:
+    return value > 0 and value & (value - 1) == 0
+
+
+def _check_grid(options: BuildOptions) -> None:
+    size_px, patch = options.resolution, options.patch
+    if not _power_of_two(patch):
+        raise OptionError(f"--patch {patch}: must be a power of two, e.g. 8 or 16")
+    if size_px < patch:
+        raise OptionError(f"--resolution {size_px}: must be at least --patch {patch}")
+    if size_px % patch or not _power_of_two(size_px // patch):
+        near = patch << max(0, (size_px // patch).bit_length() - 1)
+        raise OptionError(
+            f"--resolution {size_px}: must be --patch {patch} times a power of two, e.g. {near} or {2 * near}"
+        )
+
+
+def _check_rule(options: BuildOptions) -> None:
+    if options.patching == "uniform":
+        for flag, value in (("--length", options.length), ("--split-value", options.split_value)):
+            if value is not None:
+                raise OptionError(f"{flag}: only with --patching apf; uniform patching always has (R/p)^2 tokens")
+        if options.fit == "drop":
+            raise OptionError("--fit drop: only with --patching apf and --length")
+    elif (options.length is None) == (options.split_value is None):
+        given = "both" if options.length is not None else "neither"
+        raise OptionError(f"apf needs exactly one of --length L and --split-value v, got {given}")
+    if options.length is not None and options.length < 4:
+        raise OptionError(f"--length {options.length}: must be at least 4, one split of the frame")
+    if options.split_value is not None and options.split_value < 0:
+        raise OptionError(f"--split-value {options.split_value}: must be 0 or more edge pixels")
+    if options.fit == "drop" and options.length is None:
+        raise OptionError("--fit drop: needs --length, the number of tokens to drop or duplicate to")

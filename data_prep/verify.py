@@ -1,0 +1,107 @@
+"""Checks token files from end to end: whole, unchanged, a tiling in Morton order, counts that add up.
+
+Must not import torch or MPI, nor open slides: a token file is checked by itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.quadtree import Leaves, check_tiling
+from data_prep.store import SUFFIX, StoreError, read_tokens
+from data_prep.tokens import TokenSet
+
+
+def verify_file(path: Path) -> list[str]:
+    """All faults of one token file, one line each without the file's name; empty when it is good.
+
+    Checks that it opens, that the checksum over datasets and attributes matches, shapes and types, that the leaves tile
+    the frame in Morton order (files of `--fit drop`: that each row is a possible leaf), and that the counts add up:
+    content_counts to the content's area, mask_counts within content_counts, both within the area of a cell.
+    """
+    try:
+        token_set, meta = read_tokens(path, check=True)
+    except StoreError as error:
+        return [str(error).removeprefix(f"{path}: ")]
+    if faults := _shape_faults(token_set, meta):
+        return faults
+    dropped = meta["params"].get("fit") == "drop"
+    return _leaf_faults(token_set, dropped) + _count_faults(token_set, dropped)
+
+
+def _shape_faults(token_set: TokenSet, meta: dict[str, Any]) -> list[str]:
+    rows, patch = token_set.tokens.shape[:2]
+    masks = token_set.mask_counts
+    classes = 0 if masks is None else masks.shape[-1]
+    wanted: dict[str, tuple[tuple[int, ...], str]] = {
+        "tokens": ((rows, patch, patch, 3), "uint8"),
+        "leaf_xy": ((rows, 2), "int32"),
+        "leaf_size": ((rows,), "int32"),
+        "content_counts": ((rows, patch, patch), "uint32"),
+        "mask_counts": ((rows, patch, patch, classes), "uint32"),
+    }
+    faults = []
+    for name, (shape, kind) in wanted.items():
+        array = getattr(token_set, name)
+        if array is not None and (array.shape != shape or array.dtype != kind):
+            faults.append(f"{name} is {array.shape} {array.dtype}, should be {shape} {kind}")
+    if rows == 0:
+        faults.append("no leaves")
+    for key, value in (("patch", patch), ("resolution", token_set.size_px)):
+        if meta["params"].get(key, value) != value:
+            faults.append(f"parameter {key} is {meta['params'][key]}, the datasets say {value}")
+    return faults
+
+
+def _leaf_faults(token_set: TokenSet, dropped: bool) -> list[str]:
+    xy, size = token_set.leaf_xy, token_set.leaf_size
+    patch, size_px = token_set.tokens.shape[1], token_set.size_px
+    if not dropped:
+        try:
+            check_tiling(Leaves(xy, size), size_px)
+        except ValueError as error:
+            return [f"leaves do not tile the frame in Morton order: {error}"]
+    steps = size // patch
+    bad = np.flatnonzero((size % patch != 0) | (steps <= 0) | (steps & (steps - 1) != 0) | (size > size_px))
+    if len(bad):
+        return [f"leaf {bad[0]} has side {size[bad[0]]}, not {patch} times a power of two"]
+    side = size[:, None]
+    bad = np.flatnonzero(((xy % side != 0) | (xy < 0) | (xy + side > size_px)).any(axis=1))
+    return [f"leaf {bad[0]} is not on the grid of its size inside the frame"] if len(bad) else []
+
+
+def _count_faults(token_set: TokenSet, dropped: bool) -> list[str]:
+    faults = []
+    content, masks = token_set.content_counts, token_set.mask_counts
+    width, height = token_set.content_wh
+    total = int(content.sum(dtype=np.uint64))
+    if not dropped and total != width * height:
+        faults.append(f"content_counts add up to {total}, the content has {width} x {height} = {width * height} pixels")
+    steps = token_set.leaf_size.astype(np.int64) // token_set.tokens.shape[1]
+    bad = np.flatnonzero((content > (steps * steps)[:, None, None]).any(axis=(1, 2)))
+    if len(bad):
+        faults.append(f"leaf {bad[0]}: content_counts exceed the area of a cell")
+    if masks is not None:
+        bad = np.flatnonzero((masks.sum(axis=-1, dtype=np.uint64) > content).any(axis=(1, 2)))
+        if len(bad):
+            faults.append(f"leaf {bad[0]}: mask_counts exceed content_counts")
+    return faults
+
+
+def token_files(folder: Path) -> list[Path]:
+    """Every token file under `folder` (or the one file), sorted.
+
+    Raises:
+        StoreError: No such folder, or no token file in it.
+    """
+    if folder.is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise StoreError(f"{folder}: no such file or folder")
+    files = sorted(path for path in folder.rglob(f"*{SUFFIX}") if path.is_file())
+    if not files:
+        raise StoreError(f"{folder}: no token files (*{SUFFIX}) in this folder")
+    return files
