@@ -7,14 +7,14 @@ long as the type holds four times the largest value. Beyond 16 bits the arrays a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 # An array of unsigned integers whose width depends on how far it has been summed.
-Sums = NDArray[Any]
+Sums = NDArray[np.unsignedinteger[Any]]
 
 _BAND_ROWS = 256  # rows summed at a time: temporaries stay in the second-level cache
 
@@ -36,11 +36,11 @@ def halve(values: Sums, top: int) -> Sums:
     """
     bound = 4 * top
     if bound <= 0xFFFF:
-        quadruple = values.astype(np.uint8 if bound <= 0xFF else np.uint16)
+        quadruple: NDArray[Any] = values.astype(np.uint8 if bound <= 0xFF else np.uint16)
         np.left_shift(quadruple, 2, out=quadruple)
         h, w = values.shape
-        out: Sums = cv2.resize(quadruple, (w // 2, h // 2), interpolation=cv2.INTER_AREA)
-        return out.reshape(h // 2, w // 2)
+        out: Any = cv2.resize(quadruple, (w // 2, h // 2), interpolation=cv2.INTER_AREA)
+        return cast(Sums, out.reshape(h // 2, w // 2))
     wide = np.uint32 if bound <= 0xFFFFFFFF else np.uint64
     rows = np.add(values[0::2], values[1::2], dtype=wide)
     return rows[:, 0::2] + rows[:, 1::2]
@@ -57,7 +57,7 @@ def sum_pyramid(values: Sums, top: int, levels: int) -> list[Sums]:
     Returns:
         levels + 1 arrays; entry k is (h / 2**k, w / 2**k) and entry 0 is `values` itself.
     """
-    h, w = values.shape
+    h = len(values)
     out = [values]
     banded = min(levels, 4)
     if banded and h > _BAND_ROWS and h % _BAND_ROWS == 0:

@@ -109,7 +109,7 @@ def pyramid(counts: NDArray[Any]) -> list[NDArray[Any]]:
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not is_power_of_two(counts.shape[0]):
         raise ValueError(f"counts must be a square of power-of-two side, got shape {counts.shape}")
     small = int(counts.sum(dtype=np.int64)) < 2**31
-    level = np.asarray(counts, dtype=np.int32 if small else np.int64)
+    level: NDArray[np.signedinteger[Any]] = np.asarray(counts, dtype=np.int32 if small else np.int64)
     levels = [level]
     while level.shape[0] > 1:
         rows = level[0::2] + level[1::2]
@@ -209,7 +209,7 @@ def check_tiling(leaves: Leaves, size_px: int) -> None:
     wrong = start != np.concatenate([[0], end[:-1]])
     if wrong.any():
         i = int(np.argmax(wrong))
-        raise ValueError(f"leaf {i} at {tuple(xy[i].tolist())} of side {size[i]} leaves a gap, overlaps or is unordered")
+        raise ValueError(f"leaf {i} at {tuple(xy[i].tolist())} of side {size[i]} breaks the tiling or its order")
     if int(end[-1]) != size_px * size_px:
         raise ValueError(f"{len(size)} leaves cover {int(end[-1])} of {size_px * size_px} pixels")
 

@@ -237,7 +237,8 @@ def content_counts(
     start = np.arange(p) * cell
     across = np.clip(content_wh[0] - leaf_xy[:, 0:1] - start, 0, cell)
     down = np.clip(content_wh[1] - leaf_xy[:, 1:2] - start, 0, cell)
-    return (down[:, :, None] * across[:, None, :]).astype(np.uint32)
+    area: NDArray[np.int64] = down[:, :, None] * across[:, None, :]
+    return area.astype(np.uint32)
 
 
 def rebuild(
