@@ -14,15 +14,50 @@ STEMS = ("10003", "10063", "10064", "10133", "10183", "10184")
 FLOORS = {"all_foreground": 0.0912, "all_background": 0.0, "otsu": 0.1034}
 # experiment: what sets it apart, and the quality and cost it is given
 SHAPES = {
-    "demo_apf": dict(patching="apf", patch=16, length=256, tokens_per_image=256.0, dice=0.61, seconds_per_image=0.061,
-                     dice_ceiling=0.987, steps=940),
-    "demo_uniform_tokens": dict(patching="uniform", patch=64, length=256, tokens_per_image=256.0, dice=0.38,
-                                seconds_per_image=0.31, dice_ceiling=0.998, steps=186),
-    "demo_uniform_patch": dict(patching="uniform", patch=16, length=4096, tokens_per_image=4096.0, dice=0.12,
-                               seconds_per_image=0.94, dice_ceiling=0.999, steps=61),
-    "demo_tiled_unet": dict(patching="uniform", patch=256, length=16, tokens_per_image=16.0, dice=0.22, model="unet_tiled",
-                            decoder="conv", attention_backend="none", seconds_per_image=0.11, dice_ceiling=1.0, steps=1100),
-}  # fmt: skip
+    "demo_apf": {
+        "patching": "apf",
+        "patch": 16,
+        "length": 256,
+        "tokens_per_image": 256.0,
+        "dice": 0.61,
+        "seconds_per_image": 0.061,
+        "dice_ceiling": 0.987,
+        "steps": 940,
+    },
+    "demo_uniform_tokens": {
+        "patching": "uniform",
+        "patch": 64,
+        "length": 256,
+        "tokens_per_image": 256.0,
+        "dice": 0.38,
+        "seconds_per_image": 0.31,
+        "dice_ceiling": 0.998,
+        "steps": 186,
+    },
+    "demo_uniform_patch": {
+        "patching": "uniform",
+        "patch": 16,
+        "length": 4096,
+        "tokens_per_image": 4096.0,
+        "dice": 0.12,
+        "seconds_per_image": 0.94,
+        "dice_ceiling": 0.999,
+        "steps": 61,
+    },
+    "demo_tiled_unet": {
+        "patching": "uniform",
+        "patch": 256,
+        "length": 16,
+        "tokens_per_image": 16.0,
+        "dice": 0.22,
+        "model": "unet_tiled",
+        "decoder": "conv",
+        "attention_backend": "none",
+        "seconds_per_image": 0.11,
+        "dice_ceiling": 1.0,
+        "steps": 1100,
+    },
+}
 
 
 def record(experiment: str = "demo_apf", seed: int = 0, **changes) -> dict:
@@ -36,15 +71,39 @@ def record(experiment: str = "demo_apf", seed: int = 0, **changes) -> dict:
     rng = np.random.default_rng([seed, sum(map(ord, experiment))])
     mean = shape.pop("dice")
     per_slide = {s: float(np.clip(mean + rng.normal(0, 0.12), 0, 1)) for s in STEMS}
-    values = dict(
-        run_id=f"{shape['model']}-{shape['decoder']}_{shape['patching']}_R1024_p{shape['patch']}_g2_s{seed}",
-        experiment=experiment, status="ok", resolution=1024, parameters=2_400_000, gpus=2, nodes=1, device="cpu",
-        device_name="AMD EPYC 7B13", engine="fsdp", precision="fp32", seed=seed, epochs=12, train_seconds=120.4,
-        preprocessing_seconds=0.21, dice_per_slide=per_slide, dice=sum(per_slide.values()) / len(per_slide),
-        dice_pooled=mean, floors=FLOORS, n_train=15, n_test=len(STEMS), peak_memory_gib=1.7, loss_final=0.31,
-        data="demo/tokens/apf", split_sha256="5f2a" * 16, config_sha256="09ab" * 16, optimiser="AdamW", global_batch=2,
-        commit="8cfaba8" + "0" * 33, started_at="2026-11-20T10:00:00+00:00", finished_at="2026-11-20T10:03:00+00:00",
-    )  # fmt: skip
+    values = {
+        "run_id": f"{shape['model']}-{shape['decoder']}_{shape['patching']}_R1024_p{shape['patch']}_g2_s{seed}",
+        "experiment": experiment,
+        "status": "ok",
+        "resolution": 1024,
+        "parameters": 2_400_000,
+        "gpus": 2,
+        "nodes": 1,
+        "device": "cpu",
+        "device_name": "AMD EPYC 7B13",
+        "engine": "fsdp",
+        "precision": "fp32",
+        "seed": seed,
+        "epochs": 12,
+        "train_seconds": 120.4,
+        "preprocessing_seconds": 0.21,
+        "dice_per_slide": per_slide,
+        "dice": sum(per_slide.values()) / len(per_slide),
+        "dice_pooled": mean,
+        "floors": FLOORS,
+        "n_train": 15,
+        "n_test": len(STEMS),
+        "peak_memory_gib": 1.7,
+        "loss_final": 0.31,
+        "data": "demo/tokens/apf",
+        "split_sha256": "5f2a" * 16,
+        "config_sha256": "09ab" * 16,
+        "optimiser": "AdamW",
+        "global_batch": 2,
+        "commit": "8cfaba8" + "0" * 33,
+        "started_at": "2026-11-20T10:00:00+00:00",
+        "finished_at": "2026-11-20T10:03:00+00:00",
+    }
     values["images_per_s"] = 1 / shape["seconds_per_image"]
     return new_record(**{**values, **shape, **changes})
 
@@ -57,8 +116,14 @@ def write_run(root: Path, raw: dict, metrics: bool = False, folder: str | None =
     (run / "config.yaml").write_text(
         f"experiment: {raw['experiment']}\nmodel: {{name: {raw['model']}}}\ntrain: {{lr: 0.001, seed: {raw['seed']}}}\n"
     )
-    environment = {"commit": raw["commit"], "python": "3.11.2", "versions": {"torch": "2.13.0", "deepspeed": None},
-                   "cpu": "AMD EPYC 7B13", "command": ["launch", "train", raw["experiment"]], "cores": 2}  # fmt: skip
+    environment = {
+        "commit": raw["commit"],
+        "python": "3.11.2",
+        "versions": {"torch": "2.13.0", "deepspeed": None},
+        "cpu": "AMD EPYC 7B13",
+        "command": ["launch", "train", raw["experiment"]],
+        "cores": 2,
+    }
     (run / "env.json").write_text(json.dumps(environment))
     if metrics:
         write_metrics(run, raw)
@@ -104,8 +169,10 @@ def write_build_log(folder: Path, tokens: list[int | None], stems: list[str] | N
     """Write the build_log.jsonl of a folder of token files."""
     folder.mkdir(parents=True)
     stems = stems or [f"s{i}" for i in range(len(tokens))]
-    lines = [{"slide": s, "status": "done" if t is not None else "failed", "tokens": t, "seconds": 0.2}
-             for s, t in zip(stems, tokens, strict=True)]  # fmt: skip
+    lines = [
+        {"slide": s, "status": "done" if t is not None else "failed", "tokens": t, "seconds": 0.2}
+        for s, t in zip(stems, tokens, strict=True)
+    ]
     (folder / "build_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

@@ -1,0 +1,137 @@
+"""How every figure looks and is saved: column widths, Okabe-Ito colours, vector and PNG files (matplotlib, lazily)."""
+
+import io
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis.formats import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMN_IN = 3.45  # one column of a two-column paper
+PAGE_IN = 7.1
+# Okabe and Ito's colours, distinguishable with the common colour-vision deficiencies; yellow is too pale on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1.5, 1, 1.5)), (0, (7, 2)), (0, (2, 1)), (0, (5, 1, 1, 1, 1, 1)))
+GREY = "#5f5f5f"
+MOST_RUNS = 14  # more lines cannot be told apart; the caption then says how many are not drawn
+_RC = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 7.5,
+    "axes.titlesize": 8,
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "lines.linewidth": 1.2,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "figure.dpi": 100,
+    "savefig.dpi": 300,
+    "svg.fonttype": "path",  # the page must look alike where the font is not installed
+    "svg.hashsalt": "analysis",
+    "pdf.fonttype": 42,
+    "path.simplify": True,
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A finished figure with its words: file name, heading, caption, and what it shows for who cannot see it."""
+
+    slug: str
+    title: str
+    caption: str
+    alt: str
+    figure: "Figure"
+    photographic: bool = False  # a page embeds photographs as JPEG or PNG and the rest as SVG
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Use the house style while figures are made and saved."""
+    import matplotlib
+
+    with matplotlib.rc_context(_RC):
+        yield
+
+
+def new_figure(width_in: float, height_in: float) -> "Figure":
+    """Return an empty figure without any window system or global state."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width_in, height_in), layout="constrained")
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour, marker and dash of one run: each alone tells runs apart, for print in grey."""
+
+    colour: str
+    marker: str
+    dash: object
+
+
+def look(i: int) -> Look:
+    """Return the look of the i-th run; after seven, colours come back with other markers and dashes."""
+    n = len(COLOURS)
+    return Look(COLOURS[i % n], MARKERS[(i + i // n) % n], DASHES[(i + i // n) % n])
+
+
+def encode(figure: "Figure", suffix: str) -> bytes:
+    """Return a figure as the bytes of a png, svg or pdf file, the same bytes at every call."""
+    out = io.BytesIO()
+    metadata = {
+        "png": {"Software": None},
+        "svg": {"Date": None, "Creator": None},
+        "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+    }
+    with style():
+        figure.savefig(out, format=suffix, metadata=metadata[suffix], bbox_inches="tight", pad_inches=0.03)
+    return out.getvalue()
+
+
+def save(drawings: Sequence[Drawing], out: Path) -> list[Path]:
+    """Write each drawing as .png, .svg and .pdf and return the paths.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    paths = []
+    for drawing in drawings:
+        for suffix in ("png", "svg", "pdf"):
+            path = out / f"{drawing.slug}.{suffix}"
+            write_atomically(path, encode(drawing.figure, suffix))
+            paths.append(path)
+    return paths
+
+
+def spread(positions: Sequence[float], gap: float) -> list[float]:
+    """Return positions moved apart to at least `gap`, in the same order and near to where they were."""
+    order = sorted(range(len(positions)), key=lambda i: positions[i])
+    moved = list(positions)
+    for _ in range(200):
+        worst = 0.0
+        for a, b in itertools.pairwise(order):
+            lack = gap - (moved[b] - moved[a])
+            if lack > 1e-9:
+                moved[a] -= lack / 2
+                moved[b] += lack / 2
+                worst = max(worst, lack)
+        if worst <= 1e-9:
+            break
+    return moved

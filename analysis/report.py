@@ -1,0 +1,181 @@
+"""One self-contained page: measured tables, figures, pictures, provenance, and the published numbers apart (no torch).
+
+Every text from a record is escaped; images are embedded; nothing is loaded from elsewhere and no script runs.
+"""
+
+import base64
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+from analysis.figure_style import Drawing, encode
+from analysis.figures import draw_all
+from analysis.formats import MISSING, escape_html, html_table, write_atomically
+from analysis.groups import Group
+from analysis.page_style import CSS
+from analysis.published import published_tables
+from analysis.records import Run
+from analysis.run_files import read_environment
+from analysis.tables import Comparison, comparison_table, dice_cell, problem_table, ratio
+
+MOST_PROVENANCE = 200  # runs with a block of their own; beyond that the page would be all blocks
+
+
+def write_report(comparison: Comparison, out: Path) -> Path:
+    """Write OUT/index.html whole or not at all, and return its path.
+
+    Raises:
+        ValueError: the folder cannot be written.
+    """
+    path = out / "index.html"
+    write_atomically(path, page(comparison, draw_all(comparison), out))
+    return path
+
+
+def page(comparison: Comparison, drawings: list[Drawing], out: Path) -> str:
+    """Return the page as HTML; `out` is the folder that links to run folders start from."""
+    sections = [
+        ("measured", "Measured runs", _measured(comparison)),
+        ("figures", "Figures", _figures(drawings)),
+        ("problems-section", "What is not in the table", _problems(comparison)),
+        ("provenance", "Where the numbers come from", _provenance(comparison, out)),
+        ("published", "Published numbers", _published()),
+    ]
+    links = "".join(f'<li><a href="#{ident}">{escape_html(title)}</a></li>' for ident, title, _ in sections)
+    body = "".join(
+        f'<section id="{ident}" aria-labelledby="h-{ident}"><h2 id="h-{ident}">{escape_html(title)}</h2>{text}</section>'
+        for ident, title, text in sections
+    )
+    title = f"Experiment report: {comparison.root.resolve().name}"
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape_html(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
+        '<a class="skip" href="#content">Skip to the content</a>\n'
+        f"<header><h1>{escape_html(title)}</h1>{_summary(comparison)}"
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>\n<main id="content">{body}</main>\n'
+        f"<footer><p>{_footer(comparison)}</p></footer>\n</body>\n</html>\n"
+    )
+
+
+def _summary(comparison: Comparison) -> str:
+    """Return the few numbers that a reader looks for first, or the sentence that there are none."""
+    runs = sum(len(g.runs) for g in comparison.groups)
+    if not runs:
+        return f"<p>No finished run; {len(comparison.problems)} records or run folders are listed below with the reason.</p>"
+    facts = [("finished runs", str(runs))]
+    scored = [g for g in comparison.groups if g.mean("dice") is not None]
+    if scored:
+        best = max(scored, key=lambda g: g.mean("dice"))
+        facts.append((f"highest test Dice, {best.label}", dice_cell(best) or MISSING))
+    floors = [f.dice for f in comparison.floors]
+    if floors:
+        facts.append(("highest floor (no learning)", f"{max(floors):.3f}"))
+    known = [
+        (q.ratio, g, q) for g, q in zip(comparison.groups, comparison.speedups, strict=True) if q.ratio is not None
+    ]
+    adaptive = [k for k in known if k[1].first.patching == "apf"]
+    if adaptive:
+        value, group, quotient = max(adaptive, key=lambda k: k[0])
+        facts.append((f"time per image, {quotient.baseline.label} over {group.label}", ratio(value)))
+    items = "".join(f"<div><dt>{escape_html(name)}</dt><dd>{escape_html(value)}</dd></div>" for name, value in facts)
+    return f'<dl class="key">{items}</dl>'
+
+
+def _measured(comparison: Comparison) -> str:
+    if not comparison.groups:
+        return "<p>There is no finished run to compare.</p>"
+    return f'<div class="measured">{html_table(comparison_table(comparison))}</div>'
+
+
+def _figures(drawings: list[Drawing]) -> str:
+    if not drawings:
+        return "<p>The runs left no data to draw.</p>"
+    blocks, narrow = [], []
+    for drawing in drawings:
+        small = drawing.figure.get_figwidth() < 5
+        (narrow if small else blocks).append(_figure(drawing))
+    pair = f'<div class="pair">{"".join(narrow)}</div>' if narrow else ""
+    return pair + "".join(blocks)
+
+
+def _figure(drawing: Drawing) -> str:
+    suffix, mime = ("png", "image/png") if drawing.photographic else ("svg", "image/svg+xml")
+    data = base64.b64encode(encode(drawing.figure, suffix)).decode("ascii")
+    return (
+        f'<figure id="{escape_html(drawing.slug)}"><img src="data:{mime};base64,{data}" alt="{escape_html(drawing.alt)}" '
+        f'style="width:{_width_rem(drawing):.1f}rem">'
+        f"<figcaption><strong>{escape_html(drawing.title)}.</strong> {escape_html(drawing.caption)}</figcaption></figure>"
+    )
+
+
+def _width_rem(drawing: Drawing) -> float:
+    """Return the width on the page: print size enlarged, so that 7 pt letters read like the text around them."""
+    return drawing.figure.get_figwidth() * 72 / 12 * 1.6
+
+
+def _problems(comparison: Comparison) -> str:
+    if not comparison.problems:
+        return "<p>Nothing: every record in the folder is in the table.</p>"
+    return html_table(problem_table(comparison))
+
+
+def _provenance(comparison: Comparison, out: Path) -> str:
+    runs = [(group, run) for group in comparison.groups for run in group.runs]
+    if not runs:
+        return "<p>No finished run.</p>"
+    blocks = [_provenance_block(group, run, out) for group, run in runs[:MOST_PROVENANCE]]
+    left = len(runs) - MOST_PROVENANCE
+    if left > 0:
+        blocks.append(f"<p>{left} more runs are not listed here; their commits and settings are in comparison.csv.</p>")
+    intro = "<p>One entry per run: code, versions, machine and settings, and a link to the run folder.</p>"
+    return intro + "".join(blocks)
+
+
+def _provenance_block(group: Group, run: Run, out: Path) -> str:
+    environment = read_environment(run)
+    versions = environment.get("versions")
+    packages = ", ".join(f"{k} {v}" for k, v in versions.items() if v) if isinstance(versions, dict) else None
+    link = quote(os.path.relpath(run.folder.resolve(), out.resolve()).replace(os.sep, "/")) + "/"
+    parameters = f"{run.parameters:,}" if run.parameters is not None else None
+    hardware = " / ".join(dict.fromkeys(str(v) for v in (run.device_name, run.device, environment.get("cpu")) if v))
+    facts = [
+        ("commit", run.commit or environment.get("commit")),
+        ("versions", packages),
+        ("python", environment.get("python")),
+        ("hardware", hardware or None),
+        ("GPUs, nodes", f"{_or_missing(run.gpus)}, {_or_missing(run.nodes)}"),
+        ("engine, precision", f"{_or_missing(run.engine)}, {_or_missing(run.precision)}"),
+        ("attention backend", run.attention_backend),
+        ("optimiser, global batch", f"{_or_missing(run.optimiser)}, {_or_missing(run.global_batch)}"),
+        ("parameters", parameters),
+        ("seed", run.seed),
+        ("config hash", run.config_sha256),
+        ("data, split hash", f"{_or_missing(run.data)}, {_or_missing(run.split_sha256)}"),
+        ("timing", run.warmup_rule),
+        ("peak memory (GiB)", None if run.peak_memory_gib is None else f"{run.peak_memory_gib:.2f}"),
+        ("started, finished", f"{_or_missing(run.started_at)}, {_or_missing(run.finished_at)}"),
+    ]
+    rows = "".join(f"<dt>{escape_html(k)}</dt><dd>{escape_html(_or_missing(v))}</dd>" for k, v in facts)
+    return (
+        f"<details open><summary>{escape_html(group.label)}: {escape_html(run.run_id)}</summary><dl>"
+        f'<dt>run folder</dt><dd><a href="{escape_html(link)}">{escape_html(run.folder.as_posix())}</a></dd>{rows}</dl></details>'
+    )
+
+
+def _or_missing(value: object) -> str:
+    return MISSING if value in (None, "") else str(value)
+
+
+def _published() -> str:
+    intro = (
+        "<p>These rows were printed by other people, for other data and machines. They stand here for orientation and are "
+        "never mixed with the measured table above.</p>"
+    )
+    return intro + "".join(f'<div class="published">{html_table(t, row_heads=2)}</div>' for t in published_tables())
+
+
+def _footer(comparison: Comparison) -> str:
+    newest = max((r.finished_at for g in comparison.groups for r in g.runs if r.finished_at), default=None)
+    when = f" The newest run finished at {escape_html(newest)}." if newest else ""
+    return f"Made by <code>python -m analysis report</code> from {escape_html(comparison.root.as_posix())}.{when}"

@@ -1,0 +1,167 @@
+"""Read what lies in a run folder beside its record: curves, tokens, pictures, versions (no torch, no matplotlib)."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.groups import Group
+from analysis.records import Run
+from launch.record import read_metrics
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run's training: arrays of equal length for the loss, and for the Dice on the validation slides."""
+
+    step: np.ndarray
+    seconds: np.ndarray
+    loss: np.ndarray
+    val_step: np.ndarray
+    val_seconds: np.ndarray
+    val_dice: np.ndarray
+
+
+def read_curve(run: Run) -> Curve | None:
+    """Return the curves of a run, or None where it left no readable metrics.jsonl.
+
+    A validation line without a time takes the time of the last training line before it.
+    """
+    try:
+        lines = read_metrics(run.folder / "metrics.jsonl")
+    except (OSError, ValueError):
+        return None
+    train: list[tuple[float, float, float]] = []
+    val: list[tuple[float, float, float]] = []
+    seconds = 0.0
+    for line in lines:
+        step = _finite(line.get("step"))
+        now = _finite(line.get("train_seconds"))
+        seconds = seconds if now is None else now
+        loss, dice = _finite(line.get("loss")), _finite(line.get("val_dice"))
+        if step is not None and loss is not None:
+            train.append((step, seconds, loss))
+        if step is not None and dice is not None:
+            val.append((step, seconds, dice))
+    if not train and not val:
+        return None
+    return Curve(*np.array(train, dtype=float).reshape(-1, 3).T, *np.array(val, dtype=float).reshape(-1, 3).T)
+
+
+def _finite(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        return None
+    return float(value)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens per slide of one folder of token files; `counts` is sorted. `source` says where the numbers are from."""
+
+    label: str
+    counts: np.ndarray
+    source: str
+
+
+def read_lengths(groups: list[Group]) -> list[Lengths]:
+    """Return the token counts of each set of token files that the runs used, once each, in the order of the runs.
+
+    Where the folder or its build_log.jsonl is gone, the record's mean number of tokens stands in, as one number.
+    """
+    found: dict[str, Lengths] = {}
+    for group in groups:
+        run = group.first
+        name = f"{run.patching or '?'}, p={run.patch or '?'}"
+        folder = find_data(run)
+        counts = _logged_tokens(folder) if folder else []
+        key = str(folder.resolve()) if folder and counts else f"record {run.data} {name} {run.tokens_per_image}"
+        if key in found:
+            continue
+        if counts:
+            found[key] = Lengths(name, np.sort(np.array(counts)), "build log")
+        elif run.tokens_per_image:
+            found[key] = Lengths(name, np.array([run.tokens_per_image]), "mean in the record")
+    return _distinct(list(found.items()))
+
+
+def _distinct(found: list[tuple[str, Lengths]]) -> list[Lengths]:
+    """Return the sets with the folder's name added to labels that two sets share."""
+    labels = [lengths.label for _, lengths in found]
+    return [
+        Lengths(f"{lengths.label} ({Path(key).name})", lengths.counts, lengths.source)
+        if labels.count(lengths.label) > 1
+        else lengths
+        for key, lengths in found
+    ]
+
+
+def find_data(run: Run) -> Path | None:
+    """Return the folder of token files that a record names, also where the run was started from another folder."""
+    if not run.data:
+        return None
+    named = Path(run.data)
+    if named.is_absolute():
+        return named if named.is_dir() else None
+    for base in (Path(), *run.folder.resolve().parents):
+        if (base / named).is_dir():
+            return base / named
+    return None
+
+
+def _logged_tokens(folder: Path) -> list[int]:
+    """Return the last known token count of every slide in build_log.jsonl."""
+    last: dict[str, int] = {}
+    try:
+        lines = (folder / "build_log.jsonl").read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the line at which a build was killed
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("tokens"), int) and entry.get("status") != "failed":
+            last[str(entry.get("slide"))] = entry["tokens"]
+    return list(last.values())
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """One test slide as a run saw it: image (h, w, 3) uint8, truth and prediction (h, w) bool of the same size."""
+
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+
+
+def picture_stems(run: Run) -> set[str]:
+    """Return the names of the test slides of which a run left pictures."""
+    return {p.name.removesuffix("_prediction.png") for p in (run.folder / "predictions").glob("*_prediction.png")}
+
+
+def read_pictures(run: Run, stem: str) -> Pictures | None:
+    """Return the pictures of one test slide, or None where one is missing, unreadable or of another size."""
+    from PIL import Image
+
+    parts = []
+    for name, mode in (("image", "RGB"), ("truth", "L"), ("prediction", "L")):
+        try:
+            with Image.open(run.folder / "predictions" / f"{stem}_{name}.png") as file:
+                parts.append(np.asarray(file.convert(mode)))
+        except (OSError, ValueError):
+            return None
+    image, truth, prediction = parts
+    if not image.shape[:2] == truth.shape == prediction.shape:
+        return None
+    return Pictures(image, truth > 0, prediction > 0)
+
+
+def read_environment(run: Run) -> dict[str, Any]:
+    """Return env.json, or nothing where it is missing or broken."""
+    try:
+        value = json.loads((run.folder / "env.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
