@@ -1,7 +1,8 @@
 """Numpy samples to torch batches, ahead of time in a background thread; knows nothing of engines or models.
 
 A batch is a dict of CPU tensors as `hpc_models` documents it: tokens (B, L, p, p, 3) float32, leaf_xy, leaf_size,
-valid, mask_counts (B, L, p, p, K) and content_counts (B, L, p, p) float32. A crop is one token that covers its whole square.
+valid, mask_counts (B, L, p, p, K) and content_counts (B, L, p, p) float32. A crop is one
+token that covers its whole square.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ checksums of all its files is in it. Knows nothing of engines: it saves trees of
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Callable
@@ -54,7 +53,7 @@ def save(folder: Path, step: int, state: dict[str, Any], notes: dict[str, Any], 
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     if rank == 0:
-        os.replace(temporary, target)
+        temporary.replace(target)
         files = {name: value for part in everyone for name, value in part.items()}
         write_atomic(target / COMPLETE, json.dumps({"step": step, "files": files}).encode())
         for old_step in _steps(folder)[keep:]:
@@ -95,6 +94,7 @@ def load_newest(folder: Path, state: dict[str, Any], say: Callable[[str], None])
     rank, world = dist.get_rank(), dist.get_world_size()
     found: list[Any] = [_steps(folder) if rank == 0 else None]
     dist.broadcast_object_list(found, src=0)
+    damaged: list[Path] = []
     for step in found[0]:
         source = folder / f"step-{step}"
         fault = _fault(source, rank, world)
@@ -102,12 +102,24 @@ def load_newest(folder: Path, state: dict[str, Any], say: Callable[[str], None])
         dist.all_gather_object(faults, fault)
         fault = next((f for f in faults if f), None)
         if fault is None:
+            _set_aside(damaged, rank)
             dcp.load(state, checkpoint_id=source)
             notes: dict[str, Any] = json.loads((source / "notes.json").read_text())
             return notes
         if rank == 0:
             say(f"checkpoint {source} is damaged ({fault}); trying the one before it")
+        damaged.append(source)
+    _set_aside(damaged, rank)
     return None
+
+
+def _set_aside(damaged: list[Path], rank: int) -> None:
+    """Rename damaged checkpoints, or they would count as the newest when old ones are removed."""
+    if rank == 0:
+        for source in damaged:
+            aside = source.with_name(f"damaged-{source.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            source.replace(aside)
 
 
 def _fault(source: Path, rank: int, world: int) -> str | None:

@@ -30,7 +30,7 @@ DEMO_SECONDS = 120.0
 
 def _demo_network() -> UNETRConfig:
     """The transformer that all three token rows of the demo share."""
-    return UNETRConfig(decoder="leaf", width=192, depth=4, heads=6, mlp_dim=768)
+    return UNETRConfig(decoder="leaf", position="both", width=192, depth=4, heads=6, mlp_dim=768)
 
 
 def _demo_train(batch: int) -> TrainConfig:
@@ -96,7 +96,7 @@ def smoke() -> Config:
     return base.model_copy(
         update={
             "experiment": "smoke",
-            "model": UNETRConfig(decoder="leaf", width=32, depth=2, heads=2, mlp_dim=64),
+            "model": UNETRConfig(decoder="leaf", position="both", width=32, depth=2, heads=2, mlp_dim=64),
             "train": TrainConfig(batch=2, max_steps=6, warmup=0.2),
             "eval": EvalConfig(every_steps=3, pictures_px=256),
         }

@@ -27,8 +27,8 @@ class Engine(Protocol):
     name: str
     module: nn.Module  # parameters as this rank holds them; what the optimiser is made from
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits of a batch on this rank's device, float32. Every rank must call it equally often."""
+    def forward(self, batch: Batch | torch.Tensor) -> torch.Tensor:
+        """What the model makes of a batch (or of images) on this device, float32; every rank calls it equally often."""
 
     def micro_step(self, last: bool) -> AbstractContextManager[None]:
         """Surrounds forward and backward of one part of a step; gradients cross ranks only in the `last` part."""

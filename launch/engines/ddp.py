@@ -34,7 +34,7 @@ class DDPEngine:
         # No buffers are shared: the models' are constants, and fsdp does not share them either.
         self._ddp = DistributedDataParallel(self.module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch | torch.Tensor) -> torch.Tensor:
         """See `Engine`. Without gradients it calls the bare model, which talks to nobody."""
         model: nn.Module = self._ddp if torch.is_grad_enabled() else self.module
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):

@@ -40,7 +40,7 @@ class FSDPEngine:
             fully_shard(unit, mesh=mesh, mp_policy=inner, reshard_after_forward=reshard)
         self.module: nn.Module = fully_shard(model, mesh=mesh, mp_policy=root, reshard_after_forward=reshard)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch | torch.Tensor) -> torch.Tensor:
         """See `Engine`."""
         logits: torch.Tensor = self.module(batch)
         return logits.float()

@@ -1,0 +1,185 @@
+"""Exact pixel Dice of a model on a split, slides shared over ranks, each counted once; also saves small pictures.
+
+Knows engines only by `forward`; counts are integers, so the result does not depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from data_prep.ceiling import ceiling, pixel_dice_from_cells
+from data_prep.files import write_atomic
+from data_prep.progress import Progress
+from data_prep.tokens import TokenSet
+from hpc_models import metrics
+from hpc_models.unet import sliding_window
+from launch.batches import collate, token_sample
+from launch.config import Config
+from launch.data import Raster, TokenFiles
+from launch.engines.base import Engine
+from launch.pictures import class_gray, paint, picture_side, save_png
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Counts of a split after all ranks have added theirs.
+
+    Attributes:
+        names: Slides.
+        counts: (slides, K, 3) int64: intersection, prediction, truth in frame pixels.
+        ceilings: Best Dice each slide's tree can reach, mean over classes.
+        tokens: Valid tokens of each slide.
+    """
+
+    names: list[str]
+    counts: torch.Tensor
+    ceilings: list[float]
+    tokens: list[int]
+
+    def per_slide(self) -> dict[str, float]:
+        """Dice of each slide, mean over classes."""
+        return dict(zip(self.names, metrics.dice_per_slide(self.counts).tolist(), strict=True))
+
+    def mean(self) -> float:
+        """Mean of the slides' Dice."""
+        return float(metrics.dice_per_slide(self.counts).mean())
+
+    def pooled(self) -> float:
+        """Dice of all slides as one picture, mean over classes."""
+        return float(metrics.dice_pooled(self.counts))
+
+
+@torch.no_grad()
+def evaluate(
+    engine: Engine,
+    config: Config,
+    files: TokenFiles,
+    part: str,
+    device: torch.device,
+    pictures: Path | None = None,
+    label: str = "eval",
+) -> Scores:
+    """Dice of the engine's model on one split; every rank must call it.
+
+    Args:
+        engine: The wrapped model; left in training mode.
+        config: The run's configuration.
+        files: Its token files.
+        part: train, val or test.
+        device: This rank's device.
+        pictures: Folder for small pictures and counts of each slide; None saves nothing.
+        label: Name on the progress bar.
+    """
+    names = files.split[part]
+    rank, world = dist.get_rank(), dist.get_world_size()
+    counts = torch.zeros(len(names), config.data.classes, 3, dtype=torch.int64)
+    extra = torch.zeros(len(names), 2, dtype=torch.float64)
+    engine.module.eval()
+    with Progress(len(names), label, "slides", rank=rank) as bar:
+        for first in range(0, len(names), world):
+            # With parameters spread over ranks all of them must run the model together: in the last round a rank
+            # without a slide of its own repeats the last one and throws the answer away.
+            index = min(first + rank, len(names) - 1)
+            mine = first + rank < len(names)
+            folder = pictures if mine else None
+            result = _slide(engine, config, files, names[index], device, folder)
+            if mine:
+                counts[index] = torch.from_numpy(result[0])
+                extra[index] = torch.tensor(result[1:], dtype=torch.float64)
+            bar.update(min(world, len(names) - first))
+    engine.module.train()
+    dist.all_reduce(counts)
+    dist.all_reduce(extra)
+    return Scores(list(names), counts, extra[:, 0].tolist(), [int(n) for n in extra[:, 1].tolist()])
+
+
+def _slide(
+    engine: Engine, config: Config, files: TokenFiles, name: str, device: torch.device, folder: Path | None
+) -> tuple[NDArray[np.int64], float, int]:
+    """Counts (K, 3), ceiling and tokens of one slide."""
+    tokens = files.load(name)
+    assert tokens.mask_counts is not None
+    if config.data.kind == "tiles":
+        raster = files.load_raster(name)
+        predicted = _predict_raster(engine, config, raster, device)
+        counts = raster_counts(predicted, raster)
+        if folder is not None:
+            _save(folder, name, counts, _raster_pictures(raster, predicted, config.eval.pictures_px))
+    else:
+        predicted = _predict_tokens(engine, config, tokens, device)
+        counts = np.stack(pixel_dice_from_cells(predicted, tokens.mask_counts, tokens.content_counts), axis=-1)
+        if folder is not None:
+            _save(folder, name, counts, _token_pictures(tokens, predicted, config.eval.pictures_px))
+    return counts, float(np.mean(ceiling(tokens.mask_counts, tokens.content_counts))), len(tokens.tokens)
+
+
+def _predict_tokens(engine: Engine, config: Config, tokens: TokenSet, device: torch.device) -> NDArray[np.bool_]:
+    batch = collate([token_sample(tokens, config.data.length, None, False, 0.0)])
+    inputs = {k: v.to(device) for k, v in batch.items() if k not in ("mask_counts", "content_counts")}
+    logits = engine.forward(inputs)[0, : len(tokens.tokens)]
+    on: NDArray[np.bool_] = (logits > 0).cpu().numpy()
+    return on
+
+
+def _predict_raster(engine: Engine, config: Config, raster: Raster, device: torch.device) -> NDArray[np.bool_]:
+    image = torch.from_numpy(raster.image).to(device).permute(2, 0, 1).float() / 255
+    logits = sliding_window(engine.forward, image, config.data.crop_px, config.data.overlap)
+    on: NDArray[np.bool_] = (logits > 0).permute(1, 2, 0).cpu().numpy()
+    return on
+
+
+def raster_counts(predicted: NDArray[np.bool_], raster: Raster) -> NDArray[np.int64]:
+    """(K, 3) int64 intersection, prediction, truth of a full-size prediction (R, R, K), padding left out."""
+    inside = predicted & raster.content[..., None]
+    both = inside & raster.masks
+    return np.stack([a.sum((0, 1), dtype=np.int64) for a in (both, inside, raster.masks)], axis=-1)
+
+
+def _token_pictures(tokens: TokenSet, predicted: NDArray[Any], limit_px: int) -> dict[str, NDArray[Any]]:
+    side = picture_side(tokens.size_px, limit_px)
+    assert tokens.mask_counts is not None
+    share = tokens.mask_counts / np.maximum(tokens.content_counts, 1)[..., None]
+
+    def small(values: NDArray[Any]) -> NDArray[np.float32]:
+        picture = paint(values, tokens.leaf_xy, tokens.leaf_size, tokens.size_px, side)
+        return _crop(picture, tokens.content_wh, tokens.size_px)
+
+    return {"image": small(tokens.tokens), "truth": class_gray(small(share)), "pred": class_gray(small(predicted))}
+
+
+def _raster_pictures(raster: Raster, predicted: NDArray[Any], limit_px: int) -> dict[str, NDArray[Any]]:
+    size_px = raster.image.shape[0]
+    factor = size_px // picture_side(size_px, limit_px)
+    content_wh = (int(raster.content.any(0).sum()), int(raster.content.any(1).sum()))
+
+    def small(values: NDArray[Any]) -> NDArray[np.float32]:
+        side = size_px // factor
+        means = values.reshape(side, factor, side, factor, -1).mean((1, 3), dtype=np.float32)
+        return _crop(means, content_wh, size_px)
+
+    return {
+        "image": small(raster.image), "truth": class_gray(small(raster.masks)), "pred": class_gray(small(predicted))
+    }  # fmt: skip
+
+
+def _crop(picture: NDArray[Any], content_wh: tuple[int, int], size_px: int) -> NDArray[Any]:
+    """The part of a picture of the frame that shows the slide."""
+    w, h = (max(1, -(-side * picture.shape[0] // size_px)) for side in content_wh)
+    return picture[:h, :w]
+
+
+def _save(folder: Path, name: str, counts: NDArray[np.int64], pictures: dict[str, NDArray[Any]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, values in pictures.items():
+        save_png(folder / f"{kind}_{name}.png", values)
+    data = io.BytesIO()
+    np.savez(data, counts=counts)
+    write_atomic(folder / f"{name}.npz", data.getbuffer())

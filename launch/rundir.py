@@ -1,0 +1,82 @@
+"""The run directory: may this run use it, is it finished, what is in it; rank 0 looks, all ranks hear the same.
+
+Must not import torch.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from data_prep.files import write_atomic
+from launch.config import Config, ConfigError, differing_keys
+from launch.record import read_record
+
+_OURS = ("config.yaml", "env.json", "metrics.jsonl", "record.json", "checkpoints", "predictions")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What rank 0 found: `finished` needs no work; `logs` is the folder of this start; `starts` counts it."""
+
+    finished: bool
+    logs: str
+    starts: int
+
+
+def open_run(run_dir: Path, config: Config) -> Opened:
+    """Make or reopen a run directory. Rank 0 only.
+
+    With `force` everything that an earlier run wrote there goes, except its logs, once: a job that the scheduler
+    restarts goes on where it was.
+
+    Raises:
+        ConfigError: The directory belongs to a run with other settings, or cannot be written.
+    """
+    force = config.force and not int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    try:
+        if force:
+            for name in _OURS:
+                _remove(run_dir / name)
+        asked = config.model_dump(mode="json")
+        if (run_dir / "config.yaml").exists():
+            try:
+                found = yaml.safe_load((run_dir / "config.yaml").read_text())
+                differences = differing_keys(found, asked)
+            except (yaml.YAMLError, AttributeError):
+                differences = ["config.yaml cannot be read"]
+            if differences:
+                raise ConfigError(
+                    f"{run_dir} holds a run with other settings ({'; '.join(differences)}); "
+                    "give run_id=NAME for a new one or force=true to replace it"
+                )
+            record = read_record(run_dir)
+            if record is not None and record["status"] == "ok":
+                return Opened(True, "", 0)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_atomic(run_dir / "config.yaml", config.to_yaml().encode())
+        _remove(run_dir / "record.json")
+        return Opened(False, *_new_logs(run_dir / "logs"))
+    except OSError as error:
+        raise ConfigError(f"run_root={config.run_root}: {run_dir}: {error.strerror or error}") from None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _new_logs(parent: Path) -> tuple[str, int]:
+    """A new folder for this start, named by the job when there is one, and the number of starts so far."""
+    parent.mkdir(exist_ok=True)
+    earlier = sum(1 for path in parent.iterdir() if path.is_dir())
+    job = os.environ.get("SLURM_JOB_ID", "local")
+    folder = parent / f"{job}-{earlier + 1}"
+    folder.mkdir(exist_ok=True)
+    return str(folder), earlier + 1

@@ -1,0 +1,263 @@
+"""The one training loop: steps, evaluation, checkpoints, stop and resume; knows engines only by their protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from data_prep.progress import Progress
+from hpc_models import registry
+from hpc_models.losses import bce_dice
+from launch import checkpoint, engines
+from launch.batches import Batch, Prefetch, training_batch
+from launch.clock import Clock
+from launch.config import Config
+from launch.data import TokenFiles
+from launch.engines.base import read_state, write_state
+from launch.evaluate import Scores, evaluate
+from launch.floors import floors
+from launch.optim import learning_rate, make_optimizer, progress_of
+from launch.ranks import Ranks
+from launch.record import Metrics
+from launch.sampler import Sampler
+from launch.signals import StopFlag, signal_name
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; one line."""
+
+
+class Outcome(NamedTuple):
+    """How a start ended: `test` and `floors` are None when it was stopped before its end."""
+
+    stopped_by: str
+    test: Scores | None
+    floors: dict[str, float] | None
+
+
+class Trainer:
+    """One start of one run, on one rank.
+
+    Args:
+        config: The run's settings.
+        files: Its token files, already checked.
+        ranks: Place of this process.
+        device: Device of this process.
+        run_dir: The run directory, already made.
+        stop: Flag that signals set.
+        say: Prints one line; does nothing but on rank 0.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        files: TokenFiles,
+        ranks: Ranks,
+        device: torch.device,
+        run_dir: Path,
+        stop: StopFlag,
+        say: Callable[[str], None],
+    ) -> None:
+        self.config, self.files, self.ranks, self.device = config, files, ranks, device
+        self.run_dir, self.stop, self.say = run_dir, stop, say
+        train = config.train
+        torch.manual_seed(train.seed)
+        model = build_model(config)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.engine = engines.build(model, config.engine, device=device, precision=train.precision)
+        self.optimizer = make_optimizer(self.engine.module, train)
+        self.sampler = Sampler(len(files.split["train"]), train.batch, train.seed)
+        self.clock = Clock()
+        self.step = 0
+        self.loss: float | None = None
+        self.val_dice: float | None = None
+        self._saved_step = -1
+        self._saved_at_s = self._evaluated_at_s = 0.0
+        self._resume()
+        self.metrics = Metrics(run_dir / "metrics.jsonl", self.step) if ranks.rank == 0 else None
+
+    # -- one run --------------------------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Train to the end or until a signal, then measure on the test slides."""
+        stopped = self._fit()
+        self._save()
+        if stopped:
+            return Outcome(stopped, None, None)
+        pictures = self.run_dir / "predictions" if self.config.eval.pictures_px else None
+        test = evaluate(self.engine, self.config, self.files, "test", self.device, pictures, "test")
+        self._log(test_dice=test.mean(), test_dice_pooled=test.pooled())
+        return Outcome("", test, floors(self.files))
+
+    def _fit(self) -> str:
+        """Steps until the end ("") or a signal (its name)."""
+        train = self.config.train
+        share = self.ranks.rank, self.ranks.world
+        batches = Prefetch(
+            lambda step: training_batch(self.config, self.files, self.sampler.at(step, *share)),
+            self.step,
+            self.config.data.prefetch,
+        )
+        by_time = train.max_seconds is not None
+        total = int(train.max_seconds or 0) if by_time else train.max_steps
+        done = int(self.clock.train_seconds) if by_time else self.step
+        unit = "s" if by_time else "steps"
+        try:
+            with Progress(total, self.config.experiment, unit, rank=self.ranks.rank, initial=done) as bar:
+                while True:
+                    self.clock.begin()
+                    stop_name, elapsed_s = self._agree()
+                    progress = progress_of(train, self.step, elapsed_s)
+                    if stop_name or progress >= 1:
+                        return stop_name
+                    self._work_between_steps(elapsed_s)
+                    self._train_step(batches, learning_rate(train, progress))
+                    at = min(total or 0, int(self.clock.train_seconds)) if by_time else self.step
+                    loss = "" if self.loss is None else f"loss {self.loss:.4f}"
+                    bar.update(at - bar.done, f"step {self.step}, {loss}" if by_time else loss)
+        finally:
+            batches.close()
+
+    def _agree(self) -> tuple[str, float]:
+        """Name of the signal that any rank got ("" for none) and rank 0's training time, the same on every rank.
+
+        One reduction carries both: ranks that decided by their own clocks or flags would part ways and hang.
+        """
+        own = float(self.stop.number)
+        elapsed_s = self.clock.train_seconds if self.ranks.rank == 0 else 0.0
+        values = torch.tensor([own, elapsed_s], dtype=torch.float64)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        number = int(values[0])
+        return signal_name(number), float(values[1])
+
+    def _work_between_steps(self, elapsed_s: float) -> None:
+        """Checkpoint and evaluation when they are due; decided by step and the agreed time alone."""
+        saving, measuring = self.config.checkpoint, self.config.eval
+        due_time = saving.every_seconds is not None and elapsed_s - self._saved_at_s >= saving.every_seconds
+        due_step = saving.every_steps is not None and self.step > 0 and self.step % saving.every_steps == 0
+        if (due_step or due_time) and self.step != self._saved_step:
+            self._saved_at_s = elapsed_s
+            self._save()
+        due_time = measuring.every_seconds is not None and elapsed_s - self._evaluated_at_s >= measuring.every_seconds
+        due_step = measuring.every_steps is not None and self.step > 0 and self.step % measuring.every_steps == 0
+        if (due_step or due_time) and self.files.split["val"]:
+            self._evaluated_at_s = elapsed_s
+            scores = evaluate(self.engine, self.config, self.files, "val", self.device, label="val")
+            self.val_dice = scores.mean()
+            self._log(val_dice=scores.mean(), val_dice_pooled=scores.pooled())
+        self.clock.begin()
+
+    # -- one step -------------------------------------------------------------------------------------------------
+
+    def _train_step(self, batches: Prefetch, rate: float) -> None:
+        """One optimiser step on the global batch; its loss is the mean over the images of all ranks."""
+        train = self.config.train
+        batch: Batch = next(batches)
+        self.clock.waited()
+        # Dropout must not depend on how often a run was restarted: the generator's state is a function of the step.
+        torch.manual_seed(self._seed_of_step())
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=self.device)
+        share = train.batch // self.ranks.world
+        micro = share // train.accumulate
+        for part in range(train.accumulate):
+            inputs = {k: v[part * micro : (part + 1) * micro].to(self.device) for k, v in batch.items()}
+            with self.engine.micro_step(last=part == train.accumulate - 1):
+                logits = self.engine.forward(inputs)
+                loss = _loss(logits, inputs).sum() / share
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        norm = self.engine.clip(train.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.step % train.log_every == 0 or self.step == train.max_steps:
+            self.loss = self._mean_over_ranks(total)
+            self._log_step(*self.clock.end(train.batch), rate, norm)
+            if not math.isfinite(self.loss):
+                raise TrainingError(f"loss is {self.loss} at step {self.step}; try a smaller train.lr")
+        else:
+            self.clock.end(train.batch)
+
+    def _seed_of_step(self) -> int:
+        text = f"{self.config.train.seed}/{self.step}/{self.ranks.rank}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+    def _mean_over_ranks(self, value: torch.Tensor) -> float:
+        summed = value.double().cpu()
+        dist.all_reduce(summed)
+        return float(summed) / self.ranks.world
+
+    # -- writing --------------------------------------------------------------------------------------------------
+
+    def _log_step(self, seconds: float, waiting_percent: float, rate: float, norm: float) -> None:
+        finite = self.loss is not None and math.isfinite(self.loss)
+        self._log(
+            epoch=self.step * self.config.train.batch / self.sampler.images,
+            train_seconds=self.clock.train_seconds,
+            loss=self.loss if finite else None,
+            lr=rate,
+            grad_norm=norm if math.isfinite(norm) else None,
+            images_per_s=self.config.train.batch / seconds,
+            **{"data_loading(%)": waiting_percent, "memory/max_active(GiB)": self.peak_memory_gib()[0]},
+        )
+
+    def _log(self, **values: Any) -> None:
+        if self.metrics is not None:
+            self.metrics.write(step=self.step, **values)
+
+    def peak_memory_gib(self) -> tuple[float, str]:
+        """Largest memory of this rank so far and where the number is from."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**30, "torch.cuda.max_memory_allocated"
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "resident set of the process"
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        if self.step == self._saved_step:
+            return
+        notes = {"step": self.step, "clock": self.clock.notes(), "world": self.ranks.world, "loss": self.loss}
+        notes["val_dice"] = self.val_dice
+        state = read_state(self.engine.module, self.optimizer)
+        checkpoint.save(self.run_dir / "checkpoints", self.step, state, notes, self.config.checkpoint.keep)
+        self._saved_step = self.step
+
+    def _resume(self) -> None:
+        """Go on from the newest sound checkpoint, when there is one."""
+        folder = self.run_dir / "checkpoints"
+        if self.ranks.rank == 0:
+            checkpoint.clean(folder)
+        state = read_state(self.engine.module, self.optimizer)
+        notes = checkpoint.load_newest(folder, state, self.say)
+        if notes is None:
+            return
+        write_state(self.engine.module, self.optimizer, state)
+        self.step = self._saved_step = int(notes["step"])
+        self.clock = Clock(**notes["clock"])
+        self.loss, self.val_dice = notes["loss"], notes["val_dice"]
+        self._saved_at_s = self._evaluated_at_s = self.clock.train_seconds
+        self.say(f"resumed at step {self.step} ({self.clock.train_seconds:.1f} s of training, {notes['world']} ranks)")
+
+
+def build_model(config: Config) -> torch.nn.Module:
+    """The single-device model that a configuration names."""
+    data, options = config.data, config.model.options()
+    options["classes"] = data.classes
+    if config.model.name != "unet_tiled":
+        options |= {"size_px": data.resolution, "patch": data.patch, "length": data.length}
+    return registry.build(config.model.name, **options)
+
+
+def _loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Loss of each image, (B,)."""
+    return bce_dice(logits, batch["mask_counts"], batch["content_counts"])
