@@ -26,8 +26,13 @@ def morton_code(xy: Tensor) -> Tensor:
     code = torch.zeros_like(xy[..., 0])
     for axis in (0, 1):
         v = xy[..., axis].to(torch.int64)
-        for shift, mask in ((16, 0x0000FFFF0000FFFF), (8, 0x00FF00FF00FF00FF), (4, 0x0F0F0F0F0F0F0F0F),
-                            (2, 0x3333333333333333), (1, 0x5555555555555555)):
+        for shift, mask in (
+            (16, 0x0000FFFF0000FFFF),
+            (8, 0x00FF00FF00FF00FF),
+            (4, 0x0F0F0F0F0F0F0F0F),
+            (2, 0x3333333333333333),
+            (1, 0x5555555555555555),
+        ):
             v = (v | (v << shift)) & mask
         code = code | (v << axis)
     return code

@@ -40,9 +40,7 @@ class LeafPosition(nn.Module):
         turns = math.pi * 2.0 ** torch.arange(self.bands, device=leaf_xy.device, dtype=torch.float32)
         xy_angle = (centre[..., None] * turns).flatten(-2)
         size_angle = log_size * turns[:4]
-        return torch.cat(
-            (centre, log_size, xy_angle.sin(), xy_angle.cos(), size_angle.sin(), size_angle.cos()), dim=-1
-        )
+        return torch.cat((centre, log_size, xy_angle.sin(), xy_angle.cos(), size_angle.sin(), size_angle.cos()), dim=-1)
 
     def forward(self, leaf_xy: Tensor, leaf_size: Tensor) -> Tensor:
         """(B, L, 2) and (B, L) int64 to (B, L, D)."""

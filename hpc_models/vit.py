@@ -39,9 +39,7 @@ class ViTEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.taps = tuple(taps)
-        self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_dim, qkv_bias, dropout, spare_norm) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_dim, qkv_bias, dropout, spare_norm) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
