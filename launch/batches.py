@@ -43,8 +43,14 @@ def token_sample(
     rows = len(tokens.tokens)
     if rows > length:
         raise ValueError(f"{rows} tokens do not fit into data.length={length}")
-    xy, size = tokens.leaf_xy, tokens.leaf_size
-    per_token = {"tokens": tokens.tokens, "content_counts": tokens.content_counts, "mask_counts": tokens.mask_counts}
+    xy: NDArray[Any] = tokens.leaf_xy
+    size: NDArray[Any] = tokens.leaf_size
+    assert tokens.mask_counts is not None
+    per_token: Sample = {
+        "tokens": tokens.tokens,
+        "content_counts": tokens.content_counts,
+        "mask_counts": tokens.mask_counts,
+    }
     if rng is not None and flips:
         xy, size, per_token = turn_tokens(xy, size, per_token, tokens.size_px, int(rng.integers(DIHEDRAL)))
     per_token["tokens"] = jitter(per_token["tokens"], rng or np.random.default_rng(), strength if rng else 0.0)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from data_prep.files import write_atomic
 
@@ -46,7 +47,7 @@ def save(folder: Path, step: int, state: dict[str, Any], notes: dict[str, Any], 
         temporary.mkdir(parents=True)
         write_atomic(temporary / "notes.json", json.dumps(notes).encode())
     dist.barrier()
-    dcp.save(state, checkpoint_id=temporary)
+    save_shards(state, checkpoint_id=temporary)
     mine = {path.name: _fingerprint(path) for path in sorted(temporary.glob(f"__{rank}_*"))}
     if rank == 0:
         mine |= {name: _fingerprint(temporary / name) for name in (".metadata", "notes.json")}
@@ -103,7 +104,7 @@ def load_newest(folder: Path, state: dict[str, Any], say: Callable[[str], None])
         fault = next((f for f in faults if f), None)
         if fault is None:
             _set_aside(damaged, rank)
-            dcp.load(state, checkpoint_id=source)
+            load_shards(state, checkpoint_id=source)
             notes: dict[str, Any] = json.loads((source / "notes.json").read_text())
             return notes
         if rank == 0:

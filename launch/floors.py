@@ -21,7 +21,8 @@ from launch.data import TokenFiles
 def gray(tokens: TokenSet) -> NDArray[np.uint8]:
     """Luma (N, p, p) of every cell, rounded."""
     weights = np.array([0.299, 0.587, 0.114])
-    return np.floor(tokens.tokens @ weights + 0.5).astype(np.uint8)
+    luma: NDArray[np.uint8] = np.floor(tokens.tokens @ weights + 0.5).astype(np.uint8)
+    return luma
 
 
 def otsu_threshold(histogram: NDArray[np.int64]) -> int:

@@ -183,13 +183,14 @@ def environment(hosts: list[str], devices: list[str], launcher: str) -> dict[str
         "first_host": socket.gethostname(),
         "ranks": len(hosts),
         "devices": sorted(set(devices)),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "variables": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Model name of the CPU."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -144,6 +144,7 @@ class Trainer:
         if (due_step or due_time) and self.step != self._saved_step:
             self._saved_at_s = elapsed_s
             self._save()
+            self.clock.begin()
         due_time = measuring.every_seconds is not None and elapsed_s - self._evaluated_at_s >= measuring.every_seconds
         due_step = measuring.every_steps is not None and self.step > 0 and self.step % measuring.every_steps == 0
         if (due_step or due_time) and self.files.split["val"]:
@@ -151,7 +152,7 @@ class Trainer:
             scores = evaluate(self.engine, self.config, self.files, "val", self.device, label="val")
             self.val_dice = scores.mean()
             self._log(val_dice=scores.mean(), val_dice_pooled=scores.pooled())
-        self.clock.begin()
+            self.clock.begin()
 
     # -- one step -------------------------------------------------------------------------------------------------
 

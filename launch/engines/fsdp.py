@@ -38,7 +38,8 @@ class FSDPEngine:
         units: list[nn.Module] = model.fsdp_units() if hasattr(model, "fsdp_units") else []  # type: ignore[operator]
         for unit in units:
             fully_shard(unit, mesh=mesh, mp_policy=inner, reshard_after_forward=reshard)
-        self.module: nn.Module = fully_shard(model, mesh=mesh, mp_policy=root, reshard_after_forward=reshard)
+        fully_shard(model, mesh=mesh, mp_policy=root, reshard_after_forward=reshard)
+        self.module = model  # the same object: fully_shard changes its class
 
     def forward(self, batch: Batch | torch.Tensor) -> torch.Tensor:
         """See `Engine`."""

@@ -1,0 +1,83 @@
+"""`python -m launch`: list experiments, show one, train one. Must not import torch before a training starts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from launch.config import Config, ConfigError, load
+from launch.experiments import EXPERIMENTS, describe
+from launch.ranks import EXIT_CONFIG, EXIT_OK, RankError
+
+_EPILOG = """\
+examples:
+  python -m launch experiments
+  python -m launch show demo_apf train.lr=5e-4          # every key, its value and what it means
+  python -m launch train demo_apf                       # one process
+  torchrun --standalone --nproc-per-node 2 -m launch train demo_apf engine.name=fsdp
+  mpiexec -n 2 python -m launch train demo_apf engine.name=fsdp
+  srun --ntasks-per-node=8 python -m launch train demo_apf engine.name=fsdp
+
+A run lives in RUN_ROOT/EXPERIMENT/RUN_ID. The same command again resumes it, or returns at once when it is finished.
+exit codes: 0 done, 64 bad settings, 75 stopped by a signal after a checkpoint (run me again), else crash
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch",
+        description="Train named experiments on token files.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands.add_parser("experiments", help="list the named experiments")
+    for name, text in (
+        ("show", "print an experiment's settings as YAML, each with its meaning"),
+        ("train", "train, or resume, an experiment"),
+    ):
+        command = commands.add_parser(
+            name, help=text, description=text, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        command.add_argument("experiment", metavar="EXPERIMENT", help="a name from `python -m launch experiments`")
+        command.add_argument(
+            "overrides", metavar="key=value", nargs="*", help="settings to change, e.g. train.max_seconds=60"
+        )
+    return parser
+
+
+def _print_experiments() -> None:
+    width = max(map(len, EXPERIMENTS))
+    for name in EXPERIMENTS:
+        print(f"{name:<{width}}  {describe(name)}")
+
+
+def _train(config: Config) -> int:
+    from launch.run import train
+
+    return train(config)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    try:
+        asked = _parser().parse_args(arguments)
+    except SystemExit as end:  # argparse ends with 2 for a wrong command line; ours is 64
+        return EXIT_CONFIG if end.code == 2 else int(end.code or 0)
+    try:
+        if asked.command == "experiments":
+            _print_experiments()
+            return EXIT_OK
+        config = load(asked.experiment, asked.overrides)
+        if asked.command == "show":
+            print(config.to_yaml(comments=True), end="")
+            return EXIT_OK
+        return _train(config)
+    except (ConfigError, RankError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""One start of a training run on one rank: prepare, train, write the record, end with the right exit code.
+
+Importing it must not import torch: settings and folders are checked before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch import ranks as places
+from launch.config import Config, ConfigError
+from launch.data import TokenFiles
+from launch.ranks import EXIT_AGAIN, EXIT_CONFIG, EXIT_CRASH, EXIT_OK, Ranks
+from launch.record import environment, git_commit, new_record, now, read_record, to_json, write_record
+from launch.rundir import Opened, open_run
+from launch.signals import StopFlag
+
+if TYPE_CHECKING:
+    import torch
+
+    from launch.trainer import Outcome, Trainer
+
+
+def check_world(config: Config, world: int) -> None:
+    """Does the global batch fit the ranks?
+
+    Raises:
+        ConfigError: It does not; the line shows the arithmetic.
+    """
+    batch, parts = config.train.batch, config.train.accumulate
+    if batch % (world * parts):
+        below = batch - batch % (world * parts)
+        near = " or ".join(str(n) for n in (below, below + world * parts) if n)
+        raise ConfigError(
+            f"train.batch={batch} cannot be shared: {batch} / ({world} ranks x {parts} accumulate) = "
+            f"{batch / (world * parts):g} images per forward pass; use train.batch={near}"
+        )
+
+
+def train(config: Config) -> int:
+    """Run or resume a training run; ends the process itself once the ranks are joined.
+
+    Returns:
+        The exit code, when the process may end in the ordinary way.
+
+    Raises:
+        ConfigError, RankError: Something asked for is wrong; exit code 64.
+    """
+    ranks = places.find_ranks()
+    check_world(config, ranks.world)
+    files = TokenFiles(config.data)
+    run_dir = config.run_dir(ranks.world)
+    if ranks.world == 1 and not config.force and _finished(run_dir, config):
+        return EXIT_OK
+    threads = places.share_threads(ranks, config.engine.threads)
+    device = places.pick_device(config.engine.device, ranks)
+    places.start(ranks, device)
+    opened = _open_together(config, files, ranks, run_dir)
+    if opened.finished:
+        if ranks.rank == 0:
+            _tell_finished(run_dir)
+        places.finish(EXIT_OK)
+    return _Start(config, files, ranks, run_dir, device, opened, threads).go()
+
+
+def _finished(run_dir: Path, config: Config) -> bool:
+    """Is there nothing to do? A quick look for single processes, before torch is loaded."""
+    record = read_record(run_dir)
+    if record is None or record["status"] != "ok" or record["config_sha256"] != config.sha256():
+        return False
+    _tell_finished(run_dir)
+    return True
+
+
+def _tell_finished(run_dir: Path) -> None:
+    print(f"already finished: {run_dir / 'record.json'} (force=true trains anew)", file=sys.stderr)
+
+
+def _open_together(config: Config, files: TokenFiles, ranks: Ranks, run_dir: Path) -> Opened:
+    """Rank 0 checks the files and opens the run directory; all ranks get its answer or its error."""
+    import torch.distributed as dist
+
+    answer: list[Any] = [None]
+    hosts: list[Any] = [None] * ranks.world
+    dist.all_gather_object(hosts, (os.uname().nodename, _device_name()))
+    if ranks.rank == 0:
+        try:
+            opened = open_run(run_dir, config)
+            if not opened.finished:
+                files.check()
+                if not (run_dir / "env.json").exists():
+                    names, devices = zip(*hosts, strict=True)
+                    (run_dir / "env.json").write_bytes(to_json(environment(list(names), list(devices), ranks.launcher)))
+            answer = [opened]
+        except ConfigError as error:
+            answer = [str(error)]
+    dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], str):
+        if ranks.rank == 0:
+            print(f"error: {answer[0]}", file=sys.stderr)
+        places.finish(EXIT_CONFIG)
+    found: Opened = answer[0]
+    return found
+
+
+def _device_name() -> str:
+    import torch
+
+    from launch.record import cpu_name
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
+
+
+class _Start:
+    """One start: holds what the record needs, whatever happens."""
+
+    def __init__(
+        self,
+        config: Config,
+        files: TokenFiles,
+        ranks: Ranks,
+        run_dir: Path,
+        device: torch.device,
+        opened: Opened,
+        threads: int,
+    ) -> None:
+        self.config, self.files, self.ranks, self.run_dir, self.device = config, files, ranks, run_dir, device
+        self.logs = Path(opened.logs)
+        self.starts = opened.starts
+        self.started_at = now()
+        self.trainer: Trainer | None = None
+        self._say(
+            f"{config.experiment}: {ranks.world} rank{'s' * (ranks.world > 1)} ({ranks.launcher}), {device.type}, "
+            f"{threads} thread{'s' * (threads > 1)} each, {config.engine.name}, {config.train.precision} -> {run_dir}"
+        )
+
+    def go(self) -> int:
+        """Train and write the record; does not return but on errors of this very function."""
+        stop = StopFlag()
+        stop.install()
+        try:
+            from launch.trainer import Trainer
+
+            self.trainer = Trainer(self.config, self.files, self.ranks, self.device, self.run_dir, stop, self._say)
+            outcome = self.trainer.run()
+            record = self._record(outcome)
+            if self.ranks.rank == 0:
+                write_record(self.run_dir, record)
+        except BaseException as error:  # whatever it was, the record says so
+            self._fail(error)
+        self._say(_summary(record))
+        places.finish(EXIT_AGAIN if outcome.stopped_by else EXIT_OK)
+
+    def _say(self, text: str) -> None:
+        if self.ranks.rank == 0:
+            print(text, file=sys.stderr, flush=True)
+            with (self.logs / "rank-0.log").open("a") as log:
+                log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
+    def _fail(self, error: BaseException) -> None:
+        """Write what happened and end at once: the other ranks wait in a collective and cannot be asked."""
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+        tail = "".join(traceback.format_exception(error))[-8000:]
+        (self.logs / f"error-rank-{self.ranks.rank}.txt").write_text(tail)
+        record = self._base("oom" if _out_of_memory(error) else "failed", f"rank {self.ranks.rank}: {reason}")
+        if write_record(self.run_dir, record, first_wins=True):
+            print(f"error: {reason} (rank {self.ranks.rank}; traceback in {self.logs})", file=sys.stderr)
+        places.leave(EXIT_CRASH)
+
+    # -- record ---------------------------------------------------------------------------------------------------
+
+    def _base(self, status: str, reason: str | None) -> dict[str, Any]:
+        """All that is known without asking another rank."""
+        config, data, ranks = self.config, self.config.data, self.ranks
+        known: dict[str, Any] = {
+            "run_id": self.run_dir.name, "experiment": config.experiment, "status": status, "reason": reason,
+            "model": config.model.name, "decoder": config.model.decoder_name, "patching": data.patching,
+            "resolution": data.resolution, "patch": data.patch, "length": data.length, "gpus": ranks.world,
+            "nodes": ranks.nodes, "device": self.device.type, "device_name": _device_name(),
+            "engine": config.engine.name, "precision": config.train.precision,
+            "attention_backend": _attention_backend(config, self.device), "seed": config.train.seed,
+            "n_train": len(self.files.split["train"]), "n_test": len(self.files.split["test"]), "data": data.dir,
+            "split_sha256": self.files.split_sha256, "config_sha256": config.sha256(), "optimiser": "AdamW",
+            "global_batch": config.train.batch, "commit": git_commit(), "started_at": self.started_at,
+            "finished_at": now(), "starts": self.starts,
+            "preprocessing_seconds": self.files.preprocessing_seconds(),
+        }  # fmt: skip
+        trainer = self.trainer
+        if trainer is not None:
+            rate = trainer.clock.images_per_s
+            peak, source = trainer.peak_memory_gib()
+            known |= {
+                "parameters": trainer.parameters, "steps": trainer.step,
+                "epochs": trainer.step * config.train.batch / trainer.sampler.images,
+                "train_seconds": trainer.clock.train_seconds, "timed_steps": trainer.clock.timed_steps,
+                "images_per_s": rate, "seconds_per_image": None if rate is None else 1 / rate,
+                "peak_memory_gib": peak, "memory_source": source, "loss_final": trainer.loss,
+                "dice_val": trainer.val_dice,
+            }  # fmt: skip
+        return new_record(**known)
+
+    def _record(self, outcome: Outcome) -> dict[str, Any]:
+        """The record of a start that ended in order; every rank must call it."""
+        import torch
+        import torch.distributed as dist
+
+        stopped = outcome.stopped_by
+        reason = f"{stopped}: checkpointed at step {self.trainer.step}" if stopped and self.trainer else None
+        record = self._base("preempted" if stopped else "ok", reason)
+        peak = torch.tensor(record["peak_memory_gib"], dtype=torch.float64)
+        dist.all_reduce(peak, op=dist.ReduceOp.MAX)
+        record["peak_memory_gib"] = float(peak)
+        if outcome.test is not None:
+            test = outcome.test
+            record |= {
+                "dice": test.mean(),
+                "dice_pooled": test.pooled(),
+                "dice_per_slide": test.per_slide(),
+                "dice_ceiling": sum(test.ceilings) / len(test.ceilings),
+                "tokens_per_image": sum(test.tokens) / len(test.tokens),
+                "floors": outcome.floors,
+            }
+        return json.loads(json.dumps(record))  # type: ignore[no-any-return]
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Python's MemoryError, CUDA's, and the message torch has for a failed allocation on the CPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+        or "out of memory" in str(error).lower()
+    )
+
+
+def _attention_backend(config: Config, device: torch.device) -> str | None:
+    """Which SDPA kernels may be chosen from; null for models without attention."""
+    if config.model.name == "unet_tiled":
+        return None
+    import torch
+
+    if device.type != "cuda":
+        return "sdpa (cpu)"
+    backends = torch.backends.cuda
+    allowed = {
+        "flash": backends.flash_sdp_enabled(),
+        "efficient": backends.mem_efficient_sdp_enabled(),
+        "cudnn": backends.cudnn_sdp_enabled(),
+        "math": backends.math_sdp_enabled(),
+    }
+    return f"sdpa ({', '.join(name for name, on in allowed.items() if on)})"
+
+
+def _summary(record: dict[str, Any]) -> str:
+    """One line for people."""
+    done = f"{record['steps']} steps in {record['train_seconds']:.0f} s of training"
+    if record["status"] != "ok":
+        return f"{record['status']} after {done}: {record['reason']}; the same command goes on from there"
+    floors = ", ".join(f"{name} {value:.3f}" for name, value in record["floors"].items())
+    return (
+        f"dice {record['dice']:.4f} on {record['n_test']} test slides (ceiling {record['dice_ceiling']:.4f}; {floors}), "
+        f"{done}"
+    )
