@@ -93,15 +93,16 @@ def look(i: int) -> Look:
 
 
 def encode(figure: "Figure", suffix: str) -> bytes:
-    """Return a figure as the bytes of a png, svg or pdf file, the same bytes at every call."""
+    """Return a figure as the bytes of a png, jpg, svg or pdf file, the same bytes at every call."""
     out = io.BytesIO()
     metadata = {
         "png": {"Software": None},
         "svg": {"Date": None, "Creator": None},
         "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
     }
+    options = {"pil_kwargs": {"quality": 90, "subsampling": 0}} if suffix == "jpg" else {"metadata": metadata[suffix]}
     with style():
-        figure.savefig(out, format=suffix, metadata=metadata[suffix], bbox_inches="tight", pad_inches=0.03)
+        figure.savefig(out, format=suffix, bbox_inches="tight", pad_inches=0.03, **options)
     return out.getvalue()
 
 

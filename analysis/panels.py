@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MOST_SLIDES = 4
 MOST_COLUMNS = 5
 TRUTH, PREDICTED = COLOURS[1], COLOURS[0]  # vermillion contour over a blue fill
-_SIDE_PX = 520  # longest side of a picture in the figure: 300 dpi at its width
+_SIDE_PX = 512  # longest side of a picture in the figure: more than 300 dpi at its width
 
 
 def panels(comparison: Comparison) -> Drawing | None:
@@ -46,7 +46,7 @@ def panels(comparison: Comparison) -> Drawing | None:
     seeds = " Runs with several seeds show the first." if any(len(g.runs) > 1 for g in groups) else ""
     caption = (
         "Test slides at even ranks of the mean Dice over the runs, worst first. Blue: predicted; orange outline: "
-        f"truth. Number: Dice of the run on the whole slide.{seeds}{left}"
+        f"truth; grey: what the run saw. Number: Dice of the run on the whole slide.{seeds}{left}"
     )
     alt = "Grid of pictures. " + "; ".join(_words(stem, groups) for stem, _ in rows) + "."
     return Drawing("predictions", "Predictions side by side", caption, alt, figure, photographic=True)
@@ -74,8 +74,9 @@ def _choose(groups: list[Group]) -> list[str]:
 
 
 def _draw_row(axes: "list[Axes]", stem: str, pictures: list[Pictures | None], groups: list[Group]) -> None:
-    first = next(p for p in pictures if p is not None)
-    shown = _shrink(first)
+    # Uniform files keep every pixel; an adaptive run's picture shows its large leaves at their coarse cells.
+    by_detail = sorted(zip(groups, pictures, strict=True), key=lambda gp: gp[0].first.patching != "uniform")
+    shown = _shrink(next(p for _, p in by_detail if p is not None))
     axes[0].imshow(shown.image, interpolation="antialiased")
     axes[0].set_ylabel(stem, fontsize=7)
     _overlay(axes[1], shown, shown.truth, fill=False)

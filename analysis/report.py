@@ -43,7 +43,8 @@ def page(comparison: Comparison, drawings: list[Drawing], out: Path) -> str:
     ]
     links = "".join(f'<li><a href="#{ident}">{escape_html(title)}</a></li>' for ident, title, _ in sections)
     body = "".join(
-        f'<section id="{ident}" aria-labelledby="h-{ident}"><h2 id="h-{ident}">{escape_html(title)}</h2>{text}</section>'
+        f'<section id="{ident}" aria-labelledby="h-{ident}">'
+        f'<h2 id="h-{ident}">{escape_html(title)}</h2>{text}</section>'
         for ident, title, text in sections
     )
     title = f"Experiment report: {comparison.root.resolve().name}"
@@ -62,7 +63,7 @@ def _summary(comparison: Comparison) -> str:
     """Return the few numbers that a reader looks for first, or the sentence that there are none."""
     runs = sum(len(g.runs) for g in comparison.groups)
     if not runs:
-        return f"<p>No finished run; {len(comparison.problems)} records or run folders are listed below with the reason.</p>"
+        return f"<p>No finished run; {len(comparison.problems)} run folders are listed below with the reason.</p>"
     facts = [("finished runs", str(runs))]
     scored = [g for g in comparison.groups if g.mean("dice") is not None]
     if scored:
@@ -100,12 +101,12 @@ def _figures(drawings: list[Drawing]) -> str:
 
 
 def _figure(drawing: Drawing) -> str:
-    suffix, mime = ("png", "image/png") if drawing.photographic else ("svg", "image/svg+xml")
+    suffix, mime = ("jpg", "image/jpeg") if drawing.photographic else ("svg", "image/svg+xml")
     data = base64.b64encode(encode(drawing.figure, suffix)).decode("ascii")
     return (
-        f'<figure id="{escape_html(drawing.slug)}"><img src="data:{mime};base64,{data}" alt="{escape_html(drawing.alt)}" '
-        f'style="width:{_width_rem(drawing):.1f}rem">'
-        f"<figcaption><strong>{escape_html(drawing.title)}.</strong> {escape_html(drawing.caption)}</figcaption></figure>"
+        f'<figure id="{escape_html(drawing.slug)}"><img src="data:{mime};base64,{data}" '
+        f'alt="{escape_html(drawing.alt)}" style="width:{_width_rem(drawing):.1f}rem"><figcaption>'
+        f"<strong>{escape_html(drawing.title)}.</strong> {escape_html(drawing.caption)}</figcaption></figure>"
     )
 
 
@@ -156,11 +157,10 @@ def _provenance_block(group: Group, run: Run, out: Path) -> str:
         ("peak memory (GiB)", None if run.peak_memory_gib is None else f"{run.peak_memory_gib:.2f}"),
         ("started, finished", f"{_or_missing(run.started_at)}, {_or_missing(run.finished_at)}"),
     ]
-    rows = "".join(f"<dt>{escape_html(k)}</dt><dd>{escape_html(_or_missing(v))}</dd>" for k, v in facts)
-    return (
-        f"<details open><summary>{escape_html(group.label)}: {escape_html(run.run_id)}</summary><dl>"
-        f'<dt>run folder</dt><dd><a href="{escape_html(link)}">{escape_html(run.folder.as_posix())}</a></dd>{rows}</dl></details>'
-    )
+    rows = "".join(f"<div><dt>{escape_html(k)}</dt><dd>{escape_html(_or_missing(v))}</dd></div>" for k, v in facts)
+    name, text = escape_html(f"{group.label}: {run.run_id}"), escape_html(run.folder.as_posix())
+    folder = f'<div><dt>run folder</dt><dd><a href="{escape_html(link)}">{text}</a></dd></div>'
+    return f"<details open><summary>{name}</summary><dl>{folder}{rows}</dl></details>"
 
 
 def _or_missing(value: object) -> str:
@@ -169,8 +169,8 @@ def _or_missing(value: object) -> str:
 
 def _published() -> str:
     intro = (
-        "<p>These rows were printed by other people, for other data and machines. They stand here for orientation and are "
-        "never mixed with the measured table above.</p>"
+        "<p>These rows were printed by other people, for other data and machines. They stand here for orientation and "
+        "are never mixed with the measured table above.</p>"
     )
     return intro + "".join(f'<div class="published">{html_table(t, row_heads=2)}</div>' for t in published_tables())
 

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -138,24 +139,37 @@ class Pictures:
 
 def picture_stems(run: Run) -> set[str]:
     """Return the names of the test slides of which a run left pictures."""
-    return {p.name.removesuffix("_prediction.png") for p in (run.folder / "predictions").glob("*_prediction.png")}
+    return {p.name.removeprefix("pred_")[:-4] for p in (run.folder / "predictions").glob("pred_*.png")}
 
 
 def read_pictures(run: Run, stem: str) -> Pictures | None:
-    """Return the pictures of one test slide, or None where one is missing, unreadable or of another size."""
+    """Return the pictures of one test slide, or None where one is missing, unreadable or of another size.
+
+    The trainer writes class k of K as gray 255 * k / K; foreground is what is nearer to a class than to zero.
+    """
     from PIL import Image
 
     parts = []
-    for name, mode in (("image", "RGB"), ("truth", "L"), ("prediction", "L")):
+    for name, mode in (("image", "RGB"), ("truth", "L"), ("pred", "L")):
         try:
-            with Image.open(run.folder / "predictions" / f"{stem}_{name}.png") as file:
+            with Image.open(run.folder / "predictions" / f"{name}_{stem}.png") as file:
                 parts.append(np.asarray(file.convert(mode)))
         except (OSError, ValueError):
             return None
     image, truth, prediction = parts
     if not image.shape[:2] == truth.shape == prediction.shape:
         return None
-    return Pictures(image, truth > 0, prediction > 0)
+    darkest = 255 / _classes(run, stem) / 2
+    return Pictures(image, truth > darkest, prediction > darkest)
+
+
+def _classes(run: Run, stem: str) -> int:
+    """Return the number of foreground classes of a slide's counts (K, 3); 1 where there are none."""
+    try:
+        with np.load(run.folder / "predictions" / f"{stem}.npz", allow_pickle=False) as counts:
+            return max(1, counts["counts"].shape[0])
+    except (OSError, ValueError, KeyError, IndexError, BadZipFile):
+        return 1
 
 
 def read_environment(run: Run) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def comparison_table(comparison: Comparison) -> Table:
         row[4] = (whole(floor.resolution) or "") if len(resolutions) > 1 else ""
         rows.append(row)
         kinds.append("floor")
-    return Table("Measured runs", columns, rows, kinds, (*notes.lines(), *_fixed_notes(comparison)), "comparison")
+    return Table("Comparison of the measured runs", columns, rows, kinds, (*notes.lines(), *_fixed_notes(comparison)), "comparison")
 
 
 class _Notes:

@@ -160,9 +160,10 @@ def write_predictions(run: Path, raw: dict, px: int = 512) -> None:
             cv2.GaussianBlur(truth.astype(np.float32), (0, 0), px / 60) - 0.5 + (1 - (raw["dice"] or 0)) * 0.4 * field
         )
         prediction = (score > 0).astype(np.uint8)
-        cv2.imwrite(str(folder / f"{stem}_image.png"), image)
-        cv2.imwrite(str(folder / f"{stem}_truth.png"), truth * 255)
-        cv2.imwrite(str(folder / f"{stem}_prediction.png"), prediction * 255)
+        cv2.imwrite(str(folder / f"image_{stem}.png"), image)
+        cv2.imwrite(str(folder / f"truth_{stem}.png"), truth * 255)
+        cv2.imwrite(str(folder / f"pred_{stem}.png"), prediction * 255)
+        np.savez(folder / f"{stem}.npz", counts=np.array([[1, 2, 3]]))
 
 
 def write_build_log(folder: Path, tokens: list[int | None], stems: list[str] | None = None) -> None:
