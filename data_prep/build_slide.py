@@ -237,12 +237,13 @@ def plan_leaves(
     """The leaves of the frame by the rule asked for.
 
     Returns:
-        Leaves in Morton order, and `blur`, `lo`, `hi`, `edge_pixels` as used (None for uniform patching).
+        Leaves in Morton order, and `blur`, `lo`, `hi`, `edge_pixels` as used and the edge `counts` (R/p, R/p); all
+        None for uniform patching.
     """
     blur = _blur(options)
     if blur is None:
         leaves = uniform_leaves(frame.size_px, options.patch)
-        return leaves, {"blur": None, "lo": None, "hi": None, "edge_pixels": None}
+        return leaves, dict.fromkeys(("blur", "lo", "hi", "edge_pixels", "counts"))
     with _Stage(outcome, "edges"):
         edges = count_edges(
             reader.read, frame.size_px, frame.content_wh, options.patch, blur, options.thresholds,
@@ -254,7 +255,7 @@ def plan_leaves(
         else:
             leaves = threshold_tree(edges.counts, options.patch, options.split_value or 0)
     found = {"blur": blur, "lo": int(edges.lo), "hi": int(edges.hi), "edge_pixels": int(edges.edge_pixels)}
-    return leaves, found
+    return leaves, found | {"counts": edges.counts}
 
 
 def _warn(options: BuildOptions, used: int, outcome: Outcome) -> None:

@@ -156,7 +156,7 @@ def make_parser() -> argparse.ArgumentParser:
     inspect.add_argument("slide", type=Path, metavar="SLIDE")
     inspect.add_argument("--out", type=Path, required=True, metavar="PNG", help="picture to write (.png or .pdf)")
     _add_tree_options(inspect, inspect=True)
-    inspect.add_argument("--dpi", type=int, default=150, help="dots per inch of the picture (default 150)")
+    inspect.add_argument("--dpi", type=int, default=200, help="dots per inch of the picture (default 200)")
     inspect.set_defaults(run=_run_inspect)
     return parser
 

@@ -1,0 +1,203 @@
+"""One slide as the quadtree sees it: the arrays of the picture that `python -m data_prep inspect` draws.
+
+Everything is reduced to at most 2048 x 2048 for showing; leaves, tokens and ceiling are those of a real build. Drawing
+itself is in `figure`, so that this module needs no matplotlib. Must not import torch or MPI.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.build_slide import Outcome, best_dice, plan_leaves
+from data_prep.edges import edge_map
+from data_prep.frame import FrameReader, MaskReader, make_frame
+from data_prep.options import BuildOptions, OptionError
+from data_prep.slides import SlideError, check_mask_size, find_mask, open_mask, open_slide
+from data_prep.tokens import TokenSet, cut, rebuild
+
+SHOWN_PX = 2048
+_WHOLE_EDGES_PX = 4096      # up to here the edge map is drawn itself, above its density per smallest leaf
+_DEFAULT_PX = 4096
+
+
+@dataclass(frozen=True)
+class Look:
+    """What there is to draw of one slide.
+
+    Attributes:
+        name: Stem of the slide.
+        size0_wh: Level-0 size in pixels.
+        mpp: um per level-0 pixel, or None.
+        options: Parameters.
+        found: `blur`, `lo`, `hi`, `edge_pixels` as used.
+        shown_px: D, side of the pictures below; R / D is a power of two, or 1.
+        content_wh: Part of the shown frame that the slide covers.
+        rgb: (D, D, 3) uint8, the frame.
+        edges: (D, D) or (R/p, R/p) float32 in [0, 1], edges or their density; None for uniform patching.
+        seen: (D, D, 3) uint8, tokens painted back.
+        token_set: The tokens.
+        truth: (D, D) uint8 class ids, or None.
+        best: (D, D) uint8 class ids of the majority of each cell, or None.
+        ceiling: Dice per class of `best` in frame pixels, or None.
+    """
+
+    name: str
+    size0_wh: tuple[int, int]
+    mpp: float | None
+    options: BuildOptions
+    found: dict[str, Any]
+    shown_px: int
+    content_wh: tuple[int, int]
+    rgb: NDArray[np.uint8]
+    edges: NDArray[np.float32] | None
+    seen: NDArray[np.uint8]
+    token_set: TokenSet
+    truth: NDArray[np.uint8] | None
+    best: NDArray[np.uint8] | None
+    ceiling: list[float] | None
+
+
+def default_resolution(slide_path: Path, patch: int) -> int:
+    """The largest p * 2^k that the slide fills, at most 4096 (and at least p), for a first look without parameters.
+
+    Raises:
+        SlideError: The slide cannot be opened.
+    """
+    with open_slide(slide_path) as slide:
+        longest_px = min(max(slide.size_wh), _DEFAULT_PX)
+    size_px = max(1, patch)
+    while 2 * size_px <= longest_px:
+        size_px *= 2
+    return size_px
+
+
+def look_at(slide_path: Path, options: BuildOptions) -> Look:
+    """Plan, cut and reduce one slide for showing.
+
+    Raises:
+        SlideError: The slide or its mask cannot be read, or there is no mask for it.
+    """
+    with ExitStack() as opened:
+        slide = opened.enter_context(open_slide(slide_path))
+        frame = make_frame(slide.size_wh, options.resolution, options.aspect)
+        reader = FrameReader(slide, frame)
+        shown_px = min(options.resolution, max(SHOWN_PX, options.resolution // options.patch))
+        small = make_frame(slide.size_wh, shown_px, options.aspect)
+        mask = None
+        if options.masks is not None:
+            mask_path = find_mask(slide_path, options.masks)
+            if mask_path is None:
+                raise SlideError(f"{slide_path}: no mask {slide_path.stem}.png, .tif or .tiff in {options.masks}")
+            mask = opened.enter_context(open_mask(mask_path))
+            check_mask_size(slide, mask)
+        leaves, found = plan_leaves(reader, frame, options, Outcome(slide.name, str(slide_path), "done"))
+        token_set = cut(
+            reader.read, leaves, options.patch, frame.size_px, frame.content_wh, classes=options.classes,
+            read_mask=MaskReader(mask, frame).read if mask else None, tile_px=options.tile_px,
+        )
+        rgb = FrameReader(slide, small).read(0, 0, shown_px, shown_px)
+        edges = None
+        if found["counts"] is not None:
+            whole = reader.read(0, 0, frame.size_px, frame.size_px) if frame.size_px <= _WHOLE_EDGES_PX else None
+            edges = _edges_to_show(whole, found, options.patch, shown_px)
+        truth = best = ceiling = None
+        if mask is not None and token_set.mask_counts is not None:
+            truth = MaskReader(mask, small).read(0, 0, shown_px, shown_px)
+            best = _majority(token_set, shown_px)
+            pixels = token_set.mask_counts.sum(axis=(0, 1, 2), dtype=np.int64).tolist()
+            ceiling = best_dice(token_set, pixels)
+        return Look(
+            name=slide.name, size0_wh=slide.size_wh, mpp=slide.mpp, options=options, found=found, shown_px=shown_px,
+            content_wh=small.content_wh, rgb=rgb, edges=edges, token_set=token_set,
+            seen=paint(token_set.tokens, token_set, shown_px), truth=truth, best=best, ceiling=ceiling,
+        )
+
+
+def _edges_to_show(
+    whole: NDArray[np.uint8] | None, found: dict[str, Any], patch: int, shown_px: int
+) -> NDArray[np.float32]:
+    if whole is None:
+        density = found["counts"] / np.float32(patch * patch)
+        return np.minimum(1.0, density * 2).astype(np.float32)
+    edges = edge_map(whole, found["lo"], found["hi"], found["blur"]).astype(np.float32)
+    if len(edges) > shown_px:   # area mean would fade thin lines, so lift it
+        edges = np.minimum(1.0, 2 * cv2.resize(edges, (shown_px, shown_px), interpolation=cv2.INTER_AREA))
+    return edges.astype(np.float32)
+
+
+def _majority(token_set: TokenSet, shown_px: int) -> NDArray[np.uint8]:
+    """Class ids (D, D): a cell takes the class that fills more than half of its content, else 0."""
+    assert token_set.mask_counts is not None
+    masks = token_set.mask_counts.astype(np.int64)
+    on = 2 * masks > token_set.content_counts[..., None]
+    ids = np.where(on.any(axis=-1), on.argmax(axis=-1) + 1, 0).astype(np.uint8)
+    classes = masks.shape[-1]
+    planes = [paint((ids == k + 1).astype(np.uint8) * 255, token_set, shown_px) for k in range(classes)]
+    shown = np.zeros((shown_px, shown_px), np.uint8)
+    for k, plane in enumerate(planes):
+        shown[plane > 127] = k + 1
+    return shown
+
+
+def paint(values: NDArray[np.uint8], token_set: TokenSet, shown_px: int) -> NDArray[np.uint8]:
+    """Paint per-cell values of leaves into a picture smaller than the frame.
+
+    Args:
+        values: (N, p, p) or (N, p, p, C) uint8.
+        token_set: Where the leaves lie.
+        shown_px: D, at least R / p, so that the smallest leaf is at least one pixel.
+
+    Returns:
+        (D, D) or (D, D, C) uint8; cells smaller than a pixel are averaged.
+    """
+    factor = token_set.size_px // shown_px
+    picture = np.zeros((shown_px, shown_px, *values.shape[3:]), np.uint8)
+    patch = values.shape[1]
+    for side in np.unique(token_set.leaf_size).tolist():
+        rows = np.flatnonzero(token_set.leaf_size == side)
+        cells = min(patch, side // factor)      # cells per side that can be shown
+        step = patch // cells
+        blocks = values[rows].reshape(len(rows), cells, step, cells, step, *values.shape[3:])
+        few = np.round(blocks.mean(axis=(2, 4))).astype(np.uint8) if step > 1 else blocks[:, :, 0, :, 0]
+        part = rebuild(few, token_set.leaf_xy[rows] // factor, token_set.leaf_size[rows] // factor, shown_px)
+        where = rebuild(
+            np.ones((len(rows), 1, 1), np.bool_), token_set.leaf_xy[rows] // factor,
+            token_set.leaf_size[rows] // factor, shown_px,
+        )
+        picture[where] = part[where]
+    return picture
+
+
+def inspect_slide(slide_path: Path, options: BuildOptions, out: Path, dpi: int = 200) -> str:
+    """Draw one slide to `out`.
+
+    Args:
+        slide_path: The slide.
+        options: Parameters, as for a build; `fit` and `packing` are ignored.
+        out: `.png` or `.pdf` file to write.
+        dpi: Dots per inch.
+
+    Returns:
+        The caption, one line.
+
+    Raises:
+        SlideError: The slide or its mask cannot be read.
+        OptionError: `out` has another suffix or cannot be written.
+    """
+    if out.suffix.lower() not in (".png", ".pdf"):
+        raise OptionError(f"--out {out}: must end in .png or .pdf")
+    from data_prep.figure import caption, save_figure
+
+    look = look_at(slide_path, options)
+    try:
+        save_figure(look, out, dpi)
+    except OSError as error:
+        raise OptionError(f"--out {out}: cannot be written ({error.strerror})") from error
+    return f"{out}: {caption(look)}"
