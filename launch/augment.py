@@ -100,13 +100,15 @@ def jitter(pixels: Array, rng: np.random.Generator, strength: float) -> NDArray[
     """
     levels = np.arange(256, dtype=np.float64) / 255
     if strength == 0:
-        return levels.astype(np.float32)[pixels]
+        plain: NDArray[np.float32] = levels.astype(np.float32)[pixels]
+        return plain
     brightness, contrast, gamma, saturation = rng.uniform(-strength, strength, 4)
     table = np.clip(levels * (1 + brightness), 0, 1) ** np.exp(gamma)
     table = np.clip((table - 0.5) * (1 + contrast) + 0.5, 0, 1).astype(np.float32)
-    values = table[pixels]
+    values: NDArray[np.float32] = table[pixels]
     gray = values @ np.array([0.299, 0.587, 0.114], np.float32)
     values -= gray[..., None]
     values *= np.float32(1 + saturation)
     values += gray[..., None]
-    return np.clip(values, 0, 1, out=values)
+    np.clip(values, 0, 1, out=values)
+    return values

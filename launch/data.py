@@ -139,7 +139,8 @@ class TokenFiles:
         Raises:
             StoreError: The file became unreadable.
         """
-        return self._remember(("tokens", name), lambda: read_tokens(token_path(self.folder, name))[0])
+        tokens: TokenSet = self._remember(("tokens", name), lambda: read_tokens(token_path(self.folder, name))[0])
+        return tokens
 
     def load_raster(self, name: str) -> Raster:
         """The pictures of one slide whose leaves have one cell per frame pixel (uniform patching, size = p).
@@ -147,7 +148,8 @@ class TokenFiles:
         Raises:
             ConfigError: The leaves are larger than their patches, so the pictures are not in the file.
         """
-        return self._remember(("raster", name), lambda: self._raster(name))
+        raster: Raster = self._remember(("raster", name), lambda: self._raster(name))
+        return raster
 
     def _raster(self, name: str) -> Raster:
         tokens, _ = read_tokens(token_path(self.folder, name))

@@ -131,9 +131,20 @@ def _predict_tokens(engine: Engine, config: Config, tokens: TokenSet, device: to
 
 def _predict_raster(engine: Engine, config: Config, raster: Raster, device: torch.device) -> NDArray[np.bool_]:
     image = torch.from_numpy(raster.image).to(device).permute(2, 0, 1).float() / 255
-    logits = sliding_window(engine.forward, image, config.data.crop_px, config.data.overlap)
+    logits = sliding_window(_AsModule(engine), image, config.data.crop_px, config.data.overlap)
     on: NDArray[np.bool_] = (logits > 0).permute(1, 2, 0).cpu().numpy()
     return on
+
+
+class _AsModule(torch.nn.Module):
+    """An engine as the module that `sliding_window` calls, so that sharded models are called through their engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self._call = engine.forward
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self._call(images)
 
 
 def raster_counts(predicted: NDArray[np.bool_], raster: Raster) -> NDArray[np.int64]:

@@ -176,7 +176,9 @@ def start(ranks: Ranks, device: torch.device, timeout_s: float = 1800.0) -> None
         backend = "cpu:gloo,cuda:nccl"
     limit = timedelta(seconds=timeout_s)
     if not ranks.init_method:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=limit)
+        dist.init_process_group(
+            backend, store=torch.distributed.distributed_c10d.HashStore(), rank=0, world_size=1, timeout=limit
+        )
     else:
         dist.init_process_group(
             backend, init_method=ranks.init_method, rank=ranks.rank, world_size=ranks.world, timeout=limit

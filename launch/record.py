@@ -113,12 +113,14 @@ class Metrics:
     Args:
         path: The file.
         resumed_step: Lines after this step were written by a start whose later work is lost; they are dropped, so that
-            no step appears twice. A half-written last line goes as well.
+            no step appears twice. So are evaluations at this very step, which come after its checkpoint and will be
+            done again, and a half-written last line.
     """
 
     def __init__(self, path: Path, resumed_step: int) -> None:
         if path.exists():
-            kept = [line for line in _valid_lines(path) if json.loads(line)["step"] <= resumed_step]
+            lines = [(json.loads(line), line) for line in _valid_lines(path)]
+            kept = [line for it, line in lines if it["step"] < resumed_step + ("loss" in it)]
             write_atomic(path, "".join(line + "\n" for line in kept).encode())
         self._file: TextIO = path.open("a")
 

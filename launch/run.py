@@ -247,14 +247,9 @@ def _attention_backend(config: Config, device: torch.device) -> str | None:
 
     if device.type != "cuda":
         return "sdpa (cpu)"
-    backends = torch.backends.cuda
-    allowed = {
-        "flash": backends.flash_sdp_enabled(),
-        "efficient": backends.mem_efficient_sdp_enabled(),
-        "cudnn": backends.cudnn_sdp_enabled(),
-        "math": backends.math_sdp_enabled(),
-    }
-    return f"sdpa ({', '.join(name for name, on in allowed.items() if on)})"
+    kinds = ("flash", "mem_efficient", "cudnn", "math")
+    allowed = [kind for kind in kinds if getattr(torch.backends.cuda, f"{kind}_sdp_enabled")()]
+    return f"sdpa ({', '.join(allowed)})"
 
 
 def _summary(record: dict[str, Any]) -> str:
@@ -262,8 +257,6 @@ def _summary(record: dict[str, Any]) -> str:
     done = f"{record['steps']} steps in {record['train_seconds']:.0f} s of training"
     if record["status"] != "ok":
         return f"{record['status']} after {done}: {record['reason']}; the same command goes on from there"
-    floors = ", ".join(f"{name} {value:.3f}" for name, value in record["floors"].items())
-    return (
-        f"dice {record['dice']:.4f} on {record['n_test']} test slides (ceiling {record['dice_ceiling']:.4f}; {floors}), "
-        f"{done}"
-    )
+    bounds = {"ceiling": record["dice_ceiling"], **record["floors"]}
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in bounds.items())
+    return f"dice {record['dice']:.4f} on {record['n_test']} test slides ({shown}), {done}"

@@ -228,7 +228,7 @@ class Trainer:
         if self.step == self._saved_step:
             return
         notes = {"step": self.step, "clock": self.clock.notes(), "world": self.ranks.world, "loss": self.loss}
-        notes["val_dice"] = self.val_dice
+        notes |= {"val_dice": self.val_dice, "evaluated_at_s": self._evaluated_at_s}
         state = read_state(self.engine.module, self.optimizer)
         checkpoint.save(self.run_dir / "checkpoints", self.step, state, notes, self.config.checkpoint.keep)
         self._saved_step = self.step
@@ -246,7 +246,7 @@ class Trainer:
         self.step = self._saved_step = int(notes["step"])
         self.clock = Clock(**notes["clock"])
         self.loss, self.val_dice = notes["loss"], notes["val_dice"]
-        self._saved_at_s = self._evaluated_at_s = self.clock.train_seconds
+        self._saved_at_s, self._evaluated_at_s = self.clock.train_seconds, notes["evaluated_at_s"]
         self.say(f"resumed at step {self.step} ({self.clock.train_seconds:.1f} s of training, {notes['world']} ranks)")
 
 

@@ -7,6 +7,7 @@ step's gradients in another order, since DDP lays out its buckets anew after the
 from __future__ import annotations
 
 import contextlib
+import warnings
 from contextlib import AbstractContextManager
 
 import torch
@@ -32,7 +33,9 @@ class DDPEngine:
         self._device = device
         self._bf16 = precision == "bf16"
         # No buffers are shared: the models' are constants, and fsdp does not share them either.
-        self._ddp = DistributedDataParallel(self.module, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self._ddp = DistributedDataParallel(self.module, forward_sync_buffers=False, gradient_as_bucket_view=True)
+        # 1 x 1 convolutions on the CPU make gradients with other strides of the same numbers; nothing to tell users.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
 
     def forward(self, batch: Batch | torch.Tensor) -> torch.Tensor:
         """See `Engine`. Without gradients it calls the bare model, which talks to nobody."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -39,6 +40,8 @@ class FSDPEngine:
         for unit in units:
             fully_shard(unit, mesh=mesh, mp_policy=inner, reshard_after_forward=reshard)
         fully_shard(model, mesh=mesh, mp_policy=root, reshard_after_forward=reshard)
+        # Models may end in a view; nobody here changes logits in place, which is all that the warning is about.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         self.module = model  # the same object: fully_shard changes its class
 
     def forward(self, batch: Batch | torch.Tensor) -> torch.Tensor:
