@@ -4,9 +4,9 @@ Why a tile can know. Blur, gradient and non-maximum suppression look k // 2 + 2 
 of k // 2 + 3, clipped only where the frame itself ends, computes them as the whole frame does, and OpenCV's border
 rules apply at the frame's border and nowhere else. Weak pixels are `Canny(lo, lo)`; strong ones are the weak pixels
 whose magnitude exceeds hi, because suppression does not depend on the threshold. The rest is hysteresis, which
-`data_prep.hysteresis` makes exact across tiles. A block whose blurred values span at most lo / 8 has no weak pixel (an
-L1 Sobel magnitude is at most eight times the range in its 3 x 3 neighbourhood), so flat background costs a minimum
-and a maximum.
+`data_prep.hysteresis` makes exact. A tile is worked on in blocks that fit the cache, and it is blocks, not tiles,
+that hysteresis joins. A block whose values span at most lo / 8 has no weak pixel (an L1 Sobel magnitude is at most
+eight times the range in its 3 x 3 neighbourhood), so flat background costs a minimum and a maximum.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.cells import counts_from_map
-from data_prep.hysteresis import TileEdges, merge_tiles, resolve_tile
+from data_prep.hysteresis import BlockEdges, merge_blocks, resolve_block
 from data_prep.quadtree import tree_depth
 
 __all__ = [
@@ -40,7 +40,7 @@ Thresholds = tuple[int, int] | Literal["auto"]
 MAX_MAGNITUDE = 2040  # |dx| + |dy| of a 3 x 3 Sobel on bytes: 4 * 255 each
 
 _BLUR = {512: 3, 1024: 3, 4096: 7, 8192: 9, 16384: 11, 32768: 13, 65536: 15}
-_BLOCK = 256  # gradients of one block stay in the second-level cache
+_BLOCK = 256  # all of one block stays in the second-level cache
 _REACH = 3  # of gradient and non-maximum suppression, with a pixel to spare
 _CACHE_BYTES = 512 * 2**20  # blurred luma up to this size is kept between the two passes of `auto`
 
@@ -115,7 +115,7 @@ def count_edges(
     blur: int,
     thresholds: Thresholds,
     tile_px: int = 2048,
-    on_tile: Callable[[int, int, NDArray[np.bool_]], None] | None = None,
+    on_block: Callable[[int, int, NDArray[np.bool_]], None] | None = None,
 ) -> EdgeResult:
     """Count edge pixels in every cell of the frame.
 
@@ -130,8 +130,8 @@ def count_edges(
         thresholds: (lo, hi) for L1 magnitudes, or "auto", see `auto_thresholds`.
         tile_px: side of the tiles; memory goes with its square. With "auto" the blurred luma is kept between the two
             passes if the frame has at most 512 Mi pixels, else every tile is read twice.
-        on_tile: called as (x_px, y_px, edge map) for every tile once all is decided; a tile that is not reported has
-            no edges. Keeps one bit per pixel: for pictures and tests, not for huge frames.
+        on_block: called as (x_px, y_px, (h, w) bool edge map) for every block once all is decided; what is not
+            reported has no edges. Keeps the edge pixels in memory: for pictures and tests, not for huge frames.
 
     Raises:
         ValueError: sizes, kernel or thresholds that make no sense, in one line.
@@ -146,11 +146,11 @@ def count_edges(
         lo, hi = auto_thresholds(source.histogram())
     else:
         lo, hi = _checked(thresholds)
-    found = (_tile_edges(*part, lo, hi, p_min, on_tile is not None) for part in source.tiles())
-    merged = merge_tiles(found, size_px, p_min)
-    if on_tile is not None:
+    found = (_block_edges(block, lo, hi, p_min, on_block is not None) for block in source.blocks(lo))
+    merged = merge_blocks(found, size_px, p_min)
+    if on_block is not None:
         for x, y, edges in merged.maps():
-            on_tile(x, y, edges)
+            on_block(x, y, edges)
     return EdgeResult(merged.counts, lo, hi, int(merged.counts.sum(dtype=np.int64)))
 
 
@@ -169,9 +169,17 @@ def _blurred(gray: Gray, blur: int) -> Gray:
 
 
 @dataclass(frozen=True)
-class _Core:
-    """The part of `values` that a tile or block answers for: values[y : y + h, x : x + w]; the rest is halo."""
+class _Block:
+    """Blurred luma of one block of the frame with the halo that Canny needs.
 
+    Attributes:
+        values: blurred luma of the block and up to _REACH pixels around it, less where the frame ends.
+        inside: where the block itself is in `values`.
+        x, y, w, h: rectangle of the block in the frame.
+    """
+
+    values: Gray
+    inside: tuple[slice, slice]
     x: int
     y: int
     w: int
@@ -179,68 +187,83 @@ class _Core:
 
 
 class _Source:
-    """Blurred luma of a frame, tile by tile."""
+    """Blurred luma of a frame, block by block, read tile by tile."""
 
     def __init__(self, read_rgb: Reader, size_px: int, content_wh: tuple[int, int], blur: int, tile_px: int) -> None:
-        self.read_rgb, self.size_px, self.content_wh, self.blur, self.tile_px = (
-            read_rgb, size_px, content_wh, blur, tile_px,
-        )
-        self.halo = blur // 2 + _REACH
+        self.read_rgb, self.size_px, self.content_wh = read_rgb, size_px, content_wh
+        self.blur, self.tile_px, self.halo = blur, tile_px, blur // 2 + _REACH
         # Nothing beyond the halo of the content can be an edge: all it sees is white.
         self.end_wh = (min(size_px, content_wh[0] + self.halo), min(size_px, content_wh[1] + self.halo))
         self.cache: Gray | None = None
 
-    def _rectangles(self) -> Iterator[tuple[int, int, int, int]]:
-        for y in range(0, self.end_wh[1], self.tile_px):
-            for x in range(0, self.end_wh[0], self.tile_px):
-                yield x, y, min(self.tile_px, self.end_wh[0] - x), min(self.tile_px, self.end_wh[1] - y)
-
-    def _read(self, x: int, y: int, w: int, h: int) -> tuple[Gray, _Core]:
-        """Blurred luma around a tile, right on the tile and _REACH pixels around it."""
-        x0, y0, x1, y1 = self._grown(x, y, w, h, self.halo)
-        values = _blurred(luma(self.read_rgb(x0, y0, x1 - x0, y1 - y0)), self.blur)
-        near = self._grown(x, y, w, h, _REACH)
-        values = values[near[1] - y0 : near[3] - y0, near[0] - x0 : near[2] - x0]
-        return values, _Core(x - near[0], y - near[1], w, h)
-
-    def _grown(self, x: int, y: int, w: int, h: int, by: int) -> tuple[int, int, int, int]:
-        return max(0, x - by), max(0, y - by), min(self.size_px, x + w + by), min(self.size_px, y + h + by)
-
     def histogram(self) -> NDArray[np.int64]:
-        """Magnitudes over the content; keeps the blurred luma for `tiles` if it is small enough."""
+        """L1 magnitudes over the content; keeps the blurred luma for `blocks` if the frame is small enough."""
         hist = np.zeros(MAX_MAGNITUDE + 1, np.int64)
-        reach_w, reach_h = (min(self.size_px, end + _REACH) for end in self.end_wh)
-        if self.size_px * self.size_px <= _CACHE_BYTES:
-            self.cache = np.full((reach_h, reach_w), 255, np.uint8)
-        for x, y, w, h in self._rectangles():
-            values, core = self._read(x, y, w, h)
-            if self.cache is not None:
-                # The far halo too: beyond the last tiles it lies in no tile's core.
-                self.cache[y : y + h + _REACH, x : x + w + _REACH] = values[core.y :, core.x :]
-            inside = _Core(core.x, core.y, min(w, self.content_wh[0] - x), min(h, self.content_wh[1] - y))
-            if inside.w > 0 and inside.h > 0:
-                hist += _magnitudes(values, inside)
+        keep = self.size_px * self.size_px <= _CACHE_BYTES
+        reach_w, reach_h = (min(self.size_px, end + _REACH) if keep else 0 for end in self.end_wh)
+        cache = np.full((reach_h, reach_w), 255, np.uint8)
+        for block in self._read_blocks(-1):
+            if keep:  # further out than the last block all is white, as the cache was made
+                cache[block.y : block.y + block.h, block.x : block.x + block.w] = block.values[block.inside]
+            w, h = min(block.w, self.content_wh[0] - block.x), min(block.h, self.content_wh[1] - block.y)
+            if w > 0 and h > 0 and not _flat(block.values, 0):
+                magnitude = _gradient(block.values)[2][block.inside][:h, :w].view(np.uint16)
+                # Counts come as float32, exact below 2**24: a block has fewer pixels than that.
+                found: Any = cv2.calcHist([magnitude], [0], None, [len(hist)], [0, len(hist)])
+                hist += found.ravel().astype(np.int64)
+        self.cache = cache if keep else None
         return hist
 
-    def tiles(self) -> Iterator[tuple[Gray, _Core, int, int]]:
-        """(blurred luma, core, x, y) of every tile that can hold an edge."""
-        for x, y, w, h in self._rectangles():
-            if self.cache is None:
-                values, core = self._read(x, y, w, h)
-            else:
-                x0, y0, x1, y1 = self._grown(x, y, w, h, _REACH)
-                values, core = self.cache[y0:y1, x0:x1], _Core(x - x0, y - y0, w, h)
-            yield values, core, x, y
+    def blocks(self, lo: int) -> Iterator[_Block]:
+        """All blocks but those too flat for an edge above `lo`."""
+        if self.cache is None:
+            yield from self._read_blocks(lo)
+            return
+        for x, y, w, h in _grid(0, 0, *self.end_wh, _BLOCK):
+            x0, y0, x1, y1 = self._grown(x, y, w, h, _REACH)
+            values = self.cache[y0:y1, x0:x1]
+            if not _flat(values, lo):
+                yield _block(values, x0, y0, (x, y, w, h))
+
+    def _read_blocks(self, lo: int) -> Iterator[_Block]:
+        """As `blocks`, from the slide; flatness is seen before the blur, which never widens the range."""
+        for tile in _grid(0, 0, *self.end_wh, self.tile_px):
+            left, top, right, bottom = self._grown(*tile, self.halo)
+            gray = luma(self.read_rgb(left, top, right - left, bottom - top))
+            for x, y, w, h in _grid(*tile, _BLOCK, rows=True):
+                x0, y0, x1, y1 = self._grown(x, y, w, h, self.halo)
+                yield from self._row_of_blocks(gray[y0 - top : y1 - top, x0 - left : x1 - left], x, y, w, h, lo)
+
+    def _row_of_blocks(self, gray: Gray, x: int, y: int, w: int, h: int, lo: int) -> Iterator[_Block]:
+        """Blur one row of blocks at once (OpenCV's blur is twice as slow on narrow pictures), if it is not all flat."""
+        x0, y0, _, _ = self._grown(x, y, w, h, self.halo)
+        wanted = []
+        for block in _grid(x, y, w, h, _BLOCK):
+            a, _, c, _ = self._grown(*block, self.halo)
+            if not _flat(gray[:, a - x0 : c - x0], lo):
+                wanted.append(block)
+        if not wanted:
+            return
+        blurred = _blurred(gray, self.blur)
+        for block in wanted:
+            a, b, c, d = self._grown(*block, _REACH)
+            yield _block(blurred[b - y0 : d - y0, a - x0 : c - x0], a, b, block)
+
+    def _grown(self, x: int, y: int, w: int, h: int, by: int) -> tuple[int, int, int, int]:
+        """Corners of a rectangle grown by a halo, clipped where the frame ends."""
+        return max(0, x - by), max(0, y - by), min(self.size_px, x + w + by), min(self.size_px, y + h + by)
 
 
-def _blocks(values: Gray, core: _Core) -> Iterator[tuple[Gray, _Core, int, int]]:
-    """Cut the core into blocks with their halo: (part of values, core in it, x and y of the block in the core)."""
-    for y in range(0, core.h, _BLOCK):
-        for x in range(0, core.w, _BLOCK):
-            h, w = min(_BLOCK, core.h - y), min(_BLOCK, core.w - x)
-            top, left = max(0, core.y + y - _REACH), max(0, core.x + x - _REACH)
-            part = values[top : core.y + y + h + _REACH, left : core.x + x + w + _REACH]
-            yield part, _Core(core.x + x - left, core.y + y - top, w, h), x, y
+def _block(values: Gray, left: int, top: int, rectangle: tuple[int, int, int, int]) -> _Block:
+    x, y, w, h = rectangle
+    return _Block(values, (slice(y - top, y - top + h), slice(x - left, x - left + w)), x, y, w, h)
+
+
+def _grid(x: int, y: int, w: int, h: int, step: int, rows: bool = False) -> Iterator[tuple[int, int, int, int]]:
+    """Cut a rectangle into squares of side `step`, smaller at its far ends, or into rows of them: (x, y, w, h)."""
+    for top in range(y, y + h, step):
+        for left in range(x, x + w, w if rows else step):
+            yield left, top, w if rows else min(step, x + w - left), min(step, y + h - top)
 
 
 def _flat(values: Gray, lo: int) -> bool:
@@ -256,26 +279,8 @@ def _gradient(values: Gray) -> tuple[NDArray[np.int16], NDArray[np.int16], NDArr
     return dx, dy, np.abs(dx) + np.abs(dy)
 
 
-def _magnitudes(values: Gray, core: _Core) -> NDArray[np.int64]:
-    """Histogram of the L1 magnitudes of the core."""
-    hist = np.zeros(MAX_MAGNITUDE + 1, np.int64)
-    for part, at, _, _ in _blocks(values, core):
-        if not _flat(part, 0):
-            _, _, magnitude = _gradient(part)
-            inside = magnitude[at.y : at.y + at.h, at.x : at.x + at.w]
-            hist += np.bincount(inside.ravel(), minlength=len(hist))
-    return hist
-
-
-def _tile_edges(values: Gray, core: _Core, x: int, y: int, lo: int, hi: int, p_min: int, keep_map: bool) -> TileEdges:
-    """Edges of one tile: a pure function of its blurred luma, see `hysteresis`."""
-    weak, strong = np.zeros((core.h, core.w), np.uint8), np.zeros((core.h, core.w), np.bool_)
-    for part, at, bx, by in _blocks(values, core):
-        if _flat(part, lo):
-            continue
-        dx, dy, magnitude = _gradient(part)
-        inside = slice(at.y, at.y + at.h), slice(at.x, at.x + at.w)
-        block = slice(by, by + at.h), slice(bx, bx + at.w)
-        weak[block] = cv2.Canny(dx, dy, lo, lo)[inside]
-        strong[block] = (weak[block] != 0) & (magnitude[inside] > hi)
-    return resolve_tile(weak, strong, x, y, p_min, keep_map)
+def _block_edges(block: _Block, lo: int, hi: int, p_min: int, keep_map: bool) -> BlockEdges:
+    """Edges of one block: a pure function of its blurred luma, see `data_prep.hysteresis`."""
+    dx, dy, magnitude = _gradient(block.values)
+    weak = cv2.Canny(dx, dy, lo, lo)[block.inside] != 0
+    return resolve_block(weak, magnitude[block.inside] > hi, block.x, block.y, p_min, keep_map)

@@ -1,15 +1,16 @@
-"""Canny's hysteresis, exact across tiles: local components first, then one union over tile borders. Imports cells only.
+"""Canny's hysteresis, exact across blocks: local components first, then one union over borders. Imports no sibling.
 
 `Canny(lo, hi)` is the set of 8-connected components of `Canny(lo, lo)` (weak pixels) that hold a strong pixel. Inside
-a tile a component with a strong pixel is decided (on), and one without that touches no border is decided too (off).
-The others stay open: a tile hands over their labels along its four sides and how many of their pixels lie in which
+a block a component with a strong pixel is decided (on), and one without that touches no border is decided too (off).
+The others stay open: a block hands over their labels along its four sides and how many of their pixels lie in which
 cell. Neighbouring labels that touch, corners included, are united; an open component is on iff its union holds an
-on component. `resolve_tile` is a pure function of one tile, `merge_tiles` needs the tiles' results only, so tiles may
-come from anywhere in any order.
+on component. `resolve_block` is a pure function of one block, `merge_blocks` needs the blocks' results only, so they
+may come from any tile, in any order. Work and memory go with the weak pixels, not with the area.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,110 +20,108 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.cells import counts_from_map
-
 Labels = NDArray[np.int64]
 
 _NONE, _ON, _OPEN = 0, 1, 2  # label along a side: no edge, decided edge, first open component
 
 
 @dataclass(frozen=True)
-class TileEdges:
-    """What is known of the edges of one tile before its neighbours are.
+class BlockEdges:
+    """What is known of the edges of one block before its neighbours are.
 
     Attributes:
-        x_px, y_px, w_px, h_px: rectangle of the tile in the frame.
+        x_px, y_px, w_px, h_px: rectangle of the block in the frame.
         sides: labels of the top row, bottom row, left column and right column; 0 none, 1 on, 2 + i open component i.
         n_open: number of open components.
-        cell_xy: first cell (x, y) that the tile touches.
+        cell_xy: first cell (x, y) that the block touches.
         counts: (gh, gw) int32, decided edge pixels in each cell from `cell_xy` on.
         open_cells: (M, 3) int64, rows (open component, flat index into `counts`, pixels).
-        bits: the decided edge map, packed; None unless asked for.
-        open_pixels: (2, Q) int64, open component and flat pixel index in the tile; None unless asked for.
+        on_pixels: (Q,) flat indices of the decided edge pixels in the block; None unless asked for.
+        open_pixels: (2, Q), open component and flat index; None unless asked for.
     """
 
     x_px: int
     y_px: int
     w_px: int
     h_px: int
-    sides: tuple[Labels, Labels, Labels, Labels]
+    sides: tuple[NDArray[np.int32], ...]
     n_open: int
     cell_xy: tuple[int, int]
     counts: NDArray[np.int32]
-    open_cells: NDArray[np.int64]
-    bits: NDArray[np.uint8] | None
-    open_pixels: NDArray[np.int64] | None
+    open_cells: Labels
+    on_pixels: Labels | None
+    open_pixels: Labels | None
 
     def edge_map(self, lit: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """The final (h, w) map, given which open components are edges. Needs `bits` and `open_pixels`."""
-        assert self.bits is not None and self.open_pixels is not None
-        edges = np.unpackbits(self.bits, count=self.h_px * self.w_px).astype(np.bool_)
+        """The final (h, w) map, given which open components are edges.
+
+        Raises:
+            ValueError: the block was resolved without `keep_map`.
+        """
+        if self.on_pixels is None or self.open_pixels is None:
+            raise ValueError("the edge map was not kept: resolve the block with keep_map")
+        edges = np.zeros(self.h_px * self.w_px, np.bool_)
+        edges[self.on_pixels] = True
         edges[self.open_pixels[1][lit[self.open_pixels[0]]]] = True
         return edges.reshape(self.h_px, self.w_px)
 
 
-def resolve_tile(
-    weak: NDArray[np.uint8], strong: NDArray[np.bool_], x_px: int, y_px: int, p_min: int, keep_map: bool = False
-) -> TileEdges:
-    """Decide what one tile can decide alone.
+def resolve_block(
+    weak: NDArray[np.bool_], strong: NDArray[np.bool_], x_px: int, y_px: int, p_min: int, keep_map: bool = False
+) -> BlockEdges:
+    """Decide what one block can decide alone.
 
     Args:
-        weak: (h, w) uint8, non-zero where the whole frame's Canny(lo, lo) is.
-        strong: (h, w) bool, where the whole frame's Canny(hi, hi) is; a subset of weak.
-        x_px: left column of the tile in the frame.
-        y_px: top row of the tile in the frame.
-        p_min: side of a counting cell, a power of two; cells may straddle tiles.
-        keep_map: keep what `TileEdges.edge_map` needs.
+        weak: (h, w) bool, contiguous, where the whole frame's Canny(lo, lo) is.
+        strong: (h, w) bool, contiguous; among the weak pixels it is the whole frame's Canny(hi, hi), elsewhere
+            anything.
+        x_px: left column of the block in the frame.
+        y_px: top row of the block in the frame.
+        p_min: side of a counting cell; cells may straddle blocks.
+        keep_map: keep what `BlockEdges.edge_map` needs.
     """
     h, w = weak.shape
+    # Components in 8-neighbourhood: at most one per 2 x 2 pixels, so 16-bit labels (less memory to move) often do.
+    kind = cv2.CV_16U if (h + 1) // 2 * ((w + 1) // 2) < 65536 else cv2.CV_32S
     label: Any
-    n, label = cv2.connectedComponentsWithAlgorithm(weak, 8, cv2.CV_32S, cv2.CCL_WU)
-    on = np.zeros(n, np.bool_)
-    on[label[strong]] = True
-    edges = on[label]
+    n, label = cv2.connectedComponentsWithAlgorithm(weak.view(np.uint8), 8, kind, cv2.CCL_WU)
+    index = np.flatnonzero(weak)
+    owner = label.ravel()[index]
+    code = np.full(n, _NONE, np.int32)
+    code[owner[strong.ravel()[index]]] = _ON
     sides = (label[0], label[-1], label[:, 0], label[:, -1])
-    border = np.unique(np.concatenate(sides))
-    border = border[(border > 0) & ~on[border]]
-    code = np.full(n, _NONE, np.int64)
-    code[on] = _ON
-    code[border] = _OPEN + np.arange(len(border))
-    cell_xy = (x_px // p_min, y_px // p_min)
-    counts = counts_from_map(_aligned(edges, x_px % p_min, y_px % p_min, p_min), p_min)
-    pixels = _open_pixels(weak, edges, label, code) if len(border) else np.zeros((2, 0), np.int64)
-    cx = (pixels[1] % w + x_px % p_min) // p_min
-    cy = (pixels[1] // w + y_px % p_min) // p_min
-    key, number = np.unique(pixels[0] * counts.size + cy * counts.shape[1] + cx, return_counts=True)
-    return TileEdges(
+    at_border = np.zeros(n, np.bool_)
+    at_border[np.concatenate(sides)] = True
+    at_border[0] = False  # background
+    unsure = np.flatnonzero(at_border & (code == _NONE))
+    code[unsure] = _OPEN + np.arange(len(unsure), dtype=np.int32)
+
+    state = code[owner]
+    on, waits = index[state == _ON], state >= _OPEN
+    pixels = np.stack([state[waits].astype(np.int64) - _OPEN, index[waits]])
+    left, top = x_px % p_min, y_px % p_min
+    shape = -(-(top + h) // p_min), -(-(left + w) // p_min)
+    area = shape[0] * shape[1]
+
+    def cell(flat: Labels) -> Labels:
+        rows = flat // w
+        found: Labels = (rows + top) // p_min * shape[1] + (flat - rows * w + left) // p_min
+        return found
+
+    key, number = np.unique(pixels[0] * area + cell(pixels[1]), return_counts=True)
+    return BlockEdges(
         x_px,
         y_px,
         w,
         h,
-        (code[sides[0]], code[sides[1]], code[sides[2]], code[sides[3]]),
-        len(border),
-        cell_xy,
-        counts,
-        np.stack([key // counts.size, key % counts.size, number], 1),
-        np.packbits(edges) if keep_map else None,
+        tuple(code[side] for side in sides),
+        len(unsure),
+        (x_px // p_min, y_px // p_min),
+        np.bincount(cell(on), minlength=area).astype(np.int32).reshape(shape),
+        np.stack([key // area, key % area, number], 1),
+        on if keep_map else None,
         pixels if keep_map else None,
     )
-
-
-def _open_pixels(
-    weak: NDArray[np.uint8], edges: NDArray[np.bool_], label: NDArray[np.int32], code: Labels
-) -> NDArray[np.int64]:
-    index = np.flatnonzero((weak != 0) & ~edges)
-    owner = code[label.ravel()[index]]
-    keep = owner >= _OPEN
-    return np.stack([owner[keep] - _OPEN, index[keep]])
-
-
-def _aligned(edges: NDArray[np.bool_], left: int, top: int, p: int) -> NDArray[np.bool_]:
-    """Pad the map with empty pixels to whole cells; the same array where it fits already."""
-    h, w = edges.shape
-    right, bottom = -(left + w) % p, -(top + h) % p
-    if not (left or top or right or bottom):
-        return edges
-    return np.pad(edges, ((top, bottom), (left, right)))
 
 
 @dataclass(frozen=True)
@@ -131,71 +130,70 @@ class Merged:
 
     Attributes:
         counts: (G, G) int32 edge pixels per cell.
-        tiles: the tiles, as they came.
-        lit: for every tile, (n_open,) bool, which open components are edges.
+        blocks: the blocks, as they came.
+        lit: for every block, (n_open,) bool, which open components are edges.
     """
 
     counts: NDArray[np.int32]
-    tiles: list[TileEdges]
+    blocks: list[BlockEdges]
     lit: list[NDArray[np.bool_]]
 
     def maps(self) -> Iterator[tuple[int, int, NDArray[np.bool_]]]:
-        """(x_px, y_px, edge map) of every tile; needs tiles resolved with `keep_map`."""
-        for tile, lit in zip(self.tiles, self.lit, strict=True):
-            yield tile.x_px, tile.y_px, tile.edge_map(lit)
+        """(x_px, y_px, edge map) of every block; needs blocks resolved with `keep_map`."""
+        for block, lit in zip(self.blocks, self.lit, strict=True):
+            yield block.x_px, block.y_px, block.edge_map(lit)
 
 
-def merge_tiles(tiles: Iterable[TileEdges], size_px: int, p_min: int) -> Merged:
-    """Unite open components over the borders of tiles and count edge pixels per cell.
+def merge_blocks(blocks: Iterable[BlockEdges], size_px: int, p_min: int) -> Merged:
+    """Unite open components over the borders of blocks and count edge pixels per cell.
 
     Args:
-        tiles: tiles cut along one grid of rows and columns; a missing tile has no edges. Their decided counts are
+        blocks: blocks cut along one grid of rows and columns; a missing block has no edges. Their decided counts are
             added one by one as they come, only their small remains are kept.
         size_px: side R of the frame.
         p_min: side of a cell.
     """
     counts = np.zeros((size_px // p_min, size_px // p_min), np.int32)
     kept = []
-    for tile in tiles:
-        _add(counts, tile, tile.counts)
-        kept.append(_without_counts(tile))
-    start = np.cumsum([0, *(tile.n_open for tile in kept)])
+    for block in blocks:
+        _add(counts, block, block.counts)
+        kept.append(_without_counts(block))
+    start = np.cumsum([0, *(block.n_open for block in kept)])
     first, second = _touching(kept, start, size_px)
     root = _roots(int(start[-1]) + _OPEN, first, second)
     lit = [root[a + _OPEN : b + _OPEN] == _ON for a, b in itertools.pairwise(start.tolist())]
-    for tile, flags in zip(kept, lit, strict=True):
+    for block, flags in zip(kept, lit, strict=True):
         if flags.any():
-            rows = tile.open_cells[flags[tile.open_cells[:, 0]]]
-            late = np.bincount(rows[:, 1], rows[:, 2], tile.counts.size).astype(np.int32)
-            _add(counts, tile, late.reshape(tile.counts.shape))
+            rows = block.open_cells[flags[block.open_cells[:, 0]]]
+            late = np.bincount(rows[:, 1], rows[:, 2], block.counts.size).astype(np.int32)
+            _add(counts, block, late.reshape(block.counts.shape))
     return Merged(counts, kept, lit)
 
 
-def _add(counts: NDArray[np.int32], tile: TileEdges, more: NDArray[np.int32]) -> None:
-    x, y = tile.cell_xy
+def _add(counts: NDArray[np.int32], block: BlockEdges, more: NDArray[np.int32]) -> None:
+    x, y = block.cell_xy
     counts[y : y + more.shape[0], x : x + more.shape[1]] += more
 
 
-def _without_counts(tile: TileEdges) -> TileEdges:
-    """The tile with its counts (already added) replaced by a zero of the same shape that takes no memory."""
-    shape_only = np.broadcast_to(np.int32(0), tile.counts.shape)
-    return TileEdges(**{**tile.__dict__, "counts": shape_only})
+def _without_counts(block: BlockEdges) -> BlockEdges:
+    """The block with its counts (already added) replaced by zeros of the same shape that take no memory."""
+    return dataclasses.replace(block, counts=np.broadcast_to(np.int32(0), block.counts.shape))
 
 
-def _touching(tiles: list[TileEdges], start: NDArray[Any], size_px: int) -> tuple[Labels, Labels]:
-    """Pairs of labels in 8-neighbourhood across tile borders. Labels: 0 none, 1 on, then all open components."""
+def _touching(blocks: list[BlockEdges], start: NDArray[Any], size_px: int) -> tuple[Labels, Labels]:
+    """Pairs of labels in 8-neighbourhood across block borders. Labels: 0 none, 1 on, then all open components."""
     pairs = []
-    for axis in (0, 1):  # borders between rows of tiles, then between columns
+    for axis in (0, 1):  # borders between rows of blocks, then between columns
         lines: dict[int, tuple[Labels, Labels]] = {}
-        for tile, offset in zip(tiles, start[:-1].tolist(), strict=True):
-            begin, along = (tile.y_px, tile.x_px) if axis == 0 else (tile.x_px, tile.y_px)
-            end = begin + (tile.h_px if axis == 0 else tile.w_px)
+        for block, offset in zip(blocks, start[:-1].tolist(), strict=True):
+            begin, along = (block.y_px, block.x_px) if axis == 0 else (block.x_px, block.y_px)
+            end = begin + (block.h_px if axis == 0 else block.w_px)
             for position, side, which in ((begin, 1, 2 * axis), (end, 0, 2 * axis + 1)):
                 if position in (0, size_px):
                     continue
                 if position not in lines:
                     lines[position] = (np.zeros(size_px, np.int64), np.zeros(size_px, np.int64))
-                label = tile.sides[which]
+                label = block.sides[which]
                 lines[position][side][along : along + len(label)] = np.where(label >= _OPEN, label + offset, label)
         for before, after in lines.values():
             pairs += [(before, after), (before[1:], after[:-1]), (before[:-1], after[1:])]
