@@ -84,8 +84,7 @@ def _second_line(look: Look, dot: str) -> str:
     if look.found["edge_pixels"] is not None:
         area = look.token_set.content_wh[0] * look.token_set.content_wh[1]
         parts.append(f"{look.found['edge_pixels']:,} edge pixels ({100 * look.found['edge_pixels'] / area:.1f} %)")
-    sides = look.token_set.leaf_size
-    parts.append(f"leaf sides {sides.min()} to {sides.max()} px")
+    parts.append(f"leaf sides {_span(look)}")
     return dot.join(parts)
 
 
@@ -133,10 +132,12 @@ def _scale_bar(axis: Any, look: Look) -> None:
 def _edges(axis: Any, look: Look) -> tuple[str, str]:
     if look.edges is None:
         axis.axis("off")
+        axis.set_box_aspect(1)
         axis.text(0.5, 0.5, "uniform patching looks at no edges", ha="center", color=_FAINT, transform=axis.transAxes)
         return "Edges", "none"
     _picture(axis, look, 1 - look.edges, cmap="gray", vmin=0, vmax=1)
-    return "Edges", f"Canny {look.found['lo']}/{look.found['hi']} after {look.found['blur']} px Gaussian"
+    title = "Edges" if look.edges.shape[0] == look.shown_px else "Edge density"
+    return title, f"Canny {look.found['lo']}/{look.found['hi']} after {look.found['blur']} px Gaussian"
 
 
 def _leaves(axis: Any, look: Look) -> tuple[str, str]:
@@ -151,10 +152,17 @@ def _leaves(axis: Any, look: Look) -> tuple[str, str]:
         at = look.token_set.leaf_size == size
         x, y, s = xy[at, 0], xy[at, 1], side[at]
         # Top and left sides are enough: every line inside the frame is the top or left of some leaf.
-        lines = np.concatenate([np.stack([x, y, x + s, y], 1), np.stack([x, y, x, y + s], 1)]).reshape(-1, 2, 2)
+        lines = np.concatenate([np.stack([x, y, x + s, y], 1), np.stack([x, y, x, y + s], 1)])
         width = float(np.clip(s[0] / look.shown_px * 16, 0.3, 0.95))
-        axis.add_collection(LineCollection(lines, colors=_depth_colour(size, look), linewidths=width))
-    return "Quadtree leaves", f"{len(look.token_set):,} leaves, {sides[-1]} to {sides[0]} px"
+        segments = list(lines.reshape(-1, 2, 2))
+        axis.add_collection(LineCollection(segments, colors=_depth_colour(size, look), linewidths=width))
+    title = "Quadtree leaves" if look.options.patching == "apf" else "Uniform squares"
+    return title, f"{len(look.token_set):,} leaves, {_span(look)}"
+
+
+def _span(look: Look) -> str:
+    smallest, largest = int(look.token_set.leaf_size.min()), int(look.token_set.leaf_size.max())
+    return f"{smallest} px" if smallest == largest else f"{smallest} to {largest} px"
 
 
 def _depth_colour(side: int, look: Look) -> Any:
@@ -182,7 +190,7 @@ def _sequence(axis: Any, look: Look) -> tuple[str, str]:
     axis.set(xticks=[], yticks=[], xlim=(0, len(sheet)), ylim=(len(sheet), 0))
     for spine in axis.spines.values():
         spine.set_visible(False)
-    every = "" if step == 1 else f"every {step}th of "
+    every = "" if step == 1 else f"1 in {step} of "
     return "Token sequence", f"{every}{len(tokens):,} x {patch} x {patch} px, in Morton order ({rows} x {columns})"
 
 
@@ -212,6 +220,9 @@ def _sizes(axis: Any, look: Look) -> tuple[str, str]:
     side, count = np.unique(look.token_set.leaf_size, return_counts=True)
     area = side.astype(np.float64) ** 2 * count / look.options.resolution**2
     place = np.arange(len(side))
+    axis.set_box_aspect(1)
+    axis.axis("off")
+    axis = axis.inset_axes((0.075, 0.085, 0.92, 0.9))
     axis.bar(place - 0.2, 100 * count / count.sum(), 0.38, color=[_depth_colour(s, look) for s in side])
     axis.bar(place + 0.2, 100 * area, 0.38, color="#d5dae1")
     for x, share, n in zip(place, count / count.sum(), count, strict=True):
@@ -219,9 +230,6 @@ def _sizes(axis: Any, look: Look) -> tuple[str, str]:
     axis.set_xticks(place, [str(s) for s in side])
     axis.set_xlabel("leaf side (px)", fontsize=8.5, labelpad=1)
     axis.set_ylim(0, 1.12 * max(100 * area.max(), 100 * count.max() / count.sum()))
-    axis.set_box_aspect(1)
-    left, bottom, width, height = axis.get_position().bounds
-    axis.set_position((left + 0.09 * width, bottom + 0.09 * height, 0.88 * width, 0.88 * height))
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8, length=2)
-    return "Leaf sizes", "coloured: % of leaves (number on top), grey: % of the frame's area"
+    return "Leaf sizes", "coloured: % of leaves, number on top; grey: % of the area"

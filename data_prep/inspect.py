@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from data_prep.build_slide import Outcome, best_dice, plan_leaves
 from data_prep.edges import edge_map
-from data_prep.frame import FrameReader, MaskReader, make_frame
+from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
 from data_prep.options import BuildOptions, OptionError
 from data_prep.slides import SlideError, check_mask_size, find_mask, open_mask, open_slide
 from data_prep.tokens import TokenSet, cut, rebuild
 
 SHOWN_PX = 2048
-_WHOLE_EDGES_PX = 4096      # up to here the edge map is drawn itself, above its density per smallest leaf
+_WHOLE_EDGES_PX = 4096     # up to here the edge map is drawn itself, above its density per smallest leaf
 _DEFAULT_PX = 4096
 
 
@@ -89,7 +89,7 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
         frame = make_frame(slide.size_wh, options.resolution, options.aspect)
         reader = FrameReader(slide, frame)
         shown_px = min(options.resolution, max(SHOWN_PX, options.resolution // options.patch))
-        small = make_frame(slide.size_wh, shown_px, options.aspect)
+        small = _reduced(frame, slide.size_wh, shown_px)
         mask = None
         if options.masks is not None:
             mask_path = find_mask(slide_path, options.masks)
@@ -120,16 +120,24 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
         )
 
 
+def _reduced(frame: Frame, size0_wh: tuple[int, int], shown_px: int) -> Frame:
+    """The same frame in fewer pixels: the slide keeps its place in it, also when it does not fill it."""
+    scale_x, scale_y = (scale * shown_px / frame.size_px for scale in frame.scale_xy)
+    content_wh = (max(1, int(size0_wh[0] * scale_x)), max(1, int(size0_wh[1] * scale_y)))
+    return Frame(shown_px, (scale_x, scale_y), content_wh, frame.aspect)
+
+
 def _edges_to_show(
     whole: NDArray[np.uint8] | None, found: dict[str, Any], patch: int, shown_px: int
 ) -> NDArray[np.float32]:
+    edges: NDArray[np.float32]
     if whole is None:
-        density = found["counts"] / np.float32(patch * patch)
-        return np.minimum(1.0, density * 2).astype(np.float32)
+        edges = (found["counts"] * (2.0 / (patch * patch))).astype(np.float32)
+        return np.minimum(np.float32(1), edges)
     edges = edge_map(whole, found["lo"], found["hi"], found["blur"]).astype(np.float32)
     if len(edges) > shown_px:   # area mean would fade thin lines, so lift it
-        edges = np.minimum(1.0, 2 * cv2.resize(edges, (shown_px, shown_px), interpolation=cv2.INTER_AREA))
-    return edges.astype(np.float32)
+        edges = 2 * np.asarray(cv2.resize(edges, (shown_px, shown_px), interpolation=cv2.INTER_AREA), np.float32)
+    return np.minimum(np.float32(1), edges)
 
 
 def _majority(token_set: TokenSet, shown_px: int) -> NDArray[np.uint8]:

@@ -1,0 +1,177 @@
+"""What a build costs, as ratios measured in one run (never a test of wall-clock times):
+
+  tree    edge map of 8192 x 8192 to L=16384 leaves, against a plain-Python best-first scan of a list   target >= 20 x
+  build   a JPEG-tiled TIFF of 16384 x 16384 to its token file, against only decoding it                target <= 4 x
+  memory  largest resident set of that build, in a process of its own                                   target < 1.5 GiB
+
+Run: python tests/benchmarks/bench_build.py [--side 16384] [--repeats 2]
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+
+from data_prep.build_slide import Task, build_one  # noqa: E402
+from data_prep.edges import edge_map  # noqa: E402
+from data_prep.options import BuildOptions  # noqa: E402
+from data_prep.quadtree import budget_tree, morton  # noqa: E402
+from data_prep.slides import open_slide  # noqa: E402
+
+TILE_PX = 512
+LENGTH = 16384
+
+
+def texture() -> list[np.ndarray]:
+    """The bundled kidney fields, 1024 x 1024 RGB."""
+    paths = sorted((ROOT / "sample_data" / "glomeruli24" / "images").iterdir())
+    return [cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in paths]
+
+
+def mosaic_block(fields: list[np.ndarray], row: int, column: int) -> np.ndarray:
+    """Field number (row, column) of an endless mosaic, flipped so that neighbours differ."""
+    number = 7 * row + column
+    field = fields[number % len(fields)]
+    return field[:: -1 if (number // 3) % 2 else 1, :: -1 if number % 2 else 1]
+
+
+def write_slide(path: Path, side_px: int) -> None:
+    """A JPEG-tiled TIFF of real texture, one tile in memory at a time."""
+    import tifffile
+
+    fields = texture()
+    per_field = 1024 // TILE_PX
+
+    def tiles() -> Iterator[np.ndarray]:
+        for row in range(side_px // TILE_PX):
+            for column in range(side_px // TILE_PX):
+                block = mosaic_block(fields, row // per_field, column // per_field)
+                y, x = row % per_field * TILE_PX, column % per_field * TILE_PX
+                yield np.ascontiguousarray(block[y : y + TILE_PX, x : x + TILE_PX])
+
+    tifffile.imwrite(path, tiles(), shape=(side_px, side_px, 3), dtype=np.uint8, tile=(TILE_PX, TILE_PX),
+                     photometric="rgb", compression="jpeg", compressionargs={"level": 90}, bigtiff=True, metadata=None)
+
+
+def decode(path: Path) -> None:
+    """Read every pixel once with the reader that build uses."""
+    step = 2048
+    with open_slide(path) as slide:
+        width, height = slide.size_wh
+        for y in range(0, height, step):
+            for x in range(0, width, step):
+                slide.read(0, x, y, min(step, width - x), min(step, height - y))
+
+
+def build(path: Path, out: Path, side_px: int) -> None:
+    """One whole build, from the slide to the renamed token file."""
+    outcome = build_one(Task(path, out, BuildOptions(side_px, 16, length=LENGTH), rebuild=True))
+    assert outcome.status == "done", outcome.reason
+    print(json.dumps(outcome.stage_seconds), file=sys.stderr)
+
+
+def child(what: str, path: Path, out: Path, side_px: int) -> None:
+    """Time one of the two in this fresh process and print seconds and peak memory."""
+    cv2.setNumThreads(1)
+    started_s = time.perf_counter()
+    decode(path) if what == "decode" else build(path, out, side_px)
+    seconds = time.perf_counter() - started_s
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"seconds": seconds, "peak_gib": peak_gib}))
+
+
+def in_child(what: str, path: Path, out: Path, side_px: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--child", what, str(path), str(out), "--side", str(side_px)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def list_scan(edges: np.ndarray, p_min: int, length: int) -> list[tuple[int, int, int]]:
+    """Best first as it is usually written: look through the list for the largest count, replace it by its quarters."""
+
+    def node(x: int, y: int, size: int) -> tuple[int, int, int, int, int]:
+        count = int(np.count_nonzero(edges[y : y + size, x : x + size])) if size >= p_min else 0
+        return count, size, -int(morton(np.array(x), np.array(y))), x, y
+
+    leaves = [node(0, 0, len(edges))]
+    while len(leaves) + 3 <= length:
+        best = max((leaf for leaf in leaves if leaf[1] > p_min), default=(0,))
+        if best[0] == 0:
+            break
+        leaves.remove(best)
+        _, size, _, x, y = best
+        half = size // 2
+        leaves += [node(x + dx, y + dy, half) for dy in (0, half) for dx in (0, half)]
+    return sorted((leaf[3], leaf[4], leaf[1]) for leaf in leaves)
+
+
+def timed(function: Callable[[], object]) -> tuple[float, object]:
+    started_s = time.perf_counter()
+    result = function()
+    return time.perf_counter() - started_s, result
+
+
+def bench_tree(side_px: int = 8192, p_min: int = 8) -> None:
+    cv2.setNumThreads(1)
+    fields = texture()
+    rows = [np.hstack([mosaic_block(fields, r, c) for c in range(side_px // 1024)]) for r in range(side_px // 1024)]
+    edges = edge_map(np.vstack(rows), 100, 200, 9)
+    cells = side_px // p_min
+
+    def ours() -> object:
+        # Sums of bytes in two passes over whole rows: 64 edge pixels of a cell fit a byte.
+        down = edges.view(np.uint8).reshape(cells, p_min, side_px).sum(axis=1, dtype=np.uint8)
+        counts = down.reshape(cells, cells, p_min).sum(axis=2, dtype=np.int32)
+        return budget_tree(counts, p_min, LENGTH)
+
+    ours_s, leaves = min((timed(ours) for _ in range(3)), key=lambda pair: pair[0])
+    scan_s, expected = timed(lambda: list_scan(edges, p_min, LENGTH))
+    assert sorted(zip(*leaves.xy.T.tolist(), leaves.size.tolist(), strict=True)) == expected, "trees differ"
+    print(f"tree    {side_px} x {side_px}, L={LENGTH}, same {len(leaves)} leaves: {1000 * ours_s:.0f} ms, list scan "
+          f"{scan_s:.2f} s: {scan_s / ours_s:.0f} x faster (target >= 20)", flush=True)
+
+
+def bench_build(side_px: int, repeats: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="bench_build_") as folder:
+        path, out = Path(folder) / "mosaic.tif", Path(folder)
+        write_slide(path, side_px)
+        with open_slide(path) as slide:
+            how = f"{path.stat().st_size / 2**20:.0f} MiB JPEG tiles of {TILE_PX}, read by {slide.reader}"
+        runs = [(in_child("decode", path, out, side_px), in_child("build", path, out, side_px)) for _ in range(repeats)]
+    decode_s = min(run["seconds"] for run, _ in runs)
+    build_s = min(run["seconds"] for _, run in runs)
+    peak_gib = max(run["peak_gib"] for _, run in runs)
+    print(f"build   {side_px} x {side_px}, {how}: {build_s:.1f} s, decoding alone {decode_s:.1f} s: "
+          f"{build_s / decode_s:.2f} x (target <= 4)")
+    print(f"memory  peak resident set of that build {peak_gib:.2f} GiB (target < 1.5)", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=16384, help="side of the slide in pixels (default 16384)")
+    parser.add_argument("--repeats", type=int, default=2, help="the fastest of so many counts (default 2)")
+    parser.add_argument("--child", nargs=3, metavar=("WHAT", "SLIDE", "OUT"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        what, path, out = args.child
+        child(what, Path(path), Path(out), args.side)
+        return
+    bench_tree()
+    bench_build(args.side, args.repeats)
+
+
+if __name__ == "__main__":
+    main()
