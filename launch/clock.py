@@ -19,13 +19,13 @@ class Clock:
     Attributes:
         train_seconds: Time in steps since the run began.
         timed_seconds: Of that, time in steps that count for throughput (not the first steps of a start).
-        timed_images: Images of those steps, over all ranks.
+        timed_images: Frames' worth of pixels in those steps, over all ranks.
         timed_steps: Number of those steps.
     """
 
     train_seconds: float = 0.0
     timed_seconds: float = 0.0
-    timed_images: int = 0
+    timed_images: float = 0.0
     timed_steps: int = 0
     _fresh: int = field(default=0, repr=False)
     _began_s: float = field(default=0.0, repr=False)
@@ -39,7 +39,7 @@ class Clock:
         """The batch of the step has come."""
         self._wait_s = time.perf_counter() - self._began_s
 
-    def end(self, images: int) -> tuple[float, float]:
+    def end(self, images: float) -> tuple[float, float]:
         """The step ends; returns its seconds and the share of them spent waiting for the batch, in percent."""
         seconds = time.perf_counter() - self._began_s
         self.train_seconds += seconds

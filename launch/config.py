@@ -171,6 +171,16 @@ class Config(Section):
             raise ValueError(f"model.name={self.model.name} does not go with data.kind={self.data.kind}")
         return self
 
+    @property
+    def samples_per_image(self) -> float:
+        """Training samples that have as many pixels as one frame: 1, or the number of crops."""
+        return (self.data.resolution / self.data.crop_px) ** 2 if self.data.kind == "tiles" else 1.0
+
+    @property
+    def images_per_step(self) -> float:
+        """Frames' worth of pixels in one step over all ranks, so that throughput compares crops with whole frames."""
+        return self.train.batch / self.samples_per_image
+
     def run_name(self, world: int) -> str:
         """Name of the run directory: model, decoder, patching, resolution, patch, ranks, seed (or `run_id`)."""
         data = self.data

@@ -25,6 +25,9 @@ EXIT_CONFIG = 64
 EXIT_AGAIN = 75
 
 
+_meeting_place: list[str] = []  # URL of this process's rendezvous, for tidying up
+
+
 class RankError(ValueError):
     """The launcher's environment does not say enough; one line, exit code 64."""
 
@@ -175,10 +178,10 @@ def start(ranks: Ranks, device: torch.device, timeout_s: float = 1800.0) -> None
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     limit = timedelta(seconds=timeout_s)
+    _meeting_place.append(ranks.init_method)
     if not ranks.init_method:
-        dist.init_process_group(
-            backend, store=torch.distributed.distributed_c10d.HashStore(), rank=0, world_size=1, timeout=limit
-        )
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=limit)
     else:
         dist.init_process_group(
             backend, init_method=ranks.init_method, rank=ranks.rank, world_size=ranks.world, timeout=limit
@@ -202,6 +205,9 @@ def finish(code: int) -> NoReturn:
 
 def leave(code: int) -> NoReturn:
     """Flush and end this rank at once with `code`, waiting for no other rank (an error on this one)."""
+    for method in _meeting_place:
+        if method.startswith("file://"):  # os._exit runs no destructor, so torch does not remove it
+            Path(method.removeprefix("file://")).unlink(missing_ok=True)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

@@ -187,7 +187,7 @@ class _Start:
             "attention_backend": _attention_backend(config, self.device), "seed": config.train.seed,
             "n_train": len(self.files.split["train"]), "n_test": len(self.files.split["test"]), "data": data.dir,
             "split_sha256": self.files.split_sha256, "config_sha256": config.sha256(), "optimiser": "AdamW",
-            "global_batch": config.train.batch, "commit": git_commit(), "started_at": self.started_at,
+            "global_batch": config.train.batch, "samples_per_image": config.samples_per_image, "commit": git_commit(), "started_at": self.started_at,
             "finished_at": now(), "starts": self.starts,
             "preprocessing_seconds": self.files.preprocessing_seconds(),
         }  # fmt: skip
@@ -197,7 +197,7 @@ class _Start:
             peak, source = trainer.peak_memory_gib()
             known |= {
                 "parameters": trainer.parameters, "steps": trainer.step,
-                "epochs": trainer.step * config.train.batch / trainer.sampler.images,
+                "epochs": trainer.epochs,
                 "train_seconds": trainer.clock.train_seconds, "timed_steps": trainer.clock.timed_steps,
                 "images_per_s": rate, "seconds_per_image": None if rate is None else 1 / rate,
                 "peak_memory_gib": peak, "memory_source": source, "loss_final": trainer.loss,

@@ -181,11 +181,11 @@ class Trainer:
         self.step += 1
         if self.step % train.log_every == 0 or self.step == train.max_steps:
             self.loss = self._mean_over_ranks(total)
-            self._log_step(*self.clock.end(train.batch), rate, norm)
+            self._log_step(*self.clock.end(self.config.images_per_step), rate, norm)
             if not math.isfinite(self.loss):
                 raise TrainingError(f"loss is {self.loss} at step {self.step}; try a smaller train.lr")
         else:
-            self.clock.end(train.batch)
+            self.clock.end(self.config.images_per_step)
 
     def _seed_of_step(self) -> int:
         text = f"{self.config.train.seed}/{self.step}/{self.ranks.rank}"
@@ -201,18 +201,23 @@ class Trainer:
     def _log_step(self, seconds: float, waiting_percent: float, rate: float, norm: float) -> None:
         finite = self.loss is not None and math.isfinite(self.loss)
         self._log(
-            epoch=self.step * self.config.train.batch / self.sampler.images,
+            epoch=self.epochs,
             train_seconds=self.clock.train_seconds,
             loss=self.loss if finite else None,
             lr=rate,
             grad_norm=norm if math.isfinite(norm) else None,
-            images_per_s=self.config.train.batch / seconds,
+            images_per_s=self.config.images_per_step / seconds,
             **{"data_loading(%)": waiting_percent, "memory/max_active(GiB)": self.peak_memory_gib()[0]},
         )
 
     def _log(self, **values: Any) -> None:
         if self.metrics is not None:
             self.metrics.write(step=self.step, **values)
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the pixels of the training slides so far."""
+        return self.step * self.config.images_per_step / self.sampler.images
 
     def peak_memory_gib(self) -> tuple[float, str]:
         """Largest memory of this rank so far and where the number is from."""
