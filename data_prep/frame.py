@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -23,6 +24,7 @@ ASPECTS: tuple[str, ...] = ("keep", "squash")
 
 _BLOCK_PX = 2048  # side of a source block; 2048 x 2048 x RGBA is 16 MiB
 _ACC_BYTES = 64 * 2**20  # accumulator of one band of frame rows
+_ROWS_AT_ONCE = 256
 _MASK_BLOCK_BYTES = 32 * 2**20
 
 
@@ -130,14 +132,15 @@ def _fold_rows(block: npt.NDArray[Any], row0: int, axis: _Axis, start: int, stop
         peak: largest value in `block`, to choose the narrowest exact type.
 
     Returns:
-        (stop - start, m) uint32 or int64: the part of the sums that comes from these source rows.
+        (stop - start, m): the part of the sums that comes from these source rows; whole numbers, see `_exact_type`.
     """
     rows, width = block.shape
     num, den = axis.num, axis.den
-    dtype = np.dtype(np.uint32 if peak * num < 2**32 else np.int64)
+    dtype = _exact_type(peak * num + 1)
     if den == 1 and row0 == start * num and rows == (stop - start) * num:
         return _fold_whole(block, num, dtype)
     out = np.zeros((stop - start, width), dtype)
+    scratch = np.empty(width, dtype)
     for i in range(start, stop):
         lo, hi = max(i * num, row0 * den), min((i + 1) * num, (row0 + rows) * den)
         if hi <= lo:
@@ -148,10 +151,12 @@ def _fold_rows(block: npt.NDArray[Any], row0: int, axis: _Axis, start: int, stop
             np.multiply(block[first - row0], dtype.type(hi - lo), out=target)
             continue
         np.multiply(block[first - row0], dtype.type((first + 1) * den - lo), out=target)
-        target += block[last - row0] * dtype.type(hi - last * den)
+        np.multiply(block[last - row0], dtype.type(hi - last * den), out=scratch)
+        target += scratch
         if last - first > 1:
-            inner = block[first - row0 + 1 : last - row0].sum(axis=0, dtype=dtype)
-            target += inner if den == 1 else inner * dtype.type(den)
+            np.add.reduce(block[first - row0 + 1 : last - row0], axis=0, dtype=dtype, out=scratch)
+            scratch *= dtype.type(den)
+            target += scratch
     return out
 
 
@@ -165,6 +170,13 @@ def _fold_whole(block: npt.NDArray[Any], num: int, dtype: np.dtype[Any]) -> npt.
     for k in range(2, num):
         out += block[k::num]
     return out
+
+
+def _swap_axes(sums: npt.NDArray[Any], width: int) -> npt.NDArray[Any]:
+    """(rows, width * 3) to (width, rows * 3); OpenCV moves numbers of any kind several times as fast as NumPy."""
+    carrier = {2: np.uint16, 4: np.int32, 8: np.float64}[sums.dtype.itemsize]
+    swapped = cv2.transpose(sums.view(carrier).reshape(-1, width, 3))
+    return swapped.reshape(width, -1).view(sums.dtype)
 
 
 class FrameReader:
@@ -226,26 +238,59 @@ class FrameReader:
         """Box means of a rectangle of content, summed over source blocks that are aligned to the file's tiles."""
         x_axis, y_axis = self._x_axis, self._y_axis
         x_stop, y_stop = x_px + w_px, y_px + h_px
-        narrow = 511 * x_axis.num * y_axis.num < 2**32
-        sums = np.zeros((h_px, w_px, 3), np.uint32 if narrow else np.int64)
+        sums = np.zeros((h_px, w_px, 3), _exact_type(511 * x_axis.num * y_axis.num))
         tile_w, tile_h = self.slide.tile_wh(self.level)
         for y_lo, y_hi in _blocks(y_axis.span(y_px, y_stop), y_axis.step(tile_h)):
             j0, j1 = y_axis.touched(y_px, y_stop, y_lo, y_hi)
             for x_lo, x_hi in _blocks(x_axis.span(x_px, x_stop), x_axis.step(tile_w)):
                 i0, i1 = x_axis.touched(x_px, x_stop, x_lo, x_hi)
                 block = self.slide.read(self.level, x_lo, y_lo, x_hi - x_lo, y_hi - y_lo)
-                rows = _fold_rows(block.reshape(y_hi - y_lo, -1), y_lo, y_axis, j0, j1, 255)
-                columns = rows.reshape(j1 - j0, x_hi - x_lo, 3).transpose(1, 0, 2).reshape(x_hi - x_lo, -1)
-                cells = _fold_rows(columns, x_lo, x_axis, i0, i1, 255 * y_axis.num)
-                part = cells.reshape(i1 - i0, j1 - j0, 3).transpose(1, 0, 2)
-                sums[j0 - y_px : j1 - y_px, i0 - x_px : i1 - x_px] += part.astype(sums.dtype, copy=False)
+                target = sums[j0 - y_px : j1 - y_px, i0 - x_px : i1 - x_px]
+                self._add_block(target, block, (x_lo, y_lo), (i0, i1), (j0, j1))
         return _round_half_up(sums, x_axis.coverage(x_px, x_stop), y_axis.coverage(y_px, y_stop))
+
+    def _add_block(
+        self,
+        target: npt.NDArray[Any],
+        block: npt.NDArray[np.uint8],
+        corner_xy: tuple[int, int],
+        columns: tuple[int, int],
+        rows: tuple[int, int],
+    ) -> None:
+        """Add a source block's part to the sums of frame columns and rows [start, stop), some rows at a time.
+
+        Down first (whole rows, contiguous), then across on what is left. Few rows at a time stay in cache and below the
+        size at which the allocator returns memory to the system after each use.
+        """
+        x_axis, y_axis = self._x_axis, self._y_axis
+        width = block.shape[1]
+        for j0 in range(rows[0], rows[1], _ROWS_AT_ONCE):
+            j1 = min(rows[1], j0 + _ROWS_AT_ONCE)
+            lo, hi = y_axis.span(j0, j1)
+            lo, hi = max(lo, corner_xy[1]), min(hi, corner_xy[1] + block.shape[0])
+            part = block[lo - corner_xy[1] : hi - corner_xy[1]].reshape(hi - lo, -1)
+            down = _swap_axes(_fold_rows(part, lo, y_axis, j0, j1, 255), width)
+            across = _fold_rows(down, corner_xy[0], x_axis, *columns, 255 * y_axis.num)
+            cells = _swap_axes(across, j1 - j0).reshape(j1 - j0, -1, 3)
+            target[j0 - rows[0] : j1 - rows[0]] += cells.astype(target.dtype, copy=False)
+
+
+def _exact_type(bound: int) -> np.dtype[Any]:
+    """Narrowest of uint32, float64 and int64 that holds whole numbers below `bound` exactly.
+
+    float64 does so below 2**53, and multiplies and divides several times as fast as int64.
+    """
+    return np.dtype(np.uint32 if bound < 2**32 else np.float64 if bound < 2**53 else np.int64)
 
 
 def _round_half_up(
     sums: npt.NDArray[Any], over_x: int | npt.NDArray[np.int64], over_y: int | npt.NDArray[np.int64]
 ) -> npt.NDArray[np.uint8]:
-    """Return floor(sums / area + 1/2) as uint8, in integers: (2 * sum + area) // (2 * area). Overwrites `sums`."""
+    """Return floor(sums / area + 1/2) = floor((2 sum + area) / (2 area)) as uint8. Overwrites `sums`.
+
+    Exact in float64 as well: sums are below 2**53, so 2 area < 2**45, and a quotient that is not a whole number lies at
+    least 1 / (2 area) below the next one, more than float64 can lose below 256.
+    """
     if isinstance(over_x, int) and isinstance(over_y, int):
         area: Any = sums.dtype.type(over_x * over_y)
     else:
@@ -253,7 +298,10 @@ def _round_half_up(
         area = np.broadcast_to(grid, sums.shape[:2])[:, :, None].astype(sums.dtype)
     sums *= sums.dtype.type(2)
     sums += area
-    sums //= area * sums.dtype.type(2)
+    if sums.dtype == np.float64:
+        sums /= 2 * area
+    else:
+        sums //= area * sums.dtype.type(2)
     return sums.astype(np.uint8)
 
 

@@ -57,17 +57,21 @@ def over_white(rgb: npt.NDArray[np.uint8], alpha: npt.NDArray[np.uint8], premult
     """Lay (h, w, 3) colour with (h, w) transparency over white, rounded to nearest."""
     cover = alpha[:, :, None].astype(np.uint16)
     if premultiplied:
-        return np.minimum(rgb.astype(np.uint16) + (255 - cover), 255).astype(np.uint8)
-    return ((rgb * cover + 255 * (255 - cover) + 127) // 255).astype(np.uint8)
+        added = rgb.astype(np.uint16) + (255 - cover)
+        lightened: npt.NDArray[np.uint8] = np.minimum(added, 255).astype(np.uint8)
+        return lightened
+    mixed = (rgb * cover + 255 * (255 - cover) + 127) // 255  # at most 255 * 255 + 127
+    rounded: npt.NDArray[np.uint8] = mixed.astype(np.uint8)
+    return rounded
 
 
 def to_8_bit(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
     """Bring unsigned samples of `bits` bits to 8: the top 8 of more, the full range 0 to 255 of fewer."""
-    if bits == 8:
-        return values.astype(np.uint8, copy=False)
     if bits > 8:
-        return (values >> (bits - 8)).astype(np.uint8)
-    return (values.astype(np.uint16) * 255 // (2**bits - 1)).astype(np.uint8)
+        values = values >> (bits - 8)
+    elif bits < 8:
+        values = values.astype(np.uint16) * 255 // (2**bits - 1)
+    return values.astype(np.uint8, copy=False)
 
 
 def gray_to_rgb(gray: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

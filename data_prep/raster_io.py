@@ -54,13 +54,15 @@ class RasterImage:
             SlideError: no image, no usable pixel type, or too large once decoded.
         """
         self.path = path
+        self._image: Image.Image | None = None
         try:
             with _no_pixel_limit():
-                self._image: Image.Image | None = Image.open(path)
-                self._orientation = _orientation(path, self._image)
-        except SlideError:
-            raise
+                self._image = Image.open(path)
+            self._orientation = _orientation(path, self._image)
         except Exception as error:  # Pillow's plugins raise nearly anything on a broken header
+            self.close()
+            if isinstance(error, SlideError):
+                raise
             raise SlideError(f"{path}: not a readable image: {one_line(error)}") from error
         self.mode = self._image.mode
         self._stored_wh = self._image.size
@@ -128,6 +130,8 @@ def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 def _orientation(path: Path, image: Image.Image) -> int:
     """EXIF orientation, 1 where there is none or it is out of range. Decodes nothing."""
+    if image.format == "TIFF":  # Pillow turns these itself
+        return 1
     if image.format == "PNG":  # Pillow would decode the whole PNG to look for EXIF behind the pixels
         exif = Image.Exif()
         if data := _png_exif(path):

@@ -16,7 +16,7 @@ from PIL import Image
 from data_prep.pixels import gray_to_rgb, over_white, to_8_bit
 from data_prep.raster_io import RasterImage
 from data_prep.slide_base import Slide, SlideError, one_line, sane_mpp
-from data_prep.tiff_io import TiffPlane, open_tiff
+from data_prep.tiff_io import TiffPlane, UnsupportedTiffError, open_tiff
 
 _CHUNK_PX = 1024
 _CHUNKS_KEPT = 24  # x 3 MiB
@@ -145,7 +145,7 @@ class OpenSlideSlide(Slide):
 
 def _flatten(rgba: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """(h, w, 4) straight-alpha RGBA to RGB over white; one cheap test where everything is opaque, which is usual."""
-    rgb: npt.NDArray[np.uint8] = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB)
+    rgb = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB).astype(np.uint8, copy=False)
     if int(rgba.view("<u4").min()) >= 0xFF000000:
         return rgb
     return over_white(rgb, rgba[..., 3], premultiplied=False)
@@ -166,8 +166,8 @@ class TiffSlide(Slide):
         self._tiff = open_tiff(path)
         try:
             pages = self._pyramid()
-            self._planes = [TiffPlane(path, page, 255, max_raster_gib) for page in pages]
             self._colour = _Colour(path, pages[0])
+            self._planes = [TiffPlane(path, page, self._colour.white, max_raster_gib) for page in pages]
         except Exception as error:
             self._tiff.close()
             if isinstance(error, SlideError):
@@ -213,7 +213,11 @@ class TiffSlide(Slide):
 
 
 class _Colour:
-    """Turns the stored samples of a TIFF page into RGB."""
+    """Turns the stored samples of a TIFF page into RGB.
+
+    Attributes:
+        white: stored sample that shows as white (a palette's first colour), for tiles that the file leaves out.
+    """
 
     def __init__(self, path: Path, page: Any) -> None:
         self._bits = int(page.bitspersample)
@@ -221,16 +225,16 @@ class _Colour:
         self._palette: npt.NDArray[np.uint8] | None = None
         colours = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}.get(self._photometric)
         if colours is None or int(page.samplesperpixel) < colours:
-            raise SlideError(
-                f"{path}: colour layout {page.photometric!s} with {page.samplesperpixel} samples is not supported"
-            )
+            layout = getattr(page.photometric, "name", page.photometric)
+            raise UnsupportedTiffError(f"{path}: TIFF colours {layout} x {page.samplesperpixel} are not supported")
         if self._photometric == 6 and int(page.compression) not in (6, 7):
-            raise SlideError(f"{path}: YCbCr is only supported with JPEG compression")
+            raise UnsupportedTiffError(f"{path}: TIFF in YCbCr is only supported with JPEG compression")
         if self._photometric == 3:
             if page.colormap is None:
                 raise SlideError(f"{path}: palette image without a colour map")
             self._palette = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
         self._colours = colours
+        self.white = 2**self._bits - 1 if self._photometric in (1, 2, 6) else 0
         extra = [int(kind) for kind in page.extrasamples]
         self._alpha = colours if extra and extra[0] in (1, 2) else None
         self._premultiplied = bool(extra) and extra[0] == 1

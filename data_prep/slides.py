@@ -5,7 +5,7 @@ OpenSlide reads whatever it can; tifffile reads the TIFF files it cannot; Pillow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import openslide
@@ -13,7 +13,7 @@ import openslide
 from data_prep.masks import Mask, check_mask_size, find_mask, open_mask
 from data_prep.readers import OpenSlideSlide, RasterSlide, TiffSlide
 from data_prep.slide_base import Slide, SlideError, one_line
-from data_prep.tiff_io import open_tiff
+from data_prep.tiff_io import UnsupportedTiffError, open_tiff
 
 __all__ = [
     "READERS",
@@ -80,22 +80,21 @@ def open_slide(path: Path | str, reader: str = "auto", *, max_raster_gib: float 
     if vendor is not None and not (vendor == "generic-tiff" and _needs_tifffile(path)):
         return OpenSlideSlide(path)
     if kind == "tiff" and (vendor is not None or path.suffix.lower() in _TIFF_SUFFIXES):
-        return _first_that_works(path, max_raster_gib)
+        return _open_tiff_slide(path, max_raster_gib)
     # Never hand a broken .svs to tifffile: it would take a thumbnail that survived for the slide.
     what = "a damaged or truncated TIFF" if kind == "tiff" else kind
     raise SlideError(f"{path}: not a slide that can be read: it is {what}")
 
 
-def _first_that_works(path: Path, max_raster_gib: float | None) -> Slide:
-    """Open a TIFF with tifffile, else with Pillow (old JPEG, fax codes); tifffile's complaint if both fail."""
-    readers: tuple[Callable[[Path, float | None], Slide], ...] = (TiffSlide, RasterSlide)
-    first: SlideError | None = None
-    for make in readers:
+def _open_tiff_slide(path: Path, max_raster_gib: float | None) -> Slide:
+    """Open a TIFF with tifffile; one whose colours or compression it lacks with Pillow."""
+    try:
+        return TiffSlide(path, max_raster_gib)
+    except UnsupportedTiffError as unsupported:
         try:
-            return make(path, max_raster_gib)
-        except SlideError as error:
-            first = first or error
-    raise first or SlideError(f"{path}: not readable")
+            return RasterSlide(path, max_raster_gib)
+        except SlideError:
+            raise unsupported from None
 
 
 def _kind(path: Path) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import struct
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -23,6 +24,10 @@ _CACHE_BYTES = 64 * 2**20
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # faults are raised here, in one line
 
 
+class UnsupportedTiffError(SlideError):
+    """A sound TIFF whose colours or compression tifffile does not decode; Pillow may."""
+
+
 def open_tiff(path: Path) -> Any:
     """Open a TIFF file with at least one two-dimensional page; returns a tifffile.TiffFile.
 
@@ -34,6 +39,10 @@ def open_tiff(path: Path) -> Any:
     except Exception as error:  # struct, key, index and value errors, all from broken directories
         raise SlideError(f"{path}: not a readable TIFF: {one_line(error)}") from error
     try:
+        if not len(tiff.pages):
+            raise ValueError("its directory is missing, the file is truncated or damaged")
+        if _next_directory(tiff):
+            raise ValueError("the file is truncated: it lists more images than it holds")
         page: Any = tiff.pages[0]
         if len(page.shape) < 2 or 0 in page.shape:
             raise ValueError(f"first page has shape {page.shape}")
@@ -41,6 +50,17 @@ def open_tiff(path: Path) -> Any:
         tiff.close()
         raise SlideError(f"{path}: TIFF without a readable image: {one_line(error)}") from error
     return tiff
+
+
+def _next_directory(tiff: tifffile.TiffFile) -> int:
+    """Offset of the directory behind the last that could be read; 0 in a complete file."""
+    last: Any = tiff.pages[-1]
+    form, handle = tiff.tiff, tiff.filehandle
+    handle.seek(last.offset)
+    count = struct.unpack(form.tagnoformat, handle.read(form.tagnosize))[0]
+    handle.seek(last.offset + form.tagnosize + count * form.tagsize)
+    raw = handle.read(form.offsetsize)
+    return int(struct.unpack(form.offsetformat, raw)[0]) if len(raw) == form.offsetsize else 0
 
 
 class TiffPlane:
@@ -89,6 +109,10 @@ class TiffPlane:
         if page.dtype is None or page.dtype.kind not in "ub" or page.dtype.itemsize > 2:
             kind = page.dtype if page.dtype is not None else f"{page.bitspersample} bits per sample"
             raise SlideError(f"{path}: pixels of type {kind} have no fixed range; convert to 8 or 16 bit")
+        try:
+            page.decode(None, 0)
+        except Exception as error:  # raised by tifffile's stand-in for a missing codec
+            raise UnsupportedTiffError(f"{path}: TIFF cannot be decoded: {one_line(error)}") from error
         if int(page.imagedepth) != 1:
             raise SlideError(f"{path}: a volume of {page.imagedepth} slices, not a flat image")
         width, height = self._stored_wh
