@@ -45,7 +45,7 @@ _RC = {
     "svg.fonttype": "path",  # the page must look alike where the font is not installed
     "svg.hashsalt": "analysis",
     "pdf.fonttype": 42,
-    "path.simplify": True,
+    "text.parse_math": False,  # a dollar in the name of a run is a dollar
 }
 
 
@@ -93,7 +93,7 @@ def look(i: int) -> Look:
 
 
 def encode(figure: "Figure", suffix: str) -> bytes:
-    """Return a figure as the bytes of a png, jpg, svg or pdf file, the same bytes at every call."""
+    """Return a figure as the bytes of a png, jpg, svg or pdf file; but for pdf the same at every call."""
     out = io.BytesIO()
     metadata = {
         "png": {"Software": None},

@@ -97,7 +97,7 @@ def training_curves(comparison: Comparison) -> Drawing | None:
                 )
         handles.append(line)
     axes[0].set(xlabel="optimiser step", ylabel="training loss", title="(a) loss by step", xscale="log")
-    axes[0].xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
+    _plain_log(axes[0], "{:,.0f}")
     axes[1].set(xlabel="training time (s)", ylabel="training loss", title="(b) loss by time")
     if with_dice:
         axes[2].set(xlabel="training time (s)", ylabel="Dice, validation slides", title="(c) validation Dice by time")
@@ -164,7 +164,7 @@ def sequence_lengths(comparison: Comparison) -> Drawing | None:
         xlim=(1, high * 9),
     )
     axis.tick_params(axis="y", length=0)
-    axis.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
+    _plain_log(axis, "{:,.0f}")
     alt = "Tokens per slide: " + "; ".join(f"{s.label}: {w}" for s, w in zip(sets, words, strict=True)) + "."
     caption = (
         "Sequence length of every slide, by set of token files. A bar: all slides have the same length. "
@@ -199,7 +199,7 @@ def _length_row(axis: "Axes", y: int, lengths: Lengths) -> str:
 def dice_against_cost(comparison: Comparison) -> Drawing | None:
     """Draw test Dice against seconds per image, with each run's ceiling and the floors as reference lines."""
     groups, left_out = _drawn(comparison.groups)
-    shown = [(i, g) for i, g in enumerate(groups) if g.mean("dice") is not None and g.mean("seconds_per_image")]
+    shown = [(i, g) for i, g in enumerate(groups) if g.mean("dice") is not None and g.seconds_per_image]
     if not shown:
         return None
     figure = new_figure(COLUMN_IN, 2.75)
@@ -211,7 +211,7 @@ def dice_against_cost(comparison: Comparison) -> Drawing | None:
             f"{group.label}: Dice {group.mean('dice'):.3f} at {group.mean('seconds_per_image'):.3g} s per image"
         )
     ceilings = any(g.mean("dice_ceiling") is not None for _, g in shown)
-    costs = [g.mean("seconds_per_image") for _, g in shown]
+    costs = [g.seconds_per_image for _, g in shown]
     axis.set(
         xscale="log",
         xlabel="training time per image (s, log scale)",
@@ -219,20 +219,20 @@ def dice_against_cost(comparison: Comparison) -> Drawing | None:
         ylim=(-0.02, 1.04),
         xlim=(min(costs) / 1.7, max(costs) * 1.7),
     )
-    _decimal_ticks(axis)
+    _plain_log(axis, "{:g}")
     _floor_lines(axis, comparison)
     _legend_below(figure, handles, [g.label for _, g in shown], 2)
     caption = (
         "Test Dice against end-to-end training time per image. Whiskers: 95 % bootstrap interval over test slides. "
         + ("Short bars joined by dots: ceiling of the run's cells. " if ceilings else "")
-        + ("Dashed grey: floors, which need no learning." if comparison.floors else "")
+        + ("Dashed grey: floors, which need no learning (where runs differ, the highest)." if comparison.floors else "")
         + left_out
     )
     return Drawing("dice_against_cost", "Dice against cost", caption, "Scatter plot. " + "; ".join(words) + ".", figure)
 
 
 def _cost_point(axis: "Axes", group: Group, i: int):
-    kind, x, y = look(i), group.mean("seconds_per_image"), group.mean("dice")
+    kind, x, y = look(i), group.seconds_per_image, group.mean("dice")
     interval = group.dice_interval
     if interval:
         axis.plot([x, x], interval, color=kind.colour, lw=1.1, zorder=2)
@@ -247,7 +247,8 @@ def _cost_point(axis: "Axes", group: Group, i: int):
 
 
 def _floor_lines(axis: "Axes", comparison: Comparison) -> None:
-    floors = comparison.floors[:6]
+    highest = {f.name: f for f in sorted(comparison.floors, key=lambda f: f.dice)}
+    floors = list(highest.values())[:6]
     places = spread([f.dice for f in floors], 0.052)
     for floor, place in zip(floors, places, strict=True):
         axis.axhline(floor.dice, color=GREY, lw=0.7, ls=(0, (4, 2)), zorder=0)
@@ -263,13 +264,13 @@ def _floor_lines(axis: "Axes", comparison: Comparison) -> None:
         )
 
 
-def _decimal_ticks(axis: "Axes") -> None:
+def _plain_log(axis: "Axes", form: str) -> None:
     """Label a logarithmic axis with plain numbers, at 1, 2 and 5 where it spans less than two decades."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     low, high = axis.get_xlim()
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 150 else (1,)))
-    axis.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
+    axis.xaxis.set_major_formatter(lambda v, _: form.format(v))
     axis.xaxis.set_minor_formatter(NullFormatter())
 
 

@@ -45,7 +45,7 @@ FAIR = (
     ("warmup_rule", "timing window"),
 )
 # Keys of config.yaml that name a run and do not change what it computes.
-_NAMING = {"seed", "run_id", "run_dir", "run_root", "experiment"}
+_NAMING = {"seed", "run_id", "run_root", "force", "experiment"}
 
 
 class BaselineError(ValueError):
@@ -67,6 +67,26 @@ class Group:
     def mean(self, name: str) -> float | None:
         """Return the mean over seeds of a number of the record; seeds without it are left out."""
         return mean(getattr(run, name) for run in self.runs)
+
+    @cached_property
+    def crops_per_image(self) -> float | None:
+        """How many training crops make one frame, 1 for models that train on whole frames; None if it is not known.
+
+        The trainer of a tiled model counts crops as images. Their area against the frame's makes times comparable.
+        """
+        if not _tiled(self.first):
+            return 1.0
+        data = _read_config(self.first.folder).get("data")
+        crop_px = data.get("crop_px") if isinstance(data, dict) else None
+        if not isinstance(crop_px, int) or crop_px < 1 or not self.first.resolution:
+            return None
+        return (self.first.resolution / crop_px) ** 2
+
+    @property
+    def seconds_per_image(self) -> float | None:
+        """Training seconds per frame (for tiled models: for crops of the same area), mean over seeds."""
+        seconds, crops = self.mean("seconds_per_image"), self.crops_per_image
+        return None if seconds is None or crops is None else seconds * crops
 
     @cached_property
     def dice_per_slide(self) -> dict[str, float]:
@@ -137,17 +157,21 @@ def _order(group: Group) -> tuple:
 
 def _config_without_names(folder: Path) -> str:
     """Return config.yaml as canonical text without the keys that name a run; unreadable ones count as equal."""
-    try:
-        config = yaml.load((folder / "config.yaml").read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, ValueError, yaml.YAMLError):
-        return ""
 
     def strip(value):
         if isinstance(value, dict):
             return {str(k): strip(v) for k, v in value.items() if k not in _NAMING}
         return [strip(v) for v in value] if isinstance(value, list) else value
 
-    return json.dumps(strip(config), sort_keys=True, default=str)
+    return json.dumps(strip(_read_config(folder)), sort_keys=True, default=str)
+
+
+def _read_config(folder: Path) -> dict:
+    try:
+        config = yaml.load((folder / "config.yaml").read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 # ---- speedups
@@ -166,7 +190,7 @@ class Speedup:
 def differences(a: Run, b: Run) -> list[str]:
     """Return why the times of two runs must not be divided: one reason per difference, none if the two are alike.
 
-    A model without attention says "none" as its backend; a backend is compared only between models that have one.
+    A backend is compared only between models that have attention: the tiled ones are convolutional.
     A value that one record lacks is a reason too: what is not known to be equal is not compared.
     """
     reasons = []
@@ -197,7 +221,7 @@ def speedup(group: Group, groups: Sequence[Group], baseline: str | None = None) 
     Raises:
         BaselineError: no row has that name.
     """
-    mine = group.mean("seconds_per_image")
+    mine = group.seconds_per_image
     if baseline is None:
         candidates = [
             g
@@ -210,7 +234,7 @@ def speedup(group: Group, groups: Sequence[Group], baseline: str | None = None) 
             raise BaselineError(
                 f"baseline {baseline!r} is not among the runs; there are: {', '.join(g.label for g in groups)}"
             )
-    timed = [g for g in candidates if g.mean("seconds_per_image")]
+    timed = [g for g in candidates if g.seconds_per_image]
     if not mine or not timed:
         return Speedup(None, None, ("sec/image of this row is missing" if not mine else "no timed uniform baseline",))
     ranked = sorted(
@@ -226,7 +250,7 @@ def speedup(group: Group, groups: Sequence[Group], baseline: str | None = None) 
     reasons = [] if best is group else differences(group.first, best.first)
     if reasons:
         return Speedup(None, best, tuple(reasons))
-    return Speedup(best.mean("seconds_per_image") / mine, best, (), tuple(_remarks(group.first, best.first)))
+    return Speedup(best.seconds_per_image / mine, best, (), tuple(_remarks(group.first, best.first)))
 
 
 def _remarks(a: Run, b: Run) -> list[str]:
@@ -240,6 +264,8 @@ def _remarks(a: Run, b: Run) -> list[str]:
 
 
 def _fair_value(run: Run, name: str):
+    if name == "attention_backend" and _tiled(run):
+        return "none"
     return (run.device_name or run.device) if name == "hardware" else getattr(run, name)
 
 

@@ -70,11 +70,9 @@ def find_floors(groups: Sequence[Group]) -> list[Floor]:
     floors = []
     for (resolution, _, name, _), found in sorted(alike.items()):
         values = sorted(v for v, _ in found)
-        parts = (
-            [found]
-            if values[-1] - values[0] < _SAME_FLOOR
-            else [[f for f in found if f[0] == v] for v in sorted(set(values))]
-        )
+        printed = sorted({round(v, 3) for v in values})
+        alone = values[-1] - values[0] < _SAME_FLOOR
+        parts = [found] if alone else [[f for f in found if round(f[0], 3) == v] for v in printed]
         for part in parts:
             floors.append(
                 Floor(
@@ -137,7 +135,7 @@ def comparison_table(comparison: Comparison) -> Table:
             whole(group.mean("tokens_per_image")),
             whole(group.mean("steps")),
             number(group.mean("train_seconds"), 0),
-            significant(group.mean("seconds_per_image")),
+            _seconds_cell(group, notes),
             dice_cell(group),
             whole(group.n_test),
             number(group.mean("dice_ceiling")),
@@ -155,7 +153,14 @@ def comparison_table(comparison: Comparison) -> Table:
         row[4] = (whole(floor.resolution) or "") if len(resolutions) > 1 else ""
         rows.append(row)
         kinds.append("floor")
-    return Table("Comparison of the measured runs", columns, rows, kinds, (*notes.lines(), *_fixed_notes(comparison)), "comparison")
+    return Table(
+        "Comparison of the measured runs",
+        columns,
+        rows,
+        kinds,
+        (*notes.lines(), *_fixed_notes(comparison)),
+        "comparison",
+    )
 
 
 class _Notes:
@@ -180,6 +185,13 @@ class _Notes:
 
     def lines(self) -> list[str]:
         return [f"{self._sign(i)} {text}" for i, text in enumerate(self.texts)]
+
+
+def _seconds_cell(group: Group, notes: _Notes) -> str | None:
+    seconds, crops = group.seconds_per_image, group.crops_per_image
+    if seconds is None or crops == 1:
+        return significant(seconds)
+    return f"{significant(seconds)} {notes.mark(f'{crops:g} training crops, the area of one image')}"
 
 
 def _speedup_cell(quotient: Speedup, group: Group, notes: _Notes) -> str:
@@ -245,7 +257,7 @@ CSV_HEADS = (
     "epochs",
     "train_seconds",
     "seconds_per_image",
-    "images_per_s",
+    "crops_per_image",
     "preprocessing_seconds",
     "dice",
     "dice_low",
@@ -273,7 +285,10 @@ CSV_HEADS = (
 
 
 def comparison_csv(comparison: Comparison) -> str:
-    """Return the table for programs: full precision, units in the heads, one row per line of the table."""
+    """Return the table for programs: full precision, units in the heads, one row per line of the table.
+
+    seconds_per_image is that of the table: for a tiled model the crops of one frame's area count as one image.
+    """
     rows: list[list[object]] = []
     for group, quotient in zip(comparison.groups, comparison.speedups, strict=True):
         run, interval = group.first, group.dice_interval or (None, None)
@@ -284,8 +299,6 @@ def comparison_csv(comparison: Comparison) -> str:
                 "steps",
                 "epochs",
                 "train_seconds",
-                "seconds_per_image",
-                "images_per_s",
                 "preprocessing_seconds",
                 "dice",
                 "dice_pooled",
@@ -300,6 +313,8 @@ def comparison_csv(comparison: Comparison) -> str:
             **averaged,
             "kind": "run",
             "label": group.label,
+            "seconds_per_image": group.seconds_per_image,
+            "crops_per_image": group.crops_per_image,
             "run_ids": " ".join(r.run_id for r in group.runs),
             "seeds": " ".join("?" if r.seed is None else str(r.seed) for r in group.runs),
             "resolution_px": run.resolution,
