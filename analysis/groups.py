@@ -68,25 +68,10 @@ class Group:
         """Return the mean over seeds of a number of the record; seeds without it are left out."""
         return mean(getattr(run, name) for run in self.runs)
 
-    @cached_property
-    def crops_per_image(self) -> float | None:
-        """How many training crops make one frame, 1 for models that train on whole frames; None if it is not known.
-
-        The trainer of a tiled model counts crops as images. Their area against the frame's makes times comparable.
-        """
-        if not _tiled(self.first):
-            return 1.0
-        data = _read_config(self.first.folder).get("data")
-        crop_px = data.get("crop_px") if isinstance(data, dict) else None
-        if not isinstance(crop_px, int) or crop_px < 1 or not self.first.resolution:
-            return None
-        return (self.first.resolution / crop_px) ** 2
-
     @property
     def seconds_per_image(self) -> float | None:
-        """Training seconds per frame (for tiled models: for crops of the same area), mean over seeds."""
-        seconds, crops = self.mean("seconds_per_image"), self.crops_per_image
-        return None if seconds is None or crops is None else seconds * crops
+        """Training seconds per frame, mean over seeds; a tiled model's crops count by their area."""
+        return self.mean("seconds_per_image")
 
     @cached_property
     def dice_per_slide(self) -> dict[str, float]:

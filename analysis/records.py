@@ -69,6 +69,7 @@ class Run:
     train_seconds: float | None = _is("number")
     seconds_per_image: float | None = _is("number")
     images_per_s: float | None = _is("number")
+    samples_per_image: float | None = _is("number")  # crops that have the area of one frame; 1 without crops
     timed_steps: int | None = _is("count")
     warmup_rule: str | None = _is("text")
     preprocessing_seconds: float | None = _is("number")

@@ -188,10 +188,10 @@ class _Notes:
 
 
 def _seconds_cell(group: Group, notes: _Notes) -> str | None:
-    seconds, crops = group.seconds_per_image, group.crops_per_image
-    if seconds is None or crops == 1:
-        return significant(seconds)
-    return f"{significant(seconds)} {notes.mark(f'{crops:g} training crops, the area of one image')}"
+    seconds, crops = significant(group.seconds_per_image), group.first.samples_per_image
+    if seconds is None or crops in (None, 1):
+        return seconds
+    return f"{seconds} {notes.mark(f'trained on crops: {crops:g} crops, the area of one image, count as one')}"
 
 
 def _speedup_cell(quotient: Speedup, group: Group, notes: _Notes) -> str:
@@ -257,7 +257,7 @@ CSV_HEADS = (
     "epochs",
     "train_seconds",
     "seconds_per_image",
-    "crops_per_image",
+    "samples_per_image",
     "preprocessing_seconds",
     "dice",
     "dice_low",
@@ -285,10 +285,7 @@ CSV_HEADS = (
 
 
 def comparison_csv(comparison: Comparison) -> str:
-    """Return the table for programs: full precision, units in the heads, one row per line of the table.
-
-    seconds_per_image is that of the table: for a tiled model the crops of one frame's area count as one image.
-    """
+    """Return the table for programs: full precision, units in the heads, one row per line of the table."""
     rows: list[list[object]] = []
     for group, quotient in zip(comparison.groups, comparison.speedups, strict=True):
         run, interval = group.first, group.dice_interval or (None, None)
@@ -299,6 +296,7 @@ def comparison_csv(comparison: Comparison) -> str:
                 "steps",
                 "epochs",
                 "train_seconds",
+                "seconds_per_image",
                 "preprocessing_seconds",
                 "dice",
                 "dice_pooled",
@@ -313,8 +311,6 @@ def comparison_csv(comparison: Comparison) -> str:
             **averaged,
             "kind": "run",
             "label": group.label,
-            "seconds_per_image": group.seconds_per_image,
-            "crops_per_image": group.crops_per_image,
             "run_ids": " ".join(r.run_id for r in group.runs),
             "seeds": " ".join("?" if r.seed is None else str(r.seed) for r in group.runs),
             "resolution_px": run.resolution,

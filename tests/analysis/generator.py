@@ -53,7 +53,8 @@ SHAPES = {
         "model": "unet_tiled",
         "decoder": "conv",
         "attention_backend": None,
-        "seconds_per_image": 0.007,
+        "seconds_per_image": 0.112,
+        "samples_per_image": 16.0,
         "dice_ceiling": 1.0,
         "steps": 1100,
     },
@@ -80,6 +81,7 @@ def record(experiment: str = "demo_apf", /, seed: int = 0, **changes) -> dict:
         "gpus": 2,
         "nodes": 1,
         "device": "cpu",
+        "samples_per_image": 1.0,
         "device_name": "AMD EPYC 7B13",
         "engine": "fsdp",
         "precision": "fp32",
@@ -114,8 +116,7 @@ def write_run(root: Path, raw: dict, metrics: bool = False, folder: str | None =
     run.mkdir(parents=True)
     (run / "record.json").write_text(json.dumps(raw))
     (run / "config.yaml").write_text(
-        f"experiment: {raw['experiment']}\nmodel: {{name: {raw['model']}}}\n"
-        f"data: {{crop_px: 256}}\ntrain: {{lr: 0.001, seed: {raw['seed']}}}\n"
+        f"experiment: {raw['experiment']}\nmodel: {{name: {raw['model']}}}\ntrain: {{lr: 0.001, seed: {raw['seed']}}}\n"
     )
     environment = {
         "commit": raw["commit"],
