@@ -261,10 +261,10 @@ def plan_leaves(
 def _warn(options: BuildOptions, used: int, outcome: Outcome) -> None:
     """The two silent failures of adaptive patching (a tree that ran out of edges, a tree that cannot show the mask)."""
     if options.length is not None and used < 1 + 3 * ((options.length - 1) // 3):
-        outcome.warnings.append(
-            f"only {used} of {options.length} leaves used: no edges are left to split at"
-            + (", lower --thresholds or use auto" if options.thresholds != "auto" else "")
-        )
+        why = "no edges are left to split at" + (", use --thresholds auto" if options.thresholds != "auto" else "")
+        if used == (options.resolution // options.patch) ** 2:
+            why = "every leaf has the side of --patch already"
+        outcome.warnings.append(f"only {used} of {options.length} leaves used: {why}")
     low = [value for value in outcome.ceiling or [] if value < CEILING_LOW]
     if low:
         outcome.warnings.append(f"ceiling {min(low):.3f}: no model can pass this Dice; raise --length or lower --patch")

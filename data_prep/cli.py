@@ -229,9 +229,13 @@ def _build(args: argparse.Namespace, options: BuildOptions, comm: Any) -> int:
 
 def _run_verify(args: argparse.Namespace) -> int:
     from data_prep.progress import Progress
+    from data_prep.store import StoreError
     from data_prep.verify import token_files, verify_file
 
-    files = token_files(args.folder)
+    try:
+        files = token_files(args.folder)
+    except StoreError as error:
+        raise OptionError(str(error)) from error
     bad = 0
     with Progress(len(files), "verify", "files") as progress:
         for path in files:
@@ -248,6 +252,8 @@ def _run_inspect(args: argparse.Namespace) -> int:
     from data_prep.inspect import default_resolution, inspect_slide
 
     changed: dict[str, Any] = {}
+    if not args.slide.is_file():
+        raise OptionError(f"{args.slide}: no such file")
     if args.resolution is None:
         changed["resolution"] = default_resolution(args.slide, args.patch)
     if args.patching == "apf" and args.length is None and args.split_value is None:

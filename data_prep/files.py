@@ -41,6 +41,9 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
             out.flush()
             os.fsync(out.fileno())
         temporary.replace(path)
+    except OSError as error:    # a full disk fails in write(), which does not know the name
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -46,6 +46,10 @@ class StoreError(ValueError):
     """A token file that cannot be read; one line that names the file."""
 
 
+class RowsError(IndexError):
+    """Rows that a token file does not have."""
+
+
 def token_path(folder: Path, stem: str) -> Path:
     """Where the token file of slide `stem` lies in `folder`."""
     return folder / f"{stem}{SUFFIX}"
@@ -120,7 +124,7 @@ def read_tokens(
 
     Raises:
         StoreError: Not a token file, cut off, of another schema, or (`check`) not what was written.
-        IndexError: An index outside the file.
+        RowsError: An index outside the file.
     """
     if check and rows is not None:
         raise ValueError("check=True needs all rows of the file")
@@ -161,7 +165,9 @@ def _open(path: Path) -> Iterator[Any]:
         raise StoreError(f"{path}: not a whole token file ({_first_line(error)})") from error
     try:
         yield file
-    except (OSError, KeyError, RuntimeError) as error:
+    except (StoreError, RowsError):
+        raise
+    except Exception as error:      # a flipped bit can turn a dataset into anything, and h5py's error with it
         raise StoreError(f"{path}: damaged token file ({_first_line(error)})") from error
     finally:
         file.close()
@@ -206,7 +212,7 @@ def _read_rows(dataset: Any, rows: slice | NDArray[np.integer[Any]] | None) -> N
     # HDF5 takes index lists one row at a time; one span and a NumPy index is far faster.
     first, last = int(wanted.min()), int(wanted.max())
     if first < 0 or last >= len(dataset):
-        raise IndexError(f"rows {first}..{last} are outside a file of {len(dataset)} tokens")
+        raise RowsError(f"rows {first}..{last} are outside a file of {len(dataset)} tokens")
     span = np.asarray(dataset[first : last + 1])
     return np.take(span, wanted - first, axis=0)
 
