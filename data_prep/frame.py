@@ -25,7 +25,7 @@ ASPECTS: tuple[str, ...] = ("keep", "squash")
 _BLOCK_PX = 2048  # side of a source block; 2048 x 2048 x RGBA is 16 MiB
 _ACC_BYTES = 64 * 2**20  # accumulator of one band of frame rows
 _ROWS_AT_ONCE = 256
-_MASK_BLOCK_BYTES = 32 * 2**20
+_MASK_BLOCK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
