@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from launch.config import Config, ConfigError, load
 from launch.experiments import EXPERIMENTS, describe
-from launch.ranks import EXIT_CONFIG, EXIT_OK, RankError
+from launch.ranks import EXIT_CONFIG, EXIT_OK, RankError, find_ranks
 
 _EPILOG = """\
 examples:
@@ -59,6 +59,14 @@ def _train(config: Config) -> int:
     return train(config)
 
 
+def _first_rank() -> bool:
+    """All ranks find the same fault before they are joined; one line is enough."""
+    try:
+        return find_ranks().rank == 0
+    except (RankError, KeyError, ValueError):
+        return True
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
@@ -75,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return EXIT_OK
         return _train(config)
     except (ConfigError, RankError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if _first_rank():
+            print(f"error: {error}", file=sys.stderr)
         return EXIT_CONFIG
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from launch import ranks as places
 from launch.config import Config, ConfigError
@@ -140,8 +140,8 @@ class _Start:
             f"{threads} thread{'s' * (threads > 1)} each, {config.engine.name}, {config.train.precision} -> {run_dir}"
         )
 
-    def go(self) -> int:
-        """Train and write the record; does not return but on errors of this very function."""
+    def go(self) -> NoReturn:
+        """Train, write the record and end this process with the right exit code."""
         stop = StopFlag()
         stop.install()
         try:
@@ -163,15 +163,20 @@ class _Start:
             with (self.logs / "rank-0.log").open("a") as log:
                 log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException) -> NoReturn:
         """Write what happened and end at once: the other ranks wait in a collective and cannot be asked."""
+        try:
+            self._write_failure(error)
+        finally:  # a full disk must not keep this rank, and so all others, alive
+            places.leave(EXIT_CRASH)
+
+    def _write_failure(self, error: BaseException) -> None:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
         tail = "".join(traceback.format_exception(error))[-8000:]
         (self.logs / f"error-rank-{self.ranks.rank}.txt").write_text(tail)
-        record = self._base("oom" if _out_of_memory(error) else "failed", f"rank {self.ranks.rank}: {reason}")
+        record = self._base(_status_of(error), f"rank {self.ranks.rank}: {reason}")
         if write_record(self.run_dir, record, first_wins=True):
             print(f"error: {reason} (rank {self.ranks.rank}; traceback in {self.logs})", file=sys.stderr)
-        places.leave(EXIT_CRASH)
 
     # -- record ---------------------------------------------------------------------------------------------------
 
@@ -187,7 +192,8 @@ class _Start:
             "attention_backend": _attention_backend(config, self.device), "seed": config.train.seed,
             "n_train": len(self.files.split["train"]), "n_test": len(self.files.split["test"]), "data": data.dir,
             "split_sha256": self.files.split_sha256, "config_sha256": config.sha256(), "optimiser": "AdamW",
-            "global_batch": config.train.batch, "samples_per_image": config.samples_per_image, "commit": git_commit(), "started_at": self.started_at,
+            "global_batch": config.train.batch, "samples_per_image": config.samples_per_image,
+            "commit": git_commit(), "started_at": self.started_at,
             "finished_at": now(), "starts": self.starts,
             "preprocessing_seconds": self.files.preprocessing_seconds(),
         }  # fmt: skip
@@ -229,14 +235,12 @@ class _Start:
         return json.loads(json.dumps(record))  # type: ignore[no-any-return]
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    """Python's MemoryError, CUDA's, and the message torch has for a failed allocation on the CPU."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-        or "out of memory" in str(error).lower()
-    )
+def _status_of(error: BaseException) -> str:
+    """oom, timeout or failed; torch has types of its own for neither of the first two on the CPU."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
+        return "oom"
+    return "timeout" if "timed out" in text else "failed"
 
 
 def _attention_backend(config: Config, device: torch.device) -> str | None:

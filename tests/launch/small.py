@@ -1,0 +1,150 @@
+"""Small real token files, and what tests need to start `python -m launch train` on several ranks and to read it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.ceiling import ceiling
+from data_prep.quadtree import budget_tree
+from data_prep.store import new_meta, token_path, write_tokens
+from data_prep.tokens import TokenSet, cut
+from data_prep.uniform import uniform_leaves
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE, PATCH, LENGTH = 64, 8, 16
+SPLIT = {"train": ["a", "b", "c", "d", "e"], "val": ["f", "g"], "test": ["h", "i", "j"]}
+
+
+def picture(seed: int, content_wh: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """An image with one bright disc per class and noise, and its class ids; white and 0 outside the content."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:SIZE, :SIZE]
+    image = rng.integers(40, 90, (SIZE, SIZE, 3)).astype(np.uint8)
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    cx, cy, r = *rng.integers(12, 44, 2).tolist(), int(rng.integers(6, 14))
+    disc = (x - cx) ** 2 + (y - cy) ** 2 < r * r
+    image[disc] = rng.integers(150, 230, (int(disc.sum()), 3))
+    mask[disc] = 1
+    outside = (x >= content_wh[0]) | (y >= content_wh[1])
+    image[outside], mask[outside] = 255, 0
+    return image, mask
+
+
+def token_set(
+    seed: int, patching: str = "apf", content_wh: tuple[int, int] = (SIZE, SIZE), patch: int = PATCH
+) -> TokenSet:
+    """A token set of `picture(seed)`; adaptive ones have at most LENGTH leaves, and not all the same number."""
+    image, mask = picture(seed, content_wh)
+    if patching == "apf":
+        cells = mask.reshape(SIZE // patch, patch, SIZE // patch, patch).sum((1, 3))
+        edges = np.where((cells > 0) & (cells < patch * patch), cells, 0)
+        leaves = budget_tree(edges, patch, LENGTH - 3 * (seed % 3))
+    else:
+        leaves = uniform_leaves(SIZE, patch)
+    return cut(
+        lambda x, y, w, h: image[y : y + h, x : x + w], leaves, patch, SIZE, content_wh,
+        lambda x, y, w, h: mask[y : y + h, x : x + w],
+    )  # fmt: skip
+
+
+def write_folder(folder: Path, patching: str = "apf", patch: int = PATCH) -> Path:
+    """A folder of token files for all names of SPLIT, and split.json beside them."""
+    folder.mkdir(parents=True)
+    for seed, name in enumerate(sorted(name for names in SPLIT.values() for name in names)):
+        tokens = token_set(seed, patching, (SIZE, SIZE - 16) if seed % 2 else (SIZE, SIZE), patch)
+        meta = new_meta(
+            slide=name, params={"patching": patching, "patch": patch, "resolution": SIZE}, size0_wh=[SIZE, SIZE],
+            ceiling=ceiling(tokens.mask_counts, tokens.content_counts),
+        )  # fmt: skip
+        write_tokens(token_path(folder, name), tokens, meta)
+    (folder / "split.json").write_text(json.dumps(SPLIT))
+    (folder / "build_log.jsonl").write_text(
+        "".join(json.dumps({"slide": n, "status": "done", "seconds": s}) + "\n" for n, s in (("a", 1.0), ("b", 2.0)))
+    )
+    return folder
+
+
+def overrides(files: Path, run_root: Path, **more: object) -> list[str]:
+    """Settings of a very small run on `files`; `more` uses `__` for the dot."""
+    settings = {
+        "data.dir": files, "data.split": files / "split.json", "data.resolution": SIZE, "data.patch": PATCH,
+        "data.length": LENGTH, "data.jitter": 0.2, "model.width": 32, "model.depth": 2, "model.heads": 2,
+        "model.mlp_dim": 64, "model.leaf_base": 8, "train.batch": 4, "train.max_steps": 20, "train.max_seconds": "null",
+        "train.lr": 3e-3, "eval.every_steps": "null", "eval.pictures_px": 32, "run_root": run_root, "engine.threads": 1,
+    }  # fmt: skip
+    settings |= {key.replace("__", "."): value for key, value in more.items()}
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+@dataclass
+class Group:
+    """The processes of one start."""
+
+    processes: list[subprocess.Popen[str]]
+    errors: list[str] = field(default_factory=list)
+
+    def wait(self, timeout_s: float = 240) -> list[int]:
+        """Exit codes of all ranks; their standard errors are in `errors`."""
+        self.errors = [p.communicate(timeout=timeout_s)[1] for p in self.processes]
+        return [p.returncode for p in self.processes]
+
+    def send(self, number: signal.Signals, ranks: list[int] | None = None) -> None:
+        """Send a signal to some ranks, or to all."""
+        for rank, process in enumerate(self.processes):
+            if ranks is None or rank in ranks:
+                process.send_signal(number)
+
+
+def clean_env() -> dict[str, str]:
+    """The environment without anything a launcher may have set."""
+    gone = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "SLURM_", "PMI_", "OMPI_", "MPI_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(gone)}
+    return {**kept, "OMP_NUM_THREADS": "1"}
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def finish_well(group: Group) -> None:
+    """All ranks must end with 0."""
+    codes = group.wait()
+    assert codes == [0] * len(codes), group.errors
+
+
+def losses(run_dir: Path) -> list[float]:
+    """The loss of every step, in order; steps must be there once each, from 1 on."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
+    return [line["loss"] for line in steps]
+
+
+def run_to_end(world: int, words: list[str]) -> None:
+    """Train smoke with these settings on `world` ranks and require success; for fixtures that outlive a test."""
+    port = str(free_port())
+    processes = [launch_rank(rank, world, port, words) for rank in range(world)]
+    finish_well(Group(processes))
+
+
+def launch_rank(rank: int, world: int, port: str, words: list[str], **popen: Any) -> subprocess.Popen[str]:
+    """One rank of `python -m launch train smoke words...`, the variables set as torchrun sets them."""
+    env = clean_env()
+    if world > 1:
+        env |= {
+            "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        }  # fmt: skip
+    command = [sys.executable, "-m", "launch", "train", "smoke", *words]
+    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stderr=subprocess.PIPE, **popen)

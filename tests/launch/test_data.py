@@ -1,0 +1,215 @@
+"""Splits, checks of the token files, samples, crops, data order and the background thread."""
+
+import json
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.store import token_path
+from data_prep.tokens import rebuild
+from launch.batches import Prefetch, collate, crop_sample, token_sample, training_batch
+from launch.config import ConfigError, load
+from launch.data import Raster, TokenFiles, read_split
+from launch.sampler import Sampler
+from tests.launch.small import LENGTH, PATCH, SIZE, SPLIT, overrides, token_set
+
+
+def config(files, *words, **more):
+    return load("smoke", [*overrides(files, "unused", **more), *words])
+
+
+def tile_config(files, **more):
+    tiles = {"data__kind": "tiles", "data__patching": "uniform", "data__patch": 32, "data__crop_px": 32}
+    words = overrides(files, "unused", data__length=4, **tiles, **more)
+    return load("demo_tiled_unet", [w for w in words if not w.startswith("model.")])
+
+
+# -- splits and checks ------------------------------------------------------------------------------------------------
+
+
+def test_split_from_file_and_by_hash(apf_files):
+    assert read_split(config(apf_files).data) == SPLIT
+    by_hash = read_split(config(apf_files, "data.split=null", "data.fractions=[0.5,0.2,0.3]").data)
+    assert sorted(n for part in by_hash.values() for n in part) == sorted(n for part in SPLIT.values() for n in part)
+
+
+def test_hash_split_does_not_move_when_slides_are_added(tmp_path):
+    from launch.data import _hash_split
+
+    names = [f"slide{i}" for i in range(300)]
+    few, many = _hash_split(names[:200], (0.7, 0.1, 0.2)), _hash_split(names, (0.7, 0.1, 0.2))
+    assert all(set(few[part]) <= set(many[part]) for part in few)
+    assert 0.6 < len(many["train"]) / 300 < 0.8
+
+
+def test_wrong_folders_and_splits(apf_files, tmp_path):
+    def fault(**changes):
+        with pytest.raises(ConfigError) as error:
+            files = TokenFiles(config(apf_files, **changes).data)
+            files.check()
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    def split_file(tree):
+        (tmp_path / "s.json").write_text(tree if isinstance(tree, str) else json.dumps(tree))
+        return fault(data__split=tmp_path / "s.json")
+
+    assert "no such folder" in fault(data__dir=tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    assert "no *.tokens.h5" in fault(data__dir=tmp_path / "empty")
+    assert "No such file" in fault(data__split=tmp_path / "none.json")
+    assert "not JSON" in split_file("{")
+    assert "train, val, test" in split_file({"training": []})
+    assert "'a' is listed twice" in split_file({"train": ["a"], "test": ["a"]})
+    assert "no token file for x, y, z and 1 more" in split_file({"train": ["a", "x", "y"], "test": ["z", "zz"]})
+    assert "no slide in test" in split_file({"train": ["a"]})
+    assert "resolution 64" in fault(data__resolution=128)
+    assert "patch 8" in fault(data__patch=4)
+    assert "patching apf" in fault(data__patching="uniform")
+    assert "classes 1" in fault(data__classes=2)
+    assert "more than data.length=4" in fault(data__length=4)
+
+
+def test_damaged_file_is_named(apf_files, tmp_path):
+    folder = shutil.copytree(apf_files, tmp_path / "cut")
+    path = token_path(folder, "c")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ConfigError, match=r"c\.tokens\.h5"):
+        TokenFiles(config(folder).data).check()
+
+
+def test_cache_keeps_to_its_budget(apf_files):
+    files = TokenFiles(config(apf_files, data__cache_gib=1e-9).data)
+    assert files.load("a") is not files.load("a")
+    files = TokenFiles(config(apf_files).data)
+    assert files.load("a") is files.load("a")
+
+
+def test_preprocessing_seconds(apf_files, tile_files, tmp_path):
+    assert TokenFiles(config(apf_files).data).preprocessing_seconds() == 1.5
+    folder = shutil.copytree(apf_files, tmp_path / "x")
+    (folder / "build_log.jsonl").unlink()
+    assert TokenFiles(config(folder).data).preprocessing_seconds() is None
+
+
+# -- samples ----------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_sample_is_the_token_set_padded():
+    tokens = token_set(1)
+    n = len(tokens)
+    assert n < LENGTH
+    sample = token_sample(tokens, LENGTH, None, True, 0.5)
+    np.testing.assert_array_equal(sample["tokens"][:n], (tokens.tokens / 255).astype(np.float32))
+    np.testing.assert_array_equal(sample["mask_counts"][:n], tokens.mask_counts)
+    np.testing.assert_array_equal(sample["leaf_xy"][:n], tokens.leaf_xy)
+    assert sample["valid"].tolist() == [True] * n + [False] * (LENGTH - n)
+    for name in ("tokens", "leaf_size", "mask_counts", "content_counts"):
+        assert not sample[name][n:].any()
+    with pytest.raises(ValueError, match="do not fit"):
+        token_sample(tokens, n - 1, None, False, 0.0)
+
+
+def test_training_batch_depends_on_seed_and_sample_only(apf_files):
+    setup = config(apf_files)
+    files, fresh = TokenFiles(setup.data), TokenFiles(setup.data)
+    whole = training_batch(setup, files, [(0, 10), (3, 11), (0, 12)])
+    part = training_batch(setup, fresh, [(3, 11)])
+    for name, value in part.items():
+        assert torch.equal(value, whole[name][1:2]), name
+    assert not torch.equal(whole["tokens"][0], whole["tokens"][2]), "two samples of a slide look alike"
+    other = training_batch(config(apf_files, train__seed=1), files, [(3, 11)])
+    assert not torch.equal(other["tokens"], part["tokens"])
+    assert {k: str(v.dtype) for k, v in part.items()} == {
+        "tokens": "torch.float32", "content_counts": "torch.float32", "mask_counts": "torch.float32",
+        "leaf_xy": "torch.int64", "leaf_size": "torch.int64", "valid": "torch.bool",
+    }  # fmt: skip
+
+
+def test_raster_of_tiles_is_the_picture(tile_files):
+    from tests.launch.small import picture
+
+    raster = TokenFiles(tile_config(tile_files).data).load_raster("b")
+    image, mask = picture(1, (SIZE, SIZE - 16))
+    np.testing.assert_array_equal(raster.image, image)
+    np.testing.assert_array_equal(raster.masks[..., 0], mask > 0)
+    assert raster.content.sum() == SIZE * (SIZE - 16)
+
+
+def test_tiles_need_full_resolution(apf_files):
+    with pytest.raises(ConfigError, match="as large as the patch"):
+        TokenFiles(config(apf_files).data).load_raster("a")
+
+
+def test_crops_lie_in_the_content_and_match_it():
+    tokens = token_set(1, "uniform", (SIZE - 8, SIZE - 24), 32)
+    paint = [rebuild(v, tokens.leaf_xy, tokens.leaf_size, SIZE) for v in (tokens.tokens, tokens.mask_counts > 0)]
+    raster = Raster(paint[0], paint[1], rebuild(tokens.content_counts > 0, tokens.leaf_xy, tokens.leaf_size, SIZE))
+    places, foreground = set(), 0
+    for seed in range(60):
+        sample = crop_sample(raster, 16, np.random.default_rng(seed), False, 0.0, 0.0)
+        x, y = sample["leaf_xy"][0]
+        assert 0 <= x <= SIZE - 8 - 16 and 0 <= y <= SIZE - 24 - 16
+        np.testing.assert_array_equal(np.round(sample["tokens"][0] * 255), raster.image[y : y + 16, x : x + 16])
+        np.testing.assert_array_equal(sample["mask_counts"][0], raster.masks[y : y + 16, x : x + 16])
+        assert sample["content_counts"].all()
+        places.add((int(x), int(y)))
+        centred = crop_sample(raster, 16, np.random.default_rng(seed), True, 0.2, 1.0)
+        foreground += bool(centred["mask_counts"].any())
+    assert len(places) > 40 and foreground == 60
+
+
+def test_crop_batch_has_one_token_per_image(tile_files):
+    setup = tile_config(tile_files)
+    batch = training_batch(setup, TokenFiles(setup.data), [(0, 0), (1, 1)])
+    assert batch["tokens"].shape == (2, 1, 32, 32, 3) and batch["mask_counts"].shape == (2, 1, 32, 32, 1)
+    assert batch["valid"].all() and (batch["leaf_size"] == 32).all()
+
+
+# -- order ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("images", "batch"), [(5, 4), (12, 4), (3, 8)])
+def test_order_is_the_same_for_any_number_of_ranks_and_from_any_step(images, batch):
+    whole = [Sampler(images, batch, 3).at(step) for step in range(12)]
+    for world in (1, 2, 4):
+        ranks = [Sampler(images, batch, 3) for _ in range(world)]
+        for step in range(12):
+            assert [pick for r in range(world) for pick in ranks[r].at(step, r, world)] == whole[step]
+    assert Sampler(images, batch, 3).at(11) == whole[11]
+    assert Sampler(images, batch, 4).at(0) != whole[0] or images < 5
+    stream = [pick for step in whole for pick in step]
+    assert [g for _, g in stream] == list(range(12 * batch))
+    for epoch in range(len(stream) // images):
+        assert sorted(i for i, _ in stream[epoch * images : (epoch + 1) * images]) == list(range(images))
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_prefetch_keeps_the_order_and_hands_errors_on(depth):
+    def make(step):
+        if step == 9:
+            raise OSError("disk gone")
+        return step * step
+
+    ahead = Prefetch(make, 4, depth)
+    assert [next(ahead) for _ in range(5)] == [16, 25, 36, 49, 64]
+    with pytest.raises(OSError, match="disk gone"):
+        next(ahead)
+    ahead.close()
+    assert not any(t.name == "prefetch" for t in threading.enumerate())
+
+
+def test_prefetch_closes_while_full():
+    ahead = Prefetch(lambda step: step, 0, 2)
+    assert next(ahead) == 0
+    ahead.close()
+    assert not any(t.name == "prefetch" for t in threading.enumerate())
+
+
+def test_collate_stacks():
+    batch = collate([token_sample(token_set(seed), LENGTH, None, False, 0.0) for seed in (0, 1)])
+    assert batch["tokens"].shape == (2, LENGTH, PATCH, PATCH, 3)
+    assert batch["valid"].sum() == len(token_set(0)) + len(token_set(1))
