@@ -147,7 +147,7 @@ def count_edges(
     else:
         lo, hi = _checked(thresholds)
     found = (_block_edges(block, lo, hi, p_min, on_block is not None) for block in source.blocks(lo))
-    merged = merge_blocks(found, size_px, p_min)
+    merged = merge_blocks((block for block in found if block is not None), size_px, p_min)
     if on_block is not None:
         for x, y, edges in merged.maps():
             on_block(x, y, edges)
@@ -279,8 +279,12 @@ def _gradient(values: Gray) -> tuple[NDArray[np.int16], NDArray[np.int16], NDArr
     return dx, dy, np.abs(dx) + np.abs(dy)
 
 
-def _block_edges(block: _Block, lo: int, hi: int, p_min: int, keep_map: bool) -> BlockEdges:
-    """Edges of one block: a pure function of its blurred luma, see `data_prep.hysteresis`."""
+def _block_edges(block: _Block, lo: int, hi: int, p_min: int, keep_map: bool) -> BlockEdges | None:
+    """Edges of one block: a pure function of its blurred luma, see `data_prep.hysteresis`. None without any."""
     dx, dy, magnitude = _gradient(block.values)
+    if int(magnitude.max()) <= lo:
+        return None
     weak = cv2.Canny(dx, dy, lo, lo)[block.inside] != 0
+    if not weak.any():
+        return None
     return resolve_block(weak, magnitude[block.inside] > hi, block.x, block.y, p_min, keep_map)
