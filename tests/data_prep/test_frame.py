@@ -256,7 +256,8 @@ def test_memory_is_bounded_however_small_the_scale(tmp_path: Path) -> None:
 def test_mask_takes_the_pixel_under_the_centre() -> None:
     mask_path = find_mask(KIDNEY, SAMPLES / "glomeruli24" / "masks")
     assert mask_path is not None
-    ids = np.asarray(Image.open(mask_path))
+    with Image.open(mask_path) as picture:
+        ids = np.asarray(picture)
     with open_mask(mask_path) as mask:
         for resolution in (1024, 512, 700, 2048):
             frame = make_frame(mask.size_wh, resolution)
