@@ -20,7 +20,6 @@ ResultT = TypeVar("ResultT")
 
 def _work(pipe: Connection, function: Callable[[Any], Any]) -> None:
     """Worker: take a task, send its result, until the pipe closes (also when the parent was killed)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)    # Ctrl-C is for the parent, which then stops its workers
     while True:
         try:
             task = pipe.recv()
@@ -36,7 +35,10 @@ class _Worker(Generic[TaskT]):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, function), daemon=True)
+        # Ctrl-C is for the parent, which then stops its workers: they are born with SIGINT blocked.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         self.process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self.task: TaskT | None = None
 

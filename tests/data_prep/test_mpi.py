@@ -1,0 +1,124 @@
+"""`build` under MPI ranks: the same files as alone, slides shared, faults told once, wrong launchers refused."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep.build_log import read_log
+from data_prep.share import LaunchError, check_world, wants_mpi
+from data_prep.verify import verify_file
+from tests.data_prep.builds import ROOT, TREE, command, leftovers, plain_env, run, some_slides, token_bytes
+
+MPIEXEC = Path(sys.executable).parent / "mpiexec"
+needs_mpi = pytest.mark.skipif(not MPIEXEC.exists() and shutil.which("mpiexec") is None, reason="no mpiexec")
+
+
+def mpi(ranks: int, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
+    mpiexec = str(MPIEXEC) if MPIEXEC.exists() else "mpiexec"
+    more = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", **env}
+    return subprocess.run([mpiexec, "-n", str(ranks), *command(*args)], cwd=ROOT, env=plain_env(**more),
+                          capture_output=True, text=True, timeout=300)
+
+
+@needs_mpi
+@pytest.mark.mpi
+def test_same_files_for_any_number_of_ranks(tmp_path: Path):
+    images, masks = some_slides(tmp_path, 5)
+    args = ["build", images, "--masks", masks, *TREE]
+    assert run(*args, "--out", tmp_path / "alone").returncode == 0
+    alone = token_bytes(tmp_path / "alone")
+    for ranks in (1, 2, 3):
+        out = tmp_path / str(ranks)
+        done = mpi(ranks, *args, "--out", out)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("5 done, 0 skipped, 0 failed") == 1
+        assert token_bytes(out) == alone and leftovers(out) == []
+        assert sorted(entry["slide"] for entry in read_log(out)) == sorted(path.stem for path in images.iterdir())
+        assert all(verify_file(path) == [] for path in out.glob("*.tokens.h5"))
+    again = mpi(3, *args, "--out", tmp_path / "2")
+    assert again.returncode == 0 and "0 done, 5 skipped" in again.stdout
+
+
+@needs_mpi
+@pytest.mark.mpi
+def test_bad_slides_and_more_ranks_than_slides(tmp_path: Path):
+    images, _ = some_slides(tmp_path, 1)
+    (images / "bad.svs").write_bytes(b"nothing")
+    out = tmp_path / "out"
+    done = mpi(3, "build", images, "--out", out, *TREE)
+    assert done.returncode == 1
+    assert "1 done, 0 skipped, 1 failed" in done.stdout and done.stderr.count("failed: bad:") == 1
+    assert len(token_bytes(out)) == 1 and leftovers(out) == []
+
+
+@needs_mpi
+@pytest.mark.mpi
+@pytest.mark.parametrize(("more", "words"), [
+    (["--length", "3"], "--length 3: must be at least 4"),
+    (["--jobs", "2"], "--jobs: only in a plain run"),
+    (["--frob"], "unrecognized arguments: --frob"),
+    (["--out", "/proc/tokens"], "--out /proc/tokens: cannot be written"),
+])
+def test_bad_arguments_are_told_once(tmp_path: Path, more: list[str], words: str):
+    images, _ = some_slides(tmp_path, 1)
+    done = mpi(2, "build", images, "--out", tmp_path / "out", *TREE, *more)
+    assert done.returncode == 64
+    assert done.stderr.count("error:") == 1 and words in done.stderr, done.stderr
+
+
+@needs_mpi
+@pytest.mark.mpi
+def test_worlds_of_one_are_refused(tmp_path: Path):
+    images, _ = some_slides(tmp_path, 1)
+    args = ["build", images, "--out", tmp_path / "out", *TREE]
+    # What `srun --mpi=none -n 2` gives each of its two tasks.
+    done = run(*args, SLURM_STEP_ID="0", SLURM_NTASKS="2", SLURM_PROCID="0")
+    assert done.returncode == 64
+    assert "SLURM started 2 tasks but MPI sees 1" in done.stderr and "--mpi=pmi2" in done.stderr
+    assert not (tmp_path / "out").exists()
+    # The batch script itself is no step: a plain run, whatever the allocation.
+    assert run(*args, SLURM_NTASKS="2", SLURM_JOB_ID="1").returncode == 0
+
+
+def test_a_launcher_without_mpi4py_names_the_extra(tmp_path: Path):
+    images, _ = some_slides(tmp_path, 1)
+    (tmp_path / "hide" / "mpi4py").mkdir(parents=True)
+    (tmp_path / "hide" / "mpi4py" / "__init__.py").write_text("raise ImportError('none here')")
+    done = run("build", images, "--out", tmp_path / "out", *TREE, PMI_SIZE="2", PMI_RANK="0",
+               PYTHONPATH=str(tmp_path / "hide"))
+    assert done.returncode == 64
+    assert "install the extra `mpi`, or use --jobs (none here)" in done.stderr
+
+
+@pytest.mark.parametrize(("env", "wanted"), [
+    ({}, False),
+    ({"PMI_RANK": "0", "PMI_SIZE": "1"}, False),
+    ({"PMI_RANK": "0", "PMI_SIZE": "2"}, True),
+    ({"OMPI_COMM_WORLD_SIZE": "4"}, True),
+    ({"SLURM_NTASKS": "8"}, False),
+    ({"SLURM_NTASKS": "8", "SLURM_STEP_ID": "0"}, True),
+    ({"SLURM_NTASKS": "1", "SLURM_STEP_ID": "3"}, False),
+])
+def test_who_is_started_by_a_launcher(env: dict[str, str], wanted: bool):
+    assert wants_mpi(env) is wanted
+
+
+@pytest.mark.parametrize(("size", "env", "fine"), [
+    (4, {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, True),
+    (4, {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "PMI_SIZE": "4"}, True),
+    (1, {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, False),
+    (2, {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, False),
+    (8, {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "PMI_SIZE": "8"}, True),     # mpiexec starts its proxies by srun
+    (1, {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "PMI_SIZE": "1"}, False),
+    (2, {"PMI_SIZE": "2"}, True),
+    (1, {"OMPI_COMM_WORLD_SIZE": "2"}, False),      # mpiexec of one library, mpi4py on another
+])
+def test_the_world_must_have_the_size_that_was_started(size: int, env: dict[str, str], fine: bool):
+    if fine:
+        check_world(size, env)
+    else:
+        with pytest.raises(LaunchError, match=f"but MPI sees {size}"):
+            check_world(size, env)
