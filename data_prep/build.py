@@ -72,12 +72,12 @@ def build(
     log = BuildLog(out)
     outcomes: list[Outcome] = []
     with Progress(len(slides), "build", "slides", rank=rank) as progress:
-        for outcome in _results(tasks, jobs, comm, idle=lambda: progress.update(0)):
+        for outcome in _results(tasks, jobs, comm, beat=lambda note: progress.update(0, note)):
             outcomes.append(outcome)
             log.append(outcome.entry())
             for line in messages(outcome):
                 progress.write(line)
-            progress.update(1)
+            progress.update(1, note=outcome.slide)
     if log.error:
         progress.write(f"warning: the log could not be written, {log.error}")
     return sorted(outcomes, key=lambda outcome: outcome.slide)
@@ -91,12 +91,12 @@ def _tasks(slides: Sequence[Path], options: BuildOptions, out: Path, rebuild: bo
     return [Task(path, out, options, known[path.stem], rebuild) for path in largest_first]
 
 
-def _results(tasks: list[Task], jobs: int, comm: Any, idle: Callable[[], None]) -> Iterator[Outcome]:
+def _results(tasks: list[Task], jobs: int, comm: Any, beat: Callable[[str], None]) -> Iterator[Outcome]:
     if comm is not None and comm.size > 1:
-        return share(comm, build_one, tasks, idle)
+        return share(comm, build_one, tasks, idle=lambda: beat(""))
     if jobs > 1 and len(tasks) > 1:
-        return run_pool(build_one, tasks, jobs, _died, idle)
-    return map(build_one, tasks)
+        return run_pool(build_one, tasks, jobs, _died, idle=lambda: beat(""))
+    return (build_one(task, beat) for task in tasks)
 
 
 def _died(task: Task, cause: str) -> Outcome:

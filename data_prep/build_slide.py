@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from data_prep.build_log import Source, hash_source
 from data_prep.ceiling import dice, pixel_dice_from_cells
@@ -25,7 +27,7 @@ from data_prep.packing import drop_or_repeat, pack_strip
 from data_prep.quadtree import Leaves, budget_tree, threshold_tree
 from data_prep.slides import check_mask_size, find_mask, open_mask, open_slide
 from data_prep.store import StoreError, new_meta, read_meta, token_path, write_tokens
-from data_prep.tokens import TokenSet, cut
+from data_prep.tokens import Reader, TokenSet, cut
 from data_prep.uniform import uniform_leaves
 from data_prep.verify import verify_file
 
@@ -81,8 +83,12 @@ def code_version() -> str:
     return f"data_prep-{ALGORITHM} opencv-{cv2.__version__}"
 
 
-def build_one(task: Task) -> Outcome:
+def build_one(task: Task, beat: Callable[[str], None] | None = None) -> Outcome:
     """Build one token file unless a valid one from the same input is there; never raises for a bad slide.
+
+    Args:
+        task: The slide and its parameters.
+        beat: Called with a note after every tile that was read, so that a large slide shows that it moves.
 
     Returns:
         The outcome. On `failed`, the token file of an earlier run is left as it was and no temporary file remains.
@@ -91,7 +97,7 @@ def build_one(task: Task) -> Outcome:
     started_s = time.perf_counter()
     outcome = Outcome(task.slide.stem, str(task.slide), "failed")
     try:
-        _build(task, outcome)
+        _build(task, outcome, beat)
     except (ValueError, OSError, MemoryError) as error:
         outcome.status, outcome.reason = "failed", _one_line(error)
     except Exception as error:      # one bad slide must not cost the other thousand
@@ -108,7 +114,7 @@ def _one_line(error: BaseException) -> str:
     return " ".join(lines) if lines else type(error).__name__
 
 
-def _build(task: Task, outcome: Outcome) -> None:
+def _build(task: Task, outcome: Outcome, beat: Callable[[str], None] | None) -> None:
     options = task.options
     mask_path = None
     if options.masks is not None:
@@ -133,7 +139,7 @@ def _build(task: Task, outcome: Outcome) -> None:
             return
         outcome.reason = f"rebuilt: {why}"
 
-    token_set, meta = make_tokens(task.slide, mask_path, options, outcome)
+    token_set, meta = make_tokens(task.slide, mask_path, options, outcome, beat)
     meta |= {"source_sha256": source_sha256, "mask_sha256": mask_sha256}
     with _Stage(outcome, "write"):
         write_tokens(target, token_set, meta)
@@ -159,7 +165,11 @@ def why_rebuild(path: Path, options: BuildOptions, source_sha256: str, mask_sha2
 
 
 def make_tokens(
-    slide_path: Path, mask_path: Path | None, options: BuildOptions, outcome: Outcome
+    slide_path: Path,
+    mask_path: Path | None,
+    options: BuildOptions,
+    outcome: Outcome,
+    beat: Callable[[str], None] | None = None,
 ) -> tuple[TokenSet, dict[str, Any]]:
     """Everything between the slide and the file.
 
@@ -173,15 +183,16 @@ def make_tokens(
         slide = opened.enter_context(open_slide(slide_path))
         frame = make_frame(slide.size_wh, options.resolution, options.aspect)
         reader = FrameReader(slide, frame)
+        read = _beating(reader.read, slide.name, beat) if beat else reader.read
         read_mask = None
         if mask_path is not None:
             mask = opened.enter_context(open_mask(mask_path))
             check_mask_size(slide, mask)
             read_mask = MaskReader(mask, frame).read
-        leaves, found = plan_leaves(reader, frame, options, outcome)
+        leaves, found = plan_leaves(read, frame, options, outcome)
         with _Stage(outcome, "tokens"):
             whole = cut(
-                reader.read, leaves, options.patch, frame.size_px, frame.content_wh,
+                read, leaves, options.patch, frame.size_px, frame.content_wh,
                 read_mask=read_mask, classes=options.classes, tile_px=options.tile_px,
             )
         meta = new_meta(
@@ -200,6 +211,20 @@ def make_tokens(
         meta["ceiling"] = outcome.ceiling = best_dice(token_set, meta["mask_pixels"])
     _warn(options, len(leaves), outcome)
     return token_set, meta
+
+
+def _beating(read: Reader, name: str, beat: Callable[[str], None]) -> Reader:
+    """`read` that tells after every tile how much was read so far; tiles of both passes count."""
+    pixels = 0
+
+    def beating(x_px: int, y_px: int, w_px: int, h_px: int) -> NDArray[np.uint8]:
+        nonlocal pixels
+        tile = read(x_px, y_px, w_px, h_px)
+        pixels += w_px * h_px
+        beat(f"{name}: {pixels / 1e6:,.0f} Mpx read")
+        return tile
+
+    return beating
 
 
 def _fit(whole: TokenSet, options: BuildOptions) -> TokenSet:
@@ -232,7 +257,7 @@ def _blur(options: BuildOptions) -> int | None:
 
 
 def plan_leaves(
-    reader: FrameReader, frame: Frame, options: BuildOptions, outcome: Outcome
+    read: Reader, frame: Frame, options: BuildOptions, outcome: Outcome
 ) -> tuple[Leaves, dict[str, Any]]:
     """The leaves of the frame by the rule asked for.
 
@@ -246,7 +271,7 @@ def plan_leaves(
         return leaves, dict.fromkeys(("blur", "lo", "hi", "edge_pixels", "counts"))
     with _Stage(outcome, "edges"):
         edges = count_edges(
-            reader.read, frame.size_px, frame.content_wh, options.patch, blur, options.thresholds,
+            read, frame.size_px, frame.content_wh, options.patch, blur, options.thresholds,
             tile_px=options.tile_px,
         )
     with _Stage(outcome, "tree"):

@@ -97,7 +97,7 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
                 raise SlideError(f"{slide_path}: no mask {slide_path.stem}.png, .tif or .tiff in {options.masks}")
             mask = opened.enter_context(open_mask(mask_path))
             check_mask_size(slide, mask)
-        leaves, found = plan_leaves(reader, frame, options, Outcome(slide.name, str(slide_path), "done"))
+        leaves, found = plan_leaves(reader.read, frame, options, Outcome(slide.name, str(slide_path), "done"))
         token_set = cut(
             reader.read, leaves, options.patch, frame.size_px, frame.content_wh, classes=options.classes,
             read_mask=MaskReader(mask, frame).read if mask else None, tile_px=options.tile_px,

@@ -12,10 +12,14 @@ import cv2
 import numpy as np
 import pytest
 
+from data_prep import build_log
+from data_prep.build import summary
 from data_prep.build_log import read_log
+from data_prep.build_slide import Outcome, Task, build_one
 from data_prep.ceiling import ceiling
 from data_prep.cli import main
 from data_prep.edges import blur_for, edge_map
+from data_prep.options import BuildOptions
 from data_prep.pool import run_pool
 from data_prep.quadtree import budget_tree
 from data_prep.store import read_meta, read_tokens
@@ -165,6 +169,48 @@ def test_the_log_survives_a_torn_line_and_remembers_hashes(slides, tmp_path: Pat
     assert build(slides, out) == 0
     assert [entry["status"] for entry in read_log(out)] == ["done"] * 3 + ["skipped"] * 3
     assert all(json.loads(line) for line in log.read_text().splitlines() if "half" not in line)
+
+
+def test_a_rerun_hashes_only_what_was_touched(slides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "out"
+    jpeg = sorted(slides[0].iterdir())[0]
+    image = jpeg.with_suffix(".bmp")       # no checks of its own, so one byte may change
+    cv2.imwrite(str(image), cv2.imread(str(jpeg)))
+    jpeg.unlink()
+    assert build(slides, out) == 0
+    hashed: list[str] = []
+    real = build_log.sha256_of
+    monkeypatch.setattr(build_log, "sha256_of", lambda path: (hashed.append(path.name), real(path))[1])
+    assert build(slides, out) == 0
+    assert hashed == []
+    before = image.stat()
+    changed = bytearray(image.read_bytes())
+    changed[-1] ^= 1
+    image.write_bytes(changed)
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))     # same size, same time of modification
+    assert build(slides, out) == 0
+    assert hashed == [image.name]
+    assert [entry["reason"] for entry in read_log(out)[-3:]].count("rebuilt: the slide's content changed") == 1
+    (out / "build_log.jsonl").write_text('{"sources": {"x": 3}}\n{"sources": 4}\n[]\n')
+    assert build(slides, out) == 0
+    assert len(hashed) == 1 + 6
+
+
+def test_a_large_slide_shows_that_it_moves(slides, tmp_path: Path):
+    notes: list[str] = []
+    image = sorted(slides[0].iterdir())[0]
+    task = Task(image, tmp_path, BuildOptions(1024, 16, length=64, tile_px=256))
+    assert build_one(task, notes.append).status == "done"
+    assert len(notes) >= 32 and notes[-1].startswith(f"{image.stem}: ") and notes[-1].endswith(" Mpx read")
+
+
+def test_the_table_of_a_long_run_keeps_the_failures(tmp_path: Path):
+    outcomes = [Outcome(f"s{i:04d}", "", "done", seconds=1.0, tokens=9, ceiling=[0.9, 0.8]) for i in range(500)]
+    outcomes[333] = Outcome("s0333", "", "failed", "broken")
+    text = summary(outcomes, tmp_path, 125.0)
+    assert "s0333  failed" in text and "broken" in text and "... and 440 more" in text
+    assert text.splitlines()[-1] == f"499 done, 0 skipped, 1 failed of 500 slides in 2:05 -> {tmp_path}"
+    assert "0.900/0.800" in text
 
 
 def test_warnings_of_trees_that_cannot_show_the_mask(slides, tmp_path: Path, capsys):
