@@ -47,7 +47,7 @@ def train(config: Config) -> int:
     """Run or resume a training run; ends the process itself once the ranks are joined.
 
     Returns:
-        The exit code, when the process may end in the ordinary way.
+        0 for a finished run that needed no ranks; otherwise it does not return.
 
     Raises:
         ConfigError, RankError: Something asked for is wrong; exit code 64.
@@ -61,12 +61,12 @@ def train(config: Config) -> int:
     threads = places.share_threads(ranks, config.engine.threads)
     device = places.pick_device(config.engine.device, ranks)
     places.start(ranks, device)
-    opened = _open_together(config, files, ranks, run_dir)
+    opened = open_together(config, files, ranks, run_dir)
     if opened.finished:
         if ranks.rank == 0:
             _tell_finished(run_dir)
         places.finish(EXIT_OK)
-    return _Start(config, files, ranks, run_dir, device, opened, threads).go()
+    return places.finish(Start(config, files, ranks, run_dir, device, opened, threads).run())
 
 
 def _finished(run_dir: Path, config: Config) -> bool:
@@ -82,7 +82,7 @@ def _tell_finished(run_dir: Path) -> None:
     print(f"already finished: {run_dir / 'record.json'} (force=true trains anew)", file=sys.stderr)
 
 
-def _open_together(config: Config, files: TokenFiles, ranks: Ranks, run_dir: Path) -> Opened:
+def open_together(config: Config, files: TokenFiles, ranks: Ranks, run_dir: Path) -> Opened:
     """Rank 0 checks the files and opens the run directory; all ranks get its answer or its error."""
     import torch.distributed as dist
 
@@ -117,7 +117,7 @@ def _device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
 
 
-class _Start:
+class Start:
     """One start: holds what the record needs, whatever happens."""
 
     def __init__(
@@ -140,8 +140,12 @@ class _Start:
             f"{threads} thread{'s' * (threads > 1)} each, {config.engine.name}, {config.train.precision} -> {run_dir}"
         )
 
-    def go(self) -> NoReturn:
-        """Train, write the record and end this process with the right exit code."""
+    def run(self) -> int:
+        """Train and write the record; an error on this rank ends the process.
+
+        Returns:
+            The exit code, once all ranks have come to the end.
+        """
         stop = StopFlag()
         stop.install()
         try:
@@ -155,7 +159,7 @@ class _Start:
         except BaseException as error:  # whatever it was, the record says so
             self._fail(error)
         self._say(_summary(record))
-        places.finish(EXIT_AGAIN if outcome.stopped_by else EXIT_OK)
+        return EXIT_AGAIN if outcome.stopped_by else EXIT_OK
 
     def _say(self, text: str) -> None:
         if self.ranks.rank == 0:

@@ -29,7 +29,8 @@ def start() -> Iterator[Callable[..., Group]]:
 
     def run(world: int, words: list[str], **popen: object) -> Group:
         port = str(free_port())
-        processes = [launch_rank(rank, world, port, words, **popen) for rank in range(world)]
+        program = ["-m", "launch", "train", "smoke", *words]
+        processes = [launch_rank(rank, world, port, program, **popen) for rank in range(world)]
         groups.append(Group(processes))
         return groups[-1]
 

@@ -131,20 +131,12 @@ def losses(run_dir: Path) -> list[float]:
     return [line["loss"] for line in steps]
 
 
-def run_to_end(world: int, words: list[str]) -> None:
-    """Train smoke with these settings on `world` ranks and require success; for fixtures that outlive a test."""
-    port = str(free_port())
-    processes = [launch_rank(rank, world, port, words) for rank in range(world)]
-    finish_well(Group(processes))
-
-
-def launch_rank(rank: int, world: int, port: str, words: list[str], **popen: Any) -> subprocess.Popen[str]:
-    """One rank of `python -m launch train smoke words...`, the variables set as torchrun sets them."""
+def launch_rank(rank: int, world: int, port: str, program: list[str], **popen: Any) -> subprocess.Popen[str]:
+    """`python program...` as one rank of `world`, the variables set as torchrun sets them."""
     env = clean_env()
     if world > 1:
         env |= {
             "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
         }  # fmt: skip
-    command = [sys.executable, "-m", "launch", "train", "smoke", *words]
-    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stderr=subprocess.PIPE, **popen)
+    return subprocess.Popen([sys.executable, *program], cwd=ROOT, env=env, text=True, stderr=subprocess.PIPE, **popen)
