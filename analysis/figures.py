@@ -20,7 +20,7 @@ from analysis.figure_style import (
 from analysis.groups import Group
 from analysis.panels import panels
 from analysis.run_files import Curve, Lengths, read_curve, read_lengths
-from analysis.tables import FLOOR_LABELS, Comparison
+from analysis.tables import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,9 +99,11 @@ def training_curves(comparison: Comparison) -> Drawing | None:
     axes[0].set(xlabel="optimiser step", ylabel="training loss", title="(a) loss by step", xscale="log")
     _plain_log(axes[0], "{:,.0f}")
     axes[1].set(xlabel="training time (s)", ylabel="training loss", title="(b) loss by time")
+    axes[1].set_xlim(left=0)
     if with_dice:
         axes[2].set(xlabel="training time (s)", ylabel="Dice, validation slides", title="(c) validation Dice by time")
-        axes[2].set_ylim(bottom=0)
+        axes[2].set_ylim(bottom=-0.02)
+        axes[2].set_xlim(left=0)
     _legend_below(figure, handles, [g.label for _, g, _ in curves], 4, long=2.6)
     names = ", ".join(g.label for _, g, _ in curves)
     caption = (
@@ -247,13 +249,13 @@ def _cost_point(axis: "Axes", group: Group, i: int):
 
 
 def _floor_lines(axis: "Axes", comparison: Comparison) -> None:
-    highest = {f.name: f for f in sorted(comparison.floors, key=lambda f: f.dice)}
+    highest = {f.name: f for f in sorted(comparison.floors, key=lambda f: f.high)}
     floors = list(highest.values())[:6]
-    places = spread([f.dice for f in floors], 0.052)
+    places = spread([f.high for f in floors], 0.052)
     for floor, place in zip(floors, places, strict=True):
-        axis.axhline(floor.dice, color=GREY, lw=0.7, ls=(0, (4, 2)), zorder=0)
+        axis.axhline(floor.high, color=GREY, lw=0.7, ls=(0, (4, 2)), zorder=0)
         axis.annotate(
-            FLOOR_LABELS.get(floor.name, floor.name),
+            floor.label,
             (1.0, place),
             xycoords=("axes fraction", "data"),
             xytext=(2, 0),

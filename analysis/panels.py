@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MOST_SLIDES = 4
 MOST_COLUMNS = 5
 TRUTH, PREDICTED = COLOURS[1], COLOURS[0]  # vermillion contour over a blue fill
-_SIDE_PX = 512  # longest side of a picture in the figure: more than 300 dpi at its width
+_SIDE_PX = 430  # longest side of a picture in the figure: about 300 dpi at its width
 
 
 def panels(comparison: Comparison) -> Drawing | None:

@@ -12,7 +12,6 @@ from launch.record import SCHEMA_VERSION, STATUSES
 
 _PRUNED = {"checkpoints", "predictions", "logs", ".git", "__pycache__"}
 _REQUIRED = ("run_id", "experiment", "status")
-FLOOR_NAMES = ("all_foreground", "all_background", "otsu")
 
 
 class RunsError(ValueError):

@@ -69,7 +69,7 @@ def _summary(comparison: Comparison) -> str:
     if scored:
         best = max(scored, key=lambda g: g.mean("dice"))
         facts.append((f"highest test Dice, {best.label}", dice_cell(best) or MISSING))
-    floors = [f.dice for f in comparison.floors]
+    floors = [f.high for f in comparison.floors]
     if floors:
         facts.append(("highest floor (no learning)", f"{max(floors):.3f}"))
     known = [

@@ -1,33 +1,13 @@
 """The comparison table of measured runs, its floors, footnotes and list of problems (no torch, no matplotlib)."""
 
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis.floors import Floor, find_floors
 from analysis.formats import Column, Table, csv_text, latex, markdown, number, significant, whole, write_atomically
 from analysis.groups import Group, Speedup, group_runs, speedup
-from analysis.records import FLOOR_NAMES, Problem, Runs
+from analysis.records import Problem, Runs
 from analysis.stats import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
-
-FLOOR_LABELS = {"all_foreground": "all foreground", "all_background": "all background", "otsu": "Otsu threshold"}
-_SAME_FLOOR = 5e-4  # floors that differ by less print alike
-
-
-@dataclass(frozen=True)
-class Floor:
-    """A score that needs no learning: which one, its mean Dice, and for which runs it holds."""
-
-    name: str
-    dice: float
-    n_test: int | None
-    resolution: int | None
-    experiments: tuple[str, ...]
-
-    @property
-    def label(self) -> str:
-        """The name as a table row."""
-        return f"floor: {FLOOR_LABELS.get(self.name, self.name)}"
 
 
 @dataclass(frozen=True)
@@ -55,35 +35,6 @@ def compare(runs: Runs, baseline: str | None = None) -> Comparison:
     return Comparison(
         groups, [speedup(g, groups, baseline) for g in groups], find_floors(groups), runs.problems, runs.root
     )
-
-
-def find_floors(groups: Sequence[Group]) -> list[Floor]:
-    """Return the floors once per data; where runs on the same slides disagree, each value with its experiments."""
-    alike: dict[tuple, list[tuple[float, Group]]] = defaultdict(list)
-    for group in groups:
-        run = group.first
-        names = [*FLOOR_NAMES, *sorted(set(run.floors) - set(FLOOR_NAMES))]
-        for name in names:
-            if name in run.floors:
-                data = run.split_sha256 or tuple(sorted(run.dice_per_slide))
-                alike[(run.resolution or 0, names.index(name), name, str(data))].append((run.floors[name], group))
-    floors = []
-    for (resolution, _, name, _), found in sorted(alike.items()):
-        values = sorted(v for v, _ in found)
-        printed = sorted({round(v, 3) for v in values})
-        alone = values[-1] - values[0] < _SAME_FLOOR
-        parts = [found] if alone else [[f for f in found if round(f[0], 3) == v] for v in printed]
-        for part in parts:
-            floors.append(
-                Floor(
-                    name,
-                    sorted(v for v, _ in part)[0],
-                    part[0][1].n_test,
-                    resolution or None,
-                    tuple(g.label for _, g in part),
-                )
-            )
-    return floors
 
 
 def dice_cell(group: Group) -> str | None:
@@ -145,11 +96,11 @@ def comparison_table(comparison: Comparison) -> Table:
         kinds.append("run")
     resolutions = {g.first.resolution for g in comparison.groups}
     for floor in comparison.floors:
-        label = floor.label
-        if sum(f.name == floor.name and f.resolution == floor.resolution for f in comparison.floors) > 1:
-            label += f" ({', '.join(floor.experiments)})"
+        label = f"floor: {floor.label}"
+        if sum((f.name, f.resolution) == (floor.name, floor.resolution) for f in comparison.floors) > 1:
+            label += f" ({', '.join(run for run, _ in floor.values)})"
         row: list[str | None] = [""] * len(columns)  # not applicable, which is not the same as missing
-        row[0], row[11], row[12] = label, number(floor.dice), whole(floor.n_test)
+        row[0], row[11], row[12] = label, floor.text, whole(floor.n_test)
         row[4] = (whole(floor.resolution) or "") if len(resolutions) > 1 else ""
         rows.append(row)
         kinds.append("floor")
@@ -216,7 +167,9 @@ def _fixed_notes(comparison: Comparison) -> list[str]:
     if any(c is not None for _, c in ceilings):
         notes.append("ceiling: the best Dice that any prediction on the run's cells could reach.")
     if comparison.floors:
-        notes.append("floor: a score that needs no learning, on the same slides.")
+        differ = any(" to " in f.text for f in comparison.floors)
+        ranges = "; a range where the runs' cells give different values" if differ else ""
+        notes.append(f"floor: a score that needs no learning, on the same slides{ranges}.")
     rules = sorted({g.first.warmup_rule for g in comparison.groups if g.first.warmup_rule})
     if rules:
         notes.append(f"s/image: end-to-end training time per image over all GPUs; {'; '.join(rules)}.")
@@ -325,15 +278,16 @@ def comparison_csv(comparison: Comparison) -> str:
         }
         rows.append([known[h] for h in CSV_HEADS])
     for floor in comparison.floors:
-        known = {
-            "kind": "floor",
-            "label": FLOOR_LABELS.get(floor.name, floor.name),
-            "experiment": " ".join(floor.experiments),
-            "resolution_px": floor.resolution,
-            "dice": floor.dice,
-            "n_test": floor.n_test,
-        }
-        rows.append([known.get(h) for h in CSV_HEADS])
+        for dice in sorted({dice for _, dice in floor.values}):
+            known = {
+                "kind": "floor",
+                "label": floor.label,
+                "experiment": " ".join(run for run, value in floor.values if value == dice),
+                "resolution_px": floor.resolution,
+                "dice": dice,
+                "n_test": floor.n_test,
+            }
+            rows.append([known.get(h) for h in CSV_HEADS])
     return csv_text(CSV_HEADS, rows)
 
 

@@ -71,12 +71,23 @@ def test_floors_are_rows_of_their_own_kind(four: Path):
     assert {row[-1] for row in floors} == {""}
 
 
-def test_floors_that_differ_between_runs_are_all_shown(tmp_path: Path):
+def test_a_floor_that_depends_on_the_cells_is_a_range(tmp_path: Path):
     write_run(tmp_path, record("demo_apf", floors={**FLOORS, "otsu": 0.2}))
     write_run(tmp_path, record("demo_uniform_patch"))
+    comparison = compare(load(tmp_path))
+    table = comparison_table(comparison)
+    assert rows_of(table)["floor: Otsu threshold"]["Dice [95 % CI]"] == "0.103 to 0.200"
+    assert any("a range where" in note for note in table.notes)
+    lines = [r for r in csv.DictReader(io.StringIO(comparison_csv(comparison))) if r["label"] == "Otsu threshold"]
+    assert [(r["experiment"], r["dice"]) for r in lines] == [("demo_uniform_patch", "0.1034"), ("demo_apf", "0.2")]
+
+
+def test_floors_of_other_data_are_rows_of_their_own(tmp_path: Path):
+    write_run(tmp_path, record("demo_apf"))
+    write_run(tmp_path, record("other", split_sha256="cc", floors={"otsu": 0.5}, run_id="o", experiment="other"))
     rows = rows_of(comparison_table(compare(load(tmp_path))))
-    assert rows["floor: Otsu threshold (demo_apf)"]["Dice [95 % CI]"] == "0.200"
-    assert rows["floor: Otsu threshold (demo_uniform_patch)"]["Dice [95 % CI]"] == "0.103"
+    assert rows["floor: Otsu threshold (demo_apf)"]["Dice [95 % CI]"] == "0.103"
+    assert rows["floor: Otsu threshold (other)"]["Dice [95 % CI]"] == "0.500"
 
 
 def test_missing_stays_missing(tmp_path: Path):
