@@ -5,8 +5,7 @@ bring the prior of a U-Net to every leaf, at the cost of a U-Net on L * p^2 pixe
 they are: the flattened bottleneck, projected, is the token; the token comes back to the bottleneck by addition.
 
 No norm over space or batch: a leaf is too small for instance statistics, batch statistics would tie the result to how
-images are spread over ranks, and both cost more time on a CPU than the convolutions. Residual branches that start at
-zero keep the scale steady instead.
+images are spread over ranks, and both cost time on a CPU. The starting weights keep the scale steady instead.
 """
 
 from __future__ import annotations
@@ -29,18 +28,38 @@ def leaf_widths(patch: int, base: int = 16) -> tuple[int, ...]:
 
 
 class Residual(nn.Module):
-    """x + conv(relu(conv(relu(x)))); the last convolution starts small, so the block starts close to the identity."""
+    """x + conv(relu(conv(relu(x))))."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        with torch.no_grad():
-            self.conv2.weight.mul_(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, C, h, w) to the same."""
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+
+
+def _initialise(module: nn.Module) -> None:
+    """Keep the variance of the features from layer to layer (He et al. 2015), as no norm does it for us.
+
+    Without it the features shrink layer by layer and the network needs several times the steps to leave the background.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=part.in_features**-0.5)
+        elif isinstance(part, nn.ConvTranspose2d):  # side 2, stride 2: every output pixel has in_channels inputs
+            nn.init.normal_(part.weight, std=(2 / part.in_channels) ** 0.5)
+        elif isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+        else:
+            continue
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
+    for part in module.modules():
+        if isinstance(part, Residual):
+            with torch.no_grad():
+                part.conv2.weight.mul_(0.5)  # the branch adds a quarter of the variance, not as much again
 
 
 class LeafEncoder(nn.Module):
@@ -65,6 +84,7 @@ class LeafEncoder(nn.Module):
         self.mixes = nn.ModuleList(Residual(b) for b in widths[1:])
         side = patch >> (len(widths) - 1)
         self.project = nn.Linear(widths[-1] * side * side, width)
+        _initialise(self)
         self.checkpoint = False
 
     def _forward(self, patches: Tensor) -> tuple[Tensor, ...]:
@@ -109,6 +129,8 @@ class LeafDecoder(nn.Module):
         self.joins = nn.ModuleList(nn.Conv2d(2 * b, b, 3, padding=1) for _, b in pairs)
         self.mixes = nn.ModuleList(Residual(b) for _, b in pairs)
         self.out = nn.Conv2d(widths[0], classes, 1)
+        _initialise(self)
+        nn.init.normal_(self.out.weight, std=0.5 * widths[0] ** -0.5)  # first logits of order one
         self.checkpoint = False
 
     def _forward(self, token: Tensor, *levels: Tensor) -> Tensor:

@@ -30,11 +30,12 @@ class LeafPosition(nn.Module):
         self.bands = max(4, int(math.log2(max(1, size_px // patch))) + 1)
         features = 3 + 2 * 2 * self.bands + 2 * 4
         hidden = min(width, 256)
-        self.mlp = nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, width))
-        for layer, gain in ((self.mlp[0], 2.0), (self.mlp[2], 1.0)):
+        first, second = nn.Linear(features, hidden), nn.Linear(hidden, width)
+        for layer, gain in ((first, 2.0), (second, 1.0)):
             # Codes of order one from the start: place and scale must not wait for training to become visible.
-            nn.init.normal_(layer.weight, std=(gain / layer.in_features) ** 0.5)
+            nn.init.normal_(layer.weight, std=math.sqrt(gain / layer.in_features))
             nn.init.zeros_(layer.bias)
+        self.mlp = nn.Sequential(first, nn.GELU(), second)
 
     def features(self, leaf_xy: Tensor, leaf_size: Tensor) -> Tensor:
         """(B, L, 2) and (B, L) int64 to (B, L, F) float32; zeros for padding (size 0) stay finite."""
@@ -49,7 +50,7 @@ class LeafPosition(nn.Module):
     def forward(self, leaf_xy: Tensor, leaf_size: Tensor) -> Tensor:
         """(B, L, 2) and (B, L) int64 to (B, L, D)."""
         # The angles are computed in float32; under sharded mixed precision the weights are bf16 from here on.
-        return self.mlp(self.features(leaf_xy, leaf_size).to(self.mlp[0].weight.dtype))
+        return self.mlp(self.features(leaf_xy, leaf_size).to(next(self.mlp.parameters()).dtype))
 
 
 class Position(nn.Module):

@@ -155,7 +155,8 @@ class UNETR(nn.Module):
         return grid
 
     def _initialise(self, prior: float | None) -> None:
-        for module in self.modules():
+        parts = [self.vit, self.decoder] if isinstance(self.decoder, TokenHead) else [self.vit]
+        for module in (m for part in parts for m in part.modules()):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
