@@ -138,7 +138,7 @@ def latex(table: Table) -> str:
     spec = "".join("r" if c.numeric else "l" for c in table.columns)
     lines = [
         "% needs \\usepackage{booktabs}, \\usepackage{graphicx} and \\usepackage[T1]{fontenc}",
-        "\\begin{table}",
+        "\\begin{table*}",
         "  \\centering",
         f"  \\caption{{{escape_latex(table.caption)}}}",
         f"  \\label{{tab:{re.sub(r'[^a-z0-9-]', '-', table.slug.lower())}}}",
@@ -162,7 +162,7 @@ def latex(table: Table) -> str:
             *(f"  {escape_latex(note)}\\par" for note in table.notes),
             "  \\end{minipage}",
         ]
-    return "\n".join([*lines, "\\end{table}"]) + "\n"
+    return "\n".join([*lines, "\\end{table*}"]) + "\n"
 
 
 # ---- HTML

@@ -60,11 +60,12 @@ code { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace
 footer { margin-top: 3rem; padding-bottom: 2rem; color: var(--soft); font-size: .85rem; }
 @media print {
   @page { size: A4 landscape; margin: 12mm; }
-  body { font-size: 9.5pt; }
+  html { font-size: 78%; }
   header, main, footer { max-width: none; padding: 0; }
   nav, .skip { display: none; }
   .scroll { overflow: visible; }
-  table { font-size: 7.2pt; }
+  table { font-size: 7.6pt; }
+  details { break-inside: avoid; }
   th, td { padding: .15rem .35rem; }
   figure, tr { break-inside: avoid; }
   h2, h3, caption { break-after: avoid; }

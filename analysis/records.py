@@ -122,7 +122,7 @@ def load(root: Path) -> Runs:
     runs: list[Run] = []
     problems: list[Problem] = []
     found = 0
-    for folder, has_record in _run_folders(root):
+    for folder, has_record in _run_folders(root, problems):
         found += 1
         if has_record:
             run = _read(folder, problems)
@@ -144,9 +144,13 @@ def load(root: Path) -> Runs:
     return Runs(root, usable, problems)
 
 
-def _run_folders(root: Path) -> Iterator[tuple[Path, bool]]:
+def _run_folders(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, bool]]:
     """Yield (folder, has a record) for every run folder, without walking into what a run keeps inside."""
-    for here, folders, files in os.walk(root):
+
+    def note(error: OSError) -> None:
+        problems.append(Problem(Path(error.filename), "unreadable", error.strerror or str(error)))
+
+    for here, folders, files in os.walk(root, onerror=note):
         if "record.json" in files or "config.yaml" in files or "metrics.jsonl" in files:
             yield Path(here), "record.json" in files
             folders[:] = []

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,14 @@ def test_a_record_that_is_a_folder_is_unreadable(tmp_path: Path):
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "record.json").symlink_to(tmp_path / "gone")
     assert [p.kind for p in load(tmp_path).problems] == ["unreadable"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_may_not_be_read_is_listed(tmp_path: Path):
+    write_run(tmp_path, record())
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    assert [(p.kind, p.path) for p in load(tmp_path).problems] == [("unreadable", closed)]
 
 
 def test_not_a_number_becomes_missing_and_is_listed(tmp_path: Path):
