@@ -208,7 +208,7 @@ def make_tokens(
     outcome.tokens, outcome.edge_pixels = len(token_set), found["edge_pixels"]
     if whole.mask_counts is not None:
         meta["mask_pixels"] = whole.mask_counts.sum(axis=(0, 1, 2), dtype=np.int64).tolist()
-        meta["ceiling"] = outcome.ceiling = best_dice(token_set, meta["mask_pixels"])
+        meta["ceiling"] = outcome.ceiling = majority_dice(token_set, meta["mask_pixels"])
     _warn(options, len(leaves), outcome)
     return token_set, meta
 
@@ -237,7 +237,7 @@ def _fit(whole: TokenSet, options: BuildOptions) -> TokenSet:
     return token_set
 
 
-def best_dice(token_set: TokenSet, mask_pixels: list[int]) -> list[float]:
+def majority_dice(token_set: TokenSet, mask_pixels: list[int]) -> list[float]:
     """The ceiling: Dice per class when every cell takes its majority, counting also truth that lies in no token.
 
     Args:
@@ -292,7 +292,7 @@ def _warn(options: BuildOptions, used: int, outcome: Outcome) -> None:
         outcome.warnings.append(f"only {used} of {options.length} leaves used: {why}")
     low = [value for value in outcome.ceiling or [] if value < CEILING_LOW]
     if low:
-        outcome.warnings.append(f"ceiling {min(low):.3f}: no model can pass this Dice; raise --length or lower --patch")
+        outcome.warnings.append(f"ceiling {min(low):.3f}: cells this coarse cannot show the mask; raise --length or lower --patch")
 
 
 class _Stage:

@@ -55,7 +55,7 @@ _BUILD_EXAMPLES = """examples:
 exit code: 0 all built or skipped, 1 some slide failed, 64 bad arguments."""
 
 _INSPECT = """Draw what the quadtree makes of one slide: frame, edges, leaves, token sequence, patches, and
-the mask with the best prediction that the tree allows (its ceiling). Choose --patch and --length by
+the mask with what a prediction per cell must get wrong (its ceiling). Choose --patch and --length by
 eye before a long build."""
 
 

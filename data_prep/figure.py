@@ -213,7 +213,7 @@ def _mask(axis: Any, look: Look) -> tuple[str, str]:
     picture[wrong] = 255 * np.array(to_rgb(_WRONG))
     _picture(axis, look, picture.astype(np.uint8))
     ceiling = " / ".join(f"{value:.3f}" for value in look.ceiling or [])
-    return "Mask and what the tree cannot show", f"red: best prediction is wrong, ceiling {ceiling}"
+    return "Mask and what the tree cannot show", f"red: the majority of the cell is wrong, ceiling {ceiling}"
 
 
 def _sizes(axis: Any, look: Look) -> tuple[str, str]:
