@@ -292,7 +292,8 @@ def _warn(options: BuildOptions, used: int, outcome: Outcome) -> None:
         outcome.warnings.append(f"only {used} of {options.length} leaves used: {why}")
     low = [value for value in outcome.ceiling or [] if value < CEILING_LOW]
     if low:
-        outcome.warnings.append(f"ceiling {min(low):.3f}: cells this coarse cannot show the mask; raise --length or lower --patch")
+        remedy = "raise --length or lower --patch"
+        outcome.warnings.append(f"ceiling {min(low):.3f}: cells this coarse cannot show the mask; {remedy}")
 
 
 class _Stage:
