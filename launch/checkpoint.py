@@ -138,5 +138,5 @@ def _fault(source: Path, rank: int, world: int) -> str | None:
 def clean(folder: Path) -> None:
     """Remove what killed runs left half-written. Rank 0 only, before anyone saves."""
     for path in folder.glob("step-*"):
-        if not (path / COMPLETE).exists():
+        if path.suffix == ".tmp" or not (path / COMPLETE).exists():
             shutil.rmtree(path, ignore_errors=True)

@@ -6,6 +6,7 @@ Importing it must not import torch: settings and folders are checked before torc
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -171,7 +172,9 @@ class Start:
         """Write what happened and end at once: the other ranks wait in a collective and cannot be asked."""
         try:
             self._write_failure(error)
-        finally:  # a full disk must not keep this rank, and so all others, alive
+        except BaseException as second:  # a full disk must not keep this rank, and so all others, alive
+            print(f"error: {error} (and no record could be written: {second})", file=sys.stderr)
+        finally:
             places.leave(EXIT_CRASH)
 
     def _write_failure(self, error: BaseException) -> None:
@@ -210,7 +213,7 @@ class Start:
                 "epochs": trainer.epochs,
                 "train_seconds": trainer.clock.train_seconds, "timed_steps": trainer.clock.timed_steps,
                 "images_per_s": rate, "seconds_per_image": None if rate is None else 1 / rate,
-                "peak_memory_gib": peak, "memory_source": source, "loss_final": trainer.loss,
+                "peak_memory_gib": peak, "memory_source": source, "loss_final": _finite(trainer.loss),
                 "dice_val": trainer.val_dice,
             }  # fmt: skip
         return new_record(**known)
@@ -237,6 +240,10 @@ class Start:
                 "floors": outcome.floors,
             }
         return json.loads(json.dumps(record))  # type: ignore[no-any-return]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _status_of(error: BaseException) -> str:

@@ -140,3 +140,11 @@ def launch_rank(rank: int, world: int, port: str, program: list[str], **popen: A
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
         }  # fmt: skip
     return subprocess.Popen([sys.executable, *program], cwd=ROOT, env=env, text=True, stderr=subprocess.PIPE, **popen)
+
+
+def flip_a_byte(checkpoint: Path) -> None:
+    """Change one bit in the middle of the largest data file of a checkpoint."""
+    path = max(checkpoint.glob("*.distcp"), key=lambda p: p.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)

@@ -1,9 +1,12 @@
 """Stopping in every way and going on: kill -9, signals, damaged checkpoints, other numbers of ranks, finished runs."""
 
 import json
+import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +15,17 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from launch.record import read_record
-from tests.launch.small import finish_well, losses, overrides
+from tests.launch.small import (
+    ROOT,
+    Group,
+    clean_env,
+    finish_well,
+    flip_a_byte,
+    free_port,
+    launch_rank,
+    losses,
+    overrides,
+)
 
 pytestmark = pytest.mark.gloo
 
@@ -21,7 +34,7 @@ STEPS = 24
 
 def words(files: Path, root: Path, *extra: str, **more: object) -> list[str]:
     settings = {"run_id": "r", "train__max_steps": STEPS, "checkpoint__every_steps": 4, "checkpoint__keep": 3,
-                "eval__every_steps": 8, "eval__pictures_px": 0, "model__dropout": 0.1}  # fmt: skip
+                "eval__every_steps": 8, "eval__pictures_px": 0}  # fmt: skip
     return [*overrides(files, root, **(settings | more)), *extra]
 
 
@@ -51,8 +64,6 @@ def wait_for_steps(run_dir: Path, count: int, group) -> None:
 @pytest.fixture(scope="module")
 def whole(apf_files, tmp_path_factory) -> Path:
     """A run on two ranks that nothing disturbed."""
-    from tests.launch.small import Group, free_port, launch_rank
-
     root = tmp_path_factory.mktemp("whole")
     port, program = str(free_port()), ["-m", "launch", "train", "smoke", *words(apf_files, root, "engine.name=fsdp")]
     finish_well(Group([launch_rank(rank, 2, port, program) for rank in range(2)]))
@@ -62,8 +73,6 @@ def whole(apf_files, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def stopped(apf_files, tmp_path_factory) -> Path:
     """A run on two ranks that one rank's USR1 stopped between two steps."""
-    from tests.launch.small import Group, free_port, launch_rank
-
     root = tmp_path_factory.mktemp("stopped")
     port, program = str(free_port()), ["-m", "launch", "train", "smoke", *words(apf_files, root, "engine.name=fsdp")]
     group = Group([launch_rank(rank, 2, port, program) for rank in range(2)])
@@ -103,7 +112,7 @@ def test_a_signal_stops_all_ranks_at_the_same_step(stopped):
     assert (run_dir / "checkpoints" / f"step-{record['steps']}" / "COMPLETE").exists()
 
 
-@pytest.mark.parametrize(("world", "engine"), [(1, "fsdp"), (4, "fsdp"), (1, "ddp")])
+@pytest.mark.parametrize(("world", "engine"), [(1, "ddp"), (4, "fsdp")])
 def test_two_ranks_go_on_as_one_or_four(world, engine, stopped, whole, apf_files, tmp_path, start):
     shutil.copytree(stopped / "smoke", tmp_path / "smoke")
     run_dir = tmp_path / "smoke" / "r"
@@ -115,57 +124,20 @@ def test_two_ranks_go_on_as_one_or_four(world, engine, stopped, whole, apf_files
     finish_well(group)
     assert f"resumed at step {steps}" in group.errors[0] and "2 ranks" in group.errors[0]
     assert losses(run_dir)[:steps] == losses(whole)[:steps]
+    assert losses(run_dir) == pytest.approx(losses(whole), abs=1e-5)
     assert read_record(run_dir)["gpus"] == world
 
 
-def test_resharded_losses_are_those_of_the_undisturbed_run(apf_files, tmp_path, start):
-    """Without dropout, whose random numbers belong to a rank, nothing depends on the number of ranks."""
-    plain = {"model__dropout": 0.0, "eval__every_steps": "null", "train__max_steps": 12}
-    finish_well(start(1, words(apf_files, tmp_path / "whole", "engine.name=fsdp", **plain)))
-    root = tmp_path / "parts"
-    group = start(2, words(apf_files, root, "engine.name=fsdp", **plain))
-    wait_for_steps(root / "smoke" / "r", 5, group)
-    group.send(signal.SIGTERM)
-    assert group.wait() == [75, 75], group.errors
-    for world in (1, 4):
-        shutil.copytree(root, tmp_path / f"on{world}")
-        finish_well(start(world, words(apf_files, tmp_path / f"on{world}", "engine.name=fsdp", **plain)))
-        got, exact = losses(tmp_path / f"on{world}" / "smoke" / "r"), losses(tmp_path / "whole" / "smoke" / "r")
-        assert got == pytest.approx(exact, abs=1e-5)
-
-
-def flip_a_byte(step: Path) -> None:
-    path = max(step.glob("*.distcp"), key=lambda p: p.stat().st_size)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def cut_in_half(step: Path) -> None:
-    path = max(step.glob("*.distcp"), key=lambda p: p.stat().st_size)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def lose_a_file(step: Path) -> None:
-    next(step.glob("*.distcp")).unlink()
-
-
-def never_complete(step: Path) -> None:
-    (step / "COMPLETE").unlink()
-
-
-@pytest.mark.parametrize("damage", [flip_a_byte, cut_in_half, lose_a_file, never_complete])
-def test_damaged_newest_checkpoint_falls_back(damage, whole, apf_files, tmp_path, start):
+def test_damaged_newest_checkpoint_falls_back(whole, apf_files, tmp_path, start):
     shutil.copytree(whole.parent, tmp_path / "smoke")
     run_dir = tmp_path / "smoke" / "r"
     (run_dir / "record.json").unlink()
-    damage(run_dir / "checkpoints" / f"step-{STEPS}")
+    flip_a_byte(run_dir / "checkpoints" / f"step-{STEPS}")
     group = start(1, words(apf_files, tmp_path, "engine.name=fsdp"))
     finish_well(group)
     assert f"resumed at step {STEPS - 4}" in group.errors[0]
-    if damage is not never_complete:
-        assert f"step-{STEPS} is damaged" in group.errors[0]
-    assert len(losses(run_dir)) == STEPS
+    assert f"step-{STEPS} is damaged" in group.errors[0]
+    assert losses(run_dir) == pytest.approx(losses(whole), abs=1e-5)
     names = {p.name for p in (run_dir / "checkpoints").iterdir() if not p.name.startswith("damaged")}
     assert names == {f"step-{s}" for s in (STEPS - 8, STEPS - 4, STEPS)}, "the newest three, all sound"
 
@@ -192,12 +164,6 @@ def test_finished_other_settings_and_force(whole, apf_files, tmp_path, start):
 @pytest.mark.parametrize("launcher", ["torchrun", "mpiexec"])
 def test_launchers_and_ctrl_c(launcher, apf_files, tmp_path):
     """The real launchers, stopped as Ctrl-C in a terminal stops them, and started again."""
-    import os
-    import subprocess
-    import sys
-
-    from tests.launch.small import ROOT, clean_env
-
     tool = Path(sys.executable).with_name(launcher)
     if not tool.exists():
         pytest.skip(f"no {launcher} beside {sys.executable}")

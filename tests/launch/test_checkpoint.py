@@ -1,0 +1,139 @@
+"""Checkpoints on one rank: complete or absent, checked before use, bit-exact; also when the disk is full."""
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from launch import checkpoint
+from launch.config import load
+from launch.data import TokenFiles
+from launch.ranks import find_ranks
+from launch.signals import StopFlag
+from launch.trainer import Trainer
+from tests.launch.small import flip_a_byte, losses, overrides
+
+pytestmark = pytest.mark.usefixtures("one_rank")
+
+
+def state(value: float) -> dict:
+    return {"model": {"w": torch.full((64, 64), value), "b": torch.arange(5.0) + value}}
+
+
+@pytest.fixture
+def three(tmp_path) -> Path:
+    for step in (10, 20, 30):
+        checkpoint.save(tmp_path, step, state(step), {"step": step, "text": "x"}, keep=3)
+    return tmp_path
+
+
+def newest(folder: Path) -> tuple[int | None, float, list[str]]:
+    said: list[str] = []
+    found = state(0.0)
+    notes = checkpoint.load_newest(folder, found, said.append)
+    return notes and notes["step"], float(found["model"]["w"][0, 0]), said
+
+
+def test_newest_is_loaded_and_old_ones_go(three):
+    assert newest(three) == (30, 30.0, [])
+    checkpoint.save(three, 40, state(40), {"step": 40}, keep=2)
+    assert sorted(p.name for p in three.iterdir()) == ["step-30", "step-40"]
+    assert newest(three)[0] == 40
+
+
+def test_order_is_by_number_not_by_name(tmp_path):
+    for step in (9, 100):
+        checkpoint.save(tmp_path, step, state(step), {"step": step}, keep=3)
+    assert newest(tmp_path)[0] == 100
+
+
+def cut_in_half(step: Path) -> None:
+    path = max(step.glob("*.distcp"), key=lambda p: p.stat().st_size)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def lose_a_file(step: Path) -> None:
+    next(step.glob("*.distcp")).unlink()
+
+
+def lose_the_index(step: Path) -> None:
+    (step / ".metadata").write_bytes(b"")
+
+
+def half_complete(step: Path) -> None:
+    (step / "COMPLETE").write_text('{"step": 30, "fi')
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, cut_in_half, lose_a_file, lose_the_index, half_complete])
+def test_damage_is_found_said_and_stepped_over(damage, three):
+    damage(three / "step-30")
+    step, value, said = newest(three)
+    assert (step, value) == (20, 20.0)
+    assert len(said) == 1 and "step-30 is damaged" in said[0]
+    assert (three / "damaged-step-30").exists()
+    assert newest(three) == (20, 20.0, [])
+    checkpoint.save(three, 30, state(31), {"step": 30}, keep=1)
+    assert newest(three)[:2] == (30, 31.0)
+
+
+def test_unfinished_ones_do_not_count_and_are_cleaned(three):
+    (three / "step-30" / "COMPLETE").unlink()
+    shutil.copytree(three / "step-10", three / "step-50.tmp")
+    assert newest(three) == (20, 20.0, [])
+    checkpoint.clean(three)
+    assert sorted(p.name for p in three.iterdir()) == ["step-10", "step-20"]
+
+
+def test_none_at_all_and_all_damaged(tmp_path, three):
+    assert newest(tmp_path / "none") == (None, 0.0, [])
+    for step in (10, 20, 30):
+        cut_in_half(three / f"step-{step}")
+    step, value, said = newest(three)
+    assert step is None and value == 0.0 and len(said) == 3
+
+
+def test_full_disk_leaves_the_earlier_checkpoints(three, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_shards", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(three, 40, state(40), {"step": 40}, keep=1)
+    assert newest(three) == (30, 30.0, [])
+
+
+def train(files: Path, root: Path, stop_after: int | None, **more: object) -> Trainer:
+    """A trainer of this process that runs to the end, or is asked to stop when it has done some steps."""
+    config = load("smoke", overrides(files, root, model__dropout=0.3, train__max_steps=8, eval__pictures_px=0, **more))
+    run_dir = root / "run"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    stop = StopFlag()
+    trainer = Trainer(config, TokenFiles(config.data), find_ranks({}), torch.device("cpu"), run_dir, stop, print)
+    if stop_after is not None:
+        clip = trainer.engine.clip
+
+        def stopping(limit: float) -> float:
+            stop.number = 15 if trainer.step + 1 >= stop_after else 0
+            return clip(limit)
+
+        trainer.engine.clip = stopping
+    outcome = trainer.run()
+    assert outcome.stopped_by == ("SIGTERM" if stop_after is not None else "")
+    return trainer
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_resume_is_exact_with_dropout(engine, apf_files, tmp_path):
+    whole = train(apf_files, tmp_path / "whole", None, engine__name=engine)
+    parts = train(apf_files, tmp_path / "parts", 3, engine__name=engine)
+    assert parts.step == 3
+    parts = train(apf_files, tmp_path / "parts", None, engine__name=engine)
+    assert losses(tmp_path / "parts" / "run") == losses(tmp_path / "whole" / "run")
+    for (name, a), b in zip(whole.engine.module.named_parameters(), parts.engine.module.parameters(), strict=True):
+        a, b = (x.full_tensor() if hasattr(x, "full_tensor") else x for x in (a, b))
+        assert torch.equal(a, b), name
+    times = [json.loads(x).get("train_seconds", 0) for x in (tmp_path / "parts/run/metrics.jsonl").open()]
+    assert times[:-1] == sorted(times[:-1]), "the training clock goes on where it stopped"

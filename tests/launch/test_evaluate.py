@@ -1,0 +1,122 @@
+"""Dice, floors and pictures against the painted full-size masks."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from data_prep.tokens import rebuild
+from launch import engines
+from launch.batches import collate, token_sample
+from launch.config import load
+from launch.data import TokenFiles
+from launch.evaluate import evaluate
+from launch.floors import floors, gray, otsu_threshold
+from launch.pictures import class_gray, paint, picture_side
+from launch.trainer import build_model
+from tests.launch.small import LENGTH, SIZE, SPLIT, overrides, picture, token_set
+
+
+def pixel_dice(pred: np.ndarray, truth: np.ndarray) -> float:
+    total = int(pred.sum()) + int(truth.sum())
+    return 2 * int((pred & truth).sum()) / total if total else 1.0
+
+
+def slides(part: str) -> dict[str, tuple[int, tuple[int, int]]]:
+    """Seed and content of each slide, as `write_folder` chose them."""
+    names = sorted(name for names in SPLIT.values() for name in names)
+    return {n: (i, (SIZE, SIZE - 16 * (i % 2))) for i, n in enumerate(names) if n in SPLIT[part]}
+
+
+def make(files, **more):
+    config = load("smoke", overrides(files, "unused", **more))
+    torch.manual_seed(0)
+    model = build_model(config)
+    return config, TokenFiles(config.data), engines.build(
+        model, config.engine, device=torch.device("cpu"), precision="fp32"
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_dice_of_a_model_is_that_of_its_painted_prediction(apf_files, tmp_path):
+    config, files, engine = make(apf_files, eval__pictures_px=SIZE)
+    scores = evaluate(engine, config, files, "test", torch.device("cpu"), tmp_path)
+    assert engine.module.training
+    expected, pooled = {}, []
+    for name, (seed, content_wh) in slides("test").items():
+        tokens = token_set(seed, "apf", content_wh)
+        with torch.no_grad():
+            logits = engine.module.eval()(collate([token_sample(tokens, LENGTH, None, False, 0.0)]))[0]
+        on = (logits[: len(tokens)] > 0).numpy()
+        pred = rebuild(on, tokens.leaf_xy, tokens.leaf_size, SIZE)[..., 0]
+        truth = picture(seed, content_wh)[1] > 0
+        pred[content_wh[1] :] = False
+        expected[name] = pixel_dice(pred, truth)
+        pooled.append((pred, truth))
+        shown = cv2.imread(str(tmp_path / f"pred_{name}.png"), 0)
+        np.testing.assert_array_equal(shown > 127, pred[: content_wh[1]])
+        truth_shown = cv2.imread(str(tmp_path / f"truth_{name}.png"), 0)
+        assert truth_shown.shape == shown.shape == cv2.imread(str(tmp_path / f"image_{name}.png")).shape[:2]
+        assert truth_shown.sum() == pytest.approx(255 * truth.sum(), rel=0.02)
+        counts = np.load(tmp_path / f"{name}.npz")["counts"]
+        assert counts.tolist() == [[int((pred & truth).sum()), int(pred.sum()), int(truth.sum())]]
+    assert scores.per_slide() == pytest.approx(expected, abs=1e-12)
+    assert scores.mean() == pytest.approx(np.mean(list(expected.values())))
+    both = [np.concatenate([a.ravel() for a in part]) for part in zip(*pooled, strict=True)]
+    assert scores.pooled() == pytest.approx(pixel_dice(*both))
+    assert scores.tokens == [len(token_set(seed, "apf", c)) for seed, c in slides("test").values()]
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("kind", ["apf", "tiles"])
+def test_floors_are_those_of_painted_pictures(kind, apf_files, tile_files):
+    more = {} if kind == "apf" else {"data__patching": "uniform", "data__patch": 32, "data__length": 4}
+    files = TokenFiles(load("smoke", overrides(apf_files if kind == "apf" else tile_files, "x", **more)).data)
+    got = floors(files)
+
+    def whole(part):
+        for name in SPLIT[part]:
+            tokens = files.load(name)
+            shade = rebuild(gray(tokens), tokens.leaf_xy, tokens.leaf_size, SIZE)
+            seed, (w, h) = slides(part)[name]
+            yield shade[:h, :w], picture(seed, (w, h))[1][:h, :w] > 0
+
+    everything = np.concatenate([shade.ravel() for shade, _ in whole("train")])[None]
+    above = cv2.threshold(everything, 0, 255, cv2.THRESH_OTSU)[0]  # OpenCV's foreground is > threshold, ours is >=
+    train = {p: np.mean([pixel_dice((s > above) == p, t) for s, t in whole("train")]) for p in (True, False)}
+    bright = train[True] >= train[False]
+    otsu = np.mean([pixel_dice((s > above) == bright, t) for s, t in whole("test")])
+    assert got["otsu"] == pytest.approx(otsu)
+    assert got["all_foreground"] == pytest.approx(np.mean([pixel_dice(np.ones_like(t), t) for _, t in whole("test")]))
+    assert got["all_background"] == pytest.approx(np.mean([pixel_dice(np.zeros_like(t), t) for _, t in whole("test")]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_otsu_is_opencvs(seed):
+    rng = np.random.default_rng(seed)
+    parts = [rng.normal(m, 20, 500) for m in rng.integers(20, 230, 2)]
+    values = np.clip(np.concatenate(parts), 0, 255).astype(np.uint8)[None]
+    assert otsu_threshold(np.bincount(values[0], minlength=256)) == int(cv2.threshold(values, 0, 1, 8)[0]) + 1
+
+
+def test_otsu_of_one_gray_level_is_defined():
+    histogram = np.zeros(256, np.int64)
+    histogram[77] = 5
+    assert 1 <= otsu_threshold(histogram) <= 255
+
+
+@pytest.mark.parametrize("out_px", [64, 32, 16, 4, 1])
+@pytest.mark.parametrize("patching", ["apf", "uniform"])
+def test_painted_picture_is_the_mean_of_the_raster(out_px, patching):
+    tokens = token_set(1, patching, patch=4)
+    values = np.random.default_rng(0).integers(0, 256, (*tokens.tokens.shape[:3], 2))
+    raster = rebuild(values.astype(np.float64), tokens.leaf_xy, tokens.leaf_size, SIZE)
+    factor = SIZE // out_px
+    expected = raster.reshape(out_px, factor, out_px, factor, 2).mean((1, 3))
+    np.testing.assert_allclose(paint(values, tokens.leaf_xy, tokens.leaf_size, SIZE, out_px), expected, rtol=1e-5)
+
+
+def test_picture_sides_and_grays():
+    assert [picture_side(r, 1024) for r in (512, 1024, 4096, 65536)] == [512, 1024, 1024, 1024]
+    shares = np.array([[[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]])
+    assert class_gray(shares).tolist() == [[127.5, 255.0, 0.0]]

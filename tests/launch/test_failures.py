@@ -1,0 +1,72 @@
+"""Bad input and failing runs, each through the real command line: one line, the right exit code, the right record."""
+
+import json
+import resource
+import shutil
+
+import h5py
+import pytest
+
+from launch.record import read_record
+from tests.launch.small import overrides
+
+
+def fails(group, code: int) -> str:
+    """All ranks end with this code; returns the last line that any of them printed."""
+    assert set(group.wait()) == {code}, group.errors
+    lines = [line for text in group.errors for line in text.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, group.errors
+    return lines[0]
+
+
+def test_settings_that_need_no_ranks_fail_before_torch(apf_files, tmp_path, start):
+    assert "no such folder" in fails(start(1, overrides(tmp_path / "none", tmp_path, data__split="null")), 64)
+    (tmp_path / "split.json").write_text(json.dumps({"train": ["a"], "test": ["zz"]}))
+    words = overrides(apf_files, tmp_path, data__split=tmp_path / "split.json")
+    assert "no token file for zz" in fails(start(1, words), 64)
+    group = start(2, overrides(apf_files, tmp_path, train__batch=3))
+    assert "3 / (2 ranks x 1 accumulate) = 1.5" in fails(group, 64)
+    assert not (tmp_path / "smoke").exists()
+
+
+@pytest.mark.gloo
+def test_files_that_do_not_fit_are_told_by_one_rank(apf_files, tmp_path, start):
+    assert "more than data.length=8" in fails(start(2, overrides(apf_files, tmp_path, data__length=8)), 64)
+
+
+@pytest.mark.gloo
+def test_file_that_turns_out_damaged_in_training_is_a_record(apf_files, tmp_path, start):
+    folder = shutil.copytree(apf_files, tmp_path / "files")
+    path = folder / "h.tokens.h5"  # a test slide: its counts are read only after training
+    with h5py.File(path) as file:
+        chunk = file["mask_counts"].id.get_chunk_info(0)
+    data = bytearray(path.read_bytes())
+    data[chunk.byte_offset : chunk.byte_offset + chunk.size] = bytes(chunk.size)
+    path.write_bytes(data)
+    line = fails(start(2, overrides(folder, tmp_path, run_id="r", train__max_steps=2)), 1)
+    record = read_record(tmp_path / "smoke" / "r")
+    assert record["status"] == "failed" and "h.tokens.h5" in record["reason"] and "h.tokens.h5" in line
+    assert record["steps"] == 2 and record["dice"] is None
+
+
+@pytest.mark.gloo
+def test_exploding_loss_is_a_failed_record(apf_files, tmp_path, start):
+    words = overrides(apf_files, tmp_path, run_id="r", train__lr=1e30, train__clip=0, train__warmup=0)
+    line = fails(start(2, words), 1)
+    record = read_record(tmp_path / "smoke" / "r")
+    assert record["status"] == "failed" and "loss is" in record["reason"] and "loss is" in line
+    assert record["dice"] is None and record["steps"] >= 1
+    tails = list((tmp_path / "smoke" / "r" / "logs").glob("*/error-rank-*.txt"))
+    assert tails and "Traceback" in tails[0].read_text()
+
+
+@pytest.mark.gloo
+def test_out_of_memory_is_an_oom_record(apf_files, tmp_path, start):
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
+
+    words = overrides(apf_files, tmp_path, run_id="r", model__mlp_dim=60_000_000)
+    line = fails(start(1, words, preexec_fn=limit), 1)
+    record = read_record(tmp_path / "smoke" / "r")
+    assert record["status"] == "oom", line
+    assert record["gpus"] == 1 and record["parameters"] is None
