@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.build_log import Source, hash_source
-from data_prep.ceiling import dice, pixel_dice_from_cells
+from data_prep.ceiling import ceiling
 from data_prep.edges import blur_for, count_edges
 from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
 from data_prep.options import ALGORITHM, BuildOptions, changed_parameter
@@ -208,7 +208,7 @@ def make_tokens(
     outcome.tokens, outcome.edge_pixels = len(token_set), found["edge_pixels"]
     if whole.mask_counts is not None:
         meta["mask_pixels"] = whole.mask_counts.sum(axis=(0, 1, 2), dtype=np.int64).tolist()
-        meta["ceiling"] = outcome.ceiling = majority_dice(token_set, meta["mask_pixels"])
+        meta["ceiling"] = outcome.ceiling = rounded_ceiling(token_set, meta["mask_pixels"])
     _warn(options, len(leaves), outcome)
     return token_set, meta
 
@@ -237,17 +237,10 @@ def _fit(whole: TokenSet, options: BuildOptions) -> TokenSet:
     return token_set
 
 
-def majority_dice(token_set: TokenSet, mask_pixels: list[int]) -> list[float]:
-    """The ceiling: Dice per class when every cell takes its majority, counting also truth that lies in no token.
-
-    Args:
-        token_set: Tokens with mask counts.
-        mask_pixels: Foreground pixels of the whole frame per class; more than the tokens hold after `--fit drop`.
-    """
+def rounded_ceiling(token_set: TokenSet, mask_pixels: list[int]) -> list[float]:
+    """The ceiling per class to six digits, as files and figures show it; `mask_pixels` as in `ceiling`."""
     assert token_set.mask_counts is not None
-    majority = 2 * token_set.mask_counts.astype(np.int64) > token_set.content_counts[..., None]
-    inter, size, _ = pixel_dice_from_cells(majority, token_set.mask_counts, token_set.content_counts)
-    return [round(float(value), 6) for value in dice(inter, size, np.asarray(mask_pixels, np.int64))]
+    return [round(d, 6) for d in ceiling(token_set.mask_counts, token_set.content_counts, mask_pixels)]
 
 
 def _blur(options: BuildOptions) -> int | None:

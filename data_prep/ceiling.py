@@ -6,6 +6,7 @@ of the painted full-size mask, without painting it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,41 +48,29 @@ def dice(inter: Counts, size: Counts, truth: Counts) -> NDArray[np.float64]:
     return np.where(total > 0, 2.0 * inter / np.maximum(total, 1), 1.0)
 
 
-def ceiling(mask_counts: NDArray[Any], content_counts: NDArray[Any]) -> list[float]:
-    """Dice per class of the majority prediction: a cell is on iff more than half of its content is the class.
-
-    That prediction has the fewest wrong pixels. Its Dice is the best there is where the tree is fine (both near 1);
-    where cells are coarse, claiming more than the majority pays off and `best_dice` is the true bound.
-
-    Args:
-        mask_counts: (N, p, p, K) content pixels of class k + 1 in the cell.
-        content_counts: (N, p, p) content pixels of the cell.
-
-    Returns:
-        K numbers between 0 and 1.
-    """
-    on = 2 * mask_counts.astype(np.int64) > content_counts.astype(np.int64)[..., None]
-    return [float(d) for d in dice(*pixel_dice_from_cells(on, mask_counts, content_counts))]
-
-
-def best_dice(mask_counts: NDArray[Any], content_counts: NDArray[Any]) -> list[float]:
+def ceiling(
+    mask_counts: NDArray[Any], content_counts: NDArray[Any], mask_pixels: Sequence[int] | None = None
+) -> list[float]:
     """Largest Dice per class that any on/off prediction of the cells can reach: no model can pass it.
 
     A set of cells with Dice D is improved by a cell with m of c pixels in the class iff 2 m > D c, so the best set is
-    {2 m > D c} at its own D. Starting from the majority and repeating, D only grows, and stops at the best
+    {2 m > D c} at its own D. Starting from the majority (2 m > c) and repeating, D only grows, and stops at the best
     (Dinkelbach's method for ratios), after a handful of rounds.
 
     Args:
         mask_counts: (N, p, p, K) content pixels of class k + 1 in the cell.
         content_counts: (N, p, p) content pixels of the cell.
+        mask_pixels: K, content pixels of the class in the whole frame, where tokens were dropped; None: those in the
+            cells.
 
     Returns:
-        K numbers between 0 and 1, none below `ceiling`'s.
+        K numbers between 0 and 1.
     """
     mask, content = mask_counts.astype(np.int64), content_counts.astype(np.int64)[..., None]
     best, on = np.full(mask.shape[-1], -1.0), 2 * mask > content
     while True:
-        reached = dice(*pixel_dice_from_cells(on, mask_counts, content_counts))
+        inter, size, truth = pixel_dice_from_cells(on, mask_counts, content_counts)
+        reached = dice(inter, size, truth if mask_pixels is None else np.asarray(mask_pixels, np.int64))
         if (reached <= best).all():
             return [float(d) for d in best]
         best = np.maximum(reached, best)

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.build_slide import Outcome, majority_dice, plan_leaves
+from data_prep.build_slide import Outcome, plan_leaves, rounded_ceiling
 from data_prep.edges import edge_map
 from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
 from data_prep.options import BuildOptions, OptionError
@@ -112,7 +112,7 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
             truth = MaskReader(mask, small).read(0, 0, shown_px, shown_px)
             best = _majority(token_set, shown_px)
             pixels = token_set.mask_counts.sum(axis=(0, 1, 2), dtype=np.int64).tolist()
-            ceiling = majority_dice(token_set, pixels)
+            ceiling = rounded_ceiling(token_set, pixels)
         return Look(
             name=slide.name, size0_wh=slide.size_wh, mpp=slide.mpp, options=options, found=found, shown_px=shown_px,
             content_wh=small.content_wh, rgb=rgb, edges=edges, token_set=token_set,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 #: Goes up when the same slide and parameters give other bytes, so that old token files are built again.
-ALGORITHM = 1
+ALGORITHM = 2
 
 
 class OptionError(ValueError):

@@ -61,9 +61,10 @@ def test_it_shows_the_tokens_of_a_build(tmp_path: Path):
     assert look.ceiling == meta["ceiling"] == outcome.ceiling
     assert look.edges.sum() == meta["edge_pixels"] == look.found["edge_pixels"]
     np.testing.assert_array_equal(look.seen, rebuild(built.tokens, built.leaf_xy, built.leaf_size, 1024))
-    # At full size the picture's own Dice is the ceiling.
+    # At full size the picture's own Dice (the majority of each cell) comes close to the ceiling and does not pass it.
     inter = ((look.best == 1) & (look.truth == 1)).sum()
-    assert 2 * inter / ((look.best == 1).sum() + (look.truth == 1).sum()) == pytest.approx(look.ceiling[0], abs=1e-6)
+    shown = 2 * inter / ((look.best == 1).sum() + (look.truth == 1).sum())
+    assert look.ceiling[0] - 0.01 < shown <= look.ceiling[0] + 1e-6
     assert leftovers(tmp_path) == []
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.ceiling import best_dice, ceiling, dice, pixel_dice_from_cells
+from data_prep.ceiling import ceiling, dice, pixel_dice_from_cells
 from data_prep.edges import count_edges
 from data_prep.packing import drop_or_repeat, pack_strip
 from data_prep.quadtree import Leaves, budget_tree, check_tiling
@@ -133,7 +133,7 @@ def test_dice_from_cells_is_dice_of_the_painted_mask(frame, share, seed):
     for k in range(classes):
         both = 2 * int((shown[..., k] & truth[..., k]).sum())
         sizes = int(shown[..., k].sum() + truth[..., k].sum())
-        assert best[k] == (both / sizes if sizes else 1.0)
+        assert best[k] >= (both / sizes if sizes else 1.0), 'the majority of each cell cannot pass the ceiling'
 
 
 def test_dice_of_nothing_and_of_everything():
@@ -155,17 +155,16 @@ def test_ceiling_is_one_where_cells_are_pixels_and_falls_for_coarse_leaves():
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 9), st.integers(0, 2**32 - 1))
-def test_best_dice_is_the_best_of_all_predictions(n, seed):
+def test_ceiling_is_the_best_of_all_predictions(n, seed):
     rng = np.random.default_rng(seed)
     content = rng.integers(0, 9, (n, 1, 1)).astype(np.uint32)
     mask = (rng.random((n, 1, 1, 2)) ** 2 * (content[..., None] + 1)).astype(np.uint32)
     every = (np.arange(2**n)[:, None] >> np.arange(n) & 1).astype(bool)
-    found, majority = best_dice(mask, content), ceiling(mask, content)
+    found = ceiling(mask, content)
     for k in range(2):
         inter, size = every @ mask[:, 0, 0, k].astype(int), every @ content[:, 0, 0].astype(int)
         total = size + int(mask[..., k].sum())
         assert found[k] == pytest.approx(np.where(total > 0, 2 * inter / np.maximum(total, 1), 1.0).max(), abs=1e-12)
-        assert found[k] >= majority[k]
 
 
 def test_dice_counts_beyond_32_bits():
