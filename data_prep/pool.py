@@ -24,7 +24,7 @@ def _work(pipe: Connection, function: Callable[[Any], Any]) -> None:
         try:
             task = pipe.recv()
             pipe.send(function(task))
-        except (EOFError, BrokenPipeError):
+        except (EOFError, ConnectionError):
             return
 
 

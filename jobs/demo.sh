@@ -15,23 +15,23 @@ step() { printf '\n[demo %3ds] %s\n' "$SECONDS" "$*"; }
 build() {  # folder name, then options of `data_prep build`
     mpiexec -n 2 python -m data_prep build "$data/images" --masks "$data/masks" --out "$out/tokens/$1" --resolution 1024 "${@:2}"
 }
-train() {  # experiment name
-    torchrun --standalone --nproc-per-node 2 -m launch train "$1" run_root="$out/runs" data.root="$out/tokens" \
+train() {  # experiment name, folder of its token files
+    torchrun --standalone --nproc-per-node 2 -m launch train "$1" engine.name=fsdp run_root="$out/runs" data.dir="$out/tokens/$2" \
         train.max_seconds="$seconds"
 }
 
 step "1/3 token files: adaptive (p=16, L=256), and uniform at the same smallest patch, at the same token count, and as tiles"
-build apf_p16_l256 --patch 16 --length 256
-build uniform_p16 --patching uniform --patch 16
-build uniform_p64 --patching uniform --patch 64
-build uniform_p256 --patching uniform --patch 256
+build apf --patch 16 --length 256
+build uniform16 --patching uniform --patch 16
+build uniform64 --patching uniform --patch 64
+build tiles256 --patching uniform --patch 256
 python -m data_prep inspect "$data/images/10063.jpg" --masks "$data/masks" --resolution 1024 --patch 16 --length 256 --out "$out/inspect.png"
 
 step "2/3 training: four models, $seconds s each, 2 ranks"
-for experiment in demo_apf demo_uniform_tokens demo_uniform_patch demo_tiled_unet; do
-    step "    $experiment"
-    train "$experiment"
-done
+train demo_apf apf
+train demo_uniform_tokens uniform64
+train demo_uniform_patch uniform16
+train demo_tiled_unet tiles256
 
 step "3/3 tables, plots, page"
 python -m analysis plots "$out/runs" --out "$out/report/plots"

@@ -24,7 +24,8 @@ FORBIDDEN = {
 }
 TORCH_FREE = [
     "launch.config", "launch.experiments", "launch.record", "launch.ranks", "launch.__main__",
-    "analysis.records", "analysis.tables", "analysis.__main__", "data_prep.build", "data_prep.__main__", "data_prep.progress",
+    "analysis.records", "analysis.tables", "analysis.__main__",
+    "data_prep.build", "data_prep.__main__", "data_prep.progress",
 ]
 
 

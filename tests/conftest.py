@@ -1,0 +1,34 @@
+"""Shared fixtures: where the repository is, and one small run of the demo that several tests look at."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+def shell(command: str, timeout_s: float = 900, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run one command line from the repository, with this interpreter's programs first on PATH."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(["bash", "-c", command], cwd=ROOT, env={**os.environ, "PATH": path, **env},
+                          capture_output=True, text=True, timeout=timeout_s)
+
+
+@pytest.fixture(scope="session")
+def small_demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """`jobs/demo.sh` with a few seconds of training: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    done = shell("bash jobs/demo.sh", DEMO_DIR=str(folder), DEMO_SECONDS="3")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return folder, done.stdout

@@ -1,0 +1,67 @@
+"""The demo and every command of the README, run as a user runs them (with seconds of training instead of minutes)."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, shell
+
+EXPERIMENTS = ("demo_apf", "demo_uniform_tokens", "demo_uniform_patch", "demo_tiled_unet")
+
+
+@pytest.mark.timeout(1200)
+def test_demo_ends_with_four_records_a_table_and_a_page(small_demo: tuple[Path, str]):
+    folder, printed = small_demo
+    for experiment in EXPERIMENTS:
+        (path,) = (folder / "runs" / experiment).glob("*/record.json")
+        record = json.loads(path.read_text())
+        assert record["status"] == "ok", record
+        assert record["n_test"] == 6 and record["gpus"] == 2 and record["engine"] == "fsdp"
+        assert 0 <= record["dice"] <= record["dice_ceiling"] <= 1
+        assert 0.5 < record["train_seconds"] / 3 < 10, "the training clock obeys train.max_seconds"
+    tables = (folder / "report" / "tables")
+    assert {".md", ".csv", ".tex"} <= {p.suffix for p in tables.iterdir()}
+    page = (folder / "report" / "index.html").read_text()
+    assert "<table" in page and "data:image/" in page
+    assert not re.search(r"<(img|script|link)[^>]+(src|href)=.https?:", page), "the page is self-contained"
+    assert (folder / "inspect.png").stat().st_size > 20_000
+    assert "tiled" in printed.lower() and "otsu" in printed.lower()
+
+
+@pytest.mark.timeout(600)
+def test_a_second_demo_trains_nothing_again(small_demo: tuple[Path, str]):
+    folder, _ = small_demo
+    records = {p: p.read_bytes() for p in folder.glob("runs/*/*/record.json")}
+    done = shell("bash jobs/demo.sh", DEMO_DIR=str(folder), DEMO_SECONDS="3")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {p: p.read_bytes() for p in folder.glob("runs/*/*/record.json")} == records
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("command", readme_commands())
+@pytest.mark.timeout(900)
+def test_readme_command_runs(command: str, small_demo: tuple[Path, str], tmp_path: Path):
+    folder, _ = small_demo
+    if command in {"make demo", "make test"}:      # the demo's script ran above, and this is the test run
+        targets = (ROOT / "Makefile").read_text()
+        assert re.search(rf"^{command.split()[1]}:", targets, flags=re.M)
+        assert "bash jobs/demo.sh" in targets and "python -m pytest" in targets
+        return
+    if command.startswith("make "):
+        done = shell(f"make -n {command.split()[1]}")
+        assert done.returncode == 0, done.stderr
+        return
+    if command.startswith(("conda ", "pip ", "git ", "cd ")):
+        # Installing and cloning are what CI does before this test; here only the files they name must exist.
+        for name in re.findall(r"[\w./]+\.(?:yml|toml)", command):
+            assert (ROOT / name).exists()
+        return
+    done = shell(re.sub(r"\bdemo/", f"{folder}/", command).replace("out/", f"{tmp_path}/"))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
