@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${DEMO_DIR:-demo}
 seconds=${DEMO_SECONDS:-120}
-data=sample_data/glomeruli24
+data=data_prep/sample_data/glomeruli24
 export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1 PYTHONWARNINGS=${PYTHONWARNINGS:-ignore}
 
 step() { printf '\n[demo %3ds] %s\n' "$SECONDS" "$*"; }

@@ -24,7 +24,7 @@ def describe(name: str) -> str:
     return (EXPERIMENTS[name].__doc__ or "").strip().splitlines()[0]
 
 
-DEMO_SPLIT = "sample_data/glomeruli24/split.json"
+DEMO_SPLIT = "data_prep/sample_data/glomeruli24/split.json"
 DEMO_SECONDS = 120.0
 
 

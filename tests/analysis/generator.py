@@ -9,7 +9,7 @@ import numpy as np
 from launch.record import new_record
 
 ROOT = Path(__file__).resolve().parents[2]
-SAMPLES = ROOT / "sample_data" / "glomeruli24"
+SAMPLES = ROOT / "data_prep" / "sample_data" / "glomeruli24"
 STEMS = ("10003", "10063", "10064", "10133", "10183", "10184")
 FLOORS = {"all_foreground": 0.0912, "all_background": 0.0, "otsu": 0.1034}
 # experiment: what sets it apart, and the quality and cost it is given

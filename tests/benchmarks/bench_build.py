@@ -37,7 +37,7 @@ LENGTH = 16384
 
 def texture() -> list[np.ndarray]:
     """The bundled kidney fields, 1024 x 1024 RGB."""
-    paths = sorted((ROOT / "sample_data" / "glomeruli24" / "images").iterdir())
+    paths = sorted((ROOT / "data_prep" / "sample_data" / "glomeruli24" / "images").iterdir())
     return [cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in paths]
 
 

@@ -13,8 +13,8 @@ from data_prep.quadtree import budget_tree
 from data_prep.tokens import TokenSet, cut
 
 ROOT = Path(__file__).resolve().parents[2]
-GLOMERULI = ROOT / "sample_data" / "glomeruli24"
-WSI = ROOT / "sample_data" / "wsi"
+GLOMERULI = ROOT / "data_prep" / "sample_data" / "glomeruli24"
+WSI = ROOT / "data_prep" / "sample_data" / "wsi"
 TREE = ["--resolution", "1024", "--patch", "16", "--length", "256"]
 
 

@@ -93,7 +93,7 @@ def test_every_kind_of_build_passes_verify(slides, tmp_path: Path, tree: list[st
 
 
 def test_whole_slides_without_masks(tmp_path: Path):
-    wsi = ROOT / "sample_data" / "wsi"
+    wsi = ROOT / "data_prep" / "sample_data" / "wsi"
     out = tmp_path / "out"
     args = ["build", wsi / "CMU-1-Small-Region.svs", wsi / "small_16x16.svs", "--out", out]
     assert main([*map(str, args), "--resolution", "1024", "--patch", "16", "--length", "64"]) == 0

@@ -13,7 +13,7 @@ from data_prep import edges
 from data_prep.edges import MAX_MAGNITUDE, auto_thresholds, blur_for, count_edges, edge_map, luma
 from data_prep.hysteresis import merge_blocks, resolve_block
 
-IMAGES = sorted((Path(__file__).parents[2] / "sample_data" / "glomeruli24" / "images").iterdir())
+IMAGES = sorted((Path(__file__).parents[2] / "data_prep" / "sample_data" / "glomeruli24" / "images").iterdir())
 FIXED = [(100, 200), (0, 0), (0, 40), (20, 300), (60, 61), (5, 1500)]
 PAPER = (100, 200)
 

@@ -17,7 +17,7 @@ from PIL import Image
 from data_prep.frame import Frame, FrameReader, MaskReader, choose_level, make_frame
 from data_prep.slides import Slide, find_mask, open_mask, open_slide
 
-SAMPLES = Path(__file__).parents[2] / "sample_data"
+SAMPLES = Path(__file__).parents[2] / "data_prep" / "sample_data"
 TCGA = SAMPLES / "wsi" / "TCGA-CR-7395-01A-01-TS1.svs"
 KIDNEY = SAMPLES / "glomeruli24" / "images" / "10003.jpg"
 FILES = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -14,7 +14,7 @@ from data_prep.edges import edge_map
 from data_prep.quadtree import Leaves, budget_tree, check_tiling, morton, pyramid, threshold_tree, tree_depth
 from data_prep.uniform import uniform_leaves
 
-IMAGES = sorted((Path(__file__).parents[2] / "sample_data" / "glomeruli24" / "images").iterdir())
+IMAGES = sorted((Path(__file__).parents[2] / "data_prep" / "sample_data" / "glomeruli24" / "images").iterdir())
 
 
 def _naive_morton(x, y):

@@ -1,68 +1,22 @@
-"""Slide and mask readers on real slides, on every pixel layout, and on files that cannot be read."""
+"""Slide readers on real slides, TIFF layouts and files that cannot be read."""
 
 from __future__ import annotations
 
-import struct
-import warnings
 import zipfile
-import zlib
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, ImageOps
+from PIL import Image
 
-from data_prep import memory
 from data_prep.slides import (
     SlideError,
-    check_mask_size,
-    find_mask,
     find_slides,
-    open_mask,
     open_slide,
 )
-
-SAMPLES = Path(__file__).parents[2] / "sample_data"
-CMU = SAMPLES / "wsi" / "CMU-1-Small-Region.svs"
-TCGA = SAMPLES / "wsi" / "TCGA-CR-7395-01A-01-TS1.svs"
-KIDNEY = SAMPLES / "glomeruli24" / "images" / "10003.jpg"
-
-
-@pytest.fixture(scope="module")
-def rgb() -> np.ndarray:
-    """A real picture, 200 x 300, neither square nor a multiple of a tile."""
-    with Image.open(KIDNEY) as picture:
-        return np.asarray(picture)[100:300, 200:500].copy()
-
-
-def whole(path: Path, reader: str = "auto") -> np.ndarray:
-    with open_slide(path, reader) as slide:
-        return slide.read(0, 0, 0, *slide.size_wh)
-
-
-def failure(path: Path, reader: str = "auto") -> str:
-    """The one line that opening and reading the file ends with."""
-    with pytest.raises(SlideError) as caught:
-        whole(path, reader)
-    message = str(caught.value)
-    assert str(path) in message
-    assert "\n" not in message
-    return message
-
-
-def write_png(path: Path, width: int, height: int, bit_depth: int, rows: bytes) -> Path:
-    """A gray PNG from its filtered rows; works for sizes that no library would write here."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, bit_depth, 0, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 1)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
-    return path
-
+from tests.data_prep.slide_files import CMU, KIDNEY, SAMPLES, TCGA, failure, whole
 
 # ---- real slides
 
@@ -254,132 +208,6 @@ def test_a_printers_resolution_is_no_mpp(tmp_path: Path, rgb: np.ndarray) -> Non
                 assert slide.mpp == expected
 
 
-# ---- pictures decoded whole
-
-
-def test_picture_modes(tmp_path: Path, rgb: np.ndarray) -> None:
-    image = Image.fromarray(rgb)
-    gray = np.asarray(image.convert("L"))
-    three = gray[..., None].repeat(3, axis=2)
-    alpha = np.linspace(0, 255, 300).astype(np.uint8)[None].repeat(200, axis=0)
-    blend = np.floor(rgb * (alpha[..., None] / 255) + (255 - alpha[..., None]) + 0.5)
-    gray_blend = np.floor(three * (alpha[..., None] / 255) + (255 - alpha[..., None]) + 0.5)
-    palette = image.quantize(64)
-    bits = Image.fromarray(gray > 128)
-    cases: dict[str, tuple[Image.Image, np.ndarray]] = {
-        "rgb.png": (image, rgb),
-        "rgb.bmp": (image, rgb),
-        "gray.png": (Image.fromarray(gray), three),
-        "gray16.png": (Image.fromarray(gray.astype(np.uint16) * 256 + 77), three),
-        "rgba.png": (Image.fromarray(np.dstack([rgb, alpha])), blend),
-        "la.png": (Image.fromarray(np.dstack([gray, alpha])), gray_blend),
-        "palette.png": (palette, np.asarray(palette.convert("RGB"))),
-        "bit.png": (bits, (three > 128) * 255),
-    }
-    for name, (picture, shown) in cases.items():
-        picture.save(tmp_path / name)
-        with open_slide(tmp_path / name) as slide:
-            assert (slide.reader, slide.size_wh, slide.mpp) == ("raster", (300, 200), None)
-            got = slide.read(0, 0, 0, 300, 200)
-            np.testing.assert_array_equal(got, shown, err_msg=name)
-            np.testing.assert_array_equal(slide.read(0, 299, 7, 1, 190), got[7:197, 299:300], err_msg=name)
-
-
-def test_palette_with_a_transparent_colour(tmp_path: Path) -> None:
-    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).convert("P")
-    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-    image.save(tmp_path / "x.png", transparency=1)
-    assert whole(tmp_path / "x.png").tolist() == [[[10, 20, 30], [255, 255, 255], [70, 80, 90]]]
-
-
-def test_jpeg_gray_and_cmyk(tmp_path: Path, rgb: np.ndarray) -> None:
-    image = Image.fromarray(rgb)
-    for mode in ("L", "CMYK"):
-        image.convert(mode).save(tmp_path / "x.jpg", quality=95)
-        assert np.abs(whole(tmp_path / "x.jpg").astype(int) - np.asarray(image.convert(mode).convert("RGB"))).mean() < 3
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "strips.tif"])
-def test_orientation(tmp_path: Path, rgb: np.ndarray, orientation: int, suffix: str) -> None:
-    path = tmp_path / f"x.{suffix}"
-    if suffix.endswith("tif"):
-        options = {} if suffix == "strips.tif" else {"tile": (64, 96)}
-        tag = [(274, "H", 1, orientation, True)]
-        tifffile.imwrite(path, rgb, photometric="rgb", metadata=None, extratags=tag, **options)
-    else:
-        exif = Image.Exif()
-        exif[274] = orientation
-        Image.fromarray(rgb).save(path, exif=exif)
-    stored = Image.fromarray(rgb)
-    if suffix == "jpg":  # as the codec left it
-        with Image.open(path) as picture:
-            stored = Image.fromarray(np.asarray(picture))
-    stored.getexif()[274] = orientation
-    shown = np.asarray(ImageOps.exif_transpose(stored))
-    with open_slide(path) as slide:
-        assert slide.size_wh == ((200, 300) if orientation >= 5 else (300, 200))
-        np.testing.assert_array_equal(slide.read(0, 0, 0, *slide.size_wh), shown)
-        np.testing.assert_array_equal(slide.read(0, 31, 43, 100, 80), shown[43:123, 31:131])
-
-
-def test_a_png_of_400_megapixels_is_read_without_a_word(tmp_path: Path) -> None:
-    side = 20000
-    row = b"\x00" + b"\x0f" * (side // 8)  # filter 0, then four black and four white pixels in turn
-    path = write_png(tmp_path / "bits.png", side, side, 1, row * side)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with open_slide(path) as slide:
-            assert slide.size_wh == (side, side)
-            region = slide.read(0, 12000, 19990, 16, 10)
-            assert Image.MAX_IMAGE_PIXELS is not None  # Pillow's own guard is untouched for everybody else
-    assert region[9, :, 1].tolist() == [0, 0, 0, 0, 255, 255, 255, 255] * 2
-
-
-def test_a_png_that_claims_too_much_is_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("APF_MAX_RASTER_GIB", raising=False)
-    path = write_png(tmp_path / "bomb.png", 200_000, 200_000, 8, b"\x00" * 100)
-    monkeypatch.setenv("APF_MAX_RASTER_GIB", "2")
-    assert "200000 x 200000 pixels need 37.3 GiB decoded, more than the 2.0 GiB allowed by APF_MAX_RASTER_GIB" in (
-        failure(path)
-    )
-    with pytest.raises(SlideError, match=r"more than the 3\.0 GiB allowed; convert it to a tiled TIFF"):
-        open_slide(path, max_raster_gib=3)
-    monkeypatch.delenv("APF_MAX_RASTER_GIB")
-    available = memory.available_bytes()
-    assert available is not None
-    if available < 37 * 2**30:
-        assert "GiB of memory available" in failure(path)
-    monkeypatch.setenv("APF_MAX_RASTER_GIB", "plenty")
-    assert "APF_MAX_RASTER_GIB='plenty' is not a positive number" in failure(path)
-
-
-def test_memory_limit_of_tiff(tmp_path: Path, rgb: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Strips are decoded whole, so they count in full; tiles count one at a time."""
-    monkeypatch.setenv("APF_MAX_RASTER_GIB", str(150_000 / 2**30))
-    tifffile.imwrite(tmp_path / "strips.tif", rgb, photometric="rgb", rowsperstrip=10)
-    tifffile.imwrite(tmp_path / "tiles.tif", rgb, photometric="rgb", tile=(64, 64))
-    assert "300 x 200 pixels need" in failure(tmp_path / "strips.tif")
-    np.testing.assert_array_equal(whole(tmp_path / "tiles.tif", "tifffile"), rgb)
-
-
-def test_available_memory_is_the_smallest_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = memory.available_bytes()
-    assert machine is not None
-    assert 2**20 < machine < 2**50
-    # A cgroup v2 tree as the kernel lays it out, with a limit on the parent of the process's own group.
-    own = Path("/proc/self/cgroup").read_text().splitlines()[-1].split(":", 2)
-    if own[1]:
-        pytest.skip("this machine has no unified cgroup hierarchy")
-    folder = tmp_path / own[2].lstrip("/")
-    folder.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "memory.max").write_text("3000000\n")
-    (tmp_path / "memory.current").write_text("2500000\n")
-    (tmp_path / "memory.stat").write_text("anon 2000000\ninactive_file 400000\n")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-    assert memory.available_bytes() == 900_000
-
-
 # ---- files that cannot be read
 
 
@@ -482,101 +310,3 @@ def test_find_slides_errors(tmp_path: Path) -> None:
         find_slides([tmp_path / "nowhere"])
     with pytest.raises(SlideError, match="no slides in this folder"):
         find_slides([tmp_path])
-
-
-# ---- masks
-
-
-def mask_values(path: Path) -> np.ndarray:
-    with open_mask(path) as mask:
-        ids = mask.read(0, 0, *mask.size_wh)
-        np.testing.assert_array_equal(mask.read(1, 2, 50, 40), ids[2:42, 1:51])
-    assert ids.dtype == np.uint8
-    return ids
-
-
-def test_masks_of_every_kind(tmp_path: Path) -> None:
-    ids = np.random.default_rng(0).integers(0, 4, (150, 130), dtype=np.uint8)
-    two = (ids > 1).astype(np.uint8)
-    palette = Image.fromarray(ids).convert("P")
-    palette.putdata(ids.ravel().tolist())
-    palette.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
-    pictures = {
-        "gray.png": (Image.fromarray(ids), ids),
-        "gray16.png": (Image.fromarray(ids.astype(np.uint16)), ids),
-        "palette.png": (palette, ids),
-        "bit.png": (Image.fromarray(two.astype(bool)), two),
-        "rgb.png": (Image.fromarray(ids[..., None].repeat(3, axis=2)), ids),
-        "drawn.png": (Image.fromarray(two * 255), two),
-        "drawn_rgba.png": (Image.fromarray(np.dstack([two * 255] * 3 + [np.full_like(ids, 255)])), two),
-        "la.png": (Image.fromarray(np.dstack([ids, np.full_like(ids, 255)])), ids),
-    }
-    for name, (picture, expected) in pictures.items():
-        picture.save(tmp_path / name)
-        np.testing.assert_array_equal(mask_values(tmp_path / name), expected, err_msg=name)
-    arrays = {
-        "ids": (ids, {"photometric": "minisblack"}, ids),
-        "drawn": (two * 255, {"photometric": "minisblack"}, two),
-        "bit": (two.astype(bool), {"photometric": "minisblack"}, two),
-        "bit_inverted": (~two.astype(bool), {"photometric": "miniswhite"}, two),
-        "ids16": (ids.astype(np.uint16), {"photometric": "minisblack"}, ids),
-        "colours": (ids, {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)}, ids),
-    }
-    for name, (array, options, expected) in arrays.items():
-        for tile in (None, (64, 32)):
-            for compression in (None, "deflate", "lzw"):
-                path = tmp_path / f"{name}.tif"
-                tifffile.imwrite(path, array, tile=tile, compression=compression, metadata=None, **options)
-                np.testing.assert_array_equal(mask_values(path), expected, err_msg=f"{name} {tile} {compression}")
-
-
-def test_255_is_an_id_where_other_ids_are_present(tmp_path: Path) -> None:
-    """The rule looks at the whole mask: a corner that happens to hold only 0 and 255 keeps its 255."""
-    ids = np.zeros((5000, 2100), np.uint8)
-    ids[:100] = 255
-    ids[4999, 2099] = 7
-    tifffile.imwrite(tmp_path / "x.tif", ids, tile=(256, 256), compression="deflate")
-    with open_mask(tmp_path / "x.tif") as mask:
-        assert mask.read(0, 0, 1, 1)[0, 0] == 255
-    ids[4999, 2099] = 0
-    tifffile.imwrite(tmp_path / "x.tif", ids, tile=(256, 256), compression="deflate")
-    with open_mask(tmp_path / "x.tif") as mask:
-        assert mask.read(0, 0, 1, 1)[0, 0] == 1
-
-
-def test_bad_masks(tmp_path: Path, rgb: np.ndarray) -> None:
-    def mask_error(path: Path) -> str:
-        with pytest.raises(SlideError) as caught, open_mask(path) as mask:
-            mask.read(0, 0, *mask.size_wh)
-        assert str(path) in str(caught.value)
-        return str(caught.value)
-
-    Image.fromarray(rgb).save(tmp_path / "colour.png")
-    assert "a colour picture, not a mask" in mask_error(tmp_path / "colour.png")
-    Image.fromarray(np.full((9, 9), 300, np.uint16)).save(tmp_path / "large.png")
-    assert "class id 300 is larger than 255" in mask_error(tmp_path / "large.png")
-    tifffile.imwrite(tmp_path / "float.tif", np.zeros((9, 9), np.float32))
-    assert "no fixed range" in mask_error(tmp_path / "float.tif")
-    assert "must be lossless" in mask_error(KIDNEY)
-    assert "no such mask file" in mask_error(tmp_path / "none.png")
-    (tmp_path / "text.tif").write_text("nothing")
-    assert "not a readable TIFF" in mask_error(tmp_path / "text.tif")
-
-
-def test_find_mask_and_its_size(tmp_path: Path) -> None:
-    masks = SAMPLES / "glomeruli24" / "masks"
-    path = find_mask(KIDNEY, masks)
-    assert path == masks / "10003.png"
-    assert find_mask(CMU, masks) is None
-    with pytest.raises(SlideError, match="no such folder of masks"):
-        find_mask(KIDNEY, tmp_path / "none")
-    Image.new("L", (30, 20)).save(tmp_path / "10003.PNG")
-    found = find_mask(KIDNEY, tmp_path)
-    assert found is not None
-    with open_slide(KIDNEY) as slide, open_mask(path) as right, open_mask(found) as wrong:
-        check_mask_size(slide, right)
-        with pytest.raises(SlideError, match=r"mask is 30 x 20 pixels, its slide 10003\.jpg is 1024 x 1024"):
-            check_mask_size(slide, wrong)
-    (tmp_path / "10003.tif").touch()
-    with pytest.raises(SlideError, match=r"several masks for 10003\.jpg: 10003\.PNG, 10003\.tif"):
-        find_mask(KIDNEY, tmp_path)

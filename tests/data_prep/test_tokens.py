@@ -16,7 +16,7 @@ from data_prep.quadtree import Leaves, budget_tree, check_tiling
 from data_prep.tokens import TokenSet, cut, rebuild
 from data_prep.uniform import uniform_leaves
 
-SAMPLES = Path(__file__).parents[2] / "sample_data" / "glomeruli24"
+SAMPLES = Path(__file__).parents[2] / "data_prep" / "sample_data" / "glomeruli24"
 
 
 def _reader(picture):

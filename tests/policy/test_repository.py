@@ -66,7 +66,7 @@ def test_shell_scripts_parse():
 
 
 def test_the_fixed_split_is_disjoint_and_complete():
-    folder = ROOT / "sample_data" / "glomeruli24"
+    folder = ROOT / "data_prep" / "sample_data" / "glomeruli24"
     split = json.loads((folder / "split.json").read_text())
     stems = [s for part in ("train", "val", "test") for s in split[part]]
     assert len(stems) == len(set(stems)) == 24
