@@ -3,11 +3,11 @@
 # trained for the same time (2 ranks, FSDP) -> table, plots, one page. Run it as `make demo`; after Ctrl-C or a kill,
 # run it again and it goes on where it was.
 #   DEMO_DIR      where everything goes (demo)
-#   DEMO_SECONDS  training seconds of each model (120)
+#   DEMO_SECONDS  training seconds of each model (130)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${DEMO_DIR:-demo}
-seconds=${DEMO_SECONDS:-120}
+seconds=${DEMO_SECONDS:-130}
 data=data_prep/sample_data/glomeruli24
 export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1 PYTHONWARNINGS=${PYTHONWARNINGS:-ignore}
 
