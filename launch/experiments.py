@@ -29,7 +29,7 @@ DEMO_SECONDS = 130.0
 
 
 def _demo_network() -> UNETRConfig:
-    """The transformer that all three token rows of the demo share: small, because what counts in two minutes is steps."""
+    """The network that all three token rows of the demo share: small, for what counts in two minutes is steps."""
     return UNETRConfig(decoder="leaf", position="geom", width=128, depth=4, heads=4, mlp_dim=256, leaf_base=8)
 
 
