@@ -28,7 +28,7 @@ class Progress:
     Args:
         total: Units to do, or None when unknown (then there is no ETA).
         label: What is being done, e.g. "build".
-        unit: Name of one unit, in the plural, e.g. "slides".
+        unit: Name of one unit, in the plural, e.g. "slides"; "s" when the work is measured in seconds.
         rank: Rank of this process; only rank 0 prints.
         initial: Units already done before this start (resume); they count in the position, not in the rate.
         interval_s: Seconds between two lines when the stream is no terminal.
@@ -70,6 +70,7 @@ class Progress:
                 initial=self._initial,
                 file=self._stream,
                 dynamic_ncols=True,
+                bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} s [ETA {remaining}{postfix}]" if self.unit == "s" else None,
             )
         return self
 
@@ -112,7 +113,8 @@ class Progress:
             parts[0] += f"/{self.total} {self.unit}{percent}"
         else:
             parts[0] += f" {self.unit}"
-        parts.append(f"{rate:.3g} {self.unit}/s" if rate >= 0.1 or not fresh else f"{1 / rate:.3g} s each")
+        if self.unit != "s":    # a rate of seconds per second says nothing
+            parts.append(f"{rate:.3g} {self.unit}/s" if rate >= 0.1 or not fresh else f"{1 / rate:.3g} s each")
         parts.append(f"{format_duration(elapsed_s)} elapsed")
         if self.total is not None and rate > 0 and self.done < self.total:
             parts.append(f"ETA {format_duration((self.total - self.done) / rate)}")
