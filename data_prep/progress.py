@@ -63,6 +63,7 @@ class Progress:
         if not self._quiet and self._stream.isatty():
             from tqdm import tqdm
 
+            in_seconds = "{l_bar}{bar}| {n_fmt}/{total_fmt} s [ETA {remaining}{postfix}]"
             self._bar = tqdm(
                 total=self.total,
                 desc=self.label,
@@ -70,7 +71,7 @@ class Progress:
                 initial=self._initial,
                 file=self._stream,
                 dynamic_ncols=True,
-                bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} s [ETA {remaining}{postfix}]" if self.unit == "s" else None,
+                bar_format=in_seconds if self.unit == "s" else None,
             )
         return self
 
