@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
@@ -23,8 +26,12 @@ def _work(pipe: Connection, function: Callable[[Any], Any]) -> None:
     while True:
         try:
             task = pipe.recv()
-            pipe.send(function(task))
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):
+            return
+        result = function(task)
+        try:
+            pipe.send(result)
+        except OSError:     # nobody is there to want it
             return
 
 
@@ -35,21 +42,48 @@ class _Worker(Generic[TaskT]):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, function), daemon=True)
-        # Ctrl-C is for the parent, which then stops its workers: they are born with SIGINT blocked.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         self.process.start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self.task: TaskT | None = None
 
     def give(self, task: TaskT) -> None:
+        """Send a task. If the worker has died, the pipe says so when its result is awaited."""
         self.task = task
-        self.pipe.send(task)
+        try:
+            self.pipe.send(task)
+        except OSError:
+            pass
 
     def stop(self) -> None:
         self.pipe.close()
         self.process.terminate()
         self.process.join()
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Hold Ctrl-C back while workers start; it comes at the end of the block. Workers started inside never see it.
+
+    Ctrl-C is for the parent, which stops its workers: they are born with SIGINT blocked, and a half-started one would
+    die with a traceback. Blocking is not enough here. Python runs its handler in the main thread even when the system
+    gave the signal to another one, so the handler is exchanged too; and the first worker starts multiprocessing's
+    resource tracker, which unblocks SIGINT, so that is started first.
+    """
+    held: list[tuple[int, Any]] = []
+    handler: Any = None
+    main = threading.current_thread() is threading.main_thread()
+    if main:
+        handler = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if main:
+            signal.signal(signal.SIGINT, signal.SIG_DFL if handler is None else handler)
+            if held and callable(handler):
+                handler(*held[0])
 
 
 def run_pool(
@@ -59,8 +93,8 @@ def run_pool(
     died: Callable[[TaskT, str], ResultT],
     idle: Callable[[], None] = lambda: None,
     idle_s: float = 5.0,
-) -> Iterator[ResultT]:
-    """Results of `function(task)` as they are ready; tasks are begun in the order given.
+) -> Generator[ResultT, None, None]:
+    """Results of `function(task)` as they are ready; tasks are begun in the order given. Closing it stops the workers.
 
     Args:
         function: Importable function of one task; runs in the workers and does not raise.
@@ -71,10 +105,17 @@ def run_pool(
         idle_s: See `idle`.
     """
     queue = deque(tasks)
-    workers = [_Worker(function) for _ in range(min(jobs, len(queue)))]
+    workers: list[_Worker[TaskT]] = []
+
+    def begin() -> None:
+        """One more worker, on the next task."""
+        with _interrupts_later():
+            workers.append(_Worker(function))
+        workers[-1].give(queue.popleft())
+
     try:
-        for worker in workers:
-            worker.give(queue.popleft())
+        while queue and len(workers) < jobs:
+            begin()
         while busy := {worker.pipe: worker for worker in workers if worker.task is not None}:
             ready = wait(list(busy), timeout=idle_s)
             if not ready:
@@ -82,16 +123,19 @@ def run_pool(
             for pipe in ready:
                 worker = busy[pipe]     # type: ignore[index]
                 task, worker.task = worker.task, None
+                assert task is not None
                 try:
                     result = worker.pipe.recv()
-                except (EOFError, ConnectionResetError):
+                except (EOFError, OSError):     # OSError: in the middle of a result
                     worker.process.join()
-                    assert task is not None
                     result = died(task, _cause(worker.process.exitcode))
-                    worker.pipe.close()
-                    workers[workers.index(worker)] = worker = _Worker(function)
-                if queue:
-                    worker.give(queue.popleft())
+                    worker.stop()
+                    workers.remove(worker)
+                    if queue:
+                        begin()
+                else:
+                    if queue:
+                        worker.give(queue.popleft())
                 yield result
     finally:
         for worker in workers:
