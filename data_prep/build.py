@@ -6,7 +6,7 @@ Must not import MPI (`comm` is an argument) or torch.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def prepare_out(folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)   # another run into this folder may have been quicker
         return remove_stale(folder, [SUFFIX])
     except OSError as error:
         raise OptionError(f"--out {folder}: cannot be written ({error.strerror})") from error
@@ -72,12 +72,17 @@ def build(
     log = BuildLog(out)
     outcomes: list[Outcome] = []
     with Progress(len(slides), "build", "slides", rank=rank) as progress:
-        for outcome in _results(tasks, jobs, comm, beat=lambda note: progress.update(0, note)):
-            outcomes.append(outcome)
-            log.append(outcome.entry())
-            for line in messages(outcome):
-                progress.write(line)
-            progress.update(1, note=outcome.slide)
+        results = _results(tasks, jobs, comm, beat=lambda note: progress.update(0, note))
+        try:
+            for outcome in results:
+                outcomes.append(outcome)
+                log.append(outcome.entry())
+                for line in messages(outcome):
+                    progress.write(line)
+                progress.update(1, note=outcome.slide)
+        finally:
+            if comm is None:    # stop the workers now; ranks are stopped by whoever called
+                results.close()
     if log.error:
         progress.write(f"warning: the log could not be written, {log.error}")
     return sorted(outcomes, key=lambda outcome: outcome.slide)
@@ -91,7 +96,7 @@ def _tasks(slides: Sequence[Path], options: BuildOptions, out: Path, rebuild: bo
     return [Task(path, out, options, known[path.stem], rebuild) for path in largest_first]
 
 
-def _results(tasks: list[Task], jobs: int, comm: Any, beat: Callable[[str], None]) -> Iterator[Outcome]:
+def _results(tasks: list[Task], jobs: int, comm: Any, beat: Callable[[str], None]) -> Generator[Outcome, None, None]:
     if comm is not None and comm.size > 1:
         return share(comm, build_one, tasks, idle=lambda: beat(""))
     if jobs > 1 and len(tasks) > 1:

@@ -37,12 +37,13 @@ class BuildLog:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """All whole lines of the log of `folder`, oldest first; empty when there is none."""
-    path = folder / NAME
-    if not path.exists():
+    """All whole lines of the log of `folder`, oldest first; empty when there is none that can be read."""
+    try:
+        text = (folder / NAME).read_text(errors="replace")
+    except OSError:     # none yet, or none that can be read: hash again
         return []
     entries = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in text.splitlines():
         try:
             entry = json.loads(line)
         except ValueError:      # the line at which a run was killed

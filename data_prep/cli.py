@@ -18,6 +18,7 @@ from data_prep.options import BuildOptions, OptionError
 
 BAD_ARGUMENTS = 64
 SOME_FAILED = 1
+CRASHED = 70
 INTERRUPTED = 130
 
 _TOP = """Cut slides into token files for transformers.
@@ -67,13 +68,24 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD_ARGUMENTS)
 
 
-def _complain(message: str) -> None:
-    """One line on stderr, from one rank of many: all of them find the same fault in the arguments."""
+def _launcher_rank() -> int:
+    """The rank that a launcher gave this process, 0 in a plain run."""
     rank = os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK")
     if rank is None and "SLURM_STEP_ID" in os.environ:
         rank = os.environ.get("SLURM_PROCID")
-    if rank in (None, "", "0"):
+    return int(rank or 0)
+
+
+def _complain(message: str) -> None:
+    """One line on stderr, from one rank of many: all of them find the same fault in the arguments."""
+    if _launcher_rank() == 0:
         print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def _interrupted(command: str) -> None:
+    if _launcher_rank() == 0:
+        goes_on = ": the same command goes on where this one stopped" if command == "build" else ""
+        print(f"interrupted{goes_on}", file=sys.stderr, flush=True)
 
 
 def _thresholds(text: str) -> Literal["auto"] | tuple[int, int]:
@@ -191,17 +203,23 @@ def _run_build(args: argparse.Namespace) -> int:
         return _build(args, options, comm)
     except OptionError:     # found on rank 0 and told to all
         raise
-    except Exception:
+    except BaseException as error:
         # One rank that left would let the others wait for ever.
+        if isinstance(error, KeyboardInterrupt):
+            _interrupted(args.command)
+            comm.Abort(INTERRUPTED)
+            return INTERRUPTED      # the call above may come back before this process is ended
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
-        comm.Abort(70)
-        raise
+        comm.Abort(CRASHED)
+        return CRASHED
 
 
 def _build(args: argparse.Namespace, options: BuildOptions, comm: Any) -> int:
     """Rank 0 looks at the slides and the folder; what it finds wrong ends every rank with the same code."""
     from data_prep.build import build, prepare_out, summary
+    from data_prep.files import remove_stale
     from data_prep.slides import find_slides
+    from data_prep.store import SUFFIX
 
     started_s = time.perf_counter()
     slides: list[Path] = []
@@ -220,7 +238,12 @@ def _build(args: argparse.Namespace, options: BuildOptions, comm: Any) -> int:
             raise OptionError(wrong)
         return BAD_ARGUMENTS
     jobs = args.jobs or len(os.sched_getaffinity(0))
-    outcomes = build(slides, options, args.out, jobs=jobs, comm=comm, rebuild=args.rebuild)
+    try:
+        outcomes = build(slides, options, args.out, jobs=jobs, comm=comm, rebuild=args.rebuild)
+    except KeyboardInterrupt:
+        if comm is None:    # what workers were writing when they were stopped
+            remove_stale(args.out, [SUFFIX])
+        raise
     code = SOME_FAILED if any(outcome.status == "failed" for outcome in outcomes) else 0
     if comm is None or comm.rank == 0:
         print(summary(outcomes, args.out, time.perf_counter() - started_s), flush=True)
@@ -253,7 +276,9 @@ def _run_inspect(args: argparse.Namespace) -> int:
 
     changed: dict[str, Any] = {}
     if not args.slide.is_file():
-        raise OptionError(f"{args.slide}: no such file")
+        raise OptionError(f"{args.slide}: " + ("a folder, not a slide" if args.slide.is_dir() else "no such file"))
+    if not 10 <= args.dpi <= 1200:
+        raise OptionError(f"--dpi {args.dpi}: must be 10 to 1200")
     if args.resolution is None:
         changed["resolution"] = default_resolution(args.slide, args.patch)
     if args.patching == "apf" and args.length is None and args.split_value is None:
@@ -272,11 +297,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code. argparse itself leaves with `SystemExit` on `--help` and on unknown flags.
     """
     args = make_parser().parse_args(argv)
+    if args.command != "build" and _launcher_rank():     # rank 0 does it, once
+        return 0
     run: Callable[[argparse.Namespace], int] = args.run
     try:
         return run(args)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
+        _interrupted(args.command)
         return INTERRUPTED
     except Exception as error:
         from data_prep.share import LaunchError

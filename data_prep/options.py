@@ -138,3 +138,5 @@ def _check_rule(options: BuildOptions) -> None:
         raise OptionError(f"--split-value {options.split_value}: must be 0 or more edge pixels")
     if options.fit == "drop" and options.length is None:
         raise OptionError("--fit drop: needs --length, the number of tokens to drop or duplicate to")
+    if options.seed < 0:
+        raise OptionError(f"--seed {options.seed}: must be 0 or more")

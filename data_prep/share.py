@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -66,7 +66,7 @@ def share(
     tasks: Sequence[TaskT],
     idle: Callable[[], None] = lambda: None,
     idle_s: float = 5.0,
-) -> Iterator[ResultT]:
+) -> Generator[ResultT, None, None]:
     """Results of all tasks, on rank 0, as they are ready; other ranks work and yield nothing. Collective.
 
     Args:
@@ -106,7 +106,8 @@ def _hand_out(
     working = comm.size - 1
     own: Future[ResultT] | None = None
     last_s = time.monotonic()
-    with ThreadPoolExecutor(1) as thread:
+    thread = ThreadPoolExecutor(1)
+    try:
         while queue or own is not None or working:
             results = []
             if own is not None and own.done():
@@ -129,3 +130,5 @@ def _hand_out(
                 idle()
             else:
                 time.sleep(_POLL_S)
+    finally:
+        thread.shutdown(wait=False)     # after Ctrl-C its task must not keep the other ranks waiting

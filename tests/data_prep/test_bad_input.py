@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from data_prep import files
+from data_prep.build import prepare_out
 from data_prep.cli import main
 from tests.data_prep.builds import (
     GLOMERULI,
@@ -65,6 +66,7 @@ BAD_ARGUMENTS = {
     "tile": ("--resolution 1024 --patch 16 --length 64 --tile 8", "--tile 8: must be at least 64"),
     "jobs": ("--resolution 1024 --patch 16 --length 64 --jobs -2", "--jobs -2: must be 0"),
     "drop": ("--resolution 1024 --patch 16 --split-value 64 --fit drop", "--fit drop: needs --length"),
+    "seed": ("--resolution 1024 --patch 16 --length 64 --fit drop --seed -1", "--seed -1: must be 0 or more"),
     "unknown-flag": ("--resolution 1024 --patch 16 --lenght 64", "unrecognized arguments: --lenght"),
     "abbreviated": ("--resolution 1024 --patch 16 --len 64", "unrecognized arguments: --len"),
     "unknown-value": ("--resolution 1024 --patch 16 --length 64 --aspect wide", "invalid choice: 'wide' (choose from"),
@@ -116,6 +118,18 @@ def test_an_out_folder_that_cannot_be(tmp_path: Path, capsys):
     assert code == 64 and f"--out {blocked / 'x.png'}: cannot be written" in one_error(err)
     code, _, err = cli(capsys, "inspect", IMAGE, "--length", "16", "--out", tmp_path / "x.gif")
     assert code == 64 and "must end in .png or .pdf" in one_error(err)
+    for dpi in ("0", "-3", "100000"):
+        code, _, err = cli(capsys, "inspect", IMAGE, "--out", tmp_path / "x.png", "--dpi", dpi)
+        assert code == 64 and f"--dpi {dpi}: must be 10 to 1200" in one_error(err)
+    code, _, err = cli(capsys, "inspect", tmp_path, "--out", tmp_path / "x.png")
+    assert code == 64 and f"{tmp_path}: a folder, not a slide" in one_error(err)
+
+
+def test_a_second_run_into_the_folder_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two runs try at once whether it can be written; the other one takes the file away first."""
+    touch = Path.touch
+    monkeypatch.setattr(Path, "touch", lambda path: (touch(path), path.unlink()))
+    assert prepare_out(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("what", ["truncated", "cut-late", "zip", "empty", "text", "undecodable"])

@@ -1,8 +1,11 @@
 """`build` under MPI ranks: the same files as alone, slides shared, faults told once, wrong launchers refused."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -122,3 +125,60 @@ def test_the_world_must_have_the_size_that_was_started(size: int, env: dict[str,
     else:
         with pytest.raises(LaunchError, match=f"but MPI sees {size}"):
             check_world(size, env)
+
+
+def start(ranks: int, *args: object) -> subprocess.Popen[str]:
+    mpiexec = str(MPIEXEC) if MPIEXEC.exists() else "mpiexec"
+    env = plain_env(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    return subprocess.Popen([mpiexec, "-n", str(ranks), *command(*args)], cwd=ROOT, env=env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def pids_of_ranks(out: Path) -> dict[int, int]:
+    """Rank -> process id of those that work into `out`."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            variables = dict(v.split(b"=", 1) for v in (folder / "environ").read_bytes().split(b"\0") if b"=" in v)
+        except OSError:
+            continue
+        rank = variables.get(b"PMI_RANK") or variables.get(b"OMPI_COMM_WORLD_RANK")
+        if str(out).encode() in words and b"-m" == words[1][:2] and rank is not None:
+            found[int(rank)] = int(folder.name)
+    return found
+
+
+@needs_mpi
+@pytest.mark.mpi
+@pytest.mark.parametrize(("rank", "number"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGINT),
+                                              (0, signal.SIGINT)])
+def test_a_rank_that_dies_ends_the_run(tmp_path: Path, rank: int, number: signal.Signals):
+    images, _ = some_slides(tmp_path, 24)
+    out = tmp_path / "out"
+    process = start(2, "build", images, "--out", out, *TREE)
+    give_up_s = time.monotonic() + 60
+    while not (out.is_dir() and token_bytes(out)) and time.monotonic() < give_up_s:
+        time.sleep(0.005)
+    os.kill(pids_of_ranks(out)[rank], number)
+    _, text = process.communicate(timeout=60)       # must not hang
+    assert process.returncode != 0
+    assert len(token_bytes(out)) < 24 and all(verify_file(path) == [] for path in out.glob("*.tokens.h5"))
+    assert "Traceback" not in text
+    assert run("build", images, "--out", out, *TREE).returncode == 0
+    assert len(token_bytes(out)) == 24 and leftovers(out) == []
+
+
+@needs_mpi
+@pytest.mark.mpi
+def test_verify_and_inspect_are_done_once(tmp_path: Path):
+    images, _ = some_slides(tmp_path, 2)
+    out = tmp_path / "out"
+    assert run("build", images, "--out", out, *TREE).returncode == 0
+    done = mpi(2, "verify", out)
+    assert (done.returncode, done.stdout) == (0, "2 of 2 token files are good\n")
+    next(out.glob("*.tokens.h5")).write_bytes(b"half")
+    done = mpi(2, "verify", out)
+    assert done.returncode == 1 and len(done.stdout.splitlines()) == 2
+    done = mpi(2, "inspect", next(images.iterdir()), "--length", "64", "--dpi", "40", "--out", tmp_path / "x.png")
+    assert done.returncode == 0 and done.stdout.count("leaves used") == 1 and (tmp_path / "x.png").exists()
