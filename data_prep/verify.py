@@ -12,7 +12,7 @@ import numpy as np
 
 from data_prep.quadtree import Leaves, check_tiling
 from data_prep.store import SUFFIX, StoreError, read_tokens
-from data_prep.tokens import TokenSet
+from data_prep.tokens import TokenSet, content_counts
 
 
 def verify_file(path: Path) -> list[str]:
@@ -20,7 +20,7 @@ def verify_file(path: Path) -> list[str]:
 
     Checks that it opens, that the checksum over datasets and attributes matches, shapes and types, that the leaves tile
     the frame in Morton order (files of `--fit drop`: that each row is a possible leaf), and that the counts add up:
-    content_counts to the content's area, mask_counts within content_counts, both within the area of a cell.
+    content_counts are each cell's part of the content, mask_counts lie within them and add up to the mask.
     """
     try:
         token_set, meta = read_tokens(path, check=True)
@@ -29,7 +29,7 @@ def verify_file(path: Path) -> list[str]:
     if faults := _shape_faults(token_set, meta):
         return faults
     dropped = meta["params"].get("fit") == "drop"
-    return _leaf_faults(token_set, dropped) + _count_faults(token_set, dropped)
+    return _leaf_faults(token_set, dropped) or _count_faults(token_set, meta, dropped)
 
 
 def _shape_faults(token_set: TokenSet, meta: dict[str, Any]) -> list[str]:
@@ -73,7 +73,7 @@ def _leaf_faults(token_set: TokenSet, dropped: bool) -> list[str]:
     return [f"leaf {bad[0]} is not on the grid of its size inside the frame"] if len(bad) else []
 
 
-def _count_faults(token_set: TokenSet, dropped: bool) -> list[str]:
+def _count_faults(token_set: TokenSet, meta: dict[str, Any], dropped: bool) -> list[str]:
     faults = []
     content, masks = token_set.content_counts, token_set.mask_counts
     width, height = token_set.content_wh
@@ -84,10 +84,19 @@ def _count_faults(token_set: TokenSet, dropped: bool) -> list[str]:
     bad = np.flatnonzero((content > (steps * steps)[:, None, None]).any(axis=(1, 2)))
     if len(bad):
         faults.append(f"leaf {bad[0]}: content_counts exceed the area of a cell")
+    wanted = content_counts(token_set.leaf_xy, token_set.leaf_size, token_set.tokens.shape[1], token_set.content_wh)
+    wrong = (content != wanted).any(axis=(1, 2))
+    if dropped:     # duplicates hold no pixels
+        wrong &= content.any(axis=(1, 2))
+    if not faults and wrong.any():
+        faults.append(f"leaf {np.argmax(wrong)}: content_counts are not the part of its cells inside the content")
     if masks is not None:
         bad = np.flatnonzero((masks.sum(axis=-1, dtype=np.uint64) > content).any(axis=(1, 2)))
         if len(bad):
             faults.append(f"leaf {bad[0]}: mask_counts exceed content_counts")
+        pixels = masks.sum(axis=(0, 1, 2), dtype=np.int64).tolist()
+        if not dropped and meta["mask_pixels"] is not None and pixels != meta["mask_pixels"]:
+            faults.append(f"mask_counts add up to {pixels} per class, the mask has {meta['mask_pixels']}")
     return faults
 
 

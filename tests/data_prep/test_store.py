@@ -18,7 +18,7 @@ from tests.data_prep.builds import leftovers, make_set
 META = {
     "slide": "s", "size0_wh": [300, 384], "mpp": 0.25, "source_sha256": "ab", "mask_sha256": "cd", "code_version": "x",
     "params": {"resolution": 256, "patch": 8, "aspect": "keep", "thresholds": [100, 200]}, "ceiling": [0.5, 1.0],
-    "mask_pixels": [1, 2], "budget_used": 0.984375, "edge_pixels": 12,
+    "budget_used": 0.984375, "edge_pixels": 12,
 }
 ARRAYS = ("tokens", "leaf_xy", "leaf_size", "content_counts", "mask_counts")
 
@@ -26,8 +26,14 @@ ARRAYS = ("tokens", "leaf_xy", "leaf_size", "content_counts", "mask_counts")
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     target = tmp_path / "s.tokens.h5"
-    write_tokens(target, make_set(), META)
+    write_tokens(target, make_set(), meta_of(make_set()))
     return target
+
+
+def meta_of(token_set) -> dict[str, object]:
+    masks = token_set.mask_counts
+    params = {**META["params"], "resolution": token_set.size_px, "patch": token_set.tokens.shape[1]}
+    return {**META, "params": params, "mask_pixels": None if masks is None else masks.sum(axis=(0, 1, 2)).tolist()}
 
 
 def assert_same(a, b):
@@ -44,10 +50,10 @@ def assert_same(a, b):
 def test_reads_what_was_written(tmp_path: Path, masks: bool):
     token_set = make_set(masks=masks)
     target = tmp_path / "a.tokens.h5"
-    write_tokens(target, token_set, META)
+    write_tokens(target, token_set, meta_of(token_set))
     back, meta = read_tokens(target, check=True)
     assert_same(back, token_set)
-    assert meta == {**new_meta(**META), "frame_px": 256, "content_wh": [200, 256]}
+    assert meta == {**new_meta(**meta_of(token_set)), "frame_px": 256, "content_wh": [200, 256]}
     short = read_meta(target)
     assert (short["rows"], short["patch"], short["classes"]) == (len(token_set), 8, 2 if masks else 0)
     assert verify_file(target) == []
@@ -131,7 +137,9 @@ def test_a_cut_file_is_found_wherever_it_is_cut(path: Path):
 
 
 def test_a_flipped_bit_is_found_or_changes_nothing(path: Path):
-    write_tokens(path, make_set(size_px=512, p=16, length=256, content_wh=(500, 512)), META)
+    token_set = make_set(size_px=512, p=16, length=256, content_wh=(500, 512))
+    write_tokens(path, token_set, meta_of(token_set))
+    assert verify_file(path) == []
     whole = path.read_bytes()
     good, good_meta = read_tokens(path)
     rng = np.random.default_rng(0)
@@ -181,10 +189,23 @@ def test_another_schema_says_what_to_do(path: Path):
         read_meta(path)
 
 
+def moved(counts: np.ndarray, row: int) -> np.ndarray:
+    """The cells of one leaf in another order: no sum and no bound tells."""
+    counts = counts.copy()
+    counts[row] = counts[row, :, ::-1]
+    return counts
+
+
 def swap(array: np.ndarray) -> np.ndarray:
     array = array.copy()
     array[[5, 6]] = array[[6, 5]]
     return array
+
+
+def at_the_border(token_set) -> int:
+    """A leaf that the end of the content cuts upright."""
+    left, size = token_set.leaf_xy[:, 0], token_set.leaf_size
+    return int(np.flatnonzero((left < 200) & (left + size > 200))[0])
 
 
 def bump(array: np.ndarray, by: int) -> np.ndarray:
@@ -200,13 +221,15 @@ def bump(array: np.ndarray, by: int) -> np.ndarray:
     (lambda t: {"content_counts": bump(t.content_counts, 1)}, "add up to 51201, the content has 200 x 256"),
     (lambda t: {"content_counts": bump(t.content_counts, 10_000)}, "exceed the area of a cell"),
     (lambda t: {"mask_counts": bump(t.mask_counts, 10_000)}, "mask_counts exceed content_counts"),
+    (lambda t: {"content_counts": moved(t.content_counts, at_the_border(t))}, "are not the part of its cells inside"),
+    (lambda t: {"mask_counts": t.mask_counts // 2}, "the mask has ["),
     (lambda t: {"tokens": t.tokens[..., :2]}, "tokens is (64, 8, 8, 2) uint8, should be (64, 8, 8, 3) uint8"),
     (lambda t: {"content_counts": t.content_counts[:-1]}, "content_counts is (63, 8, 8)"),
-], ids=["order", "gap", "size", "content", "content-area", "mask", "channels", "rows"])
+], ids=["order", "gap", "size", "content", "content-area", "mask", "content-order", "mask-sum", "channels", "rows"])
 def test_files_that_are_whole_but_wrong(tmp_path: Path, change, fault: str):
     token_set = make_set()
     target = tmp_path / "w.tokens.h5"
-    write_tokens(target, dataclasses.replace(token_set, **change(token_set)), META)
+    write_tokens(target, dataclasses.replace(token_set, **change(token_set)), meta_of(token_set))
     assert any(fault in line for line in verify_file(target)), verify_file(target)
 
 
