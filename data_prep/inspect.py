@@ -40,12 +40,12 @@ class Look:
         shown_px: D, side of the pictures below; R / D is a power of two, or 1.
         content_wh: Part of the shown frame that the slide covers.
         rgb: (D, D, 3) uint8, the frame.
-        edges: (D, D) or (R/p, R/p) float32 in [0, 1], edges or their density; None for uniform patching.
+        edges: (D, D) or less, float32 in [0, 1], edges or their density; None for uniform patching.
         seen: (D, D, 3) uint8, tokens painted back.
         token_set: The tokens.
         truth: (D, D) uint8 class ids, or None.
         best: (D, D) uint8 class ids of the majority of each cell, or None.
-        ceiling: Dice per class of `best` in frame pixels, or None.
+        ceiling: Largest Dice per class that a prediction per cell can reach, in frame pixels, or None.
     """
 
     name: str
@@ -88,7 +88,7 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
         slide = opened.enter_context(open_slide(slide_path))
         frame = make_frame(slide.size_wh, options.resolution, options.aspect)
         reader = FrameReader(slide, frame)
-        shown_px = min(options.resolution, max(SHOWN_PX, options.resolution // options.patch))
+        shown_px = min(options.resolution, SHOWN_PX)
         small = _reduced(frame, slide.size_wh, shown_px)
         mask = None
         if options.masks is not None:
@@ -132,7 +132,12 @@ def _edges_to_show(
 ) -> NDArray[np.float32]:
     edges: NDArray[np.float32]
     if whole is None:
-        edges = (found["counts"] * (2.0 / (patch * patch))).astype(np.float32)
+        counts = found["counts"]
+        some = max(1, len(counts) // shown_px)
+        starts = np.arange(0, len(counts), some)
+        counts = np.add.reduceat(np.add.reduceat(counts, starts, axis=0), starts, axis=1)
+        cell_px = some * patch
+        edges = (counts * (2.0 / (cell_px * cell_px))).astype(np.float32)
         return np.minimum(np.float32(1), edges)
     edges = edge_map(whole, found["lo"], found["hi"], found["blur"]).astype(np.float32)
     if len(edges) > shown_px:   # area mean would fade thin lines, so lift it
@@ -160,15 +165,17 @@ def paint(values: NDArray[np.uint8], token_set: TokenSet, shown_px: int) -> NDAr
     Args:
         values: (N, p, p) or (N, p, p, C) uint8.
         token_set: Where the leaves lie.
-        shown_px: D, at least R / p, so that the smallest leaf is at least one pixel.
+        shown_px: D; R / D is a power of two, or 1.
 
     Returns:
-        (D, D) or (D, D, C) uint8; cells smaller than a pixel are averaged.
+        (D, D) or (D, D, C) uint8; cells smaller than a pixel are averaged, and so are leaves.
     """
     factor = token_set.size_px // shown_px
     picture = np.zeros((shown_px, shown_px, *values.shape[3:]), np.uint8)
     patch = values.shape[1]
     for side in np.unique(token_set.leaf_size).tolist():
+        if side < factor:
+            continue
         rows = np.flatnonzero(token_set.leaf_size == side)
         cells = min(patch, side // factor)      # cells per side that can be shown
         step = patch // cells
@@ -180,7 +187,21 @@ def paint(values: NDArray[np.uint8], token_set: TokenSet, shown_px: int) -> NDAr
             token_set.leaf_size[rows] // factor, shown_px,
         )
         picture[where] = part[where]
+    _paint_small(picture, values, token_set, factor)
     return picture
+
+
+def _paint_small(picture: NDArray[np.uint8], values: NDArray[np.uint8], token_set: TokenSet, factor: int) -> None:
+    """Leaves smaller than a pixel of the picture: those that share one fill it, so it takes their mean."""
+    rows = np.flatnonzero(token_set.leaf_size < factor)
+    if not len(rows):
+        return
+    share = (token_set.leaf_size[rows] / factor) ** 2
+    means = values[rows].mean(axis=(1, 2)).reshape(len(rows), -1) * share[:, None]
+    pixel = token_set.leaf_xy[rows].astype(np.int64) // factor
+    flat, which = np.unique(pixel[:, 1] * len(picture) + pixel[:, 0], return_inverse=True)
+    sums = np.stack([np.bincount(which, plane) for plane in means.T], 1)
+    picture.reshape(-1, *picture.shape[2:])[flat] = np.round(sums).reshape(-1, *picture.shape[2:])
 
 
 def inspect_slide(slide_path: Path, options: BuildOptions, out: Path, dpi: int = 200) -> str:

@@ -82,10 +82,19 @@ def test_paint_reduces_exactly():
     token_set = make_set(size_px=512, p=8, length=200, content_wh=(512, 512))
     whole = rebuild(token_set.tokens, token_set.leaf_xy, token_set.leaf_size, 512).astype(np.float64)
     np.testing.assert_array_equal(paint(token_set.tokens, token_set, 512), whole)
-    for shown in (256, 64):
+    for shown in (256, 64, 32, 4, 1):     # below 64 the smallest leaves share a pixel
         factor = 512 // shown
         mean = whole.reshape(shown, factor, shown, factor, 3).mean(axis=(1, 3))
         assert np.abs(paint(token_set.tokens, token_set, shown) - mean).max() <= 0.5
+
+
+def test_a_large_frame_of_small_leaves_is_shown_small():
+    look = look_at(IMAGE, BuildOptions(8192, 2, length=3000))
+    assert look.shown_px == 2048 and look.rgb.shape == look.seen.shape == (2048, 2048, 3)
+    assert look.edges.shape == (2048, 2048)
+    assert look.content_wh == (256, 256) and (look.seen[260:] == 255).all()
+    inside = [picture[:256, :256].astype(float).ravel() for picture in (look.rgb, look.seen)]
+    assert np.corrcoef(*inside)[0, 1] > 0.9
 
 
 def test_default_resolution_fills_the_frame():
