@@ -19,7 +19,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.cells import counts_from_map
 from data_prep.hysteresis import BlockEdges, merge_blocks, resolve_block
 from data_prep.quadtree import tree_depth
 
@@ -28,7 +27,6 @@ __all__ = [
     "auto_thresholds",
     "blur_for",
     "count_edges",
-    "counts_from_map",
     "edge_map",
     "luma",
 ]
