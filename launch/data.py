@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.build_log import read_log
 from data_prep.store import SUFFIX, StoreError, read_meta, read_tokens, token_path
 from data_prep.tokens import TokenSet, rebuild
 from launch.config import ConfigError, DataConfig
@@ -53,7 +54,8 @@ def read_split(config: DataConfig) -> dict[str, list[str]]:
         raise ConfigError(f"data.dir={config.dir}: no token file for {', '.join(missing[:3])}{more} of the split")
     for part in ("train", "test"):
         if not split[part]:
-            raise ConfigError(f"data.split={config.split}: no slide in {part}")
+            key = f"split={config.split}" if config.split else f"fractions={list(config.fractions)}"
+            raise ConfigError(f"data.{key}: no slide in {part} ({len(there)} token files in {config.dir})")
     return split
 
 
@@ -99,6 +101,7 @@ class TokenFiles:
         self.split = read_split(config)
         self._budget = int(config.cache_gib * 2**30)
         self._cache: dict[tuple[str, str], Any] = {}
+        self._truth: dict[str, NDArray[np.int64]] = {}
 
     @property
     def split_sha256(self) -> str:
@@ -130,6 +133,9 @@ class TokenFiles:
                 asked = getattr(self.config, key)
                 if value != asked:
                     raise ConfigError(f"{path}: was built with {key} {value}, but data.{key}={asked}")
+            if self.config.flips and (params.get("packing") == "strip" or params.get("fit") == "drop"):
+                # Turning puts tokens back into Morton order, and turns patches that are no pictures of one leaf.
+                raise ConfigError(f"{path}: was built with --packing strip or --fit drop, which needs data.flips=false")
             if meta["rows"] > self.config.length:
                 raise ConfigError(f"{path}: has {meta['rows']} tokens, more than data.length={self.config.length}")
 
@@ -141,6 +147,19 @@ class TokenFiles:
         """
         tokens: TokenSet = self._remember(("tokens", name), lambda: read_tokens(token_path(self.folder, name))[0])
         return tokens
+
+    def truth_pixels(self, name: str, tokens: TokenSet) -> NDArray[np.int64]:
+        """Foreground pixels of a slide's frame per class, (K,), also those of leaves that `--fit drop` left out.
+
+        Raises:
+            StoreError: The file became unreadable.
+        """
+        assert tokens.mask_counts is not None
+        if name not in self._truth:
+            whole = read_meta(token_path(self.folder, name))["mask_pixels"]
+            counted = tokens.mask_counts.sum(axis=(0, 1, 2), dtype=np.int64)
+            self._truth[name] = counted if whole is None else np.array(whole, np.int64)
+        return self._truth[name]
 
     def load_raster(self, name: str) -> Raster:
         """The pictures of one slide whose leaves have one cell per frame pixel (uniform patching, size = p).
@@ -172,10 +191,13 @@ class TokenFiles:
         return value
 
     def preprocessing_seconds(self) -> float | None:
-        """Mean build time of a slide from build_log.jsonl, or None without one."""
+        """Mean time that the last build of each slide of the splits took, from build_log.jsonl; None without one."""
+        names = {name for part in SPLITS for name in self.split[part]}
+        last: dict[str, float] = {}
         try:
-            lines = [json.loads(line) for line in (self.folder / "build_log.jsonl").read_text().splitlines()]
-        except (OSError, ValueError):
+            for entry in read_log(self.folder):
+                if entry.get("status") == "done" and entry.get("slide") in names and entry.get("seconds"):
+                    last[entry["slide"]] = float(entry["seconds"])
+        except (OSError, ValueError, TypeError):
             return None
-        seconds = [line["seconds"] for line in lines if line.get("status") == "done" and line.get("seconds")]
-        return sum(seconds) / len(seconds) if seconds else None
+        return sum(last.values()) / len(last) if last else None

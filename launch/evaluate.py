@@ -107,6 +107,7 @@ def _slide(
     """Counts (K, 3), ceiling and tokens of one slide."""
     tokens = files.load(name)
     assert tokens.mask_counts is not None
+    truth = files.truth_pixels(name, tokens)
     if config.data.kind == "tiles":
         raster = files.load_raster(name)
         predicted = _predict_raster(engine, config, raster, device)
@@ -116,9 +117,11 @@ def _slide(
     else:
         predicted = _predict_tokens(engine, config, tokens, device)
         counts = np.stack(pixel_dice_from_cells(predicted, tokens.mask_counts, tokens.content_counts), axis=-1)
+        counts[:, 2] = truth  # what lies in no token is missed
         if folder is not None:
             _save(folder, name, counts, _token_pictures(tokens, predicted, config.eval.pictures_px))
-    return counts, float(np.mean(ceiling(tokens.mask_counts, tokens.content_counts))), len(tokens.tokens)
+    best = ceiling(tokens.mask_counts, tokens.content_counts, truth.tolist())
+    return counts, float(np.mean(best)), len(tokens.tokens)
 
 
 def _predict_tokens(engine: Engine, config: Config, tokens: TokenSet, device: torch.device) -> NDArray[np.bool_]:

@@ -71,8 +71,8 @@ def _mean_dice(files: TokenFiles, names: list[str], predict: Callable[[TokenSet]
         tokens = files.load(names[index])
         assert tokens.mask_counts is not None
         on = np.broadcast_to(predict(tokens)[..., None], tokens.mask_counts.shape)
-        counts[index] = torch.from_numpy(
-            np.stack(pixel_dice_from_cells(on, tokens.mask_counts, tokens.content_counts), axis=-1)
-        )
+        both, predicted, _ = pixel_dice_from_cells(on, tokens.mask_counts, tokens.content_counts)
+        truth = files.truth_pixels(names[index], tokens)
+        counts[index] = torch.from_numpy(np.stack((both, predicted, truth), axis=-1))
     dist.all_reduce(counts)
     return float(metrics.dice_per_slide(counts).mean())

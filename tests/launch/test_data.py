@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.store import token_path
+from data_prep.store import read_tokens, token_path, write_tokens
 from data_prep.tokens import rebuild
 from launch.batches import Prefetch, collate, crop_sample, token_sample, training_batch
 from launch.config import ConfigError, load
@@ -66,11 +66,25 @@ def test_wrong_folders_and_splits(apf_files, tmp_path):
     assert "'a' is listed twice" in split_file({"train": ["a"], "test": ["a"]})
     assert "no token file for x, y, z and 1 more" in split_file({"train": ["a", "x", "y"], "test": ["z", "zz"]})
     assert "no slide in test" in split_file({"train": ["a"]})
+    assert "data.fractions=[1.0, 0.0, 0.0]: no slide in test" in fault(
+        data__split="null", data__fractions="[1.0,0.0,0.0]"
+    )
     assert "resolution 64" in fault(data__resolution=128)
     assert "patch 8" in fault(data__patch=4)
     assert "patching apf" in fault(data__patching="uniform")
     assert "classes 1" in fault(data__classes=2)
     assert "more than data.length=4" in fault(data__length=4)
+
+
+@pytest.mark.parametrize("option", [{"packing": "strip"}, {"fit": "drop"}])
+def test_files_that_cannot_be_turned_need_flips_off(option, apf_files, tmp_path):
+    folder = shutil.copytree(apf_files, tmp_path / "x")
+    tokens, meta = read_tokens(token_path(folder, "c"))
+    meta["params"] |= option
+    write_tokens(token_path(folder, "c"), tokens, meta)
+    with pytest.raises(ConfigError, match=r"c\.tokens\.h5.*data\.flips=false"):
+        TokenFiles(config(folder).data).check()
+    TokenFiles(config(folder, data__flips="false").data).check()
 
 
 def test_damaged_file_is_named(apf_files, tmp_path):
@@ -93,6 +107,17 @@ def test_preprocessing_seconds(apf_files, tile_files, tmp_path):
     folder = shutil.copytree(apf_files, tmp_path / "x")
     (folder / "build_log.jsonl").unlink()
     assert TokenFiles(config(folder).data).preprocessing_seconds() is None
+
+
+def test_preprocessing_seconds_are_of_the_last_build_of_each_slide(apf_files, tmp_path):
+    folder = shutil.copytree(apf_files, tmp_path / "x")
+    with (folder / "build_log.jsonl").open("a") as log:
+        log.write('{"slide": "a", "status": "done", "seco\n')  # killed inside the line
+        for slide, status, seconds in (
+            ("a", "done", 5.0), ("a", "skipped", 0.1), ("b", "failed", 9.0), ("of another split", "done", 99.0),
+        ):  # fmt: skip
+            log.write(json.dumps({"slide": slide, "status": status, "seconds": seconds}) + "\n")
+    assert TokenFiles(config(folder).data).preprocessing_seconds() == (5.0 + 2.0) / 2
 
 
 # -- samples ----------------------------------------------------------------------------------------------------------

@@ -1,10 +1,15 @@
 """Dice, floors and pictures against the painted full-size masks."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
+from data_prep.ceiling import ceiling
+from data_prep.packing import drop_or_repeat
+from data_prep.store import read_tokens, token_path, write_tokens
 from data_prep.tokens import rebuild
 from launch import engines
 from launch.batches import collate, token_sample
@@ -65,6 +70,29 @@ def test_dice_of_a_model_is_that_of_its_painted_prediction(apf_files, tmp_path):
     both = [np.concatenate([a.ravel() for a in part]) for part in zip(*pooled, strict=True)]
     assert scores.pooled() == pytest.approx(pixel_dice(*both))
     assert scores.tokens == [len(token_set(seed, "apf", c)) for seed, c in slides("test").values()]
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_what_was_dropped_is_missed(apf_files, tmp_path):
+    """Files of which only some random tokens were kept: truth is still all of the frame's foreground."""
+    folder = shutil.copytree(apf_files, tmp_path / "dropped")
+    for name in slides("train") | slides("test"):
+        tokens, meta = read_tokens(token_path(folder, name))
+        meta["mask_pixels"] = tokens.mask_counts.sum((0, 1, 2), dtype=np.int64).tolist()
+        write_tokens(token_path(folder, name), drop_or_repeat(tokens, 5, 0), meta)
+    config, files, engine = make(folder, data__flips="false")
+    scores = evaluate(engine, config, files, "test", torch.device("cpu"))
+    truth = [int((picture(*place)[1] > 0).sum()) for place in slides("test").values()]
+    assert scores.counts[:, 0, 2].tolist() == truth
+    best, everything = [], []
+    for name, whole in zip(slides("test"), truth, strict=True):
+        kept = files.load(name)
+        assert kept.mask_counts.sum() < whole, "nothing was dropped"
+        best += ceiling(kept.mask_counts, kept.content_counts, [whole])
+        everything.append(2 * kept.mask_counts.sum() / (kept.content_counts.sum() + whole))
+    assert scores.ceilings == pytest.approx(best)
+    assert all(d <= b for d, b in zip(scores.per_slide().values(), scores.ceilings, strict=True))
+    assert floors(files)["all_foreground"] == pytest.approx(np.mean(everything))
 
 
 @pytest.mark.usefixtures("one_rank")
