@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
@@ -37,30 +39,82 @@ def save(folder: Path, step: int, state: dict[str, Any], notes: dict[str, Any], 
         The finished folder.
 
     Raises:
-        Exception: Writing failed on some rank (full disk...); raised on every rank, earlier checkpoints stay.
+        Exception: Writing failed on some rank (full disk...); raised on every rank. Earlier checkpoints stay, and
+            what was written of this one is removed, so that a full disk has room for the record that tells of it.
     """
-    rank = dist.get_rank()
     target, temporary = folder / f"step-{step}", folder / f"step-{step}.tmp"
-    if rank == 0:
-        for old in (temporary, target):
-            shutil.rmtree(old, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        write_atomic(temporary / "notes.json", json.dumps(notes).encode())
-    dist.barrier()
-    save_shards(state, checkpoint_id=temporary)
+    try:
+        _on_first_rank(lambda: _prepare(temporary, target, notes))
+        files = _write_shards(temporary, state)
+        _on_first_rank(lambda: _publish(temporary, target, step, files, keep))
+    except BaseException:
+        if dist.get_rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return target
+
+
+class _Writer(FileSystemWriter):
+    """Writes as torch does, but a full disk is an OSError: torch's archive writer hides it behind an error of its own.
+
+    It has to be found here, on the rank where it happened: what torch sends to the other ranks has lost it.
+    """
+
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        """See `FileSystemWriter`."""
+        try:
+            return super().write_data(plan, planner)
+        except Exception as error:
+            root: BaseException | None = error
+            while root is not None and not isinstance(root, OSError):
+                root = root.__cause__ or root.__context__
+            if root is None:
+                raise
+            raise root from None
+
+
+def _on_first_rank(work: Callable[[], None]) -> None:
+    """Do something on rank 0 while the others wait; what it raises is raised on all ranks."""
+    error: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            work()
+        except Exception as caught:
+            error = [caught]
+    dist.broadcast_object_list(error, src=0)
+    if error[0] is not None:
+        raise error[0]
+
+
+def _prepare(temporary: Path, target: Path, notes: dict[str, Any]) -> None:
+    for old in (temporary, target):
+        shutil.rmtree(old, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write_atomic(temporary / "notes.json", json.dumps(notes).encode())
+
+
+def _write_shards(temporary: Path, state: dict[str, Any]) -> dict[str, list[int]]:
+    """Write this rank's part; returns the fingerprints of the files of all ranks."""
+    rank = dist.get_rank()
+    try:
+        save_shards(state, storage_writer=_Writer(temporary))
+    except CheckpointException as error:  # it wraps what went wrong, on any rank, in many lines
+        cause, _ = next(iter(error.failures.values()))
+        raise cause from error
     mine = {path.name: _fingerprint(path) for path in sorted(temporary.glob(f"__{rank}_*"))}
     if rank == 0:
         mine |= {name: _fingerprint(temporary / name) for name in (".metadata", "notes.json")}
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
-    if rank == 0:
-        temporary.replace(target)
-        files = {name: value for part in everyone for name, value in part.items()}
-        write_atomic(target / COMPLETE, json.dumps({"step": step, "files": files}).encode())
-        for old_step in _steps(folder)[keep:]:
-            shutil.rmtree(folder / f"step-{old_step}", ignore_errors=True)
-    dist.barrier()
-    return target
+    return {name: value for part in everyone for name, value in part.items()}
+
+
+def _publish(temporary: Path, target: Path, step: int, files: dict[str, list[int]], keep: int) -> None:
+    """Give the checkpoint its name and its mark, then remove the oldest."""
+    temporary.replace(target)
+    write_atomic(target / COMPLETE, json.dumps({"step": step, "files": files}).encode())
+    for old_step in _steps(target.parent)[keep:]:
+        shutil.rmtree(target.parent / f"step-{old_step}", ignore_errors=True)
 
 
 def _fingerprint(path: Path) -> list[int]:
