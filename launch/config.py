@@ -100,6 +100,8 @@ class TrainConfig(Section):
     def _check(self) -> TrainConfig:
         if self.max_steps is None and self.max_seconds is None:
             raise ValueError("needs max_steps or max_seconds (or both: whichever comes first ends the run)")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1) (got {list(self.betas)})")
         if self.batch % self.accumulate:
             raise ValueError(f"batch={self.batch} is not a multiple of accumulate={self.accumulate}")
         return self
@@ -289,8 +291,15 @@ def apply_overrides(base: Config, overrides: Sequence[str]) -> Config:
             raise ConfigError(f"unknown key {key!r}{suggest(key, valid)}; valid keys: {', '.join(valid)}")
         section, _, leaf = key.rpartition(".")
         target = tree[section] if section else tree
-        target[leaf] = yaml.safe_load(value) if value[:1] in "[{" and value else value
+        target[leaf] = _parse(key, value) if value[:1] in ("[", "{") else value
     return validate(tree)
+
+
+def _parse(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{key}={text}: not a list like [0.9, 0.99] (brackets or quotes do not close?)") from None
 
 
 def validate(tree: dict[str, Any]) -> Config:

@@ -23,7 +23,9 @@ OptionalText = Annotated[str | None, BeforeValidator(none_from_text)]
 class Section(BaseModel):
     """A frozen group of settings that refuses names it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", coerce_numbers_to_str=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class ModelConfig(Section):

@@ -16,6 +16,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from launch.record import cpu_name
+
 if TYPE_CHECKING:
     import torch
 
@@ -154,6 +156,13 @@ def pick_device(choice: str, ranks: Ranks) -> torch.device:
     if count > 1 and ranks.local >= count:
         raise RankError(f"{ranks.local_world} ranks on this node but torch sees {count} GPUs")
     return torch.device("cuda", ranks.local if count > 1 else 0)
+
+
+def device_name(device: torch.device) -> str:
+    """Model name of a GPU, or of the CPU when that is the device."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def share_threads(ranks: Ranks, wanted: int = 0) -> int:

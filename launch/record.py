@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import socket
 import subprocess
 import sys
@@ -90,11 +91,15 @@ def write_record(run_dir: Path, record: dict[str, Any], first_wins: bool = False
         write_atomic(target, to_json(record))
         return True
     temporary = temporary_name(target)
-    temporary.write_bytes(to_json(record))
     try:
+        temporary.write_bytes(to_json(record))
         os.link(temporary, target)  # unlike a rename, refuses to replace
     except FileExistsError:
         return False
+    except OSError:
+        if target.exists() or not temporary.exists():
+            raise
+        temporary.replace(target)  # a file system without hard links
     finally:
         temporary.unlink(missing_ok=True)
     return True
@@ -178,6 +183,7 @@ def environment(hosts: list[str], devices: list[str], launcher: str) -> dict[str
         "schema_version": SCHEMA_VERSION,
         "written_at": now(),
         "commit": git_commit(),
+        "driver": gpu_driver(),
         "command": sys.argv,
         "launcher": launcher,
         "python": platform.python_version(),
@@ -191,6 +197,30 @@ def environment(hosts: list[str], devices: list[str], launcher: str) -> dict[str
         "cores": len(os.sched_getaffinity(0)),
         "variables": {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
     }
+
+
+def peak_resident_gib() -> float:
+    """Largest resident memory of this process so far.
+
+    Not `ru_maxrss` where it can be helped: a process inherits that from the one that started it, however large it was.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**20
+    except OSError:
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def gpu_driver() -> str | None:
+    """Version line of the NVIDIA or AMD kernel driver; None without one."""
+    for path in ("/proc/driver/nvidia/version", "/sys/module/amdgpu/version"):
+        try:
+            return Path(path).read_text().splitlines()[0].strip()
+        except (OSError, IndexError):
+            continue
+    return None
 
 
 def cpu_name() -> str:

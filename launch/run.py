@@ -5,6 +5,7 @@ Importing it must not import torch: settings and folders are checked before torc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from data_prep.files import write_atomic
 from launch import ranks as places
 from launch.config import Config, ConfigError
 from launch.data import TokenFiles
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def check_world(config: Config, world: int) -> None:
-    """Does the global batch fit the ranks?
+    """Does the global batch fit the ranks, and does the model mean the same on several?
 
     Raises:
         ConfigError: It does not; the line shows the arithmetic.
@@ -42,6 +44,25 @@ def check_world(config: Config, world: int) -> None:
             f"train.batch={batch} cannot be shared: {batch} / ({world} ranks x {parts} accumulate) = "
             f"{batch / (world * parts):g} images per forward pass; use train.batch={near}"
         )
+    if world > 1 and getattr(config.model, "norm", "") == "batch":
+        raise ConfigError("model.norm=batch keeps other statistics on each rank; use instance or none, or one rank")
+
+
+def check_model(config: Config) -> None:
+    """Can the model be built with these settings? Looks at shapes only, no memory is taken.
+
+    Raises:
+        ConfigError: It cannot; the line is the model's own.
+    """
+    import torch
+
+    from launch.trainer import build_model
+
+    try:
+        with torch.device("meta"):
+            build_model(config)
+    except ValueError as error:
+        raise ConfigError(f"model.name={config.model.name}: {error}") from None
 
 
 def train(config: Config) -> int:
@@ -59,6 +80,7 @@ def train(config: Config) -> int:
     run_dir = config.run_dir(ranks.world)
     if ranks.world == 1 and not config.force and _finished(run_dir, config):
         return EXIT_OK
+    check_model(config)
     threads = places.share_threads(ranks, config.engine.threads)
     device = places.pick_device(config.engine.device, ranks)
     places.start(ranks, device)
@@ -73,7 +95,7 @@ def train(config: Config) -> int:
 def _finished(run_dir: Path, config: Config) -> bool:
     """Is there nothing to do? A quick look for single processes, before torch is loaded."""
     record = read_record(run_dir)
-    if record is None or record["status"] != "ok" or record["config_sha256"] != config.sha256():
+    if record is None or record["status"] != "ok" or record.get("config_sha256") != config.sha256():
         return False
     _tell_finished(run_dir)
     return True
@@ -89,7 +111,8 @@ def open_together(config: Config, files: TokenFiles, ranks: Ranks, run_dir: Path
 
     answer: list[Any] = [None]
     hosts: list[Any] = [None] * ranks.world
-    dist.all_gather_object(hosts, (os.uname().nodename, _device_name()))
+    device = places.pick_device(config.engine.device, ranks)
+    dist.all_gather_object(hosts, (os.uname().nodename, places.device_name(device)))
     if ranks.rank == 0:
         try:
             opened = open_run(run_dir, config)
@@ -97,10 +120,13 @@ def open_together(config: Config, files: TokenFiles, ranks: Ranks, run_dir: Path
                 files.check()
                 if not (run_dir / "env.json").exists():
                     names, devices = zip(*hosts, strict=True)
-                    (run_dir / "env.json").write_bytes(to_json(environment(list(names), list(devices), ranks.launcher)))
+                    found_here = environment(list(names), list(devices), ranks.launcher)
+                    write_atomic(run_dir / "env.json", to_json(found_here))
             answer = [opened]
         except ConfigError as error:
             answer = [str(error)]
+        except OSError as error:
+            answer = [f"run_root={config.run_root}: {run_dir}: {error.strerror or error}"]
     dist.broadcast_object_list(answer, src=0)
     if isinstance(answer[0], str):
         if ranks.rank == 0:
@@ -108,14 +134,6 @@ def open_together(config: Config, files: TokenFiles, ranks: Ranks, run_dir: Path
         places.finish(EXIT_CONFIG)
     found: Opened = answer[0]
     return found
-
-
-def _device_name() -> str:
-    import torch
-
-    from launch.record import cpu_name
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
 
 
 class Start:
@@ -165,7 +183,7 @@ class Start:
     def _say(self, text: str) -> None:
         if self.ranks.rank == 0:
             print(text, file=sys.stderr, flush=True)
-            with (self.logs / "rank-0.log").open("a") as log:
+            with contextlib.suppress(OSError), (self.logs / "rank-0.log").open("a") as log:  # a full disk: go on
                 log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
     def _fail(self, error: BaseException) -> NoReturn:
@@ -179,10 +197,12 @@ class Start:
 
     def _write_failure(self, error: BaseException) -> None:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
-        tail = "".join(traceback.format_exception(error))[-8000:]
-        (self.logs / f"error-rank-{self.ranks.rank}.txt").write_text(tail)
         record = self._base(_status_of(error), f"rank {self.ranks.rank}: {reason}")
-        if write_record(self.run_dir, record, first_wins=True):
+        first = write_record(self.run_dir, record, first_wins=True)
+        with contextlib.suppress(OSError):  # on a full disk the record is worth more than the traceback
+            tail = "".join(traceback.format_exception(error))[-8000:]
+            (self.logs / f"error-rank-{self.ranks.rank}.txt").write_text(tail)
+        if first:
             print(f"error: {reason} (rank {self.ranks.rank}; traceback in {self.logs})", file=sys.stderr)
 
     # -- record ---------------------------------------------------------------------------------------------------
@@ -194,7 +214,7 @@ class Start:
             "run_id": self.run_dir.name, "experiment": config.experiment, "status": status, "reason": reason,
             "model": config.model.name, "decoder": config.model.decoder_name, "patching": data.patching,
             "resolution": data.resolution, "patch": data.patch, "length": data.length, "gpus": ranks.world,
-            "nodes": ranks.nodes, "device": self.device.type, "device_name": _device_name(),
+            "nodes": ranks.nodes, "device": self.device.type, "device_name": places.device_name(self.device),
             "engine": config.engine.name, "precision": config.train.precision,
             "attention_backend": _attention_backend(config, self.device), "seed": config.train.seed,
             "n_train": len(self.files.split["train"]), "n_test": len(self.files.split["test"]), "data": data.dir,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from data_prep.files import write_atomic
+from data_prep.files import remove_stale, write_atomic
 from launch.config import Config, ConfigError, differing_keys
 from launch.record import read_record
 
@@ -58,6 +58,8 @@ def open_run(run_dir: Path, config: Config) -> Opened:
             if record is not None and record["status"] == "ok":
                 return Opened(True, "", 0)
         run_dir.mkdir(parents=True, exist_ok=True)
+        for folder in (run_dir, run_dir / "predictions"):
+            remove_stale(folder, [""])
         write_atomic(run_dir / "config.yaml", config.to_yaml().encode())
         _remove(run_dir / "record.json")
         return Opened(False, *_new_logs(run_dir / "logs"))

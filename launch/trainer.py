@@ -23,8 +23,8 @@ from launch.engines.base import read_state, write_state
 from launch.evaluate import Scores, evaluate
 from launch.floors import floors
 from launch.optim import learning_rate, make_optimizer, progress_of
-from launch.ranks import Ranks
-from launch.record import Metrics
+from launch.ranks import Ranks, device_name
+from launch.record import Metrics, peak_resident_gib
 from launch.sampler import Sampler
 from launch.signals import StopFlag, signal_name
 
@@ -223,9 +223,7 @@ class Trainer:
         """Largest memory of this rank so far and where the number is from."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**30, "torch.cuda.max_memory_allocated"
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "resident set of the process"
+        return peak_resident_gib(), "resident set of the process"
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -233,10 +231,15 @@ class Trainer:
         if self.step == self._saved_step:
             return
         notes = {"step": self.step, "clock": self.clock.notes(), "world": self.ranks.world, "loss": self.loss}
+        notes["timed_on"] = self._timed_on()
         notes |= {"val_dice": self.val_dice, "evaluated_at_s": self._evaluated_at_s}
         state = read_state(self.engine.module, self.optimizer)
         checkpoint.save(self.run_dir / "checkpoints", self.step, state, notes, self.config.checkpoint.keep)
         self._saved_step = self.step
+
+    def _timed_on(self) -> list[Any]:
+        """What the speed of a step depends on besides the settings."""
+        return [self.ranks.world, self.ranks.nodes, device_name(self.device), torch.get_num_threads()]
 
     def _resume(self) -> None:
         """Go on from the newest sound checkpoint, when there is one."""
@@ -246,10 +249,15 @@ class Trainer:
         state = read_state(self.engine.module, self.optimizer)
         notes = checkpoint.load_newest(folder, state, self.say)
         if notes is None:
+            # Reading the state of a fresh optimiser makes its moments by an empty step, which counts as a step:
+            # AdamW would correct its bias as if it were one step further.
+            self.optimizer.state.clear()
             return
         write_state(self.engine.module, self.optimizer, state)
         self.step = self._saved_step = int(notes["step"])
         self.clock = Clock(**notes["clock"])
+        if notes.get("timed_on") != self._timed_on():  # the record's speed is that of the machine it names
+            self.clock = Clock(train_seconds=self.clock.train_seconds)
         self.loss, self.val_dice = notes["loss"], notes["val_dice"]
         self._saved_at_s, self._evaluated_at_s = self.clock.train_seconds, notes["evaluated_at_s"]
         self.say(f"resumed at step {self.step} ({self.clock.train_seconds:.1f} s of training, {notes['world']} ranks)")

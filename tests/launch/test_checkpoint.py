@@ -2,6 +2,7 @@
 
 import errno
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -107,7 +108,8 @@ def test_full_disk_leaves_the_earlier_checkpoints(three, monkeypatch):
 
 def train(files: Path, root: Path, stop_after: int | None, **more: object) -> Trainer:
     """A trainer of this process that runs to the end, or is asked to stop when it has done some steps."""
-    config = load("smoke", overrides(files, root, model__dropout=0.3, train__max_steps=8, eval__pictures_px=0, **more))
+    settings = {"model__dropout": 0.3, "train__max_steps": 8, "eval__pictures_px": 0} | more
+    config = load("smoke", overrides(files, root, **settings))
     run_dir = root / "run"
     run_dir.mkdir(parents=True, exist_ok=True)
     stop = StopFlag()
@@ -123,6 +125,47 @@ def train(files: Path, root: Path, stop_after: int | None, **more: object) -> Tr
     outcome = trainer.run()
     assert outcome.stopped_by == ("SIGTERM" if stop_after is not None else "")
     return trainer
+
+
+def test_files_that_cannot_be_written_raise_their_cause_and_leave_room(three):
+    """Really written, into a limit on the size of files; torch wraps the error in pages of traceback."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 10, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.save(three, 40, state(40), {"step": 40}, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sorted(p.name for p in three.iterdir()) == ["step-10", "step-20", "step-30"]
+    assert newest(three) == (30, 30.0, [])
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_the_first_step_is_adams_first(engine, apf_files, tmp_path):
+    trainer = train(apf_files, tmp_path, None, engine__name=engine)
+    assert {int(moments["step"]) for moments in trainer.optimizer.state.values()} == {8}
+
+
+def test_speed_is_of_one_machine_and_time_of_all(apf_files, tmp_path, monkeypatch):
+    first = train(apf_files, tmp_path, 6)
+    assert first.clock.timed_steps == 3
+    monkeypatch.setattr("launch.trainer.device_name", lambda device: "another")
+    second = train(apf_files, tmp_path, 7)
+    assert second.clock.timed_steps == 0 and second.clock.train_seconds > first.clock.train_seconds
+    third = train(apf_files, tmp_path, None)
+    assert third.clock.timed_steps == 0 and third.step == 8
+
+
+def test_time_limit_holds_over_all_starts(apf_files, tmp_path):
+    limits = {"train__max_steps": "null", "train__max_seconds": 1.5}
+    first = train(apf_files, tmp_path, 3, **limits)
+    before = first.clock.train_seconds
+    assert 0 < before < 1.5
+    second = train(apf_files, tmp_path, None, **limits)
+    assert 1.5 <= second.clock.train_seconds < 3
+    assert len(losses(tmp_path / "run")) == second.step > 3
+    rates = [json.loads(x)["lr"] for x in (tmp_path / "run/metrics.jsonl").open() if "lr" in x]
+    assert rates[3] <= max(rates) and rates[-1] < 0.5 * max(rates), "the schedule goes on where it was"
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])

@@ -58,9 +58,13 @@ def test_what_does_not_change_the_numbers_does_not_change_the_hash():
         (["train.batch=2.5"], ["train.batch", "integer"]),
         (["engine.name=horovod"], ["engine.name", "'ddp' or 'fsdp'"]),
         (["model.name=unet"], ["unet", "unet_tiled", "unetr"]),
-        (["model.heads=5"], ["heads=5", "width=192"]),
+        (["model.width=192", "model.heads=5"], ["heads=5", "width=192"]),
         (["model.name=unet_tiled"], ["data.kind"]),
         (["train.max_seconds=null"], ["max_steps or max_seconds"]),
+        (["train.betas=[0.9,"], ["train.betas=[0.9,", "list"]),
+        (["train.betas=[0.9,1.5]"], ["betas", "1.5"]),
+        (["train.lr=inf"], ["train.lr", "finite", "inf"]),
+        (["train.max_seconds=inf"], ["train.max_seconds", "finite"]),
         (["train.batch=3", "train.accumulate=2"], ["batch=3", "accumulate=2"]),
         (["data.split=null", "data.fractions=[0.5,0.1,0.1]"], ["fractions", "sum to 1"]),
     ],
@@ -112,6 +116,13 @@ def test_batch_that_does_not_fit_the_ranks_prints_the_arithmetic():
     check_world(load("demo_apf", ["train.batch=6", "train.accumulate=3"]), 2)
     with pytest.raises(ConfigError, match=r"train.batch=4 .*4 / \(3 ranks x 1 accumulate\) = 1.33333.*=3 or 6"):
         check_world(load("demo_apf", ["train.batch=4"]), 3)
+
+
+def test_batch_norm_is_for_one_rank():
+    config = load("demo_tiled_unet", ["model.norm=batch"])
+    check_world(config, 1)
+    with pytest.raises(ConfigError, match=r"model.norm=batch .*use instance or none"):
+        check_world(config, 2)
 
 
 def test_flatten_keeps_lists_whole():

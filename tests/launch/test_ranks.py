@@ -1,8 +1,10 @@
 """Which rank am I: the variables that each launcher really sets, also one launcher inside another."""
 
 import pytest
+import torch
 
-from launch.ranks import RankError, find_ranks
+from launch.ranks import RankError, device_name, find_ranks
+from launch.record import cpu_name
 
 TORCHRUN = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "n", "MASTER_PORT": "9",
@@ -69,6 +71,11 @@ def test_too_little_to_go_on(env, part, monkeypatch):
     with pytest.raises(RankError) as error:
         find_ranks(env)
     assert part in str(error.value) and "\n" not in str(error.value)
+
+
+def test_name_of_the_device_that_is_used(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert device_name(torch.device("cpu")) == cpu_name()
 
 
 def test_hosts_in_brackets_are_expanded_by_scontrol(tmp_path, monkeypatch):

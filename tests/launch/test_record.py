@@ -2,6 +2,9 @@
 
 import json
 import signal
+import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -11,6 +14,7 @@ from launch.optim import learning_rate, progress_of
 from launch.record import Metrics, environment, new_record, read_metrics, read_record, to_json, write_record
 from launch.rundir import open_run
 from launch.signals import StopFlag, signal_name
+from tests.launch.small import ROOT
 
 
 def test_missing_stays_missing_and_unknown_is_refused():
@@ -90,11 +94,30 @@ def test_schedules():
     assert learning_rate(train_config("train.warmup=0", "train.schedule=constant"), 0.7) == 1
 
 
+def test_failure_is_told_on_a_file_system_without_links(tmp_path, monkeypatch):
+    def refuse(*_args):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("launch.record.os.link", refuse)
+    assert write_record(tmp_path, new_record(status="oom"), first_wins=True)
+    assert read_record(tmp_path)["status"] == "oom" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_peak_memory_is_not_that_of_the_parent():
+    parent = (
+        "import subprocess, sys; big = bytearray(b'x') * (900 << 20); "
+        "code = 'from launch.record import peak_resident_gib; print(peak_resident_gib())'; "
+        "subprocess.run([sys.executable, '-c', code], check=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 0.005 < float(done.stdout) < 0.5
+
+
 def test_environment_holds_no_secret(monkeypatch):
     monkeypatch.setenv("MY_SECRET_TOKEN", "hunter2")
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     env = environment(["n1", "n2"], ["cpu", "cpu"], "srun")
-    assert "hunter2" not in json.dumps(env["variables"]) and env["variables"]["SLURM_JOB_ID"] == "12"
+    assert "hunter2" not in json.dumps(env) and env["variables"]["SLURM_JOB_ID"] == "12"
     assert env["hosts"] == ["n1", "n2"] and env["ranks"] == 2 and env["versions"]["numpy"]
 
 
@@ -130,6 +153,10 @@ def test_run_directory(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="cannot be read"):
         open_run(run_dir, config)
     (tmp_path / "file").write_text("")
+    (run_dir / "config.yaml").unlink()
+    (run_dir / f".record.json.tmp-{socket.gethostname()}-99999999").write_text('{"status"')
+    open_run(run_dir, config)
+    assert not list(run_dir.glob(".*")), "half a record of a killed run"
     blocked = load("smoke", [f"run_root={tmp_path / 'file'}"])
     with pytest.raises(ConfigError, match="run_root"):
         open_run(blocked.run_dir(1), blocked)
