@@ -8,7 +8,7 @@ import h5py
 import pytest
 
 from launch.record import read_record
-from tests.launch.small import overrides
+from tests.launch.small import finish_well, overrides
 
 
 def fails(group, code: int) -> str:
@@ -27,6 +27,28 @@ def test_settings_that_need_no_ranks_fail_before_torch(apf_files, tmp_path, star
     group = start(2, overrides(apf_files, tmp_path, train__batch=3))
     assert "3 / (2 ranks x 1 accumulate) = 1.5" in fails(group, 64)
     assert not (tmp_path / "smoke").exists()
+
+
+@pytest.mark.gloo
+def test_model_that_refuses_its_sizes_is_a_setting(apf_files, tmp_path, start):
+    words = overrides(apf_files, tmp_path, data__length=18, model__decoder="raster")
+    assert "perfect square of tokens, got 18; use 16" in fails(start(2, words), 64)
+    assert not (tmp_path / "smoke").exists()
+
+
+@pytest.mark.gloo
+def test_full_disk_is_a_record_and_the_run_goes_on_when_there_is_room(apf_files, tmp_path, start):
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40 << 10, 40 << 10))
+
+    words = overrides(apf_files, tmp_path, run_id="r", train__max_steps=8, checkpoint__every_steps=4)
+    line = fails(start(2, words, preexec_fn=full), 1)
+    run_dir = tmp_path / "smoke" / "r"
+    record = read_record(run_dir)
+    assert record["status"] == "failed" and "File too large" in record["reason"] and "File too large" in line
+    assert record["steps"] == 4 and not list((run_dir / "checkpoints").iterdir())
+    finish_well(start(2, words))
+    assert read_record(run_dir)["status"] == "ok"
 
 
 @pytest.mark.gloo

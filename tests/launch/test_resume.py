@@ -82,14 +82,17 @@ def stopped(apf_files, tmp_path_factory) -> Path:
     return root
 
 
-def test_kill_9_at_a_random_step_changes_nothing(whole, apf_files, tmp_path, start):
+@pytest.mark.parametrize("killed", [[0, 1], [1], [0]])
+def test_kill_9_at_a_random_step_changes_nothing(killed, whole, apf_files, tmp_path, start):
     run_dir = tmp_path / "smoke" / "r"
     kill_at = random.SystemRandom().randrange(5, STEPS - 2)
     group = start(2, words(apf_files, tmp_path, "engine.name=fsdp"))
     wait_for_steps(run_dir, kill_at, group)
-    group.send(signal.SIGKILL)
-    assert group.wait() == [-9, -9]
-    assert read_record(run_dir) is None
+    group.send(signal.SIGKILL, killed)
+    # Who is left must notice by itself, say so, and not wait for ever.
+    assert group.wait(60) == [-9 if rank in killed else 1 for rank in range(2)], group.errors
+    record = read_record(run_dir)
+    assert record is None if len(killed) == 2 else record["status"] == "failed"
     finish_well(start(2, words(apf_files, tmp_path, "engine.name=fsdp")))
     assert losses(run_dir) == losses(whole), f"killed at line {kill_at}"
     a, b = final_weights(run_dir, tmp_path), final_weights(whole, tmp_path)
@@ -101,6 +104,34 @@ def test_kill_9_at_a_random_step_changes_nothing(whole, apf_files, tmp_path, sta
     assert measured[0] == measured[1], "evaluations once each, with the same numbers"
     assert not list((run_dir / "checkpoints").glob("*.tmp"))
     assert read_record(run_dir)["starts"] == 2
+
+
+def test_kill_9_in_the_last_evaluation_loses_nothing(whole, apf_files, tmp_path, start):
+    """A pipe in place of a test slide holds the evaluation where it is while the process is killed."""
+    folder = shutil.copytree(apf_files, tmp_path / "files")
+    slide, aside = folder / "j.tokens.h5", tmp_path / "aside"
+    more = {"eval__pictures_px": 32}
+    group = start(1, words(folder, tmp_path, **more))
+    run_dir = tmp_path / "smoke" / "r"
+    wait_for_steps(run_dir, 2, group)
+    slide.rename(aside)
+    os.mkfifo(slide)
+    deadline = time.monotonic() + 240
+    while not (run_dir / "predictions" / "i.npz").exists():
+        assert group.processes[0].poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    group.send(signal.SIGKILL)
+    assert group.wait(60) == [-9] and read_record(run_dir) is None
+    slide.unlink()
+    aside.rename(slide)
+    group = start(1, words(folder, tmp_path, **more))
+    finish_well(group)
+    assert f"resumed at step {STEPS}" in group.errors[0]
+    assert losses(run_dir) == pytest.approx(losses(whole), abs=1e-5)
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "test_dice" in line] == [STEPS]
+    assert [line["step"] for line in lines if "val_dice" in line] == [8, 16]
+    assert read_record(run_dir)["starts"] == 2 and len(list((run_dir / "predictions").glob("*.npz"))) == 3
 
 
 def test_a_signal_stops_all_ranks_at_the_same_step(stopped):
