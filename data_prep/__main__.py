@@ -1,8 +1,14 @@
 """`python -m data_prep`; see `cli`."""
 
+import signal
 import sys
 
-from data_prep.cli import main
+from data_prep.interrupts import interrupt, loading
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with loading():
+        from data_prep.cli import main
+    signal.signal(signal.SIGINT, interrupt)
+    code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)    # all is done and said
+    sys.exit(code)

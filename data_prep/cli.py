@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from data_prep.interrupts import INTERRUPTED, loading
 from data_prep.options import BuildOptions, OptionError
 
 BAD_ARGUMENTS = 64
 SOME_FAILED = 1
 CRASHED = 70
-INTERRUPTED = 130
 
 _TOP = """Cut slides into token files for transformers.
 
@@ -191,7 +191,8 @@ def _run_build(args: argparse.Namespace) -> int:
     if args.jobs != 1:
         raise OptionError("--jobs: only in a plain run; under an MPI launcher start more ranks instead")
     try:
-        from mpi4py import MPI
+        with loading():
+            from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise OptionError(
             "started under an MPI launcher, but mpi4py does not load: install the extra `mpi`, or use --jobs "
@@ -216,10 +217,11 @@ def _run_build(args: argparse.Namespace) -> int:
 
 def _build(args: argparse.Namespace, options: BuildOptions, comm: Any) -> int:
     """Rank 0 looks at the slides and the folder; what it finds wrong ends every rank with the same code."""
-    from data_prep.build import build, prepare_out, summary
-    from data_prep.files import remove_stale
-    from data_prep.slides import find_slides
-    from data_prep.store import SUFFIX
+    with loading():
+        from data_prep.build import build, prepare_out, summary
+        from data_prep.files import remove_stale
+        from data_prep.slides import find_slides
+        from data_prep.store import SUFFIX
 
     started_s = time.perf_counter()
     slides: list[Path] = []
@@ -251,9 +253,10 @@ def _build(args: argparse.Namespace, options: BuildOptions, comm: Any) -> int:
 
 
 def _run_verify(args: argparse.Namespace) -> int:
-    from data_prep.progress import Progress
-    from data_prep.store import StoreError
-    from data_prep.verify import token_files, verify_file
+    with loading():
+        from data_prep.progress import Progress
+        from data_prep.store import StoreError
+        from data_prep.verify import token_files, verify_file
 
     try:
         files = token_files(args.folder)
@@ -272,7 +275,8 @@ def _run_verify(args: argparse.Namespace) -> int:
 
 
 def _run_inspect(args: argparse.Namespace) -> int:
-    from data_prep.inspect import default_resolution, inspect_slide
+    with loading():
+        from data_prep.inspect import default_resolution, inspect_slide
 
     changed: dict[str, Any] = {}
     if not args.slide.is_file():
@@ -296,7 +300,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code. argparse itself leaves with `SystemExit` on `--help` and on unknown flags.
     """
-    args = make_parser().parse_args(argv)
+    with loading():
+        args = make_parser().parse_args(argv)
     if args.command != "build" and _launcher_rank():     # rank 0 does it, once
         return 0
     run: Callable[[argparse.Namespace], int] = args.run

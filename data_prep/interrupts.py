@@ -1,0 +1,49 @@
+"""Ctrl-C, so that it is neither swallowed nor answered with a traceback. Imports little: it must be there first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Timer, current_thread, main_thread
+from types import FrameType
+
+INTERRUPTED = 130
+_AGAIN_S = 0.01
+
+
+def leave_at_once(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    """Handler of SIGINT: one line and the exit code, without a word to anyone."""
+    os.write(2, b"interrupted\n")
+    os._exit(INTERRUPTED)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handler of SIGINT: KeyboardInterrupt, at a place where it counts.
+
+    What the callback of a weak reference raises is printed and ignored, and that callback is often the first Python
+    code after a long call into C, so about one Ctrl-C in fifty was lost there. It comes again a moment later.
+    """
+    if frame is not None and frame.f_code.co_filename == weakref.__file__:
+        Timer(_AGAIN_S, signal.raise_signal, [number]).start()
+        return
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Ctrl-C inside the block ends the process at once. For imports, before anything is begun.
+
+    An import that is interrupted leaves a traceback, or swallows the interrupt: Python runs handlers in callbacks of
+    its module locks too, where an exception is printed and ignored, and the command would go on.
+    """
+    if current_thread() is not main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, leave_at_once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if handler is None else handler)
