@@ -29,8 +29,7 @@ def our_name(monai_name: str) -> str:
     for pattern, replacement in _RULES:
         name = re.sub(pattern, replacement, name)
     name = re.sub(r"^decoder\.projections\.(\d)", lambda m: f"decoder.projections.{int(m[1]) - 2}", name)
-    name = re.sub(r"^decoder\.ups\.(\d)", lambda m: f"decoder.ups.{5 - int(m[1])}", name)
-    return name if not name.startswith("decoder.out.conv") else name.replace("decoder.out.conv", "decoder.out")
+    return re.sub(r"^decoder\.ups\.(\d)", lambda m: f"decoder.ups.{5 - int(m[1])}", name)
 
 
 def load_monai_unetr(model: UNETR, state: Mapping[str, Tensor]) -> None:

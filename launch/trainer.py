@@ -176,6 +176,11 @@ class Trainer:
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         norm = self.engine.clip(train.clip)
+        if not math.isfinite(norm):  # the same on every rank, at every step: no broken weights reach a checkpoint
+            raise TrainingError(
+                f"loss is {self._mean_over_ranks(total)}, its gradient {norm} in step {self.step + 1}; "
+                "try a smaller train.lr"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
