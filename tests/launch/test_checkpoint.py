@@ -157,12 +157,12 @@ def test_speed_is_of_one_machine_and_time_of_all(apf_files, tmp_path, monkeypatc
 
 
 def test_time_limit_holds_over_all_starts(apf_files, tmp_path):
-    limits = {"train__max_steps": "null", "train__max_seconds": 1.5}
+    limits = {"train__max_steps": "null", "train__max_seconds": 4}
     first = train(apf_files, tmp_path, 3, **limits)
     before = first.clock.train_seconds
-    assert 0 < before < 1.5
+    assert 0 < before < 4
     second = train(apf_files, tmp_path, None, **limits)
-    assert 1.5 <= second.clock.train_seconds < 3
+    assert 4 <= second.clock.train_seconds < 7
     assert len(losses(tmp_path / "run")) == second.step > 3
     rates = [json.loads(x)["lr"] for x in (tmp_path / "run/metrics.jsonl").open() if "lr" in x]
     assert rates[3] <= max(rates) and rates[-1] < 0.5 * max(rates), "the schedule goes on where it was"

@@ -90,7 +90,7 @@ def test_kill_9_at_a_random_step_changes_nothing(killed, whole, apf_files, tmp_p
     wait_for_steps(run_dir, kill_at, group)
     group.send(signal.SIGKILL, killed)
     # Who is left must notice by itself, say so, and not wait for ever.
-    assert group.wait(60) == [-9 if rank in killed else 1 for rank in range(2)], group.errors
+    assert group.wait(120) == [-9 if rank in killed else 1 for rank in range(2)], group.errors
     record = read_record(run_dir)
     assert record is None if len(killed) == 2 else record["status"] == "failed"
     finish_well(start(2, words(apf_files, tmp_path, "engine.name=fsdp")))
