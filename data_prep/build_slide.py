@@ -26,7 +26,7 @@ from data_prep.options import ALGORITHM, BuildOptions, changed_parameter
 from data_prep.packing import drop_or_repeat, pack_strip
 from data_prep.quadtree import Leaves, budget_tree, threshold_tree
 from data_prep.slides import check_mask_size, find_mask, open_mask, open_slide
-from data_prep.store import StoreError, new_meta, read_meta, token_path, write_tokens
+from data_prep.store import StoreError, check_bytes, new_meta, read_meta, token_path, write_tokens
 from data_prep.tokens import Reader, TokenSet, cut
 from data_prep.uniform import uniform_leaves
 from data_prep.verify import verify_file
@@ -149,9 +149,10 @@ def _build(task: Task, outcome: Outcome, beat: Callable[[str], None] | None) -> 
 def why_rebuild(path: Path, options: BuildOptions, source_sha256: str, mask_sha256: str | None) -> str | None:
     """Why the token file at `path` cannot stay, or None when it is whole, valid and from the same input."""
     try:
+        check_bytes(path)       # first: HDF5 may not come back from a damaged file
         meta = read_meta(path)
     except StoreError as error:
-        return str(error)
+        return str(error).removeprefix(f"{path}: ")
     blur = _blur(options)
     changed = changed_parameter(meta["params"], options.params(blur, None, None))
     if changed is not None:

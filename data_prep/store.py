@@ -5,7 +5,9 @@ Must not import torch or MPI, nor open slides; `launch` reads token files throug
 Layout choices, measured on 65,536 patches of 16 x 16 (50 MB): `tokens` are stored as they are, since gzip-1 saves 41 %
 of the bytes and makes reading 4,096 rows 8 times slower; the counts, nearly constant, shrink 170-fold under gzip-1 and
 read as fast. HDF5 crashes the process when the disk fills under it, so the file is made in memory and written by
-`files.write_atomic`. Nothing in the file depends on when, where or by how many ranks it was made.
+`files.write_atomic`. HDF5 may also read a damaged file for ever, so the first 512 bytes (a user block, which every
+reader skips) hold a SHA-256 of the rest, to be checked before HDF5 sees it. Nothing in the file depends on when, where
+or by how many ranks it was made.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -33,6 +36,7 @@ from data_prep.tokens import TokenSet
 SCHEMA = 1
 SUFFIX = ".tokens.h5"
 CHUNK_ROWS = 1024
+_PREAMBLE_BYTES = 512          # the smallest user block of HDF5
 _CHUNK_BYTES_MAX = 1 << 30      # HDF5 itself stops at 4 GiB per chunk
 _DATASETS = ("tokens", "leaf_xy", "leaf_size", "content_counts", "mask_counts")
 _TEXT_KEYS = ("slide", "source_sha256", "code_version")
@@ -95,7 +99,7 @@ def write_tokens(path: Path, token_set: TokenSet, meta: dict[str, Any]) -> None:
     arrays = _arrays_of(token_set)
     attributes = _encode(whole)
     image = io.BytesIO()
-    with h5py.File(image, "w") as out:
+    with h5py.File(image, "w", userblock_size=_PREAMBLE_BYTES) as out:
         for name, array in arrays.items():
             row_bytes = max(1, array[:1].nbytes)
             rows = max(1, min(len(array), CHUNK_ROWS, _CHUNK_BYTES_MAX // row_bytes))
@@ -106,7 +110,10 @@ def write_tokens(path: Path, token_set: TokenSet, meta: dict[str, Any]) -> None:
         made.attrs.update(notes)
         out.attrs.update(attributes)
         out.attrs["checksum"] = _checksum(arrays, attributes)
-    write_atomic(path, image.getbuffer())
+    whole_file = image.getbuffer()
+    rest = whole_file[_PREAMBLE_BYTES:]
+    whole_file[:_PREAMBLE_BYTES] = _preamble(len(rest), hashlib.sha256(rest).hexdigest())
+    write_atomic(path, whole_file)
 
 
 def read_tokens(
@@ -128,6 +135,8 @@ def read_tokens(
     """
     if check and rows is not None:
         raise ValueError("check=True needs all rows of the file")
+    if check:
+        check_bytes(path)
     with _open(path) as file:
         meta = _decode(path, file)
         arrays = {name: _read_rows(file[name], rows) for name in _DATASETS if name in file}
@@ -149,8 +158,43 @@ def read_meta(path: Path) -> dict[str, Any]:
     return {**meta, "rows": int(shape[0]), "patch": int(shape[1]), "classes": int(classes)}
 
 
+def check_bytes(path: Path) -> None:
+    """Compare the bytes of a token file with the SHA-256 in its first block, without HDF5.
+
+    HDF5 files without such a block pass; whether they are token files is for the other readers to say.
+
+    Raises:
+        StoreError: Cut off, changed after it was written, or no token file at all.
+    """
+    path = Path(path)
+    digest, size = hashlib.sha256(), 0
+    try:
+        with path.open("rb") as file:
+            head = file.read(_PREAMBLE_BYTES)
+            while block := file.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+    except FileNotFoundError:
+        raise StoreError(f"{path}: no such token file") from None
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
+    if head == _preamble(size, digest.hexdigest()) or head.startswith(b"\x89HDF"):
+        return
+    wanted = re.search(rb"^bytes (\d+)$", head, re.MULTILINE)
+    if wanted is None:
+        raise StoreError(f"{path}: not a whole token file (its first block is none)")
+    if size < int(wanted[1]):
+        raise StoreError(f"{path}: not a whole token file ({size} of {int(wanted[1])} bytes)")
+    raise StoreError(f"{path}: content does not match its checksum (changed after it was written)")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Inside
+
+
+def _preamble(size: int, sha256: str) -> bytes:
+    text = f"APF token file, HDF5 from byte {_PREAMBLE_BYTES}\nbytes {size}\nsha256 {sha256}\n"
+    return text.encode().ljust(_PREAMBLE_BYTES)
 
 
 @contextmanager

@@ -122,7 +122,7 @@ def test_rerun_skips_and_every_change_rebuilds(slides, tmp_path: Path, capsys):
     target.write_bytes(clean[target.name][: len(clean[target.name]) // 2])      # cut in half
     assert main(["verify", str(out)]) == 1
     assert f"{target}: not a whole token file" in capsys.readouterr().out
-    assert f"{first}: rebuilt: {target}: not a whole token file" in (text := again()) and "1 done, 2 skipped" in text
+    assert f"{first}: rebuilt: not a whole token file (" in (text := again()) and "1 done, 2 skipped" in text
     damaged = bytearray(clean[target.name])
     damaged[len(damaged) // 2] ^= 4
     target.write_bytes(damaged)
