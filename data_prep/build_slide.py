@@ -269,17 +269,18 @@ def plan_leaves(
             tile_px=options.tile_px,
         )
     with _Stage(outcome, "tree"):
-        if options.length is not None:
-            leaves = budget_tree(edges.counts, options.patch, options.length)
+        if options.split_value is not None:
+            leaves = threshold_tree(edges.counts, options.patch, options.split_value)
         else:
-            leaves = threshold_tree(edges.counts, options.patch, options.split_value or 0)
+            assert options.length is not None   # one of the two is given, see `BuildOptions`
+            leaves = budget_tree(edges.counts, options.patch, options.length)
     found = {"blur": blur, "lo": int(edges.lo), "hi": int(edges.hi), "edge_pixels": int(edges.edge_pixels)}
     return leaves, found | {"counts": edges.counts}
 
 
 def _warn(options: BuildOptions, used: int, outcome: Outcome) -> None:
     """The two silent failures of adaptive patching (a tree that ran out of edges, a tree that cannot show the mask)."""
-    if options.length is not None and used < 1 + 3 * ((options.length - 1) // 3):
+    if options.split_value is None and options.length is not None and used < 1 + 3 * ((options.length - 1) // 3):
         why = "no edges are left to split at" + (", use --thresholds auto" if options.thresholds != "auto" else "")
         if used == (options.resolution // options.patch) ** 2:
             why = "every leaf has the side of --patch already"

@@ -147,7 +147,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_tree_options(build, inspect=False)
     compare = build.add_argument_group("for comparison with the paper's code only")
     compare.add_argument("--fit", choices=("budget", "drop"), default="budget",
-                         help="drop: drop or duplicate random tokens to reach L exactly (default budget: never)")
+                         help="drop: the tree of --split-value, then random tokens dropped or duplicated to reach "
+                         "--length exactly, as the paper (default budget: never)")
     compare.add_argument("--packing", choices=("leaf", "strip"), default="leaf",
                          help="strip: tokens mix rows of p leaves, as the public code's reshape does (default leaf)")
     compare.add_argument("--seed", type=int, default=0, help="seed of --fit drop (default 0)")

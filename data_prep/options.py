@@ -25,12 +25,13 @@ class BuildOptions:
         resolution: R, side of the frame in pixels.
         patch: p, side of a patch; R / p is a power of two.
         patching: `apf` (quadtree) or `uniform` (equal squares).
-        length: L, leaves of the budget rule; None with `split_value` or `uniform`.
+        length: L, leaves of the budget rule; None with `split_value` or `uniform`. With fit=drop, the tokens kept.
         split_value: v of the threshold rule: split while a square holds more than v edge pixels.
         blur: Side of the Gaussian in pixels (odd, 1 = none); None takes the entry of the table for R.
         thresholds: Canny thresholds (low, high), or `auto`.
         aspect: `keep` (padding) or `squash` (to a square).
-        fit: `budget` (exactly the tree's leaves) or `drop` (the paper's random drop or duplicate to L).
+        fit: `budget` (exactly the tree's leaves) or `drop` (the paper: the tree of `split_value`, then random drop or
+            duplicate to `length`).
         packing: `leaf` (token i = leaf i) or `strip` (rows mixed as in the authors' public code).
         classes: K, foreground classes of the masks, ids 1..K.
         seed: Seed of `fit=drop`.
@@ -128,7 +129,10 @@ def _check_rule(options: BuildOptions) -> None:
             if value is not None:
                 raise OptionError(f"{flag}: only with --patching apf; uniform patching always has (R/p)^2 tokens")
         if options.fit == "drop":
-            raise OptionError("--fit drop: only with --patching apf and --length")
+            raise OptionError("--fit drop: only with --patching apf, --split-value and --length")
+    elif options.fit == "drop":
+        if options.length is None or options.split_value is None:
+            raise OptionError("--fit drop: needs --length L, the tokens kept, and --split-value v, the paper's tree")
     elif (options.length is None) == (options.split_value is None):
         given = "both" if options.length is not None else "neither"
         raise OptionError(f"apf needs exactly one of --length L and --split-value v, got {given}")
@@ -136,7 +140,5 @@ def _check_rule(options: BuildOptions) -> None:
         raise OptionError(f"--length {options.length}: must be at least 4, one split of the frame")
     if options.split_value is not None and options.split_value < 0:
         raise OptionError(f"--split-value {options.split_value}: must be 0 or more edge pixels")
-    if options.fit == "drop" and options.length is None:
-        raise OptionError("--fit drop: needs --length, the number of tokens to drop or duplicate to")
     if options.seed < 0:
         raise OptionError(f"--seed {options.seed}: must be 0 or more")

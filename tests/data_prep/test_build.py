@@ -69,13 +69,16 @@ def test_same_bytes_whatever_jobs_and_tile(slides, tmp_path: Path):
     assert len(token_bytes(tmp_path / "one")) == 3
 
 
+DROP = ["--fit", "drop", "--length"]
+
+
 @pytest.mark.parametrize("tree", [
     ["--resolution", "512", "--patch", "8", "--split-value", "50", "--thresholds", "100,200"],
     ["--resolution", "2048", "--patch", "16", "--length", "100", "--blur", "5"],
     ["--resolution", "512", "--patch", "32", "--patching", "uniform"],
     ["--resolution", "512", "--patch", "16", "--length", "100", "--aspect", "squash"],
-    ["--resolution", "1024", "--patch", "16", "--length", "3000", "--thresholds", "250,500", "--fit", "drop"],
-    ["--resolution", "1024", "--patch", "16", "--length", "101", "--fit", "drop", "--packing", "strip", "--seed", "3"],
+    ["--resolution", "1024", "--patch", "16", *DROP, "3000", "--split-value", "40", "--thresholds", "250,500"],
+    ["--resolution", "1024", "--patch", "16", *DROP, "101", "--split-value", "100", "--packing", "strip"],
 ], ids=["threshold", "padded", "uniform", "squash", "duplicated", "strip"])
 def test_every_kind_of_build_passes_verify(slides, tmp_path: Path, tree: list[str], capsys):
     out = tmp_path / "out"
@@ -86,6 +89,8 @@ def test_every_kind_of_build_passes_verify(slides, tmp_path: Path, tree: list[st
         meta = read_meta(path)
         if meta["params"]["fit"] == "drop":
             assert meta["rows"] == meta["params"]["length"]
+            inside = int(read_tokens(path)[0].content_counts.sum())
+            assert (inside < 1024 * 1024) == ("strip" in tree), "a longer tree loses leaves, a shorter one none"
         if meta["params"]["patching"] == "uniform":
             assert meta["rows"] == 256 and meta["params"]["lo"] is None and meta["ceiling"][0] > 0.9
     assert build(slides, out, tree=tree) == 0
