@@ -26,6 +26,7 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
 from data_prep.build_slide import Task, build_one  # noqa: E402
+from data_prep.cells import counts_from_map  # noqa: E402
 from data_prep.edges import edge_map  # noqa: E402
 from data_prep.options import BuildOptions  # noqa: E402
 from data_prep.quadtree import budget_tree, morton  # noqa: E402
@@ -129,13 +130,9 @@ def bench_tree(side_px: int = 8192, p_min: int = 8) -> None:
     fields = texture()
     rows = [np.hstack([mosaic_block(fields, r, c) for c in range(side_px // 1024)]) for r in range(side_px // 1024)]
     edges = edge_map(np.vstack(rows), 100, 200, 9)
-    cells = side_px // p_min
 
     def ours() -> object:
-        # Sums of bytes in two passes over whole rows: 64 edge pixels of a cell fit a byte.
-        down = edges.view(np.uint8).reshape(cells, p_min, side_px).sum(axis=1, dtype=np.uint8)
-        counts = down.reshape(cells, cells, p_min).sum(axis=2, dtype=np.int32)
-        return budget_tree(counts, p_min, LENGTH)
+        return budget_tree(counts_from_map(edges, p_min), p_min, LENGTH)
 
     ours_s, leaves = min((timed(ours) for _ in range(3)), key=lambda pair: pair[0])
     scan_s, expected = timed(lambda: list_scan(edges, p_min, LENGTH))
