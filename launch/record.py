@@ -184,7 +184,7 @@ def environment(hosts: list[str], devices: list[str], launcher: str) -> dict[str
         "written_at": now(),
         "commit": git_commit(),
         "driver": gpu_driver(),
-        "command": sys.argv,
+        "command": ["python", "-m", "launch", *sys.argv[1:]],
         "launcher": launcher,
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -66,7 +66,7 @@ BAD_ARGUMENTS = {
     "tile": ("--resolution 1024 --patch 16 --length 64 --tile 8", "--tile 8: must be at least 64"),
     "jobs": ("--resolution 1024 --patch 16 --length 64 --jobs -2", "--jobs -2: must be 0"),
     "drop": ("--resolution 1024 --patch 16 --split-value 64 --fit drop", "--fit drop: needs --length"),
-    "seed": ("--resolution 64 --patch 16 --length 64 --split-value 9 --fit drop --seed -1", "--seed -1: must be 0"),
+    "seed": ("--resolution 64 --patch 16 --length 64 --seed -1", "--seed -1: must be 0"),
     "unknown-flag": ("--resolution 1024 --patch 16 --lenght 64", "unrecognized arguments: --lenght"),
     "abbreviated": ("--resolution 1024 --patch 16 --len 64", "unrecognized arguments: --len"),
     "unknown-value": ("--resolution 1024 --patch 16 --length 64 --aspect wide", "invalid choice: 'wide' (choose from"),
