@@ -101,6 +101,7 @@ class TokenFiles:
         self.split = read_split(config)
         self._budget = int(config.cache_gib * 2**30)
         self._cache: dict[tuple[str, str], Any] = {}
+        self._sound: set[str] = set()
         self._truth: dict[str, NDArray[np.int64]] = {}
 
     @property
@@ -145,7 +146,13 @@ class TokenFiles:
         Raises:
             StoreError: The file became unreadable.
         """
-        tokens: TokenSet = self._remember(("tokens", name), lambda: read_tokens(token_path(self.folder, name))[0])
+        tokens: TokenSet = self._remember(("tokens", name), lambda: self._read(name))
+        return tokens
+
+    def _read(self, name: str) -> TokenSet:
+        """The file's tokens; the first time its checksum is compared, so that nobody trains on damage."""
+        tokens, _ = read_tokens(token_path(self.folder, name), check=name not in self._sound)
+        self._sound.add(name)
         return tokens
 
     def truth_pixels(self, name: str, tokens: TokenSet) -> NDArray[np.int64]:
@@ -171,7 +178,7 @@ class TokenFiles:
         return raster
 
     def _raster(self, name: str) -> Raster:
-        tokens, _ = read_tokens(token_path(self.folder, name))
+        tokens = self._read(name)
         if (tokens.leaf_size != tokens.tokens.shape[1]).any() or tokens.mask_counts is None:
             raise ConfigError(f"{self.folder / name}: data.kind=tiles needs leaves as large as the patch")
 

@@ -95,6 +95,16 @@ def test_damaged_file_is_named(apf_files, tmp_path):
         TokenFiles(config(folder).data).check()
 
 
+def test_a_flipped_bit_is_told_before_it_is_trained_on(apf_files, tmp_path):
+    folder = shutil.copytree(apf_files, tmp_path / "flipped")
+    path = token_path(folder, "c")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"c\.tokens\.h5"):
+        TokenFiles(config(folder).data).load("c")
+
+
 def test_cache_keeps_to_its_budget(apf_files):
     files = TokenFiles(config(apf_files, data__cache_gib=1e-9).data)
     assert files.load("a") is not files.load("a")
