@@ -226,6 +226,7 @@ def inspect_slide(slide_path: Path, options: BuildOptions, out: Path, dpi: int =
 
     look = look_at(slide_path, options)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         save_figure(look, out, dpi)
     except OSError as error:
         raise OptionError(f"--out {out}: cannot be written ({error.strerror})") from error

@@ -6,8 +6,10 @@ Importing it must not import torch: the rank is known before torch is, so that a
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -163,6 +165,20 @@ def device_name(device: torch.device) -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+def end_with_launcher(ranks: Ranks) -> None:
+    """Ask the kernel for a SIGTERM when the launcher of this rank dies (Linux; torchrun and mpiexec only).
+
+    They start ranks in sessions of their own: after `kill -9` of the launcher these would train on unseen, and a second
+    start would share the machine with them. A run alone is left alone, since it may outlive its shell on purpose.
+    """
+    if ranks.launcher not in ("torchrun", "hydra", "openmpi") or not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)  # 1 = PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it died just before
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def share_threads(ranks: Ranks, wanted: int = 0) -> int:

@@ -75,6 +75,7 @@ def train(config: Config) -> int:
         ConfigError, RankError: Something asked for is wrong; exit code 64.
     """
     ranks = places.find_ranks()
+    places.end_with_launcher(ranks)
     check_world(config, ranks.world)
     files = TokenFiles(config.data)
     run_dir = config.run_dir(ranks.world)
@@ -94,11 +95,15 @@ def train(config: Config) -> int:
 
 def _finished(run_dir: Path, config: Config) -> bool:
     """Is there nothing to do? A quick look for single processes, before torch is loaded."""
+    finished = _is_finished(run_dir, config)
+    if finished:
+        _tell_finished(run_dir)
+    return finished
+
+
+def _is_finished(run_dir: Path, config: Config) -> bool:
     record = read_record(run_dir)
-    if record is None or record["status"] != "ok" or record.get("config_sha256") != config.sha256():
-        return False
-    _tell_finished(run_dir)
-    return True
+    return record is not None and record["status"] == "ok" and record.get("config_sha256") == config.sha256()
 
 
 def _tell_finished(run_dir: Path) -> None:
@@ -115,9 +120,11 @@ def open_together(config: Config, files: TokenFiles, ranks: Ranks, run_dir: Path
     dist.all_gather_object(hosts, (os.uname().nodename, places.device_name(device)))
     if ranks.rank == 0:
         try:
+            # The data first: a run that cannot start leaves no folder behind.
+            if config.force or not _is_finished(run_dir, config):
+                files.check()
             opened = open_run(run_dir, config)
             if not opened.finished:
-                files.check()
                 if not (run_dir / "env.json").exists():
                     names, devices = zip(*hosts, strict=True)
                     found_here = environment(list(names), list(devices), ranks.launcher)

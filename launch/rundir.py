@@ -5,8 +5,11 @@ Must not import torch.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +20,9 @@ from launch.config import Config, ConfigError, differing_keys
 from launch.record import read_record
 
 _OURS = ("config.yaml", "env.json", "metrics.jsonl", "record.json", "checkpoints", "predictions")
+_LOCK = "lock"
+_LOCK_WAIT_S = 60.0
+_held: dict[Path, int] = {}  # descriptors of locks; the kernel lets go of them when this process ends, however it ends
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,12 @@ def open_run(run_dir: Path, config: Config) -> Opened:
     restarts goes on where it was.
 
     Raises:
-        ConfigError: The directory belongs to a run with other settings, or cannot be written.
+        ConfigError: The directory belongs to a run with other settings, is in use, or cannot be written.
     """
     force = config.force and not int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     try:
+        if run_dir.is_dir():
+            _lock(run_dir)
         if force:
             for name in _OURS:
                 _remove(run_dir / name)
@@ -58,6 +66,7 @@ def open_run(run_dir: Path, config: Config) -> Opened:
             if record is not None and record["status"] == "ok":
                 return Opened(True, "", 0)
         run_dir.mkdir(parents=True, exist_ok=True)
+        _lock(run_dir)
         for folder in (run_dir, run_dir / "predictions"):
             remove_stale(folder, [""])
         write_atomic(run_dir / "config.yaml", config.to_yaml().encode())
@@ -65,6 +74,37 @@ def open_run(run_dir: Path, config: Config) -> Opened:
         return Opened(False, *_new_logs(run_dir / "logs"))
     except OSError as error:
         raise ConfigError(f"run_root={config.run_root}: {run_dir}: {error.strerror or error}") from None
+
+
+def _lock(run_dir: Path) -> None:
+    """Keep other starts out of a run directory until this process ends; waits a little for one that is just ending.
+
+    Raises:
+        ConfigError: Another process is at work there.
+    """
+    if run_dir in _held:
+        return
+    handle = os.open(run_dir / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    give_up_s = time.monotonic() + _LOCK_WAIT_S
+    told = False
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            owner = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
+            if time.monotonic() > give_up_s:
+                os.close(handle)
+                raise ConfigError(f"{run_dir} is in use by {owner}; stop it or give run_id=NAME") from None
+            if not told:
+                print(f"{run_dir} is in use by {owner}; waiting for it to end", file=sys.stderr, flush=True)
+                told = True
+            time.sleep(0.2)
+        except OSError:  # a file system without locks (some parallel ones): go without
+            break
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"pid {os.getpid()} on {os.uname().nodename}".encode(), 0)
+    _held[run_dir] = handle
 
 
 def _remove(path: Path) -> None:

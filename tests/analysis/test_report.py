@@ -263,7 +263,8 @@ def test_lengths_fall_back_to_the_record(tmp_path: Path):
     assert (lengths.counts.tolist(), lengths.source) == ([200.5], "mean in the record")
 
 
-def test_a_relative_data_folder_is_found_from_the_run(tmp_path: Path):
+def test_a_relative_data_folder_is_found_from_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     write_build_log(tmp_path / "project" / "demo" / "tokens", [5])
     write_run(tmp_path / "project" / "runs", record(data="demo/tokens"))
     run = load(tmp_path / "project").ok[0]

@@ -1,14 +1,21 @@
 """Bad input and failing runs, each through the real command line: one line, the right exit code, the right record."""
 
+import fcntl
 import json
 import resource
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import h5py
 import pytest
 
+from launch.config import ConfigError, load
 from launch.record import read_record
-from tests.launch.small import finish_well, overrides
+from launch.rundir import open_run
+from tests.launch.small import ROOT, finish_well, overrides
 
 
 def fails(group, code: int) -> str:
@@ -94,3 +101,43 @@ def test_out_of_memory_is_an_oom_record(apf_files, tmp_path, start):
     record = read_record(tmp_path / "smoke" / "r")
     assert record["status"] == "oom", line
     assert record["gpus"] == 1 and record["parameters"] is None
+
+
+def test_ranks_end_with_a_killed_launcher_and_a_second_start_waits_for_them(apf_files, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               "-m", "launch", "train", "smoke"]  # fmt: skip
+    words = overrides(apf_files, tmp_path, train__max_steps=100_000, run_id="x")
+    log = tmp_path / "smoke" / "x" / "metrics.jsonl"
+    agent = subprocess.Popen([*command, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    give_up_s = time.monotonic() + 240
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < give_up_s:
+        time.sleep(0.05)
+    children = Path("/proc", str(agent.pid), "task", str(agent.pid), "children").read_text().split()
+    agent.kill()
+    agent.wait()
+    assert len(children) == 2
+    # The old ranks may still be saving: the second start waits for them, then sees whose folder it is.
+    again = subprocess.run([*command, *words, "train.lr=0.5"], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert not any(Path("/proc", pid).exists() for pid in children)
+    assert "other settings (train.lr" in again.stderr
+    record = read_record(log.parent)
+    assert record["status"] == "preempted" and record["starts"] == 1
+
+
+def test_a_run_folder_in_use_is_refused(apf_files, tmp_path, monkeypatch):
+    config = load("smoke", overrides(apf_files, tmp_path, run_id="x"))
+    folder = config.run_dir(1)
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("launch.rundir._LOCK_WAIT_S", 0.5)
+    with (folder / "lock").open("w") as other:
+        other.write("pid 12 on node7")
+        other.flush()
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="is in use by pid 12 on node7"):
+            open_run(folder, config)
+    assert not open_run(folder, config).finished
+
+
+def test_bad_data_leaves_no_run_folder(apf_files, tmp_path, start):
+    assert "data.length=4" in fails(start(1, overrides(apf_files, tmp_path, data__length=4)), 64)
+    assert not (tmp_path / "smoke").exists()
