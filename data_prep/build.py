@@ -83,6 +83,8 @@ def build(
         finally:
             if comm is None:    # stop the workers now; ranks are stopped by whoever called
                 results.close()
+    if rank == 0:   # of a killed run whose last processes were still ending when this one began
+        remove_stale(out, [SUFFIX])
     if log.error:
         progress.write(f"warning: the log could not be written, {log.error}")
     return sorted(outcomes, key=lambda outcome: outcome.slide)

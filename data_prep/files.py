@@ -101,7 +101,10 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    try:    # a dead process that nobody has waited for yet still takes signals
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (OSError, IndexError):
+        return not Path("/proc/self").exists()  # gone since; without /proc there is no telling
 
 
 def sha256_of(path: Path) -> str:

@@ -13,12 +13,23 @@ export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1 PYTHONWARNINGS=${PYTHONWARNINGS:-ign
 
 step() { printf '\n[demo %3ds] %s\n' "$SECONDS" "$*"; }
 build() {  # folder name, then options of `data_prep build`
-    mpiexec -n 2 python -m data_prep build "$data/images" --masks "$data/masks" --out "$out/tokens/$1" --resolution 1024 "${@:2}"
+    mpiexec -n 2 python -m data_prep build "$data/images" --masks "$data/masks" --out "$out/tokens/$1" --resolution 1024 "${@:2}" |
+        tail -n 1   # of the table of all slides, the sum; progress, warnings and failures come by the other stream
 }
 train() {  # experiment name, folder of its token files
-    torchrun --standalone --nproc-per-node 2 -m launch train "$1" engine.name=fsdp run_root="$out/runs" data.dir="$out/tokens/$2" \
+    mpiexec -n 2 python -m launch train "$1" engine.name=fsdp run_root="$out/runs" data.dir="$out/tokens/$2" \
         train.max_seconds="$seconds"
+    [ -z "$stopped" ] || exit 130   # Ctrl-C in a run's last seconds lets that run end, not the next one begin
 }
+stopped=
+trap 'stopped=1' INT
+mkdir -p "$out"
+if [ -s "$out/seconds" ] && [ "$(<"$out/seconds")" != "$seconds" ]; then
+    echo "demo: $out holds a demo of $(<"$out/seconds") s a model, not $seconds s: 'make clean', or set DEMO_DIR or DEMO_SECONDS" >&2
+    exit 64
+fi
+echo "$seconds" >"$out/seconds"
+trap 'rc=$?; [ $rc = 0 ] || printf "\n[demo] stopped (exit code %s); the same command goes on from here\n" $rc >&2' EXIT
 
 step "1/3 token files: adaptive (p=16, L=256), and uniform at the same smallest patch, at the same token count, and as tiles"
 build apf --patch 16 --length 256

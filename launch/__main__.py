@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
+from data_prep.interrupts import leave_at_once
 from launch.config import Config, ConfigError, load
 from launch.experiments import EXPERIMENTS, describe
 from launch.ranks import EXIT_CONFIG, EXIT_OK, RankError, find_ranks
@@ -89,4 +91,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # Until training takes its signals over there is nothing to save: Ctrl-C ends the start without a traceback.
+    signal.signal(signal.SIGINT, leave_at_once)
     sys.exit(main())
