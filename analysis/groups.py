@@ -221,7 +221,7 @@ def speedup(group: Group, groups: Sequence[Group], baseline: str | None = None) 
             )
     timed = [g for g in candidates if g.seconds_per_image]
     if not mine or not timed:
-        return Speedup(None, None, ("sec/image of this row is missing" if not mine else "no timed uniform baseline",))
+        return Speedup(None, None, ("s/image of this row is missing" if not mine else "no timed uniform baseline",))
     ranked = sorted(
         timed,
         key=lambda g: (

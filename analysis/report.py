@@ -145,7 +145,7 @@ def _provenance_block(group: Group, run: Run, out: Path) -> str:
         ("versions", packages),
         ("python", environment.get("python")),
         ("hardware", hardware or None),
-        ("GPUs, nodes", f"{_or_missing(run.gpus)}, {_or_missing(run.nodes)}"),
+        ("ranks, nodes", f"{_or_missing(run.gpus)}, {_or_missing(run.nodes)}"),
         ("engine, precision", f"{_or_missing(run.engine)}, {_or_missing(run.precision)}"),
         ("attention backend", run.attention_backend),
         ("optimiser, global batch", f"{_or_missing(run.optimiser)}, {_or_missing(run.global_batch)}"),

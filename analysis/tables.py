@@ -172,7 +172,7 @@ def _fixed_notes(comparison: Comparison) -> list[str]:
         notes.append(f"floor: a score that needs no learning, on the same slides{ranges}.")
     rules = sorted({g.first.warmup_rule for g in comparison.groups if g.first.warmup_rule})
     if rules:
-        notes.append(f"s/image: end-to-end training time per image over all GPUs; {'; '.join(rules)}.")
+        notes.append(f"s/image: end-to-end training time per image over all ranks; {'; '.join(rules)}.")
     return notes
 
 
