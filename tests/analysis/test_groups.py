@@ -141,7 +141,7 @@ def test_an_unknown_baseline_lists_the_known(tmp_path: Path):
 
 def test_missing_time_gives_no_speedup(tmp_path: Path):
     groups = load_all(tmp_path, record("demo_apf", seconds_per_image=None), record("demo_uniform_patch"))
-    assert speedup(by_label(groups)["demo_apf"], groups).refused == ("sec/image of this row is missing",)
+    assert speedup(by_label(groups)["demo_apf"], groups).refused == ("s/image of this row is missing",)
 
 
 def test_differences_are_symmetric_in_their_number(tmp_path: Path):
