@@ -136,6 +136,7 @@ def _build(task: Task, outcome: Outcome, beat: Callable[[str], None] | None) -> 
             outcome.status, outcome.reason = "skipped", "complete and valid"
             outcome.tokens, outcome.ceiling = meta["rows"], meta["ceiling"]
             outcome.edge_pixels = meta["edge_pixels"]
+            _warn(options, meta["rows"], outcome)
             return
         outcome.reason = f"rebuilt: {why}"
 

@@ -226,6 +226,9 @@ def test_warnings_of_trees_that_cannot_show_the_mask(slides, tmp_path: Path, cap
     text = capsys.readouterr().err
     assert "leaves used: no edges are left to split at, use --thresholds auto" in text
     assert f"warning: {name}: ceiling" in text
+    assert build(slides, tmp_path / "out", "--thresholds", "4000,8000") == 0
+    again = capsys.readouterr()
+    assert f"warning: {name}: ceiling" in again.err and "3 skipped" in again.out, "skipping does not mend the tree"
     assert build(slides, tmp_path / "fine", "--length", "9999", "--thresholds", "0,0", "--patch", "128") == 0
     assert "only 64 of 9999 leaves used: every leaf has the side of --patch already" in capsys.readouterr().err
 
