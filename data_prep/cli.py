@@ -1,5 +1,5 @@
-"""The command line: `python -m data_prep build|verify|inspect`. Exit codes: 0 good, 1 some slide or file bad, 64 bad
-arguments, 130 interrupted.
+"""The command line: `python -m data_prep build|verify|inspect`, and those of `commands/`. Exit codes: 0 good, 1 some
+slide or file bad, 64 bad arguments, 130 interrupted.
 
 Heavy imports happen inside the commands, so that `--help` is quick; MPI only in `build`, and only under a launcher.
 """
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from data_prep.commands import add_commands
 from data_prep.interrupts import INTERRUPTED, loading
 from data_prep.options import BuildOptions, OptionError
 
@@ -137,7 +138,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="python -m data_prep", description=_TOP, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command", metavar="build|verify|inspect", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
 
     build = commands.add_parser("build", help="slides to token files", description=_BUILD, epilog=_BUILD_EXAMPLES,
                                 formatter_class=raw, allow_abbrev=False)
@@ -171,6 +172,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_tree_options(inspect, inspect=True)
     inspect.add_argument("--dpi", type=int, default=200, help="dots per inch of the picture (default 200)")
     inspect.set_defaults(run=_run_inspect)
+    add_commands(commands)
     return parser
 
 
