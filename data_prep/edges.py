@@ -25,9 +25,13 @@ from data_prep.quadtree import tree_depth
 __all__ = [
     "EdgeResult",
     "auto_thresholds",
+    "block_edges",
     "blur_for",
+    "blurred",
     "count_edges",
     "edge_map",
+    "gradient",
+    "is_flat",
     "luma",
 ]
 
@@ -39,7 +43,7 @@ MAX_MAGNITUDE = 2040  # |dx| + |dy| of a 3 x 3 Sobel on bytes: 4 * 255 each
 
 _BLUR = {512: 3, 1024: 3, 4096: 7, 8192: 9, 16384: 11, 32768: 13, 65536: 15}
 _BLOCK = 256  # all of one block stays in the second-level cache
-_REACH = 3  # of gradient and non-maximum suppression, with a pixel to spare
+REACH_PX = 3  # of gradient and non-maximum suppression, with a pixel to spare
 _CACHE_BYTES = 512 * 2**20  # blurred luma up to this size is kept between the two passes of `auto`
 
 
@@ -67,7 +71,7 @@ def edge_map(rgb: NDArray[np.uint8], lo: int, hi: int, blur: int) -> NDArray[np.
         hi: upper L1 threshold.
         blur: side of the Gaussian kernel, odd; 1 for none.
     """
-    found: NDArray[np.bool_] = cv2.Canny(_blurred(luma(rgb), blur), lo, hi) != 0
+    found: NDArray[np.bool_] = cv2.Canny(blurred(luma(rgb), blur), lo, hi) != 0
     return found
 
 
@@ -144,7 +148,11 @@ def count_edges(
         lo, hi = auto_thresholds(source.histogram())
     else:
         lo, hi = _checked(thresholds)
-    found = (_block_edges(block, lo, hi, p_min, on_block is not None) for block in source.blocks(lo))
+    keep_map = on_block is not None
+    found = (
+        block_edges(block.values, block.inside, (block.x, block.y, block.w, block.h), lo, hi, p_min, keep_map)
+        for block in source.blocks(lo)
+    )
     merged = merge_blocks((block for block in found if block is not None), size_px, p_min)
     if on_block is not None:
         for x, y, edges in merged.maps():
@@ -159,7 +167,8 @@ def _checked(thresholds: tuple[int, int]) -> tuple[int, int]:
     return lo, hi
 
 
-def _blurred(gray: Gray, blur: int) -> Gray:
+def blurred(gray: Gray, blur: int) -> Gray:
+    """OpenCV's Gaussian of side `blur`, sigma from it; 1 for none."""
     if blur == 1:
         return gray
     out: Any = cv2.GaussianBlur(gray, (blur, blur), 0)
@@ -171,7 +180,7 @@ class _Block:
     """Blurred luma of one block of the frame with the halo that Canny needs.
 
     Attributes:
-        values: blurred luma of the block and up to _REACH pixels around it, less where the frame ends.
+        values: blurred luma of the block and up to REACH_PX pixels around it, less where the frame ends.
         inside: where the block itself is in `values`.
         x, y, w, h: rectangle of the block in the frame.
     """
@@ -189,7 +198,7 @@ class _Source:
 
     def __init__(self, read_rgb: Reader, size_px: int, content_wh: tuple[int, int], blur: int, tile_px: int) -> None:
         self.read_rgb, self.size_px, self.content_wh = read_rgb, size_px, content_wh
-        self.blur, self.tile_px, self.halo = blur, tile_px, blur // 2 + _REACH
+        self.blur, self.tile_px, self.halo = blur, tile_px, blur // 2 + REACH_PX
         # Nothing beyond the halo of the content can be an edge: all it sees is white.
         self.end_wh = (min(size_px, content_wh[0] + self.halo), min(size_px, content_wh[1] + self.halo))
         self.cache: Gray | None = None
@@ -198,14 +207,14 @@ class _Source:
         """L1 magnitudes over the content; keeps the blurred luma for `blocks` if the frame is small enough."""
         hist = np.zeros(MAX_MAGNITUDE + 1, np.int64)
         keep = self.size_px * self.size_px <= _CACHE_BYTES
-        reach_w, reach_h = (min(self.size_px, end + _REACH) if keep else 0 for end in self.end_wh)
+        reach_w, reach_h = (min(self.size_px, end + REACH_PX) if keep else 0 for end in self.end_wh)
         cache = np.full((reach_h, reach_w), 255, np.uint8)
         for block in self._read_blocks(-1):
             if keep:  # further out than the last block all is white, as the cache was made
                 cache[block.y : block.y + block.h, block.x : block.x + block.w] = block.values[block.inside]
             w, h = min(block.w, self.content_wh[0] - block.x), min(block.h, self.content_wh[1] - block.y)
-            if w > 0 and h > 0 and not _flat(block.values, 0):
-                magnitude = _gradient(block.values)[2][block.inside][:h, :w].view(np.uint16)
+            if w > 0 and h > 0 and not is_flat(block.values, 0):
+                magnitude = gradient(block.values)[2][block.inside][:h, :w].view(np.uint16)
                 # Counts come as float32, exact below 2**24: a block has fewer pixels than that.
                 found: Any = cv2.calcHist([magnitude], [0], None, [len(hist)], [0, len(hist)])
                 hist += found.ravel().astype(np.int64)
@@ -218,9 +227,9 @@ class _Source:
             yield from self._read_blocks(lo)
             return
         for x, y, w, h in _grid(0, 0, *self.end_wh, _BLOCK):
-            x0, y0, x1, y1 = self._grown(x, y, w, h, _REACH)
+            x0, y0, x1, y1 = self._grown(x, y, w, h, REACH_PX)
             values = self.cache[y0:y1, x0:x1]
-            if not _flat(values, lo):
+            if not is_flat(values, lo):
                 yield _block(values, x0, y0, (x, y, w, h))
 
     def _read_blocks(self, lo: int) -> Iterator[_Block]:
@@ -238,14 +247,14 @@ class _Source:
         wanted = []
         for block in _grid(x, y, w, h, _BLOCK):
             a, _, c, _ = self._grown(*block, self.halo)
-            if not _flat(gray[:, a - x0 : c - x0], lo):
+            if not is_flat(gray[:, a - x0 : c - x0], lo):
                 wanted.append(block)
         if not wanted:
             return
-        blurred = _blurred(gray, self.blur)
+        smooth = blurred(gray, self.blur)
         for block in wanted:
-            a, b, c, d = self._grown(*block, _REACH)
-            yield _block(blurred[b - y0 : d - y0, a - x0 : c - x0], a, b, block)
+            a, b, c, d = self._grown(*block, REACH_PX)
+            yield _block(smooth[b - y0 : d - y0, a - x0 : c - x0], a, b, block)
 
     def _grown(self, x: int, y: int, w: int, h: int, by: int) -> tuple[int, int, int, int]:
         """Corners of a rectangle grown by a halo, clipped where the frame ends."""
@@ -264,12 +273,13 @@ def _grid(x: int, y: int, w: int, h: int, step: int, rows: bool = False) -> Iter
             yield left, top, w if rows else min(step, x + w - left), min(step, y + h - top)
 
 
-def _flat(values: Gray, lo: int) -> bool:
+def is_flat(values: Gray, lo: int) -> bool:
+    """Whether no L1 Sobel magnitude can exceed `lo`: each is at most 8 times the range in its 3 x 3 pixels."""
     low, high, _, _ = cv2.minMaxLoc(values)
     return bool(8 * (high - low) <= lo)
 
 
-def _gradient(values: Gray) -> tuple[NDArray[np.int16], NDArray[np.int16], NDArray[np.int16]]:
+def gradient(values: Gray) -> tuple[NDArray[np.int16], NDArray[np.int16], NDArray[np.int16]]:
     """Sobel dx and dy with the border rule of Canny, and their L1 magnitude."""
     dx: Any
     dy: Any
@@ -277,12 +287,30 @@ def _gradient(values: Gray) -> tuple[NDArray[np.int16], NDArray[np.int16], NDArr
     return dx, dy, np.abs(dx) + np.abs(dy)
 
 
-def _block_edges(block: _Block, lo: int, hi: int, p_min: int, keep_map: bool) -> BlockEdges | None:
-    """Edges of one block: a pure function of its blurred luma, see `data_prep.hysteresis`. None without any."""
-    dx, dy, magnitude = _gradient(block.values)
+def block_edges(
+    values: Gray,
+    inside: tuple[slice, slice],
+    rectangle: tuple[int, int, int, int],
+    lo: int,
+    hi: int,
+    p_min: int,
+    keep_map: bool = False,
+) -> BlockEdges | None:
+    """Edges of one block: a pure function of its blurred luma, see `data_prep.hysteresis`. None without any.
+
+    Args:
+        values: blurred luma of the block and up to REACH_PX pixels around it, less where the frame ends.
+        inside: where the block itself is in `values`.
+        rectangle: (x, y, w, h) of the block in the frame.
+        lo: lower threshold.
+        hi: upper threshold.
+        p_min: side of a counting cell.
+        keep_map: keep what `BlockEdges.edge_map` needs.
+    """
+    dx, dy, magnitude = gradient(values)
     if int(magnitude.max()) <= lo:
         return None
-    weak = cv2.Canny(dx, dy, lo, lo)[block.inside] != 0
+    weak = cv2.Canny(dx, dy, lo, lo)[inside] != 0
     if not weak.any():
         return None
-    return resolve_block(weak, magnitude[block.inside] > hi, block.x, block.y, p_min, keep_map)
+    return resolve_block(weak, magnitude[inside] > hi, rectangle[0], rectangle[1], p_min, keep_map)

@@ -1,4 +1,6 @@
-"""Canny's hysteresis, exact across blocks: local components first, then one union over borders. Imports no sibling.
+"""Canny's hysteresis, exact across blocks: local components first, then one union over borders.
+
+Imports only the counting of `data_prep.cells`.
 
 `Canny(lo, hi)` is the set of 8-connected components of `Canny(lo, lo)` (weak pixels) that hold a strong pixel. Inside
 a block a component with a strong pixel is decided (on), and one without that touches no border is decided too (off).
@@ -19,6 +21,8 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from data_prep.cells import counts_from_map
 
 Labels = NDArray[np.int64]
 
@@ -85,10 +89,8 @@ def resolve_block(
     kind = cv2.CV_16U if (h + 1) // 2 * ((w + 1) // 2) < 65536 else cv2.CV_32S
     label: Any
     n, label = cv2.connectedComponentsWithAlgorithm(weak.view(np.uint8), 8, kind, cv2.CCL_WU)
-    index = np.flatnonzero(weak)
-    owner = label.ravel()[index]
     code = np.full(n, _NONE, np.int32)
-    code[owner[strong.ravel()[index]]] = _ON
+    code[label[weak & strong]] = _ON
     sides = (label[0], label[-1], label[:, 0], label[:, -1])
     at_border = np.zeros(n, np.bool_)
     at_border[np.concatenate(sides)] = True
@@ -96,9 +98,11 @@ def resolve_block(
     unsure = np.flatnonzero(at_border & (code == _NONE))
     code[unsure] = _OPEN + np.arange(len(unsure), dtype=np.int32)
 
-    state = code[owner]
-    on, waits = index[state == _ON], state >= _OPEN
-    pixels = np.stack([state[waits].astype(np.int64) - _OPEN, index[waits]])
+    # Dense look-ups beat lists of pixels: what is on, and what is open.
+    state = np.minimum(code, _OPEN).astype(np.uint8).take(label)
+    on = state == _ON
+    waiting = np.flatnonzero(state == _OPEN) if len(unsure) else np.zeros(0, np.int64)
+    pixels = np.stack([code[label.ravel()[waiting]].astype(np.int64) - _OPEN, waiting])
     left, top = x_px % p_min, y_px % p_min
     shape = -(-(top + h) // p_min), -(-(left + w) // p_min)
     area = shape[0] * shape[1]
@@ -108,6 +112,10 @@ def resolve_block(
         found: Labels = (rows + top) // p_min * shape[1] + (flat - rows * w + left) // p_min
         return found
 
+    if h % p_min or w % p_min or left or top:
+        counts = np.bincount(cell(np.flatnonzero(on)), minlength=area).astype(np.int32).reshape(shape)
+    else:
+        counts = counts_from_map(on, p_min)
     key, number = np.unique(pixels[0] * area + cell(pixels[1]), return_counts=True)
     return BlockEdges(
         x_px,
@@ -117,11 +125,100 @@ def resolve_block(
         tuple(code[side] for side in sides),
         len(unsure),
         (x_px // p_min, y_px // p_min),
-        np.bincount(cell(on), minlength=area).astype(np.int32).reshape(shape),
+        counts,
         np.stack([key // area, key % area, number], 1),
-        on if keep_map else None,
+        np.flatnonzero(on) if keep_map else None,
         pixels if keep_map else None,
     )
+
+
+def join_blocks(blocks: Iterable[BlockEdges], rectangle: tuple[int, int, int, int], p_min: int) -> BlockEdges:
+    """The blocks of a rectangle as one block: only components that reach the rectangle's border stay open.
+
+    Args:
+        blocks: blocks inside the rectangle, cut along one grid of rows and columns; a missing block has no edges.
+            Maps are not carried over.
+        rectangle: (x, y, w, h) in the frame, multiples of p_min.
+        p_min: side of a cell.
+
+    Returns:
+        What `resolve_block` of the whole rectangle would be but for the numbering of its open components; counts are
+        int32.
+    """
+    x, y, w, h = rectangle
+    shape = h // p_min, w // p_min
+    counts = np.zeros(shape, np.int32)
+    kept = []
+    for block in blocks:
+        _add(counts, block, block.counts, (x // p_min, y // p_min))
+        kept.append(_without_counts(block))
+    start = np.cumsum([0, *(block.n_open for block in kept)]).tolist()
+    root = _roots(start[-1] + _OPEN, *_touching(kept, np.array(start), (x, y), (w, h)))
+    sides = tuple(np.zeros(n, np.int64) for n in (w, w, h, h))
+    for block, offset in zip(kept, start, strict=False):
+        for which in range(4):
+            _place_side(sides[which], which, block, offset, root, rectangle)
+    inner = np.unique(np.concatenate(sides))
+    inner = inner[inner >= _OPEN]
+    code = np.full(len(root), _NONE, np.int32)
+    code[_ON] = _ON
+    code[inner] = _OPEN + np.arange(len(inner), dtype=np.int32)
+    rows = []
+    for block, offset in zip(kept, start, strict=False):
+        if not len(block.open_cells):
+            continue
+        owner = code[root[block.open_cells[:, 0] + offset + _OPEN]]
+        width = block.counts.shape[1]
+        cell_y, cell_x = np.divmod(block.open_cells[:, 1], width)
+        flat = (cell_y + block.cell_xy[1] - y // p_min) * shape[1] + cell_x + block.cell_xy[0] - x // p_min
+        np.add.at(counts.reshape(-1), flat[owner == _ON], block.open_cells[owner == _ON, 2].astype(np.int32))
+        late = owner >= _OPEN
+        rows.append(np.stack([owner[late].astype(np.int64) - _OPEN, flat[late], block.open_cells[late, 2]], 1))
+    open_cells = _sum_rows(np.concatenate([np.zeros((0, 3), np.int64), *rows]), shape[0] * shape[1])
+    packed = tuple(code[side] for side in sides)
+    return BlockEdges(x, y, w, h, packed, len(inner), (x // p_min, y // p_min), counts, open_cells, None, None)
+
+
+def _place_side(
+    side: Labels, which: int, block: BlockEdges, offset: int, root: Labels, rectangle: tuple[int, int, int, int]
+) -> None:
+    """Write the roots of a block's side into the side of the rectangle it lies on, if it lies on it."""
+    x, y, w, h = rectangle
+    place = (
+        block.y_px == y, block.y_px + block.h_px == y + h, block.x_px == x, block.x_px + block.w_px == x + w
+    )[which]  # fmt: skip
+    if place:
+        label = block.sides[which]
+        along = block.x_px - x if which < 2 else block.y_px - y
+        side[along : along + len(label)] = np.where(label > _NONE, root[np.where(label >= _OPEN, label + offset, 1)], 0)
+
+
+def _sum_rows(rows: Labels, area: int) -> Labels:
+    """Rows (component, cell, pixels) with one row per component and cell."""
+    key, inverse = np.unique(rows[:, 0] * area + rows[:, 1], return_inverse=True)
+    total = np.bincount(inverse, rows[:, 2], len(key)).astype(np.int64)
+    return np.stack([key // area, key % area, total], 1)
+
+
+def light(blocks: list[BlockEdges], size_px: int) -> list[NDArray[np.bool_]]:
+    """Which open components are edges, (n_open,) bool for every block; only the sides of the blocks are looked at.
+
+    Args:
+        blocks: blocks cut along one grid of rows and columns; a missing block has no edges.
+        size_px: side of the frame.
+    """
+    start = np.cumsum([0, *(block.n_open for block in blocks)])
+    root = _roots(int(start[-1]) + _OPEN, *_touching(blocks, start, (0, 0), (size_px, size_px)))
+    return [root[a + _OPEN : b + _OPEN] == _ON for a, b in itertools.pairwise(start.tolist())]
+
+
+def final_counts(block: BlockEdges, lit: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Edge pixels per cell of a block, (gh, gw) int32, once it is known which of its open components are edges."""
+    counts = block.counts.astype(np.int32)
+    if lit.any():
+        rows = block.open_cells[lit[block.open_cells[:, 0]]]
+        counts += np.bincount(rows[:, 1], rows[:, 2], counts.size).astype(np.int32).reshape(counts.shape)
+    return counts
 
 
 @dataclass(frozen=True)
@@ -158,20 +255,17 @@ def merge_blocks(blocks: Iterable[BlockEdges], size_px: int, p_min: int) -> Merg
     for block in blocks:
         _add(counts, block, block.counts)
         kept.append(_without_counts(block))
-    start = np.cumsum([0, *(block.n_open for block in kept)])
-    first, second = _touching(kept, start, size_px)
-    root = _roots(int(start[-1]) + _OPEN, first, second)
-    lit = [root[a + _OPEN : b + _OPEN] == _ON for a, b in itertools.pairwise(start.tolist())]
+    lit = light(kept, size_px)
     for block, flags in zip(kept, lit, strict=True):
         if flags.any():
-            rows = block.open_cells[flags[block.open_cells[:, 0]]]
-            late = np.bincount(rows[:, 1], rows[:, 2], block.counts.size).astype(np.int32)
-            _add(counts, block, late.reshape(block.counts.shape))
+            _add(counts, block, final_counts(block, flags))
     return Merged(counts, kept, lit)
 
 
-def _add(counts: NDArray[np.int32], block: BlockEdges, more: NDArray[np.int32]) -> None:
-    x, y = block.cell_xy
+def _add(
+    counts: NDArray[np.int32], block: BlockEdges, more: NDArray[np.int32], origin_xy: tuple[int, int] = (0, 0)
+) -> None:
+    x, y = block.cell_xy[0] - origin_xy[0], block.cell_xy[1] - origin_xy[1]
     counts[y : y + more.shape[0], x : x + more.shape[1]] += more
 
 
@@ -180,20 +274,24 @@ def _without_counts(block: BlockEdges) -> BlockEdges:
     return dataclasses.replace(block, counts=np.broadcast_to(np.int32(0), block.counts.shape))
 
 
-def _touching(blocks: list[BlockEdges], start: NDArray[Any], size_px: int) -> tuple[Labels, Labels]:
+def _touching(
+    blocks: list[BlockEdges], start: NDArray[Any], origin_xy: tuple[int, int], size_wh: tuple[int, int]
+) -> tuple[Labels, Labels]:
     """Pairs of labels in 8-neighbourhood across block borders. Labels: 0 none, 1 on, then all open components."""
     pairs = []
     for axis in (0, 1):  # borders between rows of blocks, then between columns
         lines: dict[int, tuple[Labels, Labels]] = {}
+        last, length = size_wh[1 - axis], size_wh[axis]
         for block, offset in zip(blocks, start[:-1].tolist(), strict=True):
-            begin, along = (block.y_px, block.x_px) if axis == 0 else (block.x_px, block.y_px)
+            x, y = block.x_px - origin_xy[0], block.y_px - origin_xy[1]
+            begin, along = (y, x) if axis == 0 else (x, y)
             end = begin + (block.h_px if axis == 0 else block.w_px)
             for position, side, which in ((begin, 1, 2 * axis), (end, 0, 2 * axis + 1)):
-                if position in (0, size_px):
+                label = block.sides[which]
+                if position in (0, last) or not label.any():
                     continue
                 if position not in lines:
-                    lines[position] = (np.zeros(size_px, np.int64), np.zeros(size_px, np.int64))
-                label = block.sides[which]
+                    lines[position] = (np.zeros(length, np.int64), np.zeros(length, np.int64))
                 lines[position][side][along : along + len(label)] = np.where(label >= _OPEN, label + offset, label)
         for before, after in lines.values():
             pairs += [(before, after), (before[1:], after[:-1]), (before[:-1], after[1:])]

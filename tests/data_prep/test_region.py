@@ -1,0 +1,228 @@
+"""Regions of a frame against OpenCV on the whole frame, and against each other."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep import region as region_module
+from data_prep.cells import counts_from_map
+from data_prep.edges import auto_thresholds, edge_map, gradient, is_flat, luma
+from data_prep.region import (
+    RegionSpec,
+    base_px,
+    edges_of_luma,
+    final_counts,
+    light_regions,
+    pack_edges,
+    scan_region,
+    unpack_edges,
+)
+
+IMAGES = Path(__file__).resolve().parents[2] / "data_prep" / "sample_data" / "glomeruli24" / "images"
+
+
+@pytest.fixture(scope="module")
+def tissue():
+    return cv2.cvtColor(cv2.imread(str(sorted(IMAGES.iterdir())[3])), cv2.COLOR_BGR2RGB)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 32 pixels, so that small pictures have many."""
+    monkeypatch.setattr(region_module, "BLOCK_PX", 32)
+
+
+def framed(rgb, size_px):
+    out = np.full((size_px, size_px, 3), 255, np.uint8)
+    out[: rgb.shape[0], : rgb.shape[1]] = rgb
+    return out
+
+
+def frame_counts(whole, spec, mask=None):
+    """Counts, thresholds, sums and mask sums of a frame by its regions, every edge result through its packed form."""
+    reads = []
+
+    def read(x, y, w, h):
+        assert x >= 0 and y >= 0 and x + w <= spec.size_px and y + h <= spec.size_px
+        reads.append(w * h)
+        return whole[y : y + h, x : x + w].copy()
+
+    def read_mask(x, y, w, h):
+        return mask[y : y + h, x : x + w].copy()
+
+    n = spec.size_px // spec.side_px
+    corners = [(x * spec.side_px, y * spec.side_px) for y in range(n) for x in range(n)]
+    scans = [scan_region(read, None if mask is None else read_mask, spec, x, y) for x, y in corners]
+    if spec.thresholds == "auto":
+        lo, hi = auto_thresholds(sum(scan.hist for scan in scans))
+        edges = [edges_of_luma(scan.luma, spec, x, y, lo, hi) for scan, (x, y) in zip(scans, corners, strict=True)]
+    else:
+        lo, hi = spec.thresholds
+        edges = [scan.edges for scan in scans]
+    packed = [pack_edges(one) for one in edges]
+    lit = light_regions([unpack_edges(one, counts=False) for one in packed], spec.size_px)
+    g, b = spec.side_px // spec.patch, spec.side_px // base_px(spec)
+    counts = np.zeros((spec.size_px // spec.patch,) * 2, np.int64)
+    sums = np.zeros((3, spec.size_px // base_px(spec), spec.size_px // base_px(spec)), np.int64)
+    masks = None if mask is None else np.zeros((spec.classes, *sums.shape[1:]), np.int64)
+    for scan, one, flags, (x, y) in zip(scans, packed, lit, corners, strict=True):
+        i, j = y // spec.side_px, x // spec.side_px
+        counts[i * g : (i + 1) * g, j * g : (j + 1) * g] = final_counts(unpack_edges(one), flags)
+        sums[:, i * b : (i + 1) * b, j * b : (j + 1) * b] = scan.sums
+        if masks is not None:
+            masks[:, i * b : (i + 1) * b, j * b : (j + 1) * b] = scan.mask_sums
+    return counts, (lo, hi), sums, masks, scans, sum(reads)
+
+
+def check(rgb, spec, mask=None):
+    whole = framed(rgb, spec.size_px)
+    ids = None
+    if mask is not None:
+        ids = np.zeros((spec.size_px, spec.size_px), np.uint8)
+        ids[: mask.shape[0], : mask.shape[1]] = mask
+    counts, (lo, hi), sums, masks, scans, _ = frame_counts(whole, spec, ids)
+    expected = counts_from_map(edge_map(whole, lo, hi, spec.blur), spec.patch)
+    np.testing.assert_array_equal(counts, expected)
+    b, n = base_px(spec), spec.size_px // base_px(spec)
+    np.testing.assert_array_equal(sums, whole.astype(np.int64).reshape(n, b, n, b, 3).sum((1, 3)).transpose(2, 0, 1))
+    if masks is not None:
+        for k in range(spec.classes):
+            np.testing.assert_array_equal(masks[k], (ids == k + 1).reshape(n, b, n, b).sum((1, 3)))
+    return int(counts.sum()), (lo, hi), scans
+
+
+def whole_hist(whole, content_wh, blur):
+    gray = luma(whole)
+    smooth = cv2.GaussianBlur(gray, (blur, blur), 0) if blur > 1 else gray
+    magnitude = gradient(smooth)[2][: content_wh[1], : content_wh[0]]
+    return np.bincount(magnitude.ravel(), minlength=2041)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_regions_are_opencv_on_the_whole_frame(data):
+    size_px = 2 ** data.draw(st.integers(5, 9))
+    patch = 2 ** data.draw(st.integers(0, 5))
+    side = 2 ** data.draw(st.integers(max(patch.bit_length() - 1, 4 if size_px > 16 else 0), size_px.bit_length() - 1))
+    wh = data.draw(st.integers(1, size_px)), data.draw(st.integers(1, size_px))
+    blur = data.draw(st.sampled_from([1, 3, 5, 9, 15]))
+    lo = data.draw(st.integers(0, 120))
+    thresholds = data.draw(st.sampled_from(["auto", (lo, lo), (lo, lo + 60), (0, 300), (100, 200)]))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    coarse = rng.integers(0, 256, (wh[1] // 8 + 1, wh[0] // 8 + 1, 3), np.uint8)
+    rgb = cv2.resize(coarse, wh, interpolation=cv2.INTER_LINEAR).astype(int)
+    rgb = np.clip(rgb + rng.integers(-data.draw(st.sampled_from([1, 10, 60])), 2, rgb.shape), 0, 255).astype(np.uint8)
+    mask = rng.integers(0, 4, wh[::-1], np.uint8)
+    spec = RegionSpec(size_px, wh, patch, blur, thresholds, side, classes=3)
+    before = region_module.BLOCK_PX
+    try:
+        region_module.BLOCK_PX = data.draw(st.sampled_from([16, 32, 64, 512]))
+        _, _, scans = check(rgb, spec, mask)
+    finally:
+        region_module.BLOCK_PX = before
+    if thresholds == "auto":
+        hist = sum(scan.hist for scan in scans)
+        np.testing.assert_array_equal(hist[1:], whole_hist(framed(rgb, size_px), wh, blur)[1:])
+
+
+@pytest.mark.parametrize("thresholds", ["auto", (100, 140), (20, 120)])
+@pytest.mark.parametrize(("side", "patch", "blur"), [(256, 8, 3), (512, 32, 9), (1024, 2, 15), (2048, 16, 7)])
+def test_real_texture(tissue, thresholds, side, patch, blur):
+    rgb = np.vstack([np.hstack([tissue, tissue[:, ::-1]])] * 2)[:1900, :2000]
+    found, _, _ = check(rgb, RegionSpec(2048, (2000, 1900), patch, blur, thresholds, side))
+    assert found > 1000
+
+
+@pytest.mark.parametrize("side", [32, 64, 128])
+@pytest.mark.parametrize("lit_end", [False, True])
+def test_one_line_through_all_regions(small_blocks, side, lit_end):
+    # A faint snake, lit only by one bright spot at its very end.
+    gray = np.full((256, 256), 100, np.uint8)
+    for i in range(8, 248, 16):
+        gray[i : i + 8, 8:248] = 112
+        right = (i // 16) % 2 == 0
+        if i + 16 < 248:
+            gray[i : i + 24, (240 if right else 8) : (248 if right else 16)] = 112
+    if lit_end:
+        gray[240:248, 8:16] = 255
+    rgb = gray[..., None].repeat(3, 2)
+    found, _, _ = check(rgb, RegionSpec(256, (256, 256), 8, 1, (30, 400), side))
+    assert (found > 3000) == lit_end
+
+
+def test_diagonal_through_region_corners(small_blocks):
+    rgb = np.full((256, 256, 3), 90, np.uint8)
+    cv2.line(rgb, (0, 0), (255, 255), (120, 120, 120), 1)
+    cv2.line(rgb, (250, 250), (255, 255), (255, 255, 255), 2)
+    found, _, _ = check(rgb, RegionSpec(256, (256, 256), 8, 1, (20, 300), 64))
+    assert found > 200
+
+
+@pytest.mark.parametrize("thresholds", ["auto", (0, 0), (100, 200)])
+def test_blank_frames(thresholds):
+    for value in (255, 0, 77):
+        rgb = np.full((300, 200, 3), value, np.uint8)
+        check(rgb, RegionSpec(512, (200, 300), 8, 5, thresholds, 128))
+
+
+def test_flat_blocks_are_skipped_and_counted():
+    rgb = np.full((2048, 2048, 3), 240, np.uint8)
+    rgb[:200, :200] = np.random.default_rng(0).integers(0, 255, (200, 200, 3))
+    _, _, scans = check(rgb, RegionSpec(2048, (2048, 2048), 8, 9, (100, 200), 1024))
+    assert sum(scan.blocks_total for scan in scans) == 16
+    assert sum(scan.blocks_skipped for scan in scans) == 15
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_sobel_magnitude_is_at_most_eight_times_the_range(data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    low = data.draw(st.integers(0, 255))
+    values = rng.choice([low, data.draw(st.integers(low, 255))], (12, 12)).astype(np.uint8)
+    top = int(gradient(values)[2].max())
+    assert top <= 8 * (int(values.max()) - int(values.min()))
+    assert not is_flat(values, top - 1) or top == 0
+    if is_flat(values, lo := data.draw(st.integers(0, 300))):
+        assert not cv2.Canny(values, lo, lo).any()
+
+
+def test_bands_read_every_pixel_about_once(tissue):
+    spec = RegionSpec(1024, (1024, 1024), 16, 15, "auto", 1024)
+    assert frame_counts(tissue, spec)[-1] < 1.05 * 1024 * 1024
+
+
+def test_a_region_beyond_the_content_is_not_read():
+    def read(x, y, w, h):
+        raise AssertionError("padding was read")
+
+    spec = RegionSpec(1024, (100, 100), 8, 9, "auto", 256)
+    scan = scan_region(read, read, spec, 512, 0)
+    assert (scan.sums == 255 * 64).all() and scan.blocks_total == 0 and not scan.hist.any()
+    assert scan.mask_sums.shape == (0, 32, 32)
+
+
+def test_class_above_classes():
+    spec = RegionSpec(256, (256, 256), 8, 3, (100, 200), 256, classes=2)
+    white = np.full((256, 256, 3), 255, np.uint8)
+    with pytest.raises(ValueError, match="class 3, but only classes 1 to 2"):
+        scan_region(
+            lambda x, y, w, h: white[:h, :w], lambda x, y, w, h: np.full((h, w), 3, np.uint8), spec, 0, 0
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("side", [100, 4, 2048])
+def test_impossible_region_sides(side):
+    with pytest.raises(ValueError, match="region"):
+        RegionSpec(1024, (1024, 1024), 8, 3, "auto", side)
+
+
+def test_uniform_regions_have_sums_only(tissue):
+    spec = RegionSpec(1024, (1024, 1024), 16, None, "auto", 512)
+    scan = scan_region(lambda x, y, w, h: tissue[y : y + h, x : x + w], None, spec, 512, 0)
+    assert scan.edges is None and scan.hist is None and scan.luma is None
+    expected = tissue[:512, 512:].astype(int).reshape(64, 8, 64, 8, 3).sum((1, 3))
+    np.testing.assert_array_equal(scan.sums, expected.transpose(2, 0, 1))
