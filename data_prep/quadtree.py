@@ -10,6 +10,7 @@ therefore enough to carry the best K nodes downwards and trim after every level:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,18 +40,27 @@ class Leaves:
 
 
 @dataclass(frozen=True)
-class _Nodes:
-    """Nodes of one or several depths, in the coordinates of their own depth."""
+class Nodes:
+    """Nodes of one or several depths, in the coordinates of their own depth; all int64.
+
+    Attributes:
+        depth: (N,) depth, 0 = root.
+        x: (N,) column among the 2**depth of its depth.
+        y: (N,) row.
+        count: (N,) edge pixels in the node.
+    """
 
     depth: IntArray
     x: IntArray
     y: IntArray
     count: IntArray
 
-    def take(self, where: NDArray[Any]) -> _Nodes:
-        return _Nodes(self.depth[where], self.x[where], self.y[where], self.count[where])
+    def take(self, where: NDArray[Any]) -> Nodes:
+        """Those nodes that a mask or an index array names."""
+        return Nodes(self.depth[where], self.x[where], self.y[where], self.count[where])
 
     def __len__(self) -> int:
+        """Number of nodes."""
         return len(self.depth)
 
 
@@ -140,16 +150,11 @@ def threshold_tree(
         raise ValueError(f"the split value must be at least 0, got {split_value}")
     if max_depth is not None and max_depth < 0:
         raise ValueError(f"the depth must be at least 0, got {max_depth}")
-    levels = pyramid(counts)
-    bottom = len(levels) - 1
-    stop = bottom if max_depth is None else min(bottom, max_depth)
-    nodes, leaves = _root(levels), []
-    for depth in range(stop):
-        split = nodes.count > split_value
-        leaves.append(nodes.take(~split))
-        nodes = _children(nodes.take(split), levels[depth + 1])
-    leaves.append(nodes)
-    return _in_morton_order(leaves, p_min, bottom)
+    bottom = len(counts).bit_length() - 1
+    split = candidates(counts, above=split_value)
+    if max_depth is not None:
+        split = split.take(split.depth < max_depth)
+    return tree_of(split, bottom, p_min)
 
 
 def budget_tree(counts: NDArray[Any], p_min: int, length: int) -> Leaves:
@@ -172,19 +177,80 @@ def budget_tree(counts: NDArray[Any], p_min: int, length: int) -> Leaves:
     _check(counts, p_min)
     if length < 4:
         raise ValueError(f"the length must be at least 4 (one split makes four leaves), got {length}")
+    best = candidates(counts, keep=(length - 1) // 3)
+    return tree_of(best, len(counts).bit_length() - 1, p_min)
+
+
+def candidates(
+    counts: NDArray[Any], above: int = 0, keep: int | None = None, origin: tuple[int, int, int] = (0, 0, 0)
+) -> Nodes:
+    """Nodes of a subtree that a tree may split: those with more than `above` edge pixels, smallest cells left out.
+
+    With `keep`, the first `keep` of them in the order of the budget rule (count descending, depth ascending, Morton
+    ascending): no others can be among the first `keep` of the whole tree. Level by level: a node among the first K
+    has its parent among the first K of the levels above, so it is enough to carry K nodes downwards.
+
+    Args:
+        counts: (G, G) edge pixels per smallest cell of the subtree, G a power of two.
+        above: count that a node must exceed; with `keep` it is 0.
+        keep: K, or None for all.
+        origin: (depth, x, y) of the subtree's root in the whole tree.
+    """
     levels = pyramid(counts)
-    bottom = len(levels) - 1
-    splits = (length - 1) // 3
-    newest = _root(levels) if bottom else _nothing()
-    newest = newest.take(newest.count > 0)
-    best = newest
-    for depth in range(1, bottom):
+    root = Nodes(*(np.full(1, value, np.int64) for value in (0, 0, 0, int(levels[0][0, 0]))))
+    newest = root.take(root.count > above) if len(levels) > 1 else _nothing()
+    best = [newest]
+    for depth in range(1, len(levels) - 1):
         children = _children(newest, levels[depth])
-        best = _first(_join([best, children.take(children.count > 0)]), splits)
-        newest = best.take(best.depth == depth)
+        newest = children.take(children.count > above)
+        best.append(newest)
+        if keep is not None:
+            best = [first_nodes(best, keep)]
+            newest = best[0].take(best[0].depth == depth)
         if not len(newest):
             break
-    return _leaves_of(best, levels, p_min)
+    found = _join(best) if keep is None else first_nodes(best, keep)
+    shift = np.left_shift(1, found.depth)
+    depth0, x0, y0 = origin
+    return Nodes(found.depth + depth0, found.x + x0 * shift, found.y + y0 * shift, found.count)
+
+
+def first_nodes(parts: Iterable[Nodes], k: int) -> Nodes:
+    """The first k of all nodes in the order (count descending, depth ascending, Morton ascending).
+
+    The parts are taken one by one, so that memory goes with k and the largest part, not with their number.
+    """
+    best = _nothing()
+    for part in parts:
+        nodes = _join([best, part]) if len(best) else part
+        if len(nodes) > k:
+            nodes = nodes.take(np.lexsort((morton(nodes.x, nodes.y), nodes.depth, -nodes.count))[:k])
+        best = nodes
+    return best
+
+
+def tree_of(internal: Nodes, bottom: int, p_min: int) -> Leaves:
+    """Leaves of the tree whose internal nodes are given.
+
+    Args:
+        internal: nodes that are split, with every node's parent among them; none for the root alone.
+        bottom: depth of the smallest cells.
+        p_min: their side in pixels.
+
+    Returns:
+        Leaves in Morton order.
+    """
+    if not len(internal):
+        zero = np.zeros(1, np.int64)
+        return _in_morton_order([Nodes(zero, zero, zero, zero)], p_min, bottom)
+    leaves = []
+    for depth in range(int(internal.depth.max()) + 1):
+        side = 1 << (depth + 1)
+        children = _children(internal.take(internal.depth == depth), None)
+        split = internal.take(internal.depth == depth + 1)
+        inner = np.isin(children.y * side + children.x, split.y * side + split.x)
+        leaves.append(children.take(~inner))
+    return _in_morton_order(leaves, p_min, bottom)
 
 
 def check_tiling(leaves: Leaves, size_px: int) -> None:
@@ -218,49 +284,24 @@ def _check(counts: NDArray[Any], p_min: int) -> None:
     tree_depth(counts.shape[0] * p_min, p_min)
 
 
-def _nothing() -> _Nodes:
+def _nothing() -> Nodes:
     none = np.zeros(0, np.int64)
-    return _Nodes(none, none, none, none)
+    return Nodes(none, none, none, none)
 
 
-def _root(levels: list[NDArray[Any]]) -> _Nodes:
-    zero = np.zeros(1, np.int64)
-    return _Nodes(zero, zero, zero, levels[0].reshape(1).astype(np.int64))
+def _join(parts: list[Nodes]) -> Nodes:
+    return Nodes(*(np.concatenate([getattr(n, name) for n in parts]) for name in ("depth", "x", "y", "count")))
 
 
-def _join(parts: list[_Nodes]) -> _Nodes:
-    return _Nodes(*(np.concatenate([getattr(n, name) for n in parts]) for name in ("depth", "x", "y", "count")))
-
-
-def _children(nodes: _Nodes, level: NDArray[Any]) -> _Nodes:
-    """The four children of every node; `level` holds the counts of their depth."""
+def _children(nodes: Nodes, level: NDArray[Any] | None) -> Nodes:
+    """The four children of every node; `level` holds the counts of their depth, None for no counts."""
     x = (2 * nodes.x[:, None] + np.array([0, 1, 0, 1])).ravel()
     y = (2 * nodes.y[:, None] + np.array([0, 0, 1, 1])).ravel()
-    return _Nodes(np.repeat(nodes.depth + 1, 4), x, y, level[y, x].astype(np.int64))
+    count = np.zeros(len(x), np.int64) if level is None else level[y, x].astype(np.int64)
+    return Nodes(np.repeat(nodes.depth + 1, 4), x, y, count)
 
 
-def _first(nodes: _Nodes, k: int) -> _Nodes:
-    """The first k nodes in the order (count descending, depth ascending, Morton ascending)."""
-    if len(nodes) <= k:
-        return nodes
-    return nodes.take(np.lexsort((morton(nodes.x, nodes.y), nodes.depth, -nodes.count))[:k])
-
-
-def _leaves_of(internal: _Nodes, levels: list[NDArray[Any]], p_min: int) -> Leaves:
-    """Leaves of the tree whose internal nodes are given (they form a tree, or are none: the root alone)."""
-    if not len(internal):
-        return _in_morton_order([_root(levels)], p_min, len(levels) - 1)
-    leaves = []
-    for depth in range(int(internal.depth.max()) + 1):
-        side = 1 << (depth + 1)
-        children = _children(internal.take(internal.depth == depth), levels[depth + 1])
-        split = internal.take(internal.depth == depth + 1)
-        inner = np.isin(children.y * side + children.x, split.y * side + split.x)
-        leaves.append(children.take(~inner))
-    return _in_morton_order(leaves, p_min, len(levels) - 1)
-
-
-def _in_morton_order(parts: list[_Nodes], p_min: int, bottom: int) -> Leaves:
+def _in_morton_order(parts: list[Nodes], p_min: int, bottom: int) -> Leaves:
     nodes = _join(parts)
     size = np.int64(p_min) << (bottom - nodes.depth)
     x, y = nodes.x * size, nodes.y * size
