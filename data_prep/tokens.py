@@ -9,7 +9,7 @@ do not depend on the tile.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,17 +182,11 @@ class _Where:
         if size > self.side:
             self._covered(layer, size // self.p)
             return
-        sizes = self.leaves.size[self.first : self.stop]
-        c, t, p = layer.planes.shape[0], self.side, self.p
-        deepest = (int(sizes.max()) // p).bit_length() - 1
-        sums = sum_pyramid(layer.planes.reshape(c * t, t), layer.top, deepest)
         local = self.leaves.xy[self.first : self.stop] - np.array([self.x, self.y], np.int32)
-        for s in np.unique(sizes).tolist():
-            rows = np.flatnonzero(sizes == s)
-            level, n = (s // p).bit_length() - 1, t // s
-            ix, iy = local[rows, 0] // s, local[rows, 1] // s
-            squares = sums[level].reshape(c, n, p, n, p)[:, iy, :, ix, :]  # (rows, C, p, p)
-            layer.out[self.first + rows] = _finish(squares, level, layer).transpose(0, 2, 3, 1)
+        for rows, level, squares in leaf_sums(
+            layer.planes, layer.top, 1, local, self.leaves.size[self.first : self.stop], self.p
+        ):
+            layer.out[self.first + rows] = _finish(squares, level, layer.mean).transpose(0, 2, 3, 1)
 
     def _covered(self, layer: _Layer, cell: int) -> None:
         """The tile is part of one larger leaf."""
@@ -206,20 +200,51 @@ class _Where:
         level, n = cell.bit_length() - 1, t // cell
         sums = sum_pyramid(flat, layer.top, level)[-1].reshape(c, n, n)
         cy, cx = self._cell_of_tile(cell)
-        layer.out[self.first, cy : cy + n, cx : cx + n] = _finish(sums, level, layer).transpose(1, 2, 0)
+        layer.out[self.first, cy : cy + n, cx : cx + n] = _finish(sums, level, layer.mean).transpose(1, 2, 0)
 
     def _cell_of_tile(self, cell: int) -> tuple[int, int]:
         x, y = self.leaves.xy[self.first].tolist()
         return (self.y - y) // cell, (self.x - x) // cell
 
 
-def _finish(sums: Sums, level: int, layer: _Layer) -> Sums:
-    """Sums over cells of 4**level pixels to what is stored."""
-    if not layer.mean or level == 0:
-        return sums
+def leaf_sums(
+    planes: Sums, top: int, base: int, local_xy: NDArray[Any], sizes: NDArray[Any], p: int
+) -> Iterator[tuple[NDArray[np.int64], int, Sums]]:
+    """Sums over the cells of leaves that lie inside one square of the frame.
+
+    Args:
+        planes: (C, T, T) sums over base x base pixels; base = 1 for the pixels themselves.
+        top: largest possible value in `planes`.
+        base: side of the squares that `planes` holds, in pixels, at most the smallest cell.
+        local_xy: (M, 2) corners of the leaves relative to the square, pixels.
+        sizes: (M,) sides of the leaves in pixels.
+        p: cells per side of a leaf.
+
+    Yields:
+        For every size: rows (indices into the leaves), log2 of the cell's side in pixels, and (rows, C, p, p) sums.
+    """
+    c, t = planes.shape[:2]
+    deepest = (int(sizes.max()) // p // base).bit_length() - 1
+    sums = sum_pyramid(planes.reshape(c * t, t), top, deepest)
+    for s in np.unique(sizes).tolist():
+        rows = np.flatnonzero(sizes == s)
+        step, n = (s // p // base).bit_length() - 1, t * base // s
+        ix, iy = local_xy[rows, 0] // s, local_xy[rows, 1] // s
+        yield rows, (s // p).bit_length() - 1, sums[step].reshape(c, n, p, n, p)[:, iy, :, ix, :]
+
+
+def box_means(sums: Sums, level: int) -> NDArray[np.uint8]:
+    """Sums over cells of 4**level pixels to means, rounded half up."""
+    if level == 0:
+        return sums.astype(np.uint8, copy=False)
     shift = 2 * level
     wide = sums.astype(np.uint64)
     return ((wide + np.uint64(1 << (shift - 1))) >> np.uint64(shift)).astype(np.uint8)
+
+
+def _finish(sums: Sums, level: int, mean: bool) -> Sums:
+    """Sums over cells of 4**level pixels to what is stored."""
+    return box_means(sums, level) if mean else sums
 
 
 def content_counts(
