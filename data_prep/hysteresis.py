@@ -1,6 +1,6 @@
 """Canny's hysteresis, exact across blocks: local components first, then one union over borders.
 
-Imports only the counting of `data_prep.cells`.
+Must not import anything of the suite.
 
 `Canny(lo, hi)` is the set of 8-connected components of `Canny(lo, lo)` (weak pixels) that hold a strong pixel. Inside
 a block a component with a strong pixel is decided (on), and one without that touches no border is decided too (off).
@@ -21,8 +21,6 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-
-from data_prep.cells import counts_from_map
 
 Labels = NDArray[np.int64]
 
@@ -88,21 +86,24 @@ def resolve_block(
     # Components in 8-neighbourhood: at most one per 2 x 2 pixels, so 16-bit labels (less memory to move) often do.
     kind = cv2.CV_16U if (h + 1) // 2 * ((w + 1) // 2) < 65536 else cv2.CV_32S
     label: Any
-    n, label = cv2.connectedComponentsWithAlgorithm(weak.view(np.uint8), 8, kind, cv2.CCL_WU)
+    n, label = cv2.connectedComponentsWithAlgorithm(weak.view(np.uint8), 8, kind, cv2.CCL_BOLELLI)
+    # Edges are thin and few: from here on lists of pixels beat dense look-ups.
+    pixel = np.flatnonzero(weak)
+    owner = label.ravel()[pixel]
     code = np.full(n, _NONE, np.int32)
-    code[label[weak & strong]] = _ON
+    code[owner[strong.ravel()[pixel]]] = _ON
     sides = (label[0], label[-1], label[:, 0], label[:, -1])
     at_border = np.zeros(n, np.bool_)
-    at_border[np.concatenate(sides)] = True
+    for side in sides:
+        at_border[side] = True
     at_border[0] = False  # background
     unsure = np.flatnonzero(at_border & (code == _NONE))
     code[unsure] = _OPEN + np.arange(len(unsure), dtype=np.int32)
 
-    # Dense look-ups beat lists of pixels: what is on, and what is open.
-    state = np.minimum(code, _OPEN).astype(np.uint8).take(label)
-    on = state == _ON
-    waiting = np.flatnonzero(state == _OPEN) if len(unsure) else np.zeros(0, np.int64)
-    pixels = np.stack([code[label.ravel()[waiting]].astype(np.int64) - _OPEN, waiting])
+    of_pixel = code[owner]
+    on = pixel[of_pixel == _ON]
+    waiting = of_pixel >= _OPEN
+    late, late_owner = pixel[waiting], of_pixel[waiting].astype(np.int64) - _OPEN
     left, top = x_px % p_min, y_px % p_min
     shape = -(-(top + h) // p_min), -(-(left + w) // p_min)
     area = shape[0] * shape[1]
@@ -112,11 +113,8 @@ def resolve_block(
         found: Labels = (rows + top) // p_min * shape[1] + (flat - rows * w + left) // p_min
         return found
 
-    if h % p_min or w % p_min or left or top:
-        counts = np.bincount(cell(np.flatnonzero(on)), minlength=area).astype(np.int32).reshape(shape)
-    else:
-        counts = counts_from_map(on, p_min)
-    key, number = np.unique(pixels[0] * area + cell(pixels[1]), return_counts=True)
+    counts = np.bincount(cell(on), minlength=area).astype(np.int32).reshape(shape)
+    key, number = np.unique(late_owner * area + cell(late), return_counts=True)
     return BlockEdges(
         x_px,
         y_px,
@@ -127,8 +125,8 @@ def resolve_block(
         (x_px // p_min, y_px // p_min),
         counts,
         np.stack([key // area, key % area, number], 1),
-        np.flatnonzero(on) if keep_map else None,
-        pixels if keep_map else None,
+        on if keep_map else None,
+        np.stack([late_owner, late]) if keep_map else None,
     )
 
 
