@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,6 +80,8 @@ def _write_shard(files: dict[str, Path], names: list[str], number: int, path: Pa
                 size = out.tell() - offset
                 out.write(bytes(-size % ALIGN))
                 entries.append(Entry(name, number, offset, size, digest.hexdigest()))
+            out.flush()
+            os.fsync(out.fileno())     # the index must never be there before its shards
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -112,7 +115,7 @@ def read_entry(folder: Path, entry: Entry) -> bytes:
     """
     path = shard_path(folder, entry.shard)
     try:
-        with path.open("rb", buffering=0) as shard:
+        with path.open("rb") as shard:
             shard.seek(entry.offset)
             data = shard.read(entry.size)
     except OSError as error:
