@@ -10,13 +10,15 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.big_slide import Moved, SlidePlan, died, region_side, run_step
 from data_prep.build_log import NAME as LOG_NAME
 from data_prep.build_log import BuildLog, Source, known_sources, read_log
-from data_prep.build_slide import Outcome, Task, build_one
+from data_prep.build_slide import Outcome, Task
 from data_prep.files import remove_stale
 from data_prep.options import BuildOptions, OptionError
 from data_prep.pool import run_pool
 from data_prep.progress import Progress, format_duration
+from data_prep.schedule import Queue, Schedule
 from data_prep.share import share
 from data_prep.store import SUFFIX
 
@@ -69,17 +71,26 @@ def build(
     """
     rank = comm.rank if comm is not None else 0
     tasks = _tasks(slides, options, out, rebuild) if rank == 0 else []
+    workers = comm.size if comm is not None else jobs
+    queue = Schedule(SlidePlan(task, region_side(options, workers)) for task in tasks)
     log = BuildLog(out)
     outcomes: list[Outcome] = []
-    with Progress(len(slides), "build", "slides", rank=rank) as progress:
-        results = _results(tasks, jobs, comm, beat=lambda note: progress.update(0, note))
+    # Of a large slide one wants to see the parts.
+    parts = 100 if region_side(options, workers) < options.resolution else 1
+    unit = "slides" if parts == 1 else "% of a slide"
+    with Progress(parts * len(slides), "build", unit, rank=rank) as progress:
+        results = _results(queue, workers, comm, beat=lambda note: progress.update(0, note))
+        moved = 0.0
         try:
-            for outcome in results:
-                outcomes.append(outcome)
-                log.append(outcome.entry())
-                for line in messages(outcome):
+            for told in results:
+                if isinstance(told, Moved):
+                    before, moved = moved, moved + parts * told.by
+                    progress.update(int(moved + 1e-6) - int(before + 1e-6), told.note)
+                    continue
+                outcomes.append(told)
+                log.append(told.entry())
+                for line in messages(told):
                     progress.write(line)
-                progress.update(1, note=outcome.slide)
         finally:
             if comm is None:    # stop the workers now; ranks are stopped by whoever called
                 results.close()
@@ -98,16 +109,18 @@ def _tasks(slides: Sequence[Path], options: BuildOptions, out: Path, rebuild: bo
     return [Task(path, out, options, known[path.stem], rebuild) for path in largest_first]
 
 
-def _results(tasks: list[Task], jobs: int, comm: Any, beat: Callable[[str], None]) -> Generator[Outcome, None, None]:
+def _results(queue: Queue, workers: int, comm: Any, beat: Callable[[str], None]) -> Generator[Any, None, None]:
     if comm is not None and comm.size > 1:
-        return share(comm, build_one, tasks, idle=lambda: beat(""))
-    if jobs > 1 and len(tasks) > 1:
-        return run_pool(build_one, tasks, jobs, _died, idle=lambda: beat(""))
-    return (build_one(task, beat) for task in tasks)
+        return share(comm, run_step, queue, idle=lambda: beat(""))
+    if workers > 1 and not queue.over:
+        return run_pool(run_step, queue, workers, died, idle=lambda: beat(""))
+    return _alone(queue, beat)
 
 
-def _died(task: Task, cause: str) -> Outcome:
-    return Outcome(task.slide.stem, str(task.slide), "failed", cause)
+def _alone(queue: Queue, beat: Callable[[str], None]) -> Generator[Any, None, None]:
+    while not queue.over:
+        step = queue.take()
+        yield from queue.done(step, run_step(step, beat))
 
 
 def messages(outcome: Outcome) -> list[str]:

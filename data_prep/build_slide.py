@@ -25,13 +25,16 @@ from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
 from data_prep.options import ALGORITHM, BuildOptions, changed_parameter
 from data_prep.packing import drop_or_repeat, pack_strip
 from data_prep.quadtree import Leaves, budget_tree, threshold_tree
-from data_prep.slides import check_mask_size, find_mask, open_mask, open_slide
+from data_prep.slides import Slide, SlideError, check_mask_size, find_mask, open_mask, open_slide
 from data_prep.store import StoreError, check_bytes, new_meta, read_meta, token_path, write_tokens
 from data_prep.tokens import Reader, TokenSet, cut
 from data_prep.uniform import uniform_leaves
 from data_prep.verify import verify_file
 
 CEILING_LOW = 0.8
+TILE_PX = 2048  # read at once where a frame is built in memory
+
+Hashes = tuple[str, str | None]  # of the slide and of its mask
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Outcome:
     ceiling: list[float] | None = None
     edge_pixels: int | None = None
     sources: dict[str, tuple[str, int, int, int]] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
     traceback: str = ""
 
     def entry(self) -> dict[str, Any]:
@@ -99,15 +103,16 @@ def build_one(task: Task, beat: Callable[[str], None] | None = None) -> Outcome:
     try:
         _build(task, outcome, beat)
     except (ValueError, OSError, MemoryError) as error:
-        outcome.status, outcome.reason = "failed", _one_line(error)
+        outcome.status, outcome.reason = "failed", one_line(error)
     except Exception as error:      # one bad slide must not cost the other thousand
-        outcome.status, outcome.reason = "failed", f"{type(error).__name__}: {_one_line(error)}"
+        outcome.status, outcome.reason = "failed", f"{type(error).__name__}: {one_line(error)}"
         outcome.traceback = traceback.format_exc()
     outcome.seconds = round(time.perf_counter() - started_s, 4)
     return outcome
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What went wrong, with the file's name where the system gave one."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -115,35 +120,67 @@ def _one_line(error: BaseException) -> str:
 
 
 def _build(task: Task, outcome: Outcome, beat: Callable[[str], None] | None) -> None:
-    options = task.options
-    mask_path = None
-    if options.masks is not None:
-        mask_path = find_mask(task.slide, options.masks)
-        if mask_path is None:
-            raise ValueError(f"{task.slide}: no mask {task.slide.stem}.png, .tif or .tiff in {options.masks}")
+    mask_path = mask_of(task)
+    hashes = hash_inputs(task, mask_path, outcome)
+    if valid_already(task, hashes, outcome):
+        return
+    token_set, meta = make_tokens(task.slide, mask_path, task.options, outcome, beat)
+    write_result(task, token_set, meta, hashes, outcome)
+
+
+def mask_of(task: Task) -> Path | None:
+    """The mask of the task's slide; None if no masks are wanted.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if task.options.masks is None:
+        return None
+    mask_path = find_mask(task.slide, task.options.masks)
+    if mask_path is None:
+        raise ValueError(f"{task.slide}: no mask {task.slide.stem}.png, .tif or .tiff in {task.options.masks}")
+    return mask_path
+
+
+def hash_inputs(task: Task, mask_path: Path | None, outcome: Outcome) -> Hashes:
+    """SHA-256 of slide and mask; also noted in `outcome.sources`.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
     hashes = []
     for path in [task.slide] + ([mask_path] if mask_path else []):
         source = hash_source(path, task.known)
         outcome.sources[str(path.resolve())] = (source.sha256, *source.stamp)
         hashes.append(source.sha256)
-    source_sha256, mask_sha256 = hashes[0], hashes[1] if mask_path else None
+    return hashes[0], hashes[1] if mask_path else None
 
+
+def valid_already(task: Task, hashes: Hashes, outcome: Outcome) -> bool:
+    """Whether a valid file from the same input is there; then `outcome` says so, else why it is built again."""
     target = token_path(task.out, task.slide.stem)
-    if not task.rebuild and target.exists():
-        why = why_rebuild(target, options, source_sha256, mask_sha256)
-        if why is None:
-            meta = read_meta(target)
-            outcome.status, outcome.reason = "skipped", "complete and valid"
-            outcome.tokens, outcome.ceiling = meta["rows"], meta["ceiling"]
-            outcome.edge_pixels = meta["edge_pixels"]
-            _warn(options, meta["rows"], outcome)
-            return
+    if task.rebuild or not target.exists():
+        return False
+    why = why_rebuild(target, task.options, *hashes)
+    if why is not None:
         outcome.reason = f"rebuilt: {why}"
+        return False
+    meta = read_meta(target)
+    outcome.status, outcome.reason = "skipped", "complete and valid"
+    outcome.tokens, outcome.ceiling, outcome.edge_pixels = meta["rows"], meta["ceiling"], meta["edge_pixels"]
+    _warn(task.options, meta["rows"], outcome, meta["damaged"] or [])
+    return True
 
-    token_set, meta = make_tokens(task.slide, mask_path, options, outcome, beat)
-    meta |= {"source_sha256": source_sha256, "mask_sha256": mask_sha256}
-    with _Stage(outcome, "write"):
-        write_tokens(target, token_set, meta)
+
+def write_result(task: Task, token_set: TokenSet, meta: dict[str, Any], hashes: Hashes, outcome: Outcome) -> None:
+    """Write the token file and say that it is done.
+
+    Raises:
+        OSError: It cannot be written; nothing is left behind.
+    """
+    with Stage(outcome, "write"):
+        whole = meta | {"source_sha256": hashes[0], "mask_sha256": hashes[1]}
+        write_tokens(token_path(task.out, task.slide.stem), token_set, whole)
     outcome.status = "done"
 
 
@@ -154,7 +191,7 @@ def why_rebuild(path: Path, options: BuildOptions, source_sha256: str, mask_sha2
         meta = read_meta(path)
     except StoreError as error:
         return str(error).removeprefix(f"{path}: ")
-    blur = _blur(options)
+    blur = blur_of(options)
     changed = changed_parameter(meta["params"], options.params(blur, None, None))
     if changed is not None:
         return f"parameter {changed}"
@@ -182,7 +219,7 @@ def make_tokens(
         ValueError: The slide cannot be read, or its mask has another size.
     """
     with ExitStack() as opened:
-        slide = opened.enter_context(open_slide(slide_path))
+        slide = opened.enter_context(open_slide(slide_path, strict=options.strict))
         frame = make_frame(slide.size_wh, options.resolution, options.aspect)
         reader = FrameReader(slide, frame)
         read = _beating(reader.read, slide.name, beat) if beat else reader.read
@@ -192,27 +229,65 @@ def make_tokens(
             check_mask_size(slide, mask)
             read_mask = MaskReader(mask, frame).read
         leaves, found = plan_leaves(read, frame, options, outcome)
-        with _Stage(outcome, "tokens"):
+        with Stage(outcome, "tokens"):
             whole = cut(
                 read, leaves, options.patch, frame.size_px, frame.content_wh,
-                read_mask=read_mask, classes=options.classes, tile_px=options.tile_px,
+                read_mask=read_mask, classes=options.classes, tile_px=TILE_PX,
             )
-        meta = new_meta(
-            slide=slide.name,
-            params=options.params(found["blur"], found["lo"], found["hi"]),
-            size0_wh=[int(v) for v in slide.size_wh],
-            mpp=slide.mpp,
-            code_version=code_version(),
-            budget_used=round(len(leaves) / options.length, 6) if options.length else None,
-            edge_pixels=found["edge_pixels"],
-        )
+        return finish(slide, frame, whole, found, options, outcome, damaged_tiles([slide]))
+
+
+def finish(
+    slide: Slide,
+    frame: Frame,
+    whole: TokenSet,
+    found: dict[str, Any],
+    options: BuildOptions,
+    outcome: Outcome,
+    damaged: list[list[int]],
+) -> tuple[TokenSet, dict[str, Any]]:
+    """Metadata, ceiling and warnings of a finished set of leaves, and the comparison habits `fit` and `packing`.
+
+    Args:
+        slide: The slide.
+        frame: Its frame.
+        whole: One row per leaf.
+        found: `blur`, `lo`, `hi` and `edge_pixels` as used; None for uniform patching.
+        options: Parameters.
+        outcome: Gets tokens, edge pixels, ceiling and warnings.
+        damaged: [level, x, y, w, h] of the slide's tiles that could not be decoded.
+
+    Raises:
+        SlideError: Nothing of the slide could be decoded.
+    """
+    for level, size_wh in enumerate(slide.level_sizes_wh):
+        if sum(tile[3] * tile[4] for tile in damaged if tile[0] == level) >= size_wh[0] * size_wh[1]:
+            raise SlideError(f"{slide.path}: no tile of level {level} can be decoded")
+    leaves = len(whole)
+    meta = new_meta(
+        slide=slide.name,
+        params=options.params(found["blur"], found["lo"], found["hi"]),
+        size0_wh=[int(v) for v in slide.size_wh],
+        frame_px=frame.size_px,
+        mpp=slide.mpp,
+        code_version=code_version(),
+        budget_used=round(leaves / options.length, 6) if options.length else None,
+        edge_pixels=found["edge_pixels"],
+        damaged=damaged,
+    )
     token_set = _fit(whole, options)
     outcome.tokens, outcome.edge_pixels = len(token_set), found["edge_pixels"]
     if whole.mask_counts is not None:
         meta["mask_pixels"] = whole.mask_counts.sum(axis=(0, 1, 2), dtype=np.int64).tolist()
         meta["ceiling"] = outcome.ceiling = rounded_ceiling(token_set, meta["mask_pixels"])
-    _warn(options, len(leaves), outcome)
+    _warn(options, leaves, outcome, damaged)
     return token_set, meta
+
+
+def damaged_tiles(slides: list[Slide]) -> list[list[int]]:
+    """[level, x, y, w, h] of tiles that open slides could not decode, sorted."""
+    found = {tuple(int(v) for v in tile) for slide in slides for tile in getattr(slide, "damaged", [])}
+    return [list(tile) for tile in sorted(found)]
 
 
 def _beating(read: Reader, name: str, beat: Callable[[str], None]) -> Reader:
@@ -245,7 +320,8 @@ def rounded_ceiling(token_set: TokenSet, mask_pixels: list[int]) -> list[float]:
     return [round(d, 6) for d in ceiling(token_set.mask_counts, token_set.content_counts, mask_pixels)]
 
 
-def _blur(options: BuildOptions) -> int | None:
+def blur_of(options: BuildOptions) -> int | None:
+    """Side of the Gaussian that a build uses; None for uniform patching."""
     if options.patching == "uniform":
         return None
     return options.blur if options.blur is not None else blur_for(options.resolution)
@@ -260,16 +336,16 @@ def plan_leaves(
         Leaves in Morton order, and `blur`, `lo`, `hi`, `edge_pixels` as used and the edge `counts` (R/p, R/p); all
         None for uniform patching.
     """
-    blur = _blur(options)
+    blur = blur_of(options)
     if blur is None:
         leaves = uniform_leaves(frame.size_px, options.patch)
         return leaves, dict.fromkeys(("blur", "lo", "hi", "edge_pixels", "counts"))
-    with _Stage(outcome, "edges"):
+    with Stage(outcome, "edges"):
         edges = count_edges(
             read, frame.size_px, frame.content_wh, options.patch, blur, options.thresholds,
-            tile_px=options.tile_px,
+            tile_px=TILE_PX,
         )
-    with _Stage(outcome, "tree"):
+    with Stage(outcome, "tree"):
         if options.split_value is not None:
             leaves = threshold_tree(edges.counts, options.patch, options.split_value)
         else:
@@ -279,8 +355,12 @@ def plan_leaves(
     return leaves, found | {"counts": edges.counts}
 
 
-def _warn(options: BuildOptions, used: int, outcome: Outcome) -> None:
-    """The two silent failures of adaptive patching (a tree that ran out of edges, a tree that cannot show the mask)."""
+def _warn(options: BuildOptions, used: int, outcome: Outcome, damaged: list[list[int]]) -> None:
+    """Damage, and the two silent failures of adaptive patching: a tree without edges, one that cannot show the mask."""
+    if damaged:
+        level, x, y = damaged[0][:3]
+        what = f"{len(damaged)} damaged tiles" if len(damaged) > 1 else "a damaged tile"
+        outcome.warnings.append(f"{what} filled with white, first at level {level}, x={x} y={y}")
     if options.split_value is None and options.length is not None and used < 1 + 3 * ((options.length - 1) // 3):
         why = "no edges are left to split at" + (", use --thresholds auto" if options.thresholds != "auto" else "")
         if used == (options.resolution // options.patch) ** 2:
@@ -292,7 +372,7 @@ def _warn(options: BuildOptions, used: int, outcome: Outcome) -> None:
         outcome.warnings.append(f"ceiling {min(low):.3f}: cells this coarse cannot show the mask; {remedy}")
 
 
-class _Stage:
+class Stage:
     """Adds the seconds of its block to `outcome.stage_seconds[name]`."""
 
     def __init__(self, outcome: Outcome, name: str) -> None:

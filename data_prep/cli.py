@@ -54,6 +54,9 @@ _BUILD_EXAMPLES = """examples:
   python -m data_prep build slides/ --out tokens/apf --resolution 16384 --patch 16 --length 16384 --jobs 8
   mpiexec -n 8 python -m data_prep build slides/ --out tokens/apf --resolution 16384 --patch 16 --length 16384
 
+  # one slide of 64K on many ranks: they share its regions; stopped and started again, it goes on
+  mpiexec -n 8 python -m data_prep build big.svs --out tokens/64k --resolution 65536 --patch 32 --length 4096
+
 exit code: 0 all built or skipped, 1 some slide failed, 64 bad arguments."""
 
 _INSPECT = """Draw what the quadtree makes of one slide: frame, edges, leaves, token sequence, patches, and
@@ -100,7 +103,6 @@ def _thresholds(text: str) -> Literal["auto"] | tuple[int, int]:
 
 
 def _add_tree_options(parser: argparse.ArgumentParser, inspect: bool) -> None:
-    add = parser.add_argument
     frame = parser.add_argument_group("frame and patches")
     frame.add_argument("--resolution", type=int, metavar="R", required=not inspect,
                        help="side of the frame in pixels, p times a power of two"
@@ -130,10 +132,6 @@ def _add_tree_options(parser: argparse.ArgumentParser, inspect: bool) -> None:
                        "pixel value = class, 0 = background")
     masks.add_argument("--classes", type=int, default=1, metavar="K",
                        help="number of foreground classes, values 1..K of the masks (default 1)")
-    add("--tile", type=int, default=2048, metavar="PX",
-        help="pixels read at once are PX x PX: smaller needs less memory; never changes the result (default 2048)")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     raw = argparse.RawDescriptionHelpFormatter
@@ -153,6 +151,13 @@ def make_parser() -> argparse.ArgumentParser:
     compare.add_argument("--packing", choices=("leaf", "strip"), default="leaf",
                          help="strip: tokens mix rows of p leaves, as the public code's reshape does (default leaf)")
     compare.add_argument("--seed", type=int, default=0, help="seed of --fit drop (default 0)")
+    build.add_argument("--tile", type=int, metavar="PX",
+                       help="side of the regions of a frame that ranks share, rounded down to a power of two: smaller "
+                       "needs less memory, larger reads less twice; never changes the result (default: frames up to "
+                       "4096 at once, else 4096, or 8192 for 32K and more on up to 16 ranks)")
+    build.add_argument("--strict", action="store_true",
+                       help="refuse a slide with a tile that cannot be decoded (default: such tiles are white, and are "
+                       "listed in the token file and in the log)")
     build.add_argument("--jobs", type=int, default=1, metavar="N",
                        help="processes on this machine, 0 for one per core allowed; not under mpiexec (default 1)")
     build.add_argument("--rebuild", action="store_true", help="build also what is complete and valid")
@@ -178,9 +183,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _options(args: argparse.Namespace, **changed: Any) -> BuildOptions:
     names = ("resolution", "patch", "patching", "length", "split_value", "blur", "thresholds", "aspect", "fit",
-             "packing", "classes", "seed", "masks")
+             "packing", "classes", "seed", "masks", "strict")
     values = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    return BuildOptions(**{**values, "tile_px": args.tile, **changed})
+    return BuildOptions(**{**values, "tile_px": getattr(args, "tile", None), **changed})
 
 
 def _run_build(args: argparse.Namespace) -> int:

@@ -83,12 +83,12 @@ def resolve_block(
         keep_map: keep what `BlockEdges.edge_map` needs.
     """
     h, w = weak.shape
-    # Components in 8-neighbourhood: at most one per 2 x 2 pixels, so 16-bit labels (less memory to move) often do.
-    kind = cv2.CV_16U if (h + 1) // 2 * ((w + 1) // 2) < 65536 else cv2.CV_32S
+    # Edges are thin and few: lists of pixels beat dense look-ups.
+    pixel = np.flatnonzero(weak)
+    # Even provisional labels are fewer than the pixels, so 16 bits (less memory to move) nearly always do.
+    kind = cv2.CV_16U if len(pixel) < 65535 else cv2.CV_32S
     label: Any
     n, label = cv2.connectedComponentsWithAlgorithm(weak.view(np.uint8), 8, kind, cv2.CCL_BOLELLI)
-    # Edges are thin and few: from here on lists of pixels beat dense look-ups.
-    pixel = np.flatnonzero(weak)
     owner = label.ravel()[pixel]
     code = np.full(n, _NONE, np.int32)
     code[owner[strong.ravel()[pixel]]] = _ON

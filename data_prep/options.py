@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 #: Goes up when the same slide and parameters give other bytes, so that old token files are built again.
-ALGORITHM = 2
+ALGORITHM = 3
 
 
 class OptionError(ValueError):
@@ -36,7 +36,9 @@ class BuildOptions:
         classes: K, foreground classes of the masks, ids 1..K.
         seed: Seed of `fit=drop`.
         masks: Folder of mask images with the slides' stems, or None.
-        tile_px: Side of the tiles that are read at once; changes memory and speed, never bytes.
+        tile_px: Side of the regions that ranks work on, rounded down to a power of two; changes memory and speed, never
+            bytes. None: chosen for the frame.
+        strict: Refuse a slide with a tile that cannot be decoded instead of filling it; never changes bytes.
     """
 
     resolution: int
@@ -52,7 +54,8 @@ class BuildOptions:
     classes: int = 1
     seed: int = 0
     masks: Path | None = None
-    tile_px: int = 2048
+    tile_px: int | None = None
+    strict: bool = False
 
     def __post_init__(self) -> None:
         _check_grid(self)
@@ -65,7 +68,7 @@ class BuildOptions:
                 raise OptionError(f"--thresholds {low},{high}: must be LOW,HIGH with 0 <= LOW <= HIGH, or auto")
         if not 1 <= self.classes <= 255:
             raise OptionError(f"--classes {self.classes}: must be 1 to 255")
-        if self.tile_px < 64:
+        if self.tile_px is not None and self.tile_px < 64:
             raise OptionError(f"--tile {self.tile_px}: must be at least 64 pixels")
         if self.masks is not None and not self.masks.is_dir():
             raise OptionError(f"--masks {self.masks}: no such folder")

@@ -2,7 +2,7 @@
 
 `concurrent.futures` gives up on everything when one process is killed (out of memory, a crash inside a C reader). Here
 the task fails, a new worker starts, and the rest goes on. Workers are spawned, not forked: the parent may hold threads.
-Must not import MPI or anything of this project.
+Must not import MPI, nor of this project more than the queue.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
+from data_prep.schedule import Flat, Queue
+
 TaskT = TypeVar("TaskT")
-ResultT = TypeVar("ResultT")
 
 
 def _work(pipe: Connection, function: Callable[[Any], Any]) -> None:
@@ -87,35 +87,43 @@ def _interrupts_later() -> Iterator[None]:
 
 
 def run_pool(
-    function: Callable[[TaskT], ResultT],
-    tasks: Iterable[TaskT],
+    function: Callable[[Any], Any],
+    tasks: Queue | Iterable[Any],
     jobs: int,
-    died: Callable[[TaskT, str], ResultT],
+    died: Callable[[Any, str], Any],
     idle: Callable[[], None] = lambda: None,
     idle_s: float = 5.0,
-) -> Generator[ResultT, None, None]:
-    """Results of `function(task)` as they are ready; tasks are begun in the order given. Closing it stops the workers.
+) -> Generator[Any, None, None]:
+    """What the queue of tasks tells of as they are done, until it is over. Closing it stops the workers.
 
     Args:
         function: Importable function of one task; runs in the workers and does not raise.
-        tasks: Tasks; picklable.
+        tasks: A queue, or tasks in the order in which they are begun, whose results are then told; picklable.
         jobs: Worker processes.
         died: Makes the result of a task whose worker died; gets the task and a sentence.
         idle: Called when nothing was ready for `idle_s` seconds (progress lines of long tasks).
         idle_s: See `idle`.
     """
-    queue = deque(tasks)
-    workers: list[_Worker[TaskT]] = []
+    queue: Queue = Flat(tasks) if isinstance(tasks, Iterable) else tasks
+    workers: list[_Worker[Any]] = []
 
-    def begin() -> None:
-        """One more worker, on the next task."""
-        with _interrupts_later():
-            workers.append(_Worker(function))
-        workers[-1].give(queue.popleft())
+    def feed() -> None:
+        """Give every task that is possible now to a worker that is free, or to a new one."""
+        while True:
+            free = next((worker for worker in workers if worker.task is None), None)
+            if free is None and len(workers) >= jobs:
+                return
+            task = queue.take()
+            if task is None:
+                return
+            if free is None:
+                with _interrupts_later():
+                    free = _Worker(function)
+                    workers.append(free)
+            free.give(task)
 
     try:
-        while queue and len(workers) < jobs:
-            begin()
+        feed()
         while busy := {worker.pipe: worker for worker in workers if worker.task is not None}:
             ready = wait(list(busy), timeout=idle_s)
             if not ready:
@@ -131,12 +139,9 @@ def run_pool(
                     result = died(task, _cause(worker.process.exitcode))
                     worker.stop()
                     workers.remove(worker)
-                    if queue:
-                        begin()
-                else:
-                    if queue:
-                        worker.give(queue.popleft())
-                yield result
+                told = queue.done(task, result)
+                feed()
+                yield from told
     finally:
         for worker in workers:
             worker.stop()

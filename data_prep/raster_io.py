@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from data_prep.pixels import gray_to_rgb, oriented_size, over_white, read_oriented
-from data_prep.slide_base import SlideError, check_decoded_size, one_line
+from data_prep.slide_base import ClosedError, SlideError, check_decoded_size, one_line
 
 _ORIENTATION_TAG = 274
 _BYTES_PER_PX = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # all others: 4
@@ -103,7 +103,7 @@ class RasterImage:
     def _pixels(self) -> Image.Image:
         with self._lock:
             if self._image is None:
-                raise SlideError(f"{self.path}: read after close")
+                raise ClosedError(f"{self.path}: read after close")
             if not self._decoded:
                 try:
                     self._image.load()

@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_prep.pixels import gray_to_rgb, over_white, to_8_bit
 from data_prep.raster_io import RasterImage
-from data_prep.slide_base import Slide, SlideError, one_line, sane_mpp
+from data_prep.slide_base import ClosedError, Slide, SlideError, one_line, sane_mpp
 from data_prep.tiff_io import TiffPlane, UnsupportedTiffError, open_tiff
 
 _CHUNK_PX = 1024
@@ -70,13 +70,17 @@ class OpenSlideSlide(Slide):
         self._check_level(level)
         return self._tiles[level] if self._whole_factor(level) else (_CHUNK_PX, _CHUNK_PX)
 
+    def _tile_grid(self, level: int) -> tuple[int, int]:
+        width, height = self.tile_wh(level)
+        return (width, height) if width > 1 else (_CHUNK_PX, _CHUNK_PX)
+
     def _whole_factor(self, level: int) -> int:
         factor = self._downsamples[level]
         return int(factor) if factor.is_integer() else 0
 
     def _open(self) -> openslide.OpenSlide:
         if self._closed:
-            raise SlideError(f"{self.path}: read after close")
+            raise ClosedError(f"{self.path}: read after close")
         if self._handle is None:
             try:
                 self._handle = openslide.OpenSlide(self.path)
@@ -187,6 +191,10 @@ class TiffSlide(Slide):
         """As `Slide.tile_wh`."""
         self._check_level(level)
         return self._planes[level].tile_wh
+
+    def _tile_grid(self, level: int) -> tuple[int, int]:
+        width, height = self.tile_wh(level)
+        return (width, height) if width > 1 else (0, 0)
 
     def _read(self, level: int, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[np.uint8]:
         return self._colour.to_rgb(self._planes[level].read(x_px, y_px, w_px, h_px))

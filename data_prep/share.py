@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
-TaskT = TypeVar("TaskT")
-ResultT = TypeVar("ResultT")
+from data_prep.schedule import Queue
+
 _TAG = 7
-_POLL_S = 0.005
+_POLL_S = 0.001
 
 
 class LaunchError(RuntimeError):
@@ -62,22 +62,23 @@ def check_world(size: int, env: Mapping[str, str] = os.environ) -> None:
 
 def share(
     comm: Any,
-    function: Callable[[TaskT], ResultT],
-    tasks: Sequence[TaskT],
+    function: Callable[[Any], Any],
+    queue: Queue | None,
     idle: Callable[[], None] = lambda: None,
     idle_s: float = 5.0,
-) -> Generator[ResultT, None, None]:
-    """Results of all tasks, on rank 0, as they are ready; other ranks work and yield nothing. Collective.
+) -> Generator[Any, None, None]:
+    """What the queue tells of, on rank 0; nothing on the others, which work until the queue is over. Collective.
 
     Args:
-        comm: mpi4py communicator.
-        function: What to do with one task; does not raise.
-        tasks: The tasks, in the order to begin them; only rank 0's are used.
+        comm: mpi4py communicator of at least 2 ranks.
+        function: Function of one task; does not raise.
+        queue: Tasks; only rank 0's counts.
         idle: Called on rank 0 when nothing was ready for `idle_s` seconds.
         idle_s: See `idle`.
     """
     if comm.rank == 0:
-        yield from _hand_out(comm, function, deque(tasks), idle, idle_s)
+        assert queue is not None
+        yield from _hand_out(comm, function, queue, idle, idle_s)
     else:
         _take(comm, function)
     # A waiting rank would spin on its core in a blocking call, which the others may need.
@@ -100,31 +101,37 @@ def _take(comm: Any, function: Callable[[Any], Any]) -> None:
 
 
 def _hand_out(
-    comm: Any, function: Callable[[TaskT], ResultT], queue: deque[TaskT], idle: Callable[[], None], idle_s: float
-) -> Iterator[ResultT]:
+    comm: Any, function: Callable[[Any], Any], queue: Queue, idle: Callable[[], None], idle_s: float
+) -> Iterator[Any]:
     """Rank 0: answer every request, and keep one thread at work on tasks of its own."""
+    waiting: deque[int] = deque()   # ranks that asked and were not answered yet
+    given: dict[int, Any] = {}
     working = comm.size - 1
-    own: Future[ResultT] | None = None
+    own: tuple[Any, Future[Any]] | None = None
     last_s = time.monotonic()
     thread = ThreadPoolExecutor(1)
     try:
-        while queue or own is not None or working:
-            results = []
-            if own is not None and own.done():
-                results.append(own.result())
+        while working:
+            told = []
+            if own is not None and own[1].done():
+                told += queue.done(own[0], own[1].result())
                 own = None
-            if own is None and queue:
-                own = thread.submit(function, queue.popleft())
-            while working and comm.iprobe(tag=_TAG):
+            while comm.iprobe(tag=_TAG):
                 rank, result = comm.recv(tag=_TAG)
-                if result is not None:
-                    results.append(result)
-                task = queue.popleft() if queue else None
-                working -= task is None
-                comm.send(task, dest=rank, tag=_TAG)
-            if results:
+                if rank in given:
+                    told += queue.done(given.pop(rank), result)
+                waiting.append(rank)
+            while waiting and (task := queue.take()) is not None:
+                given[waiting[0]] = task
+                comm.send(task, dest=waiting.popleft(), tag=_TAG)
+            if own is None and (task := queue.take()) is not None:
+                own = task, thread.submit(function, task)
+            while queue.over and waiting:
+                working -= 1
+                comm.send(None, dest=waiting.popleft(), tag=_TAG)
+            if told:
                 last_s = time.monotonic()
-                yield from results
+                yield from told
             elif time.monotonic() - last_s > idle_s:
                 last_s = time.monotonic()
                 idle()

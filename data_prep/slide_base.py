@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,20 @@ MPP_RANGE = (0.02, 50.0)  # um per pixel; outside it the number is a printer's r
 
 class SlideError(ValueError):
     """An image that cannot be used; the message is one line that names the file and the cause."""
+
+
+class ClosedError(SlideError):
+    """Read after close."""
+
+
+class DamagedTile(NamedTuple):
+    """A part of a slide that could not be decoded, in pixels of its level."""
+
+    level: int
+    x_px: int
+    y_px: int
+    w_px: int
+    h_px: int
 
 
 class Opened(ABC):
@@ -69,11 +83,20 @@ class Slide(Opened):
         mpp: micrometres per level-0 pixel, None where the file does not say or says nonsense.
         level_sizes_wh: width and height of each level, finest first.
         reader: "openslide", "tifffile" or "raster".
+        strict: raise at a tile that cannot be decoded; else it is white, and noted in `damaged`.
+        damaged: tiles that could not be decoded so far, sorted.
     """
 
     mpp: float | None
     level_sizes_wh: list[tuple[int, int]]
     reader: str
+    strict: bool = True
+    _damaged: frozenset[DamagedTile] = frozenset()
+
+    @property
+    def damaged(self) -> list[DamagedTile]:
+        """Tiles that could not be decoded so far, sorted."""
+        return sorted(self._damaged)
 
     def level_scale_xy(self, level: int) -> tuple[Fraction, Fraction]:
         """Return level-0 pixels per pixel of `level` along x and y, exactly (W0 / Wk, H0 / Hk)."""
@@ -100,7 +123,33 @@ class Slide(Opened):
         """
         self._check_level(level)
         self._check_region(self.level_sizes_wh[level], x_px, y_px, w_px, h_px)
-        return self._read(level, x_px, y_px, w_px, h_px)
+        try:
+            return self._read(level, x_px, y_px, w_px, h_px)
+        except SlideError as error:
+            if self.strict or isinstance(error, ClosedError) or not all(self._tile_grid(level)):
+                raise
+        return self._read_by_tile(level, x_px, y_px, w_px, h_px)
+
+    def _read_by_tile(self, level: int, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[np.uint8]:
+        """A region with damage: file tile by file tile, so that only what is bad is white."""
+        tile_w, tile_h = self._tile_grid(level)
+        width, height = self.level_sizes_wh[level]
+        out = np.full((h_px, w_px, 3), 255, np.uint8)
+        for top in range(y_px // tile_h * tile_h, y_px + h_px, tile_h):
+            for left in range(x_px // tile_w * tile_w, x_px + w_px, tile_w):
+                tile = DamagedTile(level, left, top, min(tile_w, width - left), min(tile_h, height - top))
+                x0, y0 = max(x_px, left), max(y_px, top)
+                x1, y1 = min(x_px + w_px, left + tile.w_px), min(y_px + h_px, top + tile.h_px)
+                if tile not in self._damaged:
+                    try:
+                        out[y0 - y_px : y1 - y_px, x0 - x_px : x1 - x_px] = self._read(level, x0, y0, x1 - x0, y1 - y0)
+                    except SlideError:
+                        self._damaged |= {tile}
+        return out
+
+    def _tile_grid(self, level: int) -> tuple[int, int]:  # noqa: ARG002
+        """Sides of the tiles that can fail apart from each other; (0, 0) if a failure is one of the whole file."""
+        return 0, 0
 
     @abstractmethod
     def _read(self, level: int, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[np.uint8]:

@@ -51,12 +51,15 @@ _MAGIC = {
 }
 
 
-def open_slide(path: Path | str, reader: str = "auto", *, max_raster_gib: float | None = None) -> Slide:
+def open_slide(
+    path: Path | str, reader: str = "auto", *, strict: bool = False, max_raster_gib: float | None = None
+) -> Slide:
     """Open a slide of any supported format.
 
     Args:
         path: the file.
         reader: "auto", or force "openslide", "tifffile" or "raster" (Pillow, decoded whole).
+        strict: raise at a tile that cannot be decoded, instead of filling it with white and noting it in `damaged`.
         max_raster_gib: limit on what is decoded whole; default APF_MAX_RASTER_GIB or the available memory.
 
     Returns:
@@ -66,9 +69,14 @@ def open_slide(path: Path | str, reader: str = "auto", *, max_raster_gib: float 
         SlideError: missing, not an image, damaged, or too large; one line that names the file.
         ValueError: unknown `reader`.
     """
+    slide = _open(Path(path), reader, max_raster_gib)
+    slide.strict = strict
+    return slide
+
+
+def _open(path: Path, reader: str, max_raster_gib: float | None) -> Slide:
     if reader not in READERS:
         raise ValueError(f"unknown reader {reader!r}; choose from {', '.join(READERS)}")
-    path = Path(path)
     kind = _kind(path)
     if reader == "openslide":
         return OpenSlideSlide(path)

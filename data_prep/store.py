@@ -42,7 +42,7 @@ _DATASETS = ("tokens", "leaf_xy", "leaf_size", "content_counts", "mask_counts")
 _TEXT_KEYS = ("slide", "source_sha256", "code_version")
 _JSON_KEYS = (
     "params", "size0_wh", "content_wh", "frame_px", "mpp", "mask_sha256", "mask_pixels", "ceiling", "budget_used",
-    "edge_pixels",
+    "edge_pixels", "damaged",
 )
 
 
@@ -66,7 +66,8 @@ def new_meta(**known: Any) -> dict[str, Any]:
     used); `size0_wh` (level-0 size); `frame_px` (R); `content_wh` (part of the frame that the slide covers); `mpp` (um
     per level-0 pixel); `source_sha256`, `mask_sha256`; `code_version`; `mask_pixels` (foreground of the frame per
     class; the tokens hold less after `--fit drop`); `ceiling` (best Dice per class that these tokens can reach);
-    `budget_used` (leaves / length, before any drop or duplication); `edge_pixels`.
+    `budget_used` (leaves / length, before any drop or duplication); `edge_pixels`; `damaged` (tiles of the slide
+    that could not be decoded and show white, each [level, x, y, w, h] in pixels of its level).
 
     Raises:
         ValueError: A key that does not exist.

@@ -94,7 +94,9 @@ def cut(
         ValueError: leaves that do not tile the frame or are smaller than p, p no power of two, or a mask with a class
             id above `classes`.
     """
-    _check(leaves, p, size_px, tile_px)
+    check_leaves(leaves, p, size_px)
+    if tile_px < 1:
+        raise ValueError(f"the tile must have at least one pixel, got {tile_px}")
     n, side = len(leaves), min(1 << (tile_px.bit_length() - 1), size_px)
     tokens = np.full((n, p, p, 3), WHITE, np.uint8)
     masks = None if read_mask is None else np.zeros((n, p, p, classes), np.uint32)
@@ -117,7 +119,7 @@ def cut(
             cv2.split(rgb, [planes[0], planes[1], planes[2]])
             where.sum_into(_Layer(planes, WHITE, tokens, big_rgb, mean=True))
             if read_mask is not None and masks is not None:
-                ids = _mask_tile(read_mask, x, y, side, content_wh, classes)
+                ids = mask_tile(read_mask, x, y, side, content_wh, classes)
                 for k in range(classes):
                     plane = (ids == k + 1).view(np.uint8)
                     if plane.any():
@@ -131,11 +133,10 @@ def cut(
     return TokenSet(tokens, leaves.xy, leaves.size, content, masks, size_px, content_wh)
 
 
-def _check(leaves: Leaves, p: int, size_px: int, tile_px: int) -> None:
+def check_leaves(leaves: Leaves, p: int, size_px: int) -> None:
+    """Raise ValueError unless leaves tile the frame in Morton order and can be cut into p x p cells."""
     if not is_power_of_two(p):
         raise ValueError(f"the patch must be a power of two, got {p}")
-    if tile_px < 1:
-        raise ValueError(f"the tile must have at least one pixel, got {tile_px}")
     check_tiling(leaves, size_px)
     if int(leaves.size.min()) < p:
         raise ValueError(f"a leaf of {int(leaves.size.min())} px is smaller than the patch of {p} px")
@@ -143,7 +144,7 @@ def _check(leaves: Leaves, p: int, size_px: int, tile_px: int) -> None:
         raise ValueError(f"a cell of {int(leaves.size.max()) // p} px is too large, use a patch of at least 2")
 
 
-def _mask_tile(
+def mask_tile(
     read_mask: Reader, x: int, y: int, side: int, content_wh: tuple[int, int], classes: int
 ) -> NDArray[np.uint8]:
     """Class ids of a tile, 0 outside the content whatever the reader says there."""

@@ -21,7 +21,7 @@ KIDNEY = SAMPLES / "glomeruli24" / "images" / "10003.jpg"
 
 
 def whole(path: Path, reader: str = "auto") -> np.ndarray:
-    with open_slide(path, reader) as slide:
+    with open_slide(path, reader, strict=True) as slide:
         return slide.read(0, 0, 0, *slide.size_wh)
 
 

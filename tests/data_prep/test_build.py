@@ -204,9 +204,9 @@ def test_a_rerun_hashes_only_what_was_touched(slides, tmp_path: Path, monkeypatc
 def test_a_large_slide_shows_that_it_moves(slides, tmp_path: Path):
     notes: list[str] = []
     image = sorted(slides[0].iterdir())[0]
-    task = Task(image, tmp_path, BuildOptions(1024, 16, length=64, tile_px=256))
+    task = Task(image, tmp_path, BuildOptions(1024, 16, length=64))
     assert build_one(task, notes.append).status == "done"
-    assert len(notes) >= 32 and notes[-1].startswith(f"{image.stem}: ") and notes[-1].endswith(" Mpx read")
+    assert len(notes) >= 2 and notes[-1].startswith(f"{image.stem}: ") and notes[-1].endswith(" Mpx read")
 
 
 def test_the_table_of_a_long_run_keeps_the_failures(tmp_path: Path):

@@ -81,15 +81,36 @@ def test_a_handle_that_failed_is_replaced(tmp_path: Path, rgb: np.ndarray) -> No
     data = bytearray(path.read_bytes())
     data[at : at + 40] = bytes(40)
     path.write_bytes(data)
-    with open_slide(path) as slide:
-        assert slide.reader == "openslide"
+    with open_slide(path, "openslide", strict=True) as slide:
         with pytest.raises(SlideError, match=r"damaged\.tif: cannot read level 0, region x=260 y=130 w=20 h=20"):
             slide.read(0, 260, 130, 20, 20)
         np.testing.assert_array_equal(slide.read(0, 10, 10, 100, 100), rgb[10:110, 10:110])
-    with open_slide(path, "tifffile") as slide:
+    with open_slide(path, "tifffile", strict=True) as slide:
         with pytest.raises(SlideError, match=r"damaged\.tif: tile or strip 5 cannot be decoded"):
             slide.read(0, 260, 130, 20, 20)
         np.testing.assert_array_equal(slide.read(0, 10, 10, 100, 100), rgb[10:110, 10:110])
+
+
+@pytest.mark.parametrize("reader", ["auto", "openslide", "tifffile"])
+def test_a_damaged_tile_is_white_and_noted(tmp_path: Path, rgb: np.ndarray, reader: str) -> None:
+    path = tmp_path / "damaged.tif"
+    tifffile.imwrite(path, rgb, tile=(128, 128), photometric="rgb", compression="deflate")
+    with tifffile.TiffFile(path) as tiff:
+        across = -(-rgb.shape[1] // 128)
+        at = tiff.pages[0].dataoffsets[across + 2]
+    data = bytearray(path.read_bytes())
+    data[at : at + 40] = bytes(40)
+    path.write_bytes(data)
+    expected = rgb.copy()
+    expected[128:256, 256:384] = 255
+    tile = (0, 256, 128, min(128, rgb.shape[1] - 256), min(128, rgb.shape[0] - 128))
+    with open_slide(path, reader) as slide:
+        np.testing.assert_array_equal(slide.read(0, 0, 0, 100, 100), rgb[:100, :100])
+        assert slide.damaged == []
+        np.testing.assert_array_equal(slide.read(0, 0, 0, *slide.size_wh), expected)
+        assert slide.damaged == [tile]
+        np.testing.assert_array_equal(slide.read(0, 260, 130, 20, 20), expected[130:150, 260:280])
+        assert slide.damaged == [tile]
 
 
 # ---- TIFF layouts

@@ -1,0 +1,115 @@
+"""Annotations from GeoJSON in level-0 pixels, as QuPath exports them. Never imports torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.annotation_xml import Drawn, check_coordinates
+from data_prep.polygons import Ring
+from data_prep.slide_base import SlideError, one_line
+
+_NO_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
+
+
+def read_geojson(path: Path) -> list[Drawn]:
+    """Return the polygons of a FeatureCollection, a list of features, a feature or a bare geometry, in file order.
+
+    A polygon's first ring is its outline, the others are holes; rings need not be closed, coordinates beyond x and y
+    are ignored, points and lines are left out.
+
+    Raises:
+        SlideError: no GeoJSON, damaged, or with coordinates that are no numbers.
+    """
+
+    def compact(node: dict[str, Any]) -> Any:
+        """Turn coordinates into arrays as soon as they are read: lists of lists take ten times the memory."""
+        if node.get("type") == "Polygon":
+            node["coordinates"] = [_polygon(path, node.get("coordinates"))]
+        elif node.get("type") == "MultiPolygon":
+            parts = node.get("coordinates")
+            if parts is not None and not isinstance(parts, list):
+                raise SlideError(f"{path}: a MultiPolygon's coordinates are not a list")
+            node["coordinates"] = [_polygon(path, part) for part in parts or []]
+        return node
+
+    try:
+        root = json.loads(path.read_bytes(), object_hook=compact)
+    except SlideError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise SlideError(f"{path}: damaged or truncated JSON: {one_line(error)}") from error
+    return [drawn for feature in _features(path, root) for drawn in _drawn(path, feature)]
+
+
+def _polygon(path: Path, rings: Any) -> list[Ring]:
+    if rings is None or rings == []:
+        return []
+    out = []
+    try:
+        for ring in rings:
+            xy = np.array([(float(point[0]), float(point[1])) for point in ring], np.float64).reshape(-1, 2)
+            out.append(Ring(check_coordinates(path, xy, "a polygon"), negative=bool(out)))
+    except (TypeError, IndexError, KeyError, ValueError) as error:
+        if isinstance(error, SlideError):
+            raise
+        raise SlideError(f"{path}: coordinates of a polygon are not lists of x and y: {one_line(error)}") from error
+    return out
+
+
+def _features(path: Path, root: Any) -> Iterator[dict[str, Any]]:
+    nodes = root if isinstance(root, list) else [root]
+    for node in nodes:
+        kind = node.get("type") if isinstance(node, dict) else None
+        if kind == "FeatureCollection":
+            inside = node.get("features")
+            if not isinstance(inside, list):
+                raise SlideError(f"{path}: a FeatureCollection without a list of features")
+            yield from _features(path, inside)
+        elif kind == "Feature":
+            yield node
+        elif kind in ("Polygon", "MultiPolygon", "GeometryCollection", *_NO_AREA):
+            yield {"geometry": node}
+        else:
+            raise SlideError(f"{path}: no GeoJSON: no FeatureCollection, Feature or geometry")
+
+
+def _drawn(path: Path, feature: dict[str, Any]) -> Iterator[Drawn]:
+    names, colour = _classification(path, feature.get("properties"))
+    for rings in _geometry(path, feature.get("geometry")):
+        if rings:
+            yield Drawn(names, "", colour, rings)
+
+
+def _geometry(path: Path, geometry: Any) -> Iterator[list[Ring]]:
+    if geometry is None:
+        return
+    kind = geometry.get("type") if isinstance(geometry, dict) else geometry
+    if kind in ("Polygon", "MultiPolygon"):
+        yield from geometry["coordinates"]
+    elif kind == "GeometryCollection":
+        for part in geometry.get("geometries") or []:
+            yield from _geometry(path, part)
+    elif kind not in _NO_AREA:
+        raise SlideError(f"{path}: geometry {kind!r} is unknown")
+
+
+def _classification(path: Path, properties: Any) -> tuple[tuple[str, ...], str]:
+    """Name and colour of a feature's class: QuPath's `classification`, a plain string there, or `class`."""
+    if properties is None:
+        return (), ""
+    if not isinstance(properties, dict):
+        raise SlideError(f"{path}: properties of a feature are not an object")
+    found = properties.get("classification", properties.get("class"))
+    colour = ""
+    if isinstance(found, dict):
+        red_green_blue = found.get("color")
+        if isinstance(red_green_blue, list) and len(red_green_blue) == 3:
+            colour = "#" + "".join(f"{int(value) & 255:02x}" for value in red_green_blue)
+        found = found.get("name", ": ".join(map(str, found.get("names") or [])))
+    name = "" if found is None else str(found).strip()
+    return ((name,) if name else ()), colour

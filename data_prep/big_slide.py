@@ -1,0 +1,533 @@
+"""One large slide as steps that any worker can do: begin, scan, edges, light, plan, tree, tokens, write.
+
+A step is a pure function of the slide and of the results of earlier steps, which lie in the slide's scratch folder;
+`SlidePlan` says which steps are possible. README.md beside this file draws the way and says why each step is exact.
+Frames of one region take the way of `build_slide` inside their first step. Must not import MPI or torch.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from data_prep.big_tokens import assemble, region_rows
+from data_prep.build_log import stamp_of
+from data_prep.build_slide import (
+    Hashes,
+    Outcome,
+    Task,
+    blur_of,
+    build_one,
+    code_version,
+    damaged_tiles,
+    finish,
+    hash_inputs,
+    mask_of,
+    one_line,
+    valid_already,
+    write_result,
+)
+from data_prep.edges import MAX_MAGNITUDE, auto_thresholds
+from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
+from data_prep.options import BuildOptions
+from data_prep.quadtree import Leaves, Nodes, candidates, first_nodes, pyramid, tree_of
+from data_prep.region import (
+    Luma,
+    RegionSpec,
+    edges_of_luma,
+    final_counts,
+    light_regions,
+    pack_edges,
+    scan_region,
+    unpack_edges,
+)
+from data_prep.scratch import Scratch
+from data_prep.slides import Slide, check_mask_size, open_mask, open_slide
+from data_prep.tokens import Reader
+
+IN_MEMORY_PX = 4096  # frames up to this side are built in one step
+_KINDS = ("begin", "hash", "scan", "limits", "edges", "light", "plan", "tree", "tokens", "write")
+_SHARES = {"scan": 0.6, "edges": 0.2, "plan": 0.05, "tokens": 0.15}  # of the work, for the progress bar
+_SLIDES_OPEN = 2
+
+
+def region_side(options: BuildOptions, workers: int) -> int:
+    """Side of the regions of a frame in pixels, a power of two; the whole frame if it is built in memory.
+
+    By default 8192 for frames of 32K and more and up to 16 workers, which decodes least twice; otherwise 4096, which
+    shares better.
+
+    Args:
+        options: Parameters; `tile_px` decides if it is given.
+        workers: Ranks or processes that may share one slide.
+    """
+    size_px = options.resolution
+    if options.patching == "uniform":   # its tokens are the frame itself, there is nothing to save
+        return size_px
+    if options.tile_px is not None:
+        return min(size_px, max(options.patch, 1 << (options.tile_px.bit_length() - 1)))
+    if size_px <= IN_MEMORY_PX:
+        return size_px
+    return max(options.patch, 8192 if size_px >= 32768 and workers <= 16 else 4096)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of one slide.
+
+    Attributes:
+        kind: one of begin, hash, scan, limits, edges, light, plan, tree, tokens, write.
+        task: the slide and its parameters.
+        side_px: side of the regions.
+        index: number of the region, row by row; 0 for steps of the slide.
+        regions: all regions with content, for the steps that join them.
+        hashes: of slide and mask, for `write`.
+    """
+
+    kind: str
+    task: Task
+    side_px: int
+    index: int = 0
+    regions: tuple[int, ...] = ()
+    hashes: Hashes | None = None
+
+    @property
+    def stage(self) -> int:
+        """Later stages have larger numbers."""
+        return _KINDS.index(self.kind)
+
+
+@dataclass
+class StepResult:
+    """What became of a step.
+
+    Attributes:
+        outcome: carries failure, or the end of the slide; else its sources and stage times only.
+        ended: nothing more is to be done for this slide.
+        side_px: side of the regions that the slide has (an earlier run may have chosen it).
+        regions: regions with content, after `begin`.
+        have: results of an earlier run, by kind: regions that are done.
+        hashes: of slide and mask, where they are known.
+        counted: numbers to add up over the slide: pixels, blocks.
+    """
+
+    outcome: Outcome
+    ended: bool = False
+    side_px: int = 0
+    regions: tuple[int, ...] = ()
+    have: dict[str, set[int]] = field(default_factory=dict)
+    hashes: Hashes | None = None
+    counted: dict[str, int] = field(default_factory=dict)
+
+
+def run_step(step: Step, beat: Callable[[str], None] | None = None) -> StepResult:
+    """Do one step; never raises for a bad slide.
+
+    Args:
+        step: The step.
+        beat: Called with a note now and then while a frame is built in memory.
+    """
+    cv2.setNumThreads(1)    # one process per core: threads of OpenCV inside each would only fight
+    started_s = time.perf_counter()
+    result = StepResult(Outcome(step.task.slide.stem, str(step.task.slide), "failed"), side_px=step.side_px)
+    try:
+        if step.kind == "begin":
+            _begin(step, result, beat)
+        else:
+            {"hash": _hash, "scan": _scan, "limits": _limits, "edges": _edges, "light": _light, "plan": _plan,
+             "tree": _tree, "tokens": _tokens, "write": _write}[step.kind](step, result)  # fmt: skip
+            result.outcome.stage_seconds = {step.kind: round(time.perf_counter() - started_s, 4)}
+    except (ValueError, OSError, MemoryError) as error:
+        result.ended, result.outcome.reason = True, one_line(error)
+    except Exception as error:      # one bad slide must not cost the other thousand
+        result.ended, result.outcome.reason = True, f"{type(error).__name__}: {one_line(error)}"
+        result.outcome.traceback = traceback.format_exc()
+    if not result.ended:
+        result.outcome.status = "done"
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The slide, kept open between steps
+
+
+@dataclass
+class _Open:
+    """A slide, its frame and readers of it."""
+
+    stack: ExitStack
+    slide: Slide
+    frame: Frame
+    read: Reader
+    read_mask: Reader | None
+
+
+_open_slides: dict[tuple[Any, ...], _Open] = {}
+
+
+def _opened(task: Task) -> _Open:
+    """The slide of a task; the last few stay open, since the next step is often of the same one."""
+    mask_path = mask_of(task)
+    options = task.options
+    files = [task.slide] + ([mask_path] if mask_path else [])
+    key = (*((str(path), stamp_of(path)) for path in files), options.resolution, options.aspect, options.strict)
+    if key in _open_slides:
+        _open_slides[key] = _open_slides.pop(key)
+        return _open_slides[key]
+    while len(_open_slides) >= _SLIDES_OPEN:
+        _open_slides.pop(next(iter(_open_slides))).stack.close()
+    stack = ExitStack()
+    try:
+        slide = stack.enter_context(open_slide(task.slide, strict=options.strict))
+        frame = make_frame(slide.size_wh, options.resolution, options.aspect)
+        read_mask = None
+        if mask_path is not None:
+            mask = stack.enter_context(open_mask(mask_path))
+            check_mask_size(slide, mask)
+            read_mask = MaskReader(mask, frame).read
+    except BaseException:
+        stack.close()
+        raise
+    _open_slides[key] = _Open(stack, slide, frame, FrameReader(slide, frame).read, read_mask)
+    return _open_slides[key]
+
+
+def _spec(step: Step, frame: Frame, masked: bool) -> RegionSpec:
+    options = step.task.options
+    return RegionSpec(
+        frame.size_px, frame.content_wh, options.patch, blur_of(options), options.thresholds, step.side_px,
+        options.classes if masked else 0,
+    )  # fmt: skip
+
+
+def _corner(step: Step, size_px: int) -> tuple[int, int]:
+    row, column = divmod(step.index, size_px // step.side_px)
+    return column * step.side_px, row * step.side_px
+
+
+def _scratch(step: Step) -> Scratch:
+    return Scratch(step.task.out, step.task.slide.stem)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The steps
+
+
+def _begin(step: Step, result: StepResult, beat: Callable[[str], None] | None) -> None:
+    """Skip what is valid, build a small frame at once, or find the regions and what an earlier run left of them."""
+    task = step.task
+    if step.side_px >= task.options.resolution:
+        result.outcome = build_one(task, beat)
+        result.ended = True
+        _scratch(step).remove()
+        return
+    mask_path = mask_of(task)
+    if (task.out / f"{task.slide.stem}.tokens.h5").exists() and not task.rebuild:
+        result.hashes = hash_inputs(task, mask_path, result.outcome)
+        if valid_already(task, result.hashes, result.outcome):
+            result.ended = True
+            _scratch(step).remove()
+            return
+    opened = _opened(task)
+    scratch = _scratch(step)
+    files = [task.slide] + ([mask_path] if mask_path else [])
+    manifest: dict[str, Any] = {
+        "params": task.options.params(blur_of(task.options), None, None),
+        "files": [[str(path.resolve()), *stamp_of(path)] for path in files],
+        "code": code_version(),
+        "strict": task.options.strict,
+    }
+    before = scratch.manifest() or {}
+    if task.options.tile_px is None and {**before, "side_px": 0} == {**manifest, "side_px": 0}:
+        result.side_px = before["side_px"]
+    scratch.begin({**manifest, "side_px": result.side_px})
+    side, size_px = result.side_px, opened.frame.size_px
+    spec = _spec(replace(step, side_px=side), opened.frame, mask_path is not None)
+    columns, rows = (-(-end // side) for end in spec.end_wh)
+    result.regions = tuple(y * (size_px // side) + x for y in range(rows) for x in range(columns))
+    for kind, leaves_behind in (("scan", "scan"), ("edges", "edges"), ("plan", "plan"), ("tokens", "rows")):
+        result.have[kind] = {i for i in result.regions if scratch.has(f"{leaves_behind}-{i}")}
+    # A scan is of use only with its edges, or with the luma that they come from.
+    result.have["scan"] = {i for i in result.have["scan"] if scratch.has(f"luma-{i}") or i in result.have["edges"]}
+    if task.options.thresholds != "auto":   # scans find the edges too
+        result.have["edges"] = set(result.regions)
+    for kind in ("limits", "light", "tree"):
+        result.have[kind] = {0} if scratch.has(kind) else set()
+
+
+def _hash(step: Step, result: StepResult) -> None:
+    result.hashes = hash_inputs(step.task, mask_of(step.task), result.outcome)
+
+
+def _scan(step: Step, result: StepResult) -> None:
+    opened = _opened(step.task)
+    scratch, i = _scratch(step), step.index
+    decoded = getattr(opened.slide, "decoded_px", 0)
+    spec = _spec(step, opened.frame, opened.read_mask is not None)
+    scan = scan_region(opened.read, opened.read_mask, spec, *_corner(step, spec.size_px))
+    if scan.luma is not None:
+        scratch.save(f"luma-{i}", xy=scan.luma.xy, values=scan.luma.values)
+    if scan.edges is not None:
+        scratch.save(f"edges-{i}", **pack_edges(scan.edges))
+    optional = {"mask_sums": scan.mask_sums, "hist": scan.hist}
+    damaged = np.array(damaged_tiles([opened.slide]), np.int64).reshape(-1, 5)
+    scratch.save(
+        f"scan-{i}", sums=scan.sums, damaged=damaged, **{k: v for k, v in optional.items() if v is not None}
+    )  # last: what is there is whole
+    result.counted = {
+        "blocks_total": scan.blocks_total,
+        "blocks_skipped": scan.blocks_skipped,
+        "decoded_px": getattr(opened.slide, "decoded_px", 0) - decoded,
+    }
+
+
+def _limits(step: Step, result: StepResult) -> None:  # noqa: ARG001
+    """Thresholds of the whole frame."""
+    scratch = _scratch(step)
+    if step.task.options.thresholds != "auto":
+        lo, hi = step.task.options.thresholds
+    else:
+        hist = np.zeros(MAX_MAGNITUDE + 1, np.int64)
+        for i in step.regions:
+            hist += scratch.load(f"scan-{i}", "hist")["hist"]
+        lo, hi = auto_thresholds(hist)
+    scratch.save("limits", lo_hi=np.array([lo, hi], np.int64))
+
+
+def _edges(step: Step, result: StepResult) -> None:  # noqa: ARG001
+    opened = _opened(step.task)
+    scratch, i = _scratch(step), step.index
+    lo, hi = scratch.load("limits")["lo_hi"].tolist()
+    spec = _spec(step, opened.frame, False)
+    found = edges_of_luma(Luma(**scratch.load(f"luma-{i}")), spec, *_corner(step, spec.size_px), lo, hi)
+    scratch.save(f"edges-{i}", **pack_edges(found))
+    scratch.drop(f"luma-{i}")
+
+
+def _light(step: Step, result: StepResult) -> None:  # noqa: ARG001
+    """Which components that cross borders of regions are edges."""
+    scratch = _scratch(step)
+    keys = ("rectangle", "sides", "n_open", "cell_xy")
+    borders = [unpack_edges(scratch.load(f"edges-{i}", *keys), counts=False) for i in step.regions]
+    lit = light_regions(borders, step.task.options.resolution)
+    scratch.save("light", **{str(i): flags for i, flags in zip(step.regions, lit, strict=True)})
+
+
+def _plan(step: Step, result: StepResult) -> None:  # noqa: ARG001
+    """Edge pixels of a region, and the nodes of its subtree that the tree may split."""
+    scratch, i, options = _scratch(step), step.index, step.task.options
+    edges = unpack_edges(scratch.load(f"edges-{i}"))
+    counts = final_counts(edges, scratch.load("light", str(i))[str(i)])
+    n = options.resolution // step.side_px
+    row, column = divmod(i, n)
+    nodes = candidates(counts, *_rule(options), origin=(n.bit_length() - 1, column, row))
+    scratch.save(
+        f"plan-{i}", total=counts.sum(dtype=np.int64), depth=nodes.depth, x=nodes.x, y=nodes.y, count=nodes.count
+    )
+
+
+def _rule(options: BuildOptions) -> tuple[int, int | None]:
+    """(count to exceed, nodes to keep) of the tree that is asked for."""
+    if options.split_value is not None:
+        return options.split_value, None
+    assert options.length is not None   # one of the two is given, see `BuildOptions`
+    return 0, (options.length - 1) // 3
+
+
+def _tree(step: Step, result: StepResult) -> None:  # noqa: ARG001
+    """The leaves: candidates of the regions and of the few nodes above them, merged in the order of the rule."""
+    scratch, options = _scratch(step), step.task.options
+    n = options.resolution // step.side_px
+    totals = np.zeros((n, n), np.int64)
+    for i in step.regions:
+        totals[divmod(i, n)] = int(scratch.load(f"plan-{i}", "total")["total"])
+    above, keep = _rule(options)
+
+    def parts() -> Any:
+        for depth, level in enumerate(pyramid(totals)[:-1]):
+            y, x = np.nonzero(level > above)
+            yield Nodes(np.full(len(x), depth, np.int64), x, y, level[y, x].astype(np.int64))
+        for i in step.regions:
+            yield Nodes(**scratch.load(f"plan-{i}", "depth", "x", "y", "count"))
+
+    internal = first_nodes(parts(), keep if keep is not None else options.resolution**2)
+    leaves = tree_of(internal, (options.resolution // options.patch).bit_length() - 1, options.patch)
+    scratch.save("tree", xy=leaves.xy, size=leaves.size, edge_pixels=totals.sum())
+
+
+def _tokens(step: Step, result: StepResult) -> None:
+    opened = _opened(step.task)
+    scratch, i = _scratch(step), step.index
+    decoded = getattr(opened.slide, "decoded_px", 0)
+    spec = _spec(step, opened.frame, opened.read_mask is not None)
+    rows = region_rows(
+        scratch.load(f"scan-{i}", "sums", "mask_sums"), Leaves(**scratch.load("tree", "xy", "size")), spec,
+        _corner(step, spec.size_px), opened.read, opened.read_mask,
+    )  # fmt: skip
+    scratch.save(f"rows-{i}", damaged=np.array(damaged_tiles([opened.slide]), np.int64).reshape(-1, 5), **rows)
+    result.counted = {"decoded_px": getattr(opened.slide, "decoded_px", 0) - decoded}
+
+
+def _write(step: Step, result: StepResult) -> None:
+    opened = _opened(step.task)
+    scratch, options = _scratch(step), step.task.options
+    tree = scratch.load("tree")
+    lo, hi = scratch.load("limits")["lo_hi"].tolist()
+    spec = _spec(step, opened.frame, opened.read_mask is not None)
+    damaged: set[tuple[int, ...]] = set()
+
+    def rows() -> Any:
+        for i in step.regions:
+            part = scratch.load(f"rows-{i}")
+            for tiles in (part.pop("damaged"), scratch.load(f"scan-{i}", "damaged")["damaged"]):
+                damaged.update(map(tuple, tiles.tolist()))
+            yield part
+
+    whole = assemble(Leaves(tree["xy"], tree["size"]), rows(), spec)
+    found = {"blur": spec.blur, "lo": lo, "hi": hi, "edge_pixels": int(tree["edge_pixels"])}
+    bad = [list(tile) for tile in sorted(damaged)]
+    token_set, meta = finish(opened.slide, opened.frame, whole, found, options, result.outcome, bad)
+    assert step.hashes is not None
+    write_result(step.task, token_set, meta, step.hashes, result.outcome)
+    result.ended = True
+    scratch.remove()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which step comes when
+
+
+@dataclass
+class Moved:
+    """Progress of one slide, in slides."""
+
+    by: float
+    note: str
+
+
+class SlidePlan:
+    """The steps of one slide, for `data_prep.schedule`: what is possible after what."""
+
+    def __init__(self, task: Task, side_px: int) -> None:
+        self.task, self.side_px = task, side_px
+        self.regions: tuple[int, ...] = ()
+        self.have: dict[str, set[int]] = {}
+        self.hashes: Hashes | None = None
+        self.left: Counter[str] = Counter()     # steps of a kind that are not done
+        self.running = 0
+        self.outcome: Outcome | None = None     # of the slide, once it is known
+        self.seconds: Counter[str] = Counter()
+        self.counted: Counter[str] = Counter()
+        self.sources: dict[str, tuple[str, int, int, int]] = {}
+        self.reason = ""
+        self.moved = 0.0
+        self.started_s = 0.0
+
+    def first(self) -> list[Step]:
+        """As `Plan.first`."""
+        self.running = 1
+        return [Step("begin", self.task, self.side_px)]
+
+    def done(self, step: Step, result: StepResult) -> tuple[list[Step], list[Any]]:
+        """As `Plan.done`; tells of progress, and at the end the slide's outcome."""
+        self.running -= 1
+        self._note(step, result)
+        steps: list[Step] = []
+        if result.ended and (self.outcome is None or result.outcome.status == "failed"):
+            self.outcome = self.outcome or result.outcome
+        elif self.outcome is None:
+            steps = self._next(step, result)
+        self.running += len(steps)
+        told: list[Any] = []
+        if self.outcome is not None and not self.running:
+            told += self.drop(0)
+        elif step.kind in _SHARES and self.outcome is None:
+            by = _SHARES[step.kind] / len(self.regions)
+            self.moved += by
+            todo = self.left[step.kind]
+            done = f"{len(self.regions) - todo}/{len(self.regions)}"
+            told.append(Moved(by, f"{self.task.slide.stem}: {step.kind} {done}"))
+        return steps, told
+
+    def drop(self, steps: int) -> list[Any]:
+        """As `Plan.drop`."""
+        self.running -= steps
+        if self.running or self.outcome is None:
+            return []
+        return [Moved(1.0 - self.moved, self.task.slide.stem), self._whole_outcome(self.outcome)]
+
+    @property
+    def failed(self) -> bool:
+        """As `Plan.failed`."""
+        return self.outcome is not None and self.outcome.status == "failed"
+
+    def _note(self, step: Step, result: StepResult) -> None:
+        if step.kind == "begin":
+            self.started_s = time.perf_counter()
+            self.reason = result.outcome.reason
+        self.seconds.update(result.outcome.stage_seconds)
+        self.counted.update(result.counted)
+        self.sources |= result.outcome.sources
+        self.hashes = result.hashes or self.hashes
+
+    def _whole_outcome(self, outcome: Outcome) -> Outcome:
+        """The outcome of the last step with what all steps added up."""
+        if not self.regions:    # one step did it all and counted for itself
+            return outcome
+        outcome.stage_seconds = {name: round(value, 4) for name, value in self.seconds.items()}
+        outcome.seconds = round(time.perf_counter() - self.started_s, 4)
+        outcome.sources = self.sources
+        outcome.counted = dict(self.counted)
+        outcome.reason = outcome.reason or self.reason
+        return outcome
+
+    def _next(self, step: Step, result: StepResult) -> list[Step]:
+        if step.kind == "begin":
+            self.side_px, self.regions, self.have = result.side_px, result.regions, result.have
+            self.left = Counter({kind: len(self.regions) - len(self.have[kind]) for kind in _SHARES})
+            self.left.update({kind: 1 - len(self.have[kind]) for kind in ("limits", "light", "tree")})
+            self.left["hash"] = int(self.hashes is None)
+            steps = [self._step("hash")] if self.left["hash"] else []
+            return steps + self._enter("scan")
+        self.left[step.kind] -= 1
+        if self.left[step.kind]:
+            return []
+        after = {"scan": "limits", "limits": "edges", "edges": "light", "light": "plan", "plan": "tree",
+                 "tree": "tokens", "tokens": "write", "hash": "write"}  # fmt: skip
+        return self._enter(after[step.kind])
+
+    def _enter(self, kind: str) -> list[Step]:
+        """Steps of a kind that are to do, or if none are, those of the kind after it."""
+        order = ("scan", "limits", "edges", "light", "plan", "tree", "tokens", "write")
+        for now in order[order.index(kind) :]:
+            if now == "write":
+                return [] if any(self.left.values()) else [self._step("write")]
+            if self.left[now]:
+                todo = [i for i in self.regions if i not in self.have[now]] if now in _SHARES else [0]
+                return [self._step(now, i) for i in todo]
+        raise AssertionError("unreachable")
+
+    def _step(self, kind: str, index: int = 0) -> Step:
+        joins = kind in ("limits", "light", "tree", "write")
+        regions = self.regions if joins else ()
+        return Step(kind, self.task, self.side_px, index, regions, self.hashes if kind == "write" else None)
+
+
+def died(step: Step, cause: str) -> StepResult:
+    """The result of a step whose worker died."""
+    return StepResult(Outcome(step.task.slide.stem, str(step.task.slide), "failed", cause), ended=True)
+
+
+def stale_scratch(out: Path, stems: set[str]) -> list[Path]:
+    """Scratch folders in `out` of slides that are not among `stems`: another build's, or left for good."""
+    return [path for path in sorted(out.glob(".*.work")) if path.is_dir() and path.name[1:-5] not in stems]
+
