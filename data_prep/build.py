@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.big_slide import Moved, SlidePlan, died, region_side, run_step
+from data_prep.big_slide import region_side, run_step
 from data_prep.build_log import NAME as LOG_NAME
 from data_prep.build_log import BuildLog, Source, known_sources, read_log
 from data_prep.build_slide import Outcome, Task
@@ -20,6 +20,7 @@ from data_prep.pool import run_pool
 from data_prep.progress import Progress, format_duration
 from data_prep.schedule import Queue, Schedule
 from data_prep.share import share
+from data_prep.slide_plan import Moved, SlidePlan, died
 from data_prep.store import SUFFIX
 
 _TABLE_ROWS = 60
