@@ -49,7 +49,7 @@ def read_geojson(path: Path) -> list[Drawn]:
 def _polygon(path: Path, rings: Any) -> list[Ring]:
     if rings is None or rings == []:
         return []
-    out = []
+    out: list[Ring] = []
     try:
         for ring in rings:
             xy = np.array([(float(point[0]), float(point[1])) for point in ring], np.float64).reshape(-1, 2)
@@ -108,8 +108,9 @@ def _classification(path: Path, properties: Any) -> tuple[tuple[str, ...], str]:
     colour = ""
     if isinstance(found, dict):
         red_green_blue = found.get("color")
-        if isinstance(red_green_blue, list) and len(red_green_blue) == 3:
-            colour = "#" + "".join(f"{int(value) & 255:02x}" for value in red_green_blue)
-        found = found.get("name", ": ".join(map(str, found.get("names") or [])))
+        if isinstance(red_green_blue, list) and [type(value) for value in red_green_blue] == [int, int, int]:
+            colour = "#" + "".join(f"{value & 255:02x}" for value in red_green_blue)
+        parts = found.get("names")
+        found = found.get("name", ": ".join(map(str, parts)) if isinstance(parts, list) else None)
     name = "" if found is None else str(found).strip()
     return ((name,) if name else ()), colour

@@ -79,6 +79,7 @@ class _Reader:
         self._path = path
         self.drawn: list[Drawn] = []
         self._tags: list[str] = []
+        self._asap = False
         self._layer: dict[str, str] = {}
         self._names: list[str] = []
         self._rings: list[Ring] = []
@@ -90,6 +91,7 @@ class _Reader:
         """An element begins."""
         if not self._tags and tag not in _ROOTS:
             raise SlideError(f"{self._path}: <{tag}> is no annotation of ImageScope or ASAP")
+        self._asap = self._asap or tag == "ASAP_Annotations"
         self._tags.append(tag)
         if tag == "Vertex":
             self._point(attrib)
@@ -155,8 +157,8 @@ class _Reader:
             self._rings.append(Ring(xy))
 
     def _annotation(self) -> Drawn:
-        if "PartOfGroup" in self._layer:  # ASAP: the group is the class, the name only a running number
-            group = self._layer["PartOfGroup"].strip()
+        if "PartOfGroup" in self._layer or self._asap:  # ASAP: the group is the class, the name only a running number
+            group = self._layer.get("PartOfGroup", "").strip()
             colour = self._layer.get("Color", "").strip().lower()
             return Drawn((group,) if group and group != "None" else (), "", colour, self._rings)
         names = tuple(name.strip() for name in self._names if name.strip())

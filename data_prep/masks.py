@@ -1,19 +1,28 @@
-"""Annotation masks: pictures of class ids beside the slide, read by region at level 0. Never imports torch."""
+"""Annotation masks: pictures of class ids, or polygons, beside the slide, read by region at level 0.
+
+Never imports torch.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.annotations import KINDS, VIABLE, WHOLE, read_polygons
 from data_prep.raster_io import RasterImage
 from data_prep.slide_base import Opened, Slide, SlideError
 from data_prep.tiff_io import TiffPlane, open_tiff
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff")
+POLYGON_SUFFIXES = (".xml", ".geojson", ".json")
+_FOUND_SUFFIXES = (*MASK_SUFFIXES, ".xml", ".geojson")  # .json beside a slide may be anything
+_PAIP_ENDINGS = {"viable": "_viable", "whole": "_whole"}
 _SCAN_PX = 2048
 
 
@@ -109,41 +118,144 @@ class _TiffMask(Mask):
         return values if self._plane.samples >= 3 else values[..., 0]
 
 
-def open_mask(path: Path | str, *, max_raster_gib: float | None = None) -> Mask:
-    """Open a mask of class ids; tiled TIFF is read by region, everything else is decoded whole.
+class _DrawnMask(Mask):
+    """Polygons, drawn where they are asked for."""
+
+    def __init__(
+        self, path: Path, size_wh: tuple[int, int], classes: Mapping[str, int | None] | None, kind: str | None
+    ) -> None:
+        self.path, self.size_wh = path, size_wh
+        self._two_valued = False
+        self._polygons = read_polygons(path, classes, kind)
+
+    def close(self) -> None:
+        pass
+
+    def _values(self, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[Any]:
+        return self._polygons.draw(x_px, y_px, w_px, h_px)
+
+
+class _WholeAndViable(Mask):
+    """PAIP's two masks of one slide as one: 1 whole tumour, 2 viable tumour within it."""
+
+    def __init__(self, whole: Mask, viable: Mask) -> None:
+        self.path, self.size_wh = viable.path, viable.size_wh
+        self._two_valued = False
+        self._whole, self._viable = whole, viable
+        if whole.size_wh != viable.size_wh:
+            (w, h), (viable_w, viable_h) = whole.size_wh, viable.size_wh
+            raise SlideError(f"{viable.path}: mask is {viable_w} x {viable_h} pixels, {whole.path.name} is {w} x {h}")
+
+    def close(self) -> None:
+        self._whole.close()
+        self._viable.close()
+
+    def _values(self, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[Any]:
+        ids = np.where(self._whole.read(x_px, y_px, w_px, h_px) != 0, WHOLE, 0).astype(np.uint8)
+        ids[self._viable.read(x_px, y_px, w_px, h_px) != 0] = VIABLE
+        return ids
+
+
+def open_mask(
+    path: Path | str | Sequence[Path | str],
+    size_wh: tuple[int, int] | None = None,
+    classes: Mapping[str, int | None] | None = None,
+    *,
+    kind: str | None = None,
+    max_raster_gib: float | None = None,
+) -> Mask:
+    """Open a mask of class ids; tiled TIFF is read by region, polygons are drawn by region, others are decoded whole.
 
     Args:
-        path: a .png, .tif or .tiff file.
+        path: a .png, .tif or .tiff file; .xml (ImageScope, ASAP), .geojson or .json; or two pictures, PAIP's whole and
+            viable tumour, in this order, as `find_masks` returns them.
+        size_wh: level-0 size of the slide in pixels; needed for polygons, which do not say it.
+        classes: class ids of polygons by name, see `annotations.read_polygons`; pictures hold ids already.
+        kind: "viable" or "whole" makes that class of polygons 1 and drops the rest; pictures stay as they are.
         max_raster_gib: limit on what is decoded whole; default APF_MAX_RASTER_GIB or the available memory.
 
     Raises:
-        SlideError: missing, another format, damaged, or too large.
+        SlideError: missing, another format, damaged, too large, or polygons without `size_wh`.
     """
+    if not isinstance(path, (str, Path)):
+        if len(path) != 2:
+            return open_mask(path[0], size_wh, classes, kind=kind, max_raster_gib=max_raster_gib)
+        with ExitStack() as opened:
+            parts = [opened.enter_context(open_mask(part, max_raster_gib=max_raster_gib)) for part in path]
+            both = _WholeAndViable(*parts)
+            opened.pop_all()
+            return both
     path = Path(path)
     if not path.is_file():
         raise SlideError(f"{path}: no such mask file")
     suffix = path.suffix.lower()
+    if suffix in POLYGON_SUFFIXES:
+        if size_wh is None:
+            raise SlideError(f"{path}: polygons do not say how large their slide is; its size is needed")
+        return _DrawnMask(path, size_wh, classes, kind)
     if suffix not in MASK_SUFFIXES:
-        raise SlideError(f"{path}: masks must be lossless, one of {', '.join(MASK_SUFFIXES)}")
+        known = ", ".join((*MASK_SUFFIXES, *POLYGON_SUFFIXES))
+        raise SlideError(f"{path}: masks must be lossless or polygons, one of {known}")
     return _RasterMask(path, max_raster_gib) if suffix == ".png" else _TiffMask(path, max_raster_gib)
 
 
-def find_mask(slide_path: Path | str, masks_dir: Path | str) -> Path | None:
-    """Return the mask in `masks_dir` with the slide's stem (.png, .tif or .tiff in any case), None if there is none.
+def find_masks(slide_path: Path | str, masks_dir: Path | str, kind: str | None = None) -> list[Path]:
+    """Return the mask files of a slide in `masks_dir`, for `open_mask`; none, one, or PAIP's whole and viable masks.
+
+    A mask has the slide's stem, in any case, and one of the suffixes .png, .tif, .tiff, .xml, .geojson, in any case.
+    With `kind` PAIP's names come first: "viable" is `<stem>_viable.tif`, "whole" `<stem>_whole.tif`, "both" the two of
+    them; where there are none of those, a mask named like the slide is taken.
+
+    Args:
+        slide_path: the slide.
+        masks_dir: folder of the masks.
+        kind: "viable", "whole", "both", or None: the only mask there is.
 
     Raises:
-        SlideError: `masks_dir` is no folder, or holds several masks of that stem.
+        SlideError: `masks_dir` is no folder, or holds several masks of the slide and `kind` does not settle which.
+        ValueError: another `kind`.
     """
     slide_path, masks_dir = Path(slide_path), Path(masks_dir)
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"unknown kind of mask {kind!r}; choose from {', '.join(KINDS)}")
     if not masks_dir.is_dir():
         raise SlideError(f"{masks_dir}: no such folder of masks")
-    found = sorted(
-        path
-        for path in masks_dir.iterdir()
-        if path.stem == slide_path.stem and path.suffix.lower() in MASK_SUFFIXES and path.is_file()
-    )
+    stem = slide_path.stem.casefold()
+    files = sorted(p for p in masks_dir.iterdir() if p.suffix.lower() in _FOUND_SUFFIXES and p.is_file())
+    plain = [path for path in files if path.stem.casefold() == stem]
+    named = {key: [p for p in files if p.stem.casefold() == stem + end] for key, end in _PAIP_ENDINGS.items()}
+    if kind is None:
+        return _only(slide_path, masks_dir, sorted([*plain, *named["viable"], *named["whole"]]), named)
+    if kind == "both":
+        pairs = named["whole"], named["viable"]
+        if all(pairs):
+            return [path for pair in pairs for path in _only(slide_path, masks_dir, pair)]
+        if any(pairs) and not plain:
+            have, lack = ("whole", "viable") if pairs[0] else ("viable", "whole")
+            raise SlideError(f"{masks_dir}: {slide_path.name} has {named[have][0].name} but no mask of {lack} tumour")
+        return _only(slide_path, masks_dir, plain)
+    return _only(slide_path, masks_dir, named[kind] or plain)
+
+
+def _only(
+    slide_path: Path, masks_dir: Path, found: list[Path], named: Mapping[str, list[Path]] | None = None
+) -> list[Path]:
     if len(found) > 1:
-        raise SlideError(f"{masks_dir}: several masks for {slide_path.name}: {', '.join(path.name for path in found)}")
+        remedy = "; choose with --mask-kind viable, whole or both" if named and any(named.values()) else ""
+        listed = ", ".join(path.name for path in found)
+        raise SlideError(f"{masks_dir}: several masks for {slide_path.name}: {listed}{remedy}")
+    return found
+
+
+def find_mask(slide_path: Path | str, masks_dir: Path | str, kind: str | None = None) -> Path | None:
+    """Return the slide's mask in `masks_dir` as `find_masks` does, None if there is none.
+
+    Raises:
+        SlideError: as `find_masks`, or two files make up the mask (kind "both").
+    """
+    found = find_masks(slide_path, masks_dir, kind)
+    if len(found) > 1:
+        raise SlideError(f"{masks_dir}: {found[0].name} and {found[1].name} are one mask; open them with find_masks")
     return found[0] if found else None
 
 

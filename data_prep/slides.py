@@ -10,7 +10,7 @@ from pathlib import Path
 
 import openslide
 
-from data_prep.masks import Mask, check_mask_size, find_mask, open_mask
+from data_prep.masks import Mask, check_mask_size, find_mask, find_masks, open_mask
 from data_prep.readers import OpenSlideSlide, RasterSlide, TiffSlide
 from data_prep.slide_base import Slide, SlideError, one_line
 from data_prep.tiff_io import UnsupportedTiffError, open_tiff
@@ -23,6 +23,7 @@ __all__ = [
     "SlideError",
     "check_mask_size",
     "find_mask",
+    "find_masks",
     "find_slides",
     "open_mask",
     "open_slide",

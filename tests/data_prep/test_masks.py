@@ -13,6 +13,7 @@ from data_prep.slides import (
     SlideError,
     check_mask_size,
     find_mask,
+    find_masks,
     open_mask,
     open_slide,
 )
@@ -114,3 +115,50 @@ def test_find_mask_and_its_size(tmp_path: Path) -> None:
     (tmp_path / "10003.tif").touch()
     with pytest.raises(SlideError, match=r"several masks for 10003\.jpg: 10003\.PNG, 10003\.tif"):
         find_mask(KIDNEY, tmp_path)
+
+
+def test_find_masks_of_paip(tmp_path: Path) -> None:
+    """Names and suffixes in any case; viable over whole; what is not settled is an error that lists the files."""
+    slide = tmp_path / "01_01_0001.SVS"
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    assert find_masks(slide, masks) == find_masks(slide, masks, "both") == []
+    xml = masks / "01_01_0001.XML"
+    xml.write_text("<Annotations/>")
+    (masks / "01_01_00011.xml").write_text("<Annotations/>")
+    assert find_mask(slide, masks) == xml
+    assert find_masks(slide, masks, "viable") == find_masks(slide, masks, "both") == [xml]
+    whole, viable = masks / "01_01_0001_WHOLE.TIF", masks / "01_01_0001_viable.tif"
+    ids = np.zeros((20, 30), np.uint8)
+    ids[2:12, 2:12] = 255
+    tifffile.imwrite(whole, ids)
+    assert find_masks(slide, masks, "both") == [xml]
+    xml.unlink()
+    with pytest.raises(SlideError, match=r"01_01_0001\.SVS has 01_01_0001_WHOLE\.TIF but no mask of viable tumour"):
+        find_masks(slide, masks, "both")
+    ids[:, 6:] = 0
+    ids[15] = 1
+    tifffile.imwrite(viable, ids // 255 | ids & 1)
+    assert find_mask(slide, masks, "viable") == viable
+    assert find_mask(slide, masks, "whole") == whole
+    several = r"several masks for .*: 01_01_0001_WHOLE\.TIF, 01_01_0001_viable\.tif; choose with --mask-kind"
+    with pytest.raises(SlideError, match=several):
+        find_mask(slide, masks)
+    with pytest.raises(SlideError, match="are one mask"):
+        find_mask(slide, masks, "both")
+    with pytest.raises(ValueError, match="choose from viable, whole, both"):
+        find_masks(slide, masks, "none")
+    with open_mask(find_masks(slide, masks, "both")) as mask:
+        drawn = mask.read(0, 0, 30, 20)
+        np.testing.assert_array_equal(mask.read(5, 1, 9, 12), drawn[1:13, 5:14])
+    expected = np.zeros((20, 30), np.uint8)
+    expected[2:12, 2:12] = 1
+    expected[2:12, 2:6] = 2
+    expected[15] = 2
+    np.testing.assert_array_equal(drawn, expected)
+    tifffile.imwrite(whole, ids[:19])
+    with pytest.raises(SlideError, match=r"mask is 30 x 20 pixels, 01_01_0001_WHOLE\.TIF is 30 x 19"):
+        open_mask(find_masks(slide, masks, "both"))
+    (masks / "01_01_0001_viable.tiff").touch()
+    with pytest.raises(SlideError, match=r"several masks .*_viable\.tif, 01_01_0001_viable\.tiff$"):
+        find_masks(slide, masks, "viable")
