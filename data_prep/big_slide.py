@@ -138,7 +138,7 @@ def _opened(task: Task) -> _Open:
         frame = make_frame(slide.size_wh, options.resolution, options.aspect)
         read_mask = None
         if mask_path is not None:
-            mask = stack.enter_context(open_mask(mask_path))
+            mask = stack.enter_context(open_mask(mask_path, slide.size_wh))
             check_mask_size(slide, mask)
             read_mask = MaskReader(mask, frame).read
     except BaseException:

@@ -225,7 +225,7 @@ def make_tokens(
         read = _beating(reader.read, slide.name, beat) if beat else reader.read
         read_mask = None
         if mask_path is not None:
-            mask = opened.enter_context(open_mask(mask_path))
+            mask = opened.enter_context(open_mask(mask_path, slide.size_wh))
             check_mask_size(slide, mask)
             read_mask = MaskReader(mask, frame).read
         leaves, found = plan_leaves(read, frame, options, outcome)

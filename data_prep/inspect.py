@@ -95,7 +95,7 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
             mask_path = find_mask(slide_path, options.masks)
             if mask_path is None:
                 raise SlideError(f"{slide_path}: no mask {slide_path.stem}.png, .tif or .tiff in {options.masks}")
-            mask = opened.enter_context(open_mask(mask_path))
+            mask = opened.enter_context(open_mask(mask_path, slide.size_wh))
             check_mask_size(slide, mask)
         leaves, found = plan_leaves(reader.read, frame, options, Outcome(slide.name, str(slide_path), "done"))
         token_set = cut(
