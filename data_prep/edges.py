@@ -58,7 +58,7 @@ def blur_for(resolution: int) -> int:
 
 def luma(rgb: NDArray[np.uint8]) -> Gray:
     """OpenCV's 8-bit luma of an (h, w, 3) RGB picture, (h, w) uint8."""
-    gray: Any = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)
+    gray: Any = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
     return cast(Gray, gray)
 
 

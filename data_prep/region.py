@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import cv2
 import numpy as np
@@ -154,7 +154,7 @@ def scan_region(
         inner = rgb[y_px + top - y0 :][:rows, x_px - x0 :][:, :wide]
         _sum_colours(sums, inner, top, b)
         if spec.blur is not None:
-            scan.add_band(luma(rgb), (x0, y0), (x_px, y_px + top, wide, rows))
+            scan.add_band(rgb, (x0, y0), (x_px, y_px + top, wide, rows))
         if read_mask is not None and mask_sums is not None:
             _sum_mask(mask_sums, read_mask, spec, (x_px, y_px), top, b)
     return RegionScan(sums, mask_sums, *scan.result(), scan.total, scan.total - scan.kept)
@@ -167,7 +167,10 @@ class _Scan:
         self.spec, self.x, self.y = spec, x_px, y_px
         self.hist = np.zeros(MAX_MAGNITUDE + 1, np.int64)
         self.blocks: list[BlockEdges] = []
-        self.luma: list[tuple[int, int, NDArray[np.uint8]]] = []
+        side, spool = min(BLOCK_PX, spec.side_px), spec.thresholds == "auto" and spec.blur is not None
+        most = max(1, spec.side_px // BLOCK_PX) ** 2 if spool else 0
+        self.luma = np.zeros((most, side + 2 * REACH_PX, side + 2 * REACH_PX), np.uint8)
+        self.luma_xy = np.zeros((most, 2), np.int32)
         self.total = self.kept = 0
 
     def grown(self, rectangle: Rectangle, by: int) -> Rectangle:
@@ -176,11 +179,11 @@ class _Scan:
         size = self.spec.size_px
         return max(0, x - by), max(0, y - by), min(size, x + w + by), min(size, y + h + by)
 
-    def add_band(self, gray: NDArray[np.uint8], corner_xy: tuple[int, int], band: Rectangle) -> None:
-        """Blur what is not flat in a band of luma and take its blocks.
+    def add_band(self, rgb: NDArray[np.uint8], corner_xy: tuple[int, int], band: Rectangle) -> None:
+        """Blur what is not flat in a band and take its blocks.
 
         Args:
-            gray: luma of the band and its halo.
+            rgb: colours of the band and its halo, rows of pixels without gaps inside.
             corner_xy: where its top left lies in the frame.
             band: the band without halo, at most BLOCK_PX high.
         """
@@ -188,41 +191,50 @@ class _Scan:
         assert spec.blur is not None
         lo = spec.thresholds[0] if spec.thresholds != "auto" else _AUTO_LEAST
         x, y, w, h = band
-        wanted = []
-        for left in range(x, x + w, BLOCK_PX):
-            block = (left, y, min(BLOCK_PX, x + w - left), h)
-            a, b, c, d = self.grown(block, spec.halo)
-            self.total += 1
-            # Seen before the blur, which never widens the range of what it sees.
-            if not is_flat(gray[b - corner_xy[1] : d - corner_xy[1], a - corner_xy[0] : c - corner_xy[0]], lo):
-                wanted.append(block)
-        for run in _runs(wanted):
-            a, b, c, d = self.grown((run[0][0], y, run[-1][0] + run[-1][2] - run[0][0], h), spec.halo)
-            part = gray[b - corner_xy[1] : d - corner_xy[1], a - corner_xy[0] : c - corner_xy[0]]
-            smooth = blurred(part, spec.blur)
-            for block in run:
-                x0, y0, x1, y1 = self.grown(block, REACH_PX)
-                self._add_block(smooth[y0 - b : y1 - b, x0 - a : x1 - a], (x0, y0), block, lo)
+        blocks = [(left, y, min(BLOCK_PX, x + w - left), h) for left in range(x, x + w, BLOCK_PX)]
+        self.total += len(blocks)
+        # Seen before the blur, which never widens the range of what it sees; neither does luma that of the colours.
+        flat = [is_flat(_flat_view(self._cut(rgb, corner_xy, block)), lo) for block in blocks]
+        for coloured in _runs([block for block, skip in zip(blocks, flat, strict=True) if not skip]):
+            whole = _around(coloured)
+            gray = luma(self._cut(rgb, corner_xy, whole))
+            origin_xy = self.grown(whole, spec.halo)[:2]
+            for run in _runs([block for block in coloured if not is_flat(self._cut(gray, origin_xy, block), lo)]):
+                part = _around(run)
+                smooth = blurred(self._cut(gray, origin_xy, part), spec.blur)
+                a, b, _, _ = self.grown(part, spec.halo)
+                for block in run:
+                    x0, y0, x1, y1 = self.grown(block, REACH_PX)
+                    self._add_block(smooth[y0 - b : y1 - b, x0 - a : x1 - a], (x0, y0), block, lo)
+
+    def _cut(self, pixels: NDArray[np.uint8], corner_xy: tuple[int, int], rectangle: Rectangle) -> NDArray[np.uint8]:
+        """A rectangle with halo out of pixels whose top left is `corner_xy`."""
+        x0, y0, x1, y1 = self.grown(rectangle, self.spec.halo)
+        return pixels[y0 - corner_xy[1] : y1 - corner_xy[1], x0 - corner_xy[0] : x1 - corner_xy[0]]
 
     def _add_block(
         self, values: NDArray[np.uint8], corner_xy: tuple[int, int], block: Rectangle, lo: int
     ) -> None:
         if is_flat(values, lo):
             return
-        self.kept += 1
         inside = _inside(corner_xy, block)
         if self.spec.thresholds != "auto":
+            self.kept += 1
             found = block_edges(values, inside, block, *self.spec.thresholds, self.spec.patch)
             if found is not None:
                 self.blocks.append(found)
             return
+        magnitude = gradient(values)[2][inside].view(np.uint16)
         w, h = (min(block[2 + i], self.spec.content_wh[i] - block[i]) for i in (0, 1))
         if w > 0 and h > 0:
-            magnitude = gradient(values)[2][inside][:h, :w].view(np.uint16)
             # Counts come as float32, exact below 2**24: a block has fewer pixels than that.
-            found_: Any = cv2.calcHist([magnitude], [0], None, [len(self.hist)], [0, len(self.hist)])
-            self.hist += found_.ravel().astype(np.int64)
-        self.luma.append((block[0], block[1], values.copy()))
+            counts: Any = cv2.calcHist([magnitude[:h, :w]], [0], None, [len(self.hist)], [0, len(self.hist)])
+            self.hist += counts.ravel().astype(np.int64)
+        if cv2.minMaxLoc(magnitude)[1] > lo:
+            # Untouched pages of the zeros cost nothing, so room for all blocks may be asked for.
+            self.luma[self.kept, : values.shape[0], : values.shape[1]] = values
+            self.luma_xy[self.kept] = block[:2]
+            self.kept += 1
 
     def result(self) -> tuple[BlockEdges | None, NDArray[np.int64] | None, Luma | None]:
         """Edges, or histogram and luma."""
@@ -231,12 +243,7 @@ class _Scan:
         if self.spec.thresholds != "auto":
             return _join(self.blocks, self.spec, self.x, self.y), None, None
         self.hist[0] = 0
-        side = min(BLOCK_PX, self.spec.side_px) + 2 * REACH_PX
-        packed = np.zeros((len(self.luma), side, side), np.uint8)
-        for target, (_, _, values) in zip(packed, self.luma, strict=True):
-            target[: values.shape[0], : values.shape[1]] = values
-        xy = np.array([(x, y) for x, y, _ in self.luma], np.int32).reshape(-1, 2)
-        return None, self.hist, Luma(xy, packed)
+        return None, self.hist, Luma(self.luma_xy[: self.kept], self.luma[: self.kept])
 
 
 def edges_of_luma(kept: Luma, spec: RegionSpec, x_px: int, y_px: int, lo: int, hi: int) -> BlockEdges:
@@ -340,6 +347,12 @@ def _sum_colours(sums: NDArray[np.uint16], rgb: NDArray[np.uint8], top: int, b: 
         target[:] = _square_sums(part, b)
 
 
+def _around(run: list[Rectangle]) -> Rectangle:
+    """The rectangle of neighbouring blocks of one row."""
+    x, y, _, h = run[0]
+    return x, y, run[-1][0] + run[-1][2] - x, h
+
+
 def _flat_view(part: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(h, w, 3) with contiguous pixels as (h, 3 w), without a copy though the rows are apart."""
     h, w, c = part.shape
@@ -355,11 +368,10 @@ def _square_sums(part: NDArray[np.uint8], b: int) -> NDArray[np.uint16]:
     rows = np.add(flat[0::b], flat[1::b], dtype=np.uint16)
     for k in range(2, b):
         rows += flat[k::b]
-    across = rows.reshape(h // b, w // b, b, 3)
-    out = across[:, :, 0] + across[:, :, 1]
-    for k in range(2, b):
-        out += across[:, :, k]
-    return out.transpose(2, 0, 1)
+    # The mean of b values times b: at most 255 * b * b, so exact in 16 bits.
+    np.multiply(rows, b, out=rows)
+    out: Any = cv2.resize(rows.reshape(h // b, w, 3), (w // b, h // b), interpolation=cv2.INTER_AREA)
+    return cast(NDArray[np.uint16], out).reshape(h // b, w // b, 3).transpose(2, 0, 1)
 
 
 def _sum_mask(
