@@ -6,7 +6,7 @@ Never imports torch.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from data_prep.annotations import KINDS, VIABLE, WHOLE, read_polygons
 from data_prep.raster_io import RasterImage
-from data_prep.slide_base import Opened, Slide, SlideError
+from data_prep.slide_base import Opened, Slide, SlideError, check_decoded_size
 from data_prep.tiff_io import TiffPlane, open_tiff
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff")
@@ -24,6 +24,8 @@ POLYGON_SUFFIXES = (".xml", ".geojson", ".json")
 _FOUND_SUFFIXES = (*MASK_SUFFIXES, ".xml", ".geojson")  # .json beside a slide may be anything
 _PAIP_ENDINGS = {"viable": "_viable", "whole": "_whole"}
 _SCAN_PX = 2048
+_STRIP_ROWS = 512
+_NO_LIMIT_GIB = 1e6
 
 
 class Mask(Opened):
@@ -52,9 +54,23 @@ class Mask(Opened):
         ids = self._ids(x_px, y_px, w_px, h_px)
         return (ids != 0).astype(np.uint8) if self._two_valued else ids
 
+    def bands(self, rows_px: int) -> Iterator[npt.NDArray[np.uint8]]:
+        """Yield the whole mask from top to bottom as (rows, width) uint8 class ids, `rows_px` rows at a time.
+
+        Raises:
+            SlideError: as `read`.
+        """
+        width, height = self.size_wh
+        for y in range(0, height, rows_px):
+            rows = min(rows_px, height - y)
+            yield np.hstack([self.read(x, y, min(_SCAN_PX, width - x), rows) for x in range(0, width, _SCAN_PX)])
+
     def _ids(self, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[np.uint8]:
         """Stored values of a region as (h, w) uint8."""
-        values = self._values(x_px, y_px, w_px, h_px)
+        return self._to_ids(self._values(x_px, y_px, w_px, h_px))
+
+    def _to_ids(self, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """Samples as stored to (h, w) uint8."""
         if values.ndim == 3:
             if values.shape[2] >= 3 and not (values[..., :1] == values[..., 1:3]).all():
                 raise SlideError(f"{self.path}: a colour picture, not a mask of class ids")
@@ -67,15 +83,19 @@ class Mask(Opened):
 
     def _only_0_and_255(self) -> bool:
         """Look through the mask until a value other than 0 and 255 turns up, which is soon where ids are small."""
-        width, height = self.size_wh
         found = False
+        for ids in self._pieces():
+            if ((ids != 0) & (ids != 255)).any():
+                return False
+            found = found or bool(ids.any())
+        return found
+
+    def _pieces(self) -> Iterator[npt.NDArray[np.uint8]]:
+        """The whole mask as stored, in pieces of any shape."""
+        width, height = self.size_wh
         for y in range(0, height, _SCAN_PX):
             for x in range(0, width, _SCAN_PX):
-                ids = self._ids(x, y, min(_SCAN_PX, width - x), min(_SCAN_PX, height - y))
-                if ((ids != 0) & (ids != 255)).any():
-                    return False
-                found = found or bool(ids.any())
-        return found
+                yield self._ids(x, y, min(_SCAN_PX, width - x), min(_SCAN_PX, height - y))
 
     @abstractmethod
     def _values(self, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[Any]:
@@ -112,10 +132,51 @@ class _TiffMask(Mask):
         self._tiff.close()
 
     def _values(self, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[Any]:
-        values = self._plane.read(x_px, y_px, w_px, h_px)
+        return self._as_shown(self._plane.read(x_px, y_px, w_px, h_px))
+
+    def _as_shown(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if self._plane.bits == 1 and self._plane.photometric == 0:  # 1 bit, white is zero: shown inverted
             values = 1 - values
         return values if self._plane.samples >= 3 else values[..., 0]
+
+
+class _StripMask(_TiffMask):
+    """A TIFF mask for `bands` only: strips are decoded one after the other, twice if it may hold 0 and 255 only."""
+
+    def __init__(self, path: Path, max_raster_gib: float | None) -> None:
+        super().__init__(path, _NO_LIMIT_GIB)
+        rows = self._plane.rows_at_once
+        self._in_strips = rows > 0
+        width, height = self.size_wh
+        what = f"strips of {width} x {rows} pixels" if rows else f"{width} x {height} pixels that are turned"
+        try:
+            check_decoded_size(path, width * (rows or height) * self._plane.samples, what, max_raster_gib)
+        except SlideError:
+            self.close()
+            raise
+
+    def bands(self, rows_px: int) -> Iterator[npt.NDArray[np.uint8]]:
+        if not self._in_strips:
+            yield from super().bands(rows_px)
+            return
+        if self._two_valued is None:
+            self._two_valued = self._only_0_and_255()
+        held = np.zeros((0, self.size_wh[0]), np.uint8)
+        for ids in self._pieces():
+            held = np.concatenate([held, (ids != 0).astype(np.uint8) if self._two_valued else ids])
+            whole = len(held) - len(held) % rows_px
+            for y in range(0, whole, rows_px):
+                yield held[y : y + rows_px]
+            held = held[whole:]
+        if len(held):
+            yield held
+
+    def _pieces(self) -> Iterator[npt.NDArray[np.uint8]]:
+        if not self._in_strips:
+            yield from super()._pieces()
+            return
+        for values in self._plane.read_strips(_STRIP_ROWS):
+            yield self._to_ids(self._as_shown(values))
 
 
 class _DrawnMask(Mask):
@@ -163,6 +224,7 @@ def open_mask(
     *,
     kind: str | None = None,
     max_raster_gib: float | None = None,
+    in_bands: bool = False,
 ) -> Mask:
     """Open a mask of class ids; tiled TIFF is read by region, polygons are drawn by region, others are decoded whole.
 
@@ -173,6 +235,7 @@ def open_mask(
         classes: class ids of polygons by name, see `annotations.read_polygons`; pictures hold ids already.
         kind: "viable" or "whole" makes that class of polygons 1 and drops the rest; pictures stay as they are.
         max_raster_gib: limit on what is decoded whole; default APF_MAX_RASTER_GIB or the available memory.
+        in_bands: only `Mask.bands` will be called, so that an untiled TIFF need not be decoded whole.
 
     Raises:
         SlideError: missing, another format, damaged, too large, or polygons without `size_wh`.
@@ -196,7 +259,14 @@ def open_mask(
     if suffix not in MASK_SUFFIXES:
         known = ", ".join((*MASK_SUFFIXES, *POLYGON_SUFFIXES))
         raise SlideError(f"{path}: masks must be lossless or polygons, one of {known}")
-    return _RasterMask(path, max_raster_gib) if suffix == ".png" else _TiffMask(path, max_raster_gib)
+    if suffix == ".png":
+        return _RasterMask(path, max_raster_gib)
+    return _StripMask(path, max_raster_gib) if in_bands and not _tiled(path) else _TiffMask(path, max_raster_gib)
+
+
+def _tiled(path: Path) -> bool:
+    with open_tiff(path) as tiff:
+        return bool(tiff.pages[0].is_tiled)
 
 
 def find_masks(slide_path: Path | str, masks_dir: Path | str, kind: str | None = None) -> list[Path]:

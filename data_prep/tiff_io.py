@@ -10,6 +10,7 @@ import math
 import struct
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,23 @@ class TiffPlane:
             SlideError: damaged pixels or a compression that is not supported.
         """
         return read_oriented(self._stored, self._stored_wh, self._orientation, x_px, y_px, w_px, h_px)
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of the smallest band that `read_strips` can yield: a strip; 0 where the page is tiled or turned."""
+        if self._page.is_tiled or self._orientation != 1:
+            return 0
+        return min(int(self._page.rowsperstrip) or self._stored_wh[1], self._stored_wh[1])
+
+    def read_strips(self, rows_px: int) -> Iterator[npt.NDArray[Any]]:
+        """Yield an untiled page from top to bottom, (rows, width, samples), in whole strips of about `rows_px` rows.
+
+        Nothing is kept, so that a page larger than the memory is read. Raises as `read`.
+        """
+        width, height = self._stored_wh
+        step = self.rows_at_once * max(1, rows_px // self.rows_at_once)
+        for y in range(0, height, step):
+            yield self._assemble(0, y, width, min(step, height - y))
 
     def _stored(self, x: int, y: int, w: int, h: int) -> npt.NDArray[Any]:
         if not self._page.is_tiled:

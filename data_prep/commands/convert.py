@@ -1,0 +1,104 @@
+"""`python -m data_prep convert`: masks and annotations of every kind to tiled TIFF; light until it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from data_prep.options import OptionError
+
+_HELP = """Convert masks to tiled BigTIFF with a pyramid, OUT/<name>.tif each, which every tool reads by region.
+
+Worth it for masks in one piece or in strips, such as PAIP's (each read decodes the whole file, and
+OpenSlide cannot open them), and to look at what polygons become: ImageScope XML (PAIP), ASAP XML
+and GeoJSON in level-0 pixels. Class ids stay as they are; memory stays small whatever the size
+(only PNG is decoded whole). A mask that is there, whole and from the same file, is skipped.
+
+Polygons: a pixel belongs to a class when its centre lies inside by the even-odd rule; higher ids lie
+over lower ones, id 0 erases. Names that need no --class: whole or tumor (1), viable (2), a number,
+ImageScope's layer number, and CAMELYON's groups _0, _1 (1) and _2 (erases)."""
+
+_EXAMPLES = """examples:
+  # PAIP masks in strips
+  python -m data_prep convert paip/masks/ --out masks/
+
+  # ImageScope or ASAP annotations, whose size is that of their slides
+  python -m data_prep convert annotations/ --slides slides/ --out masks/
+
+  # GeoJSON from QuPath with classes of one's own; what is called Ignore is left out
+  python -m data_prep convert a.geojson --slides slides/ --out masks/ --class Tumor=1 --class Stroma=2 \\
+      --class Ignore=none
+
+exit code: 0 all converted or skipped, 1 some mask failed, 64 bad arguments."""
+
+
+def add_command(commands: Any) -> None:
+    """Add the parser of `convert`."""
+    parser = commands.add_parser(
+        "convert", help="masks and annotations to tiled TIFF", description=_HELP, epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )
+    parser.add_argument("masks", nargs="+", type=Path, metavar="MASK_OR_DIR",
+                        help="masks (.png, .tif, .tiff, .xml, .geojson, .json) or folders of them")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the converted masks")
+    parser.add_argument("--slides", type=Path, metavar="DIR",
+                        help="folder of the slides, of the same names: needed for polygons; gives other masks their "
+                        "resolution, and sizes are compared")
+    parser.add_argument("--class", dest="classes", action="append", metavar="NAME=ID",
+                        help="class id (0 to 255, none to leave out) of polygons called NAME: class name, ImageScope "
+                        "layer number or colour #rrggbb; may be repeated, then every class needs one")
+    parser.add_argument("--mask-kind", choices=("viable", "whole", "both"), default="both",
+                        help="of polygons of whole (1) and viable tumour (2): one of them, as class 1, or both "
+                        "(default both)")
+    parser.set_defaults(run=_run)
+
+
+def _classes(texts: list[str] | None) -> dict[str, int | None] | None:
+    if texts is None:
+        return None
+    classes: dict[str, int | None] = {}
+    for text in texts:
+        name, equals, value = text.rpartition("=")
+        if not equals or not (value == "none" or (value.isdecimal() and int(value) <= 255)):
+            raise OptionError(f"--class {text}: must be NAME=ID with an ID from 0 to 255, or NAME=none")
+        classes[name] = None if value == "none" else int(value)
+    return classes
+
+
+def _run(args: argparse.Namespace) -> int:
+    from data_prep.files import remove_stale
+    from data_prep.mask_convert import convert_mask, plan
+    from data_prep.progress import Progress
+
+    classes = _classes(args.classes)
+    try:
+        jobs = plan(args.masks, args.out, args.slides)
+        args.out.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        raise OptionError(str(error)) from error
+    for path in remove_stale(args.out, [".tif"]):
+        print(f"removed {path}, left by a run that was killed", file=sys.stderr)
+    counts = {"converted": 0, "skipped": 0, "failed": 0}
+    with Progress(len(jobs), "convert", "masks") as progress:
+        for job in jobs:
+            name = job.source.name
+
+            def beat(part: float, name: str = name) -> None:
+                progress.update(0, f"{name} {part:.0%}")
+
+            try:
+                done = "converted" if convert_mask(job, classes, args.mask_kind, beat) else "skipped"
+            except (ValueError, OSError, MemoryError) as error:
+                done = "failed"
+                progress.write(f"error: {_one_line(job.source, error)}")
+            counts[done] += 1
+            progress.update(1, name)
+    print(", ".join(f"{count} {done}" for done, count in counts.items() if count) + f", in {args.out}")
+    return 1 if counts["failed"] else 0
+
+
+def _one_line(source: Path, error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if str(source) in text else f"{source}: {text}"
