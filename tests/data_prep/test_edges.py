@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import edges
-from data_prep.edges import MAX_MAGNITUDE, auto_thresholds, blur_for, count_edges, edge_map, luma
+from data_prep.edges import MAX_MAGNITUDE, auto_thresholds, blur_for, count_edges, edge_map, gradient, luma, maxima
 from data_prep.hysteresis import merge_blocks, resolve_block
 
 IMAGES = sorted((Path(__file__).parents[2] / "data_prep" / "sample_data" / "glomeruli24" / "images").iterdir())
@@ -153,6 +153,29 @@ def _painted(merged, size_px):
     for x, y, part in merged.maps():
         found[y : y + part.shape[0], x : x + part.shape[1]] = part
     return found
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 255), st.sampled_from([1, 3, 7]), st.integers(0, 600))
+def test_maxima_are_the_weak_pixels_of_opencv(seed, span, blur, lo):
+    rng = np.random.default_rng(seed)
+    gray = rng.integers(0, span + 1, rng.integers(3, 80, 2), np.uint8)
+    dx, dy, magnitude = gradient(edges.blurred(gray, blur))
+    expected = cv2.Canny(dx, dy, lo, lo) != 0
+    np.testing.assert_array_equal(maxima(dx, dy, magnitude, lo)[1:-1, 1:-1], expected[1:-1, 1:-1])
+
+
+def test_maxima_of_every_direction():
+    # All pairs of derivatives, each between neighbours that only some directions look at.
+    across, down = (v.astype(np.int16) for v in np.meshgrid(np.arange(-1020, 1021), np.arange(0, 1021)))
+    for place in ((1, 0), (1, 2), (0, 1), (2, 1), (0, 0), (2, 2), (0, 2), (2, 0)):
+        for rows in np.array_split(np.arange(len(down)), 8):
+            dx, dy = (np.zeros((3 * len(rows), 3 * 2041), np.int16) for _ in range(2))
+            dx[1::3, 1::3], dy[1::3, 1::3] = across[rows], down[rows]
+            dx[place[0] :: 3, place[1] :: 3] = 2000
+            expected = cv2.Canny(dx, dy, 0, 0) != 0
+            found = maxima(dx, dy, np.abs(dx) + np.abs(dy), 0)
+            np.testing.assert_array_equal(found[1::3, 1::3], expected[1::3, 1::3])
 
 
 def _lines(draw, size_px):
