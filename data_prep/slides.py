@@ -1,6 +1,7 @@
 """Slides and masks from disk: `open_slide`, `find_slides`, `open_mask`, `find_mask`. Never imports torch.
 
-OpenSlide reads whatever it can; tifffile reads the TIFF files it cannot; Pillow reads PNG, JPEG and the like.
+OpenSlide says what a slide is; tiled TIFF and SVS are then decoded faster by tifffile and imagecodecs, if they agree
+with it; tifffile reads the TIFF files that OpenSlide cannot; Pillow reads PNG, JPEG and the like.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import openslide
 
+from data_prep.fast_reader import open_fast
 from data_prep.masks import Mask, check_mask_size, find_mask, find_masks, open_mask
 from data_prep.readers import OpenSlideSlide, RasterSlide, TiffSlide
 from data_prep.slide_base import Slide, SlideError, one_line
@@ -29,7 +31,7 @@ __all__ = [
     "open_slide",
 ]
 
-READERS = ("auto", "openslide", "tifffile", "raster")
+READERS = ("auto", "fast", "openslide", "tifffile", "raster")
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".jp2", ".webp")
 _TIFF_SUFFIXES = (".tif", ".tiff")
 # A DICOM slide is many .dcm files, so a folder of them cannot be listed one slide per file; name one file of each.
@@ -59,7 +61,8 @@ def open_slide(
 
     Args:
         path: the file.
-        reader: "auto", or force "openslide", "tifffile" or "raster" (Pillow, decoded whole).
+        reader: "auto" ("fast" where it agrees with OpenSlide, see `data_prep.fast_reader`), or force "fast",
+            "openslide", "tifffile" or "raster" (Pillow, decoded whole).
         strict: raise at a tile that cannot be decoded, instead of filling it with white and noting it in `damaged`.
         max_raster_gib: limit on what is decoded whole; default APF_MAX_RASTER_GIB or the available memory.
 
@@ -79,6 +82,8 @@ def _open(path: Path, reader: str, max_raster_gib: float | None) -> Slide:
     if reader not in READERS:
         raise ValueError(f"unknown reader {reader!r}; choose from {', '.join(READERS)}")
     kind = _kind(path)
+    if reader == "fast":
+        return open_fast(path)
     if reader == "openslide":
         return OpenSlideSlide(path)
     if reader == "tifffile":
@@ -87,6 +92,11 @@ def _open(path: Path, reader: str, max_raster_gib: float | None) -> Slide:
         return RasterSlide(path, max_raster_gib)
     vendor = _vendor(path)
     if vendor is not None and not (vendor == "generic-tiff" and _needs_tifffile(path)):
+        if kind == "tiff":
+            try:
+                return open_fast(path)
+            except SlideError:  # not for it; whether the slide is sound is for OpenSlide to say
+                pass
         return OpenSlideSlide(path)
     if kind == "tiff" and (vendor is not None or path.suffix.lower() in _TIFF_SUFFIXES):
         return _open_tiff_slide(path, max_raster_gib)
