@@ -227,3 +227,60 @@ def test_uniform_regions_have_sums_only(tissue):
     assert scan.edges is None and scan.hist is None and scan.luma is None
     expected = tissue[:512, 512:].astype(int).reshape(64, 8, 64, 8, 3).sum((1, 3))
     np.testing.assert_array_equal(scan.sums, expected.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("low", [0, 17, 128, 250])
+def test_luma_never_widens_the_range_of_the_colours(low):
+    # What allows skipping a block before its luma is known.
+    rng = np.random.default_rng(low)
+    for span in range(6):
+        rgb = rng.integers(low, min(255, low + span) + 1, (50, 61, 3), np.uint8)
+        gray = luma(rgb)
+        assert rgb.min() <= gray.min() and gray.max() <= rgb.max()
+
+
+def spiral(size_px, pitch, lit_end):
+    """A faint line from the border inwards; it may brighten slowly at its end in the middle."""
+    gray = np.full((size_px, size_px), 100, np.uint8)
+    corners, low, high = [], pitch, size_px - pitch
+    while high - low > 2 * pitch:
+        corners += [(low, low), (high, low), (high, high), (low, high)]
+        low, high = low + pitch, high - pitch
+        corners += [(low - pitch, low)]
+    cv2.polylines(gray, [np.array(corners, np.int32)], False, 112, 3)
+    x, y = corners[-1]
+    if lit_end:
+        gray[y : y + 40, x - 1 : x + 2] = np.linspace(255, 113, 40).astype(np.uint8)[:, None]
+    return gray
+
+
+@pytest.mark.parametrize("side", [64, 256])
+@pytest.mark.parametrize("lit_end", [False, True])
+def test_a_spiral_through_all_regions(small_blocks, side, lit_end):
+    gray = spiral(512, 24, lit_end)
+    found, _, _ = check(gray[..., None].repeat(3, 2), RegionSpec(512, (512, 512), 8, 1, (30, 400), side))
+    assert (found > 2000) == lit_end
+
+
+@pytest.fixture(scope="module")
+def large():
+    """8192 x 8192: fields turned at random on half of it, white around, a spiral on the right, padding below."""
+    rng = np.random.default_rng(0)
+    fields = [cv2.imread(str(path))[..., ::-1] for path in sorted(IMAGES.iterdir())]
+    rgb = np.full((8000, 8192, 3), 255, np.uint8)
+    for y in range(0, 7000, 1024):
+        for x in range(0, 4096, 1024):
+            rgb[y : y + 1024, x : x + 1024] = np.rot90(fields[rng.integers(24)], rng.integers(4))[: 8000 - y]
+    rgb[1000:5096, 4096:] = spiral(4096, 96, True)[..., None]
+    return rgb
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("side", "thresholds", "blur", "patch"),
+    [(256, "auto", 9, 8), (512, (30, 400), 1, 16), (1024, (0, 90), 15, 4), (2048, (40, 40), 3, 8),
+     (4096, "auto", 15, 8), (8192, (100, 200), 7, 16), (8192, "auto", 9, 2)],
+)  # fmt: skip
+def test_regions_of_a_large_frame(large, side, thresholds, blur, patch):
+    found, _, _ = check(large, RegionSpec(8192, (8192, 8000), patch, blur, thresholds, side))
+    assert found > 500_000
