@@ -9,7 +9,7 @@ import importlib
 from typing import Any
 
 # In the order of the help.
-NAMES: tuple[str, ...] = ("convert",)
+NAMES: tuple[str, ...] = ("convert", "export")
 
 
 def add_commands(commands: Any) -> None:

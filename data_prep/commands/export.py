@@ -1,0 +1,62 @@
+"""`python -m data_prep export`: leaves of token files for QuPath, TRIDENT and CLAM; light until it runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from data_prep.options import OptionError
+
+_HELP = """Write the leaves of token files in a form that other tools read, in level-0 pixels.
+
+  geojson  OUT/<slide>.geojson for QuPath (drag it onto the slide): one detection per leaf, coloured by
+           its side, with the share of each class if the file has masks
+  coords   OUT/<mag>x_<side>px_0px_overlap/patches/<slide>_patches.h5 for TRIDENT and CLAM readers: these
+           know one patch size per file, so every side of leaves has a folder of its own. <side> is in
+           level-0 pixels, <mag> is 10 / mpp (0 where the slide has no mpp). `token_index` in
+           each file tells the row of the token file, to join features again.
+
+Leaves that lie in the padding only are left out."""
+
+_EXAMPLES = """examples:
+  python -m data_prep export tokens/apf/a.tokens.h5 --out qupath/ --format geojson
+  python -m data_prep export tokens/apf/ --out trident/ --format coords
+
+exit code: 0 all written, 1 some file bad, 64 bad arguments."""
+
+
+def add_command(commands: Any) -> None:
+    """Add the parser of `export`."""
+    parser = commands.add_parser(
+        "export", help="leaves to GeoJSON or TRIDENT/CLAM coords", description=_HELP, epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )
+    parser.add_argument("tokens", type=Path, metavar="TOKENS_OR_DIR", help="token file, or a folder of them")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    parser.add_argument("--format", choices=("geojson", "coords"), required=True, help="what to write")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from data_prep.export import export
+    from data_prep.progress import Progress
+    from data_prep.store import StoreError
+    from data_prep.verify import token_files
+
+    try:
+        files = token_files(args.tokens)
+        args.out.mkdir(parents=True, exist_ok=True)
+    except (StoreError, OSError) as error:
+        raise OptionError(str(error)) from error
+    written = bad = 0
+    with Progress(len(files), "export", "files") as progress:
+        for path in files:
+            try:
+                written += len(export(path, args.out, args.format))
+            except (ValueError, OSError) as error:
+                bad += 1
+                progress.write(f"error: {error}")
+            progress.update(1, path.name)
+    print(f"{written} files of {len(files) - bad} token files written to {args.out}" + (f", {bad} bad" if bad else ""))
+    return 1 if bad else 0
