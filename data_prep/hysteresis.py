@@ -83,15 +83,15 @@ def resolve_block(
         keep_map: keep what `BlockEdges.edge_map` needs.
     """
     h, w = weak.shape
-    # Edges are thin and few: lists of pixels beat dense look-ups.
+    # Edges are thin and few: lists of pixels beat dense look-ups (take and compress beat brackets).
     pixel = np.flatnonzero(weak)
     # Even provisional labels are fewer than the pixels, so 16 bits (less memory to move) nearly always do.
     kind = cv2.CV_16U if len(pixel) < 65535 else cv2.CV_32S
     label: Any
     n, label = cv2.connectedComponentsWithAlgorithm(weak.view(np.uint8), 8, kind, cv2.CCL_BOLELLI)
-    owner = label.ravel()[pixel]
+    owner = label.ravel().take(pixel)
     code = np.full(n, _NONE, np.int32)
-    code[owner[strong.ravel()[pixel]]] = _ON
+    code[owner.compress(strong.ravel().take(pixel))] = _ON
     sides = (label[0], label[-1], label[:, 0], label[:, -1])
     at_border = np.zeros(n, np.bool_)
     for side in sides:
@@ -100,10 +100,10 @@ def resolve_block(
     unsure = np.flatnonzero(at_border & (code == _NONE))
     code[unsure] = _OPEN + np.arange(len(unsure), dtype=np.int32)
 
-    of_pixel = code[owner]
-    on = pixel[of_pixel == _ON]
+    of_pixel = code.take(owner)
+    on = pixel.compress(of_pixel == _ON)
     waiting = of_pixel >= _OPEN
-    late, late_owner = pixel[waiting], of_pixel[waiting].astype(np.int64) - _OPEN
+    late, late_owner = pixel.compress(waiting), of_pixel.compress(waiting).astype(np.int64) - _OPEN
     left, top = x_px % p_min, y_px % p_min
     shape = -(-(top + h) // p_min), -(-(left + w) // p_min)
     area = shape[0] * shape[1]
