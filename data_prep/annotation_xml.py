@@ -94,9 +94,9 @@ class _Reader:
         self._asap = self._asap or tag == "ASAP_Annotations"
         self._tags.append(tag)
         if tag == "Vertex":
-            self._point(attrib)
+            self._point(attrib, "Region")
         elif tag == "Coordinate":
-            self._point(attrib)
+            self._point(attrib, "Coordinates")
             self._orders.append(_number(attrib.get("Order", "")))
         elif tag == "Annotation":
             self._layer, self._rings = attrib, []
@@ -121,7 +121,9 @@ class _Reader:
     def close(self) -> None:
         """The file ends."""
 
-    def _point(self, attrib: dict[str, str]) -> None:
+    def _point(self, attrib: dict[str, str], inside: str) -> None:
+        if inside not in self._tags:
+            raise SlideError(f"{self._path}: {self._where()}: a vertex outside of any <{inside}>")
         for axis in "XY":
             text = attrib.get(axis, attrib.get(axis.lower()))
             try:
@@ -137,6 +139,7 @@ class _Reader:
 
     def _xy(self) -> npt.NDArray[np.float64]:
         xy = np.frombuffer(self._points, np.float64).reshape(-1, 2) if self._points else np.zeros((0, 2))
+        self._points = array("d")  # the old one lives on in `xy`
         return check_coordinates(self._path, xy, self._where())
 
     def _end_region(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -215,6 +216,7 @@ def test_bad_xml(tmp_path: Path) -> None:
         "no annotation of ImageScope or ASAP": "<svg/>",
         "annotation 1, region 1: a vertex has 'one' as X": good.replace('X="1"', 'X="one"').replace("1.0", "1"),
         "a vertex lacks Y": good.replace("Y=", "W="),
+        "a vertex outside of any <Region>": good.replace("<Region ", "<Refion "),
         "coordinate nan is no pixel": good.replace('X="1"', 'X="nan"'),
         "coordinate 1e+12 is no pixel": good.replace('X="1"', 'X="1e12"'),
         "defines entities": '<!DOCTYPE a [<!ENTITY x "y">]><Annotations>&x;</Annotations>',
@@ -327,3 +329,41 @@ def test_bad_geojson(tmp_path: Path) -> None:
     assert "damaged or truncated JSON" in refusal(path)
     path.write_text("[" * 100_000)
     assert "damaged or truncated JSON" in refusal(path)
+
+
+@pytest.mark.parametrize("suffix", ["xml", "asap.xml", "geojson"])
+def test_damaged_files_are_refused_in_one_line(tmp_path: Path, suffix: str) -> None:
+    """Cuts, wrong bytes and wrong values: a mask or one line that names the file, nothing else."""
+    good = tmp_path / f"good.{suffix}"
+    if suffix == "xml":
+        first = layer(1, region(square(1, 1, 50)), region(square(5, 5, 10), True))
+        image_scope(good, first, layer(2, region(square(3, 3, 9))))
+    elif suffix == "asap.xml":
+        asap(good, ("Tumor", "Polygon", square(1, 1, 6)), ("_2", "Spline", square(2, 2, 2)))
+    else:
+        parts = {"type": "GeometryCollection", "geometries": [{"type": "Polygon", "coordinates": [square(1, 1, 6)]}]}
+        several = {"type": "MultiPolygon", "coordinates": [[square(1, 1, 6), square(2, 2, 2)]]}
+        features = [feature(parts, {"name": "whole", "color": [1, 2, 3]}), feature(several, {"names": ["viable"]})]
+        good.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    assert ids(good, (100, 100)).any()
+    rng = np.random.default_rng(4)
+    raw = good.read_bytes()
+    values = [match.span() for match in re.finditer(rb'-?\d+\.?\d*|"[^"]*"|\[[^][]*\]', raw)]
+    bad = tmp_path / f"bad.{suffix}"
+    refused = 0
+    for turn in range(300):
+        text = bytearray(raw)
+        if turn % 3 == 0:
+            del text[rng.integers(len(text)) :]
+        elif turn % 3 == 1:
+            text[rng.integers(len(text))] = rng.integers(256)
+        else:
+            start, stop = values[rng.integers(len(values))]
+            text[start:stop] = rng.choice([b"null", b"{}", b"[]", b"1e999", b'"-1"', b'"x"', b"[[0]]"])
+        bad.write_bytes(text)
+        try:
+            assert ids(bad, (100, 100)).shape == (100, 100)
+        except SlideError as error:
+            refused += 1
+            assert str(error).startswith(str(bad)) and "\n" not in str(error)
+    assert refused > 150
