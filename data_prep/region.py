@@ -152,9 +152,10 @@ def scan_region(
         x0, y0, x1, y1 = scan.grown((x_px, y_px + top, wide, rows), spec.halo)
         rgb = np.ascontiguousarray(read_rgb(x0, y0, x1 - x0, y1 - y0))
         inner = rgb[y_px + top - y0 :][:rows, x_px - x0 :][:, :wide]
-        _sum_colours(sums, inner, top, b)
+        ranges = scan.ranges(rgb, (x0, y0), (x_px, y_px + top, wide, rows))
+        _sum_colours(sums, inner, top, b, [low == WHITE for low, _ in ranges])
         if spec.blur is not None:
-            scan.add_band(rgb, (x0, y0), (x_px, y_px + top, wide, rows))
+            scan.add_band(rgb, (x0, y0), (x_px, y_px + top, wide, rows), ranges)
         if read_mask is not None and mask_sums is not None:
             _sum_mask(mask_sums, read_mask, spec, (x_px, y_px), top, b)
     return RegionScan(sums, mask_sums, *scan.result(), scan.total, scan.total - scan.kept)
@@ -179,23 +180,35 @@ class _Scan:
         size = self.spec.size_px
         return max(0, x - by), max(0, y - by), min(size, x + w + by), min(size, y + h + by)
 
-    def add_band(self, rgb: NDArray[np.uint8], corner_xy: tuple[int, int], band: Rectangle) -> None:
+    def ranges(
+        self, rgb: NDArray[np.uint8], corner_xy: tuple[int, int], band: Rectangle
+    ) -> list[tuple[float, float]]:
+        """Smallest and largest value of any colour in every block of a band, halo included."""
+        found = [cv2.minMaxLoc(_flat_view(self._cut(rgb, corner_xy, block))) for block in _blocks(band)]
+        return [(low, high) for low, high, _, _ in found]
+
+    def add_band(
+        self,
+        rgb: NDArray[np.uint8],
+        corner_xy: tuple[int, int],
+        band: Rectangle,
+        ranges: list[tuple[float, float]],
+    ) -> None:
         """Blur what is not flat in a band and take its blocks.
 
         Args:
             rgb: colours of the band and its halo, rows of pixels without gaps inside.
             corner_xy: where its top left lies in the frame.
             band: the band without halo, at most BLOCK_PX high.
+            ranges: from `ranges`.
         """
         spec = self.spec
         assert spec.blur is not None
         lo = spec.thresholds[0] if spec.thresholds != "auto" else _AUTO_LEAST
-        x, y, w, h = band
-        blocks = [(left, y, min(BLOCK_PX, x + w - left), h) for left in range(x, x + w, BLOCK_PX)]
-        self.total += len(blocks)
+        self.total += len(ranges)
         # Seen before the blur, which never widens the range of what it sees; neither does luma that of the colours.
-        flat = [is_flat(_flat_view(self._cut(rgb, corner_xy, block)), lo) for block in blocks]
-        for coloured in _runs([block for block, skip in zip(blocks, flat, strict=True) if not skip]):
+        pairs = zip(_blocks(band), ranges, strict=True)
+        for coloured in _runs([block for block, (low, high) in pairs if 8 * (high - low) > lo]):
             whole = _around(coloured)
             gray = luma(self._cut(rgb, corner_xy, whole))
             origin_xy = self.grown(whole, spec.halo)[:2]
@@ -318,6 +331,12 @@ def _inside(corner_xy: tuple[int, int], block: Rectangle) -> tuple[slice, slice]
     return slice(top, top + block[3]), slice(left, left + block[2])
 
 
+def _blocks(band: Rectangle) -> list[Rectangle]:
+    """The blocks of a band, from left to right."""
+    x, y, w, h = band
+    return [(left, y, min(BLOCK_PX, x + w - left), h) for left in range(x, x + w, BLOCK_PX)]
+
+
 def _runs(blocks: list[Rectangle]) -> Iterator[list[Rectangle]]:
     """Neighbouring blocks together: OpenCV's blur is slower on narrow pictures."""
     run: list[Rectangle] = []
@@ -330,20 +349,18 @@ def _runs(blocks: list[Rectangle]) -> Iterator[list[Rectangle]]:
         yield run
 
 
-def _sum_colours(sums: NDArray[np.uint16], rgb: NDArray[np.uint8], top: int, b: int) -> None:
-    """Sums over b x b squares of a band of the region that begins `top` rows below its top."""
+def _sum_colours(sums: NDArray[np.uint16], rgb: NDArray[np.uint8], top: int, b: int, white: list[bool]) -> None:
+    """Sums over b x b squares of a band that begins `top` rows below the region's top; `sums` are those of white."""
     h, w = -(-rgb.shape[0] // b) * b, -(-rgb.shape[1] // b) * b
     if (h, w) != rgb.shape[:2]:
         padded = np.full((h, w, 3), WHITE, np.uint8)
         padded[: rgb.shape[0], : rgb.shape[1]] = rgb
         rgb = padded
-    for left in range(0, w, BLOCK_PX):
+    for left, skip in zip(range(0, w, BLOCK_PX), white, strict=True):
+        if skip:
+            continue
         part = rgb[:, left : left + BLOCK_PX]
         target = sums[:, top // b : (top + h) // b, left // b : (left + part.shape[1]) // b]
-        low, high, _, _ = cv2.minMaxLoc(_flat_view(part))
-        if low == high:
-            target[:] = int(low) * b * b
-            continue
         target[:] = _square_sums(part, b)
 
 

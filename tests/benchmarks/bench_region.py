@@ -96,7 +96,10 @@ def bench_stages(rgb: np.ndarray, patch: int) -> None:
     print(f"stages on tissue, {rgb.shape[1]} x {rgb.shape[0]}, blur {BLUR}, patch {patch}")
     for name, stage in {
         "minimum and maximum of RGB": lambda: [cv2.minMaxLoc(band.reshape(len(band), -1)) for band in bands],
-        "sums over 8 x 8": lambda: [kernel._sum_colours(sums, band, i * step, 8) for i, band in enumerate(bands)],
+        "sums over 8 x 8": lambda: [
+            kernel._sum_colours(sums, band, i * step, 8, [False] * -(-band.shape[1] // step))
+            for i, band in enumerate(bands)
+        ],
         "gray": lambda: [luma(band) for band in bands],
         f"blur {BLUR}": lambda: [blurred(gray, BLUR) for gray in grays],
         "gradient": lambda: [int(gradient(block)[2][0, 0]) for block in blocks],
