@@ -28,7 +28,7 @@ from data_prep.build_slide import (
     damaged_tiles,
     finish,
     hash_inputs,
-    mask_of,
+    masks_of,
     one_line,
     valid_already,
     write_result,
@@ -123,10 +123,11 @@ _open_slides: dict[tuple[Any, ...], _Open] = {}
 
 def _opened(task: Task) -> _Open:
     """The slide of a task; the last few stay open, since the next step is often of the same one."""
-    mask_path = mask_of(task)
+    mask_paths = masks_of(task)
     options = task.options
-    files = [task.slide] + ([mask_path] if mask_path else [])
-    key = (*((str(path), stamp_of(path)) for path in files), options.resolution, options.aspect, options.strict)
+    files = [task.slide, *mask_paths]
+    key = (*((str(path), stamp_of(path)) for path in files), options.resolution, options.aspect, options.mask_kind,
+           options.strict)
     if key in _open_slides:
         _open_slides[key] = _open_slides.pop(key)
         return _open_slides[key]
@@ -137,8 +138,8 @@ def _opened(task: Task) -> _Open:
         slide = stack.enter_context(open_slide(task.slide, strict=options.strict))
         frame = make_frame(slide.size_wh, options.resolution, options.aspect)
         read_mask = None
-        if mask_path is not None:
-            mask = stack.enter_context(open_mask(mask_path, slide.size_wh))
+        if mask_paths:
+            mask = stack.enter_context(open_mask(mask_paths, slide.size_wh, kind=options.mask_kind))
             check_mask_size(slide, mask)
             read_mask = MaskReader(mask, frame).read
     except BaseException:
@@ -177,16 +178,16 @@ def _begin(step: Step, result: StepResult, beat: Callable[[str], None] | None) -
         result.ended = True
         _scratch(step).remove()
         return
-    mask_path = mask_of(task)
+    mask_paths = masks_of(task)
     if (task.out / f"{task.slide.stem}.tokens.h5").exists() and not task.rebuild:
-        result.hashes = hash_inputs(task, mask_path, result.outcome)
+        result.hashes = hash_inputs(task, mask_paths, result.outcome)
         if valid_already(task, result.hashes, result.outcome):
             result.ended = True
             _scratch(step).remove()
             return
     opened = _opened(task)
     scratch = _scratch(step)
-    files = [task.slide] + ([mask_path] if mask_path else [])
+    files = [task.slide, *mask_paths]
     manifest: dict[str, Any] = {
         "params": task.options.params(blur_of(task.options), None, None),
         "files": [[str(path.resolve()), *stamp_of(path)] for path in files],
@@ -198,7 +199,7 @@ def _begin(step: Step, result: StepResult, beat: Callable[[str], None] | None) -
         result.side_px = before["side_px"]
     scratch.begin({**manifest, "side_px": result.side_px})
     side, size_px = result.side_px, opened.frame.size_px
-    spec = _spec(replace(step, side_px=side), opened.frame, mask_path is not None)
+    spec = _spec(replace(step, side_px=side), opened.frame, bool(mask_paths))
     columns, rows = (-(-end // side) for end in spec.end_wh)
     result.regions = tuple(y * (size_px // side) + x for y in range(rows) for x in range(columns))
     for kind, leaves_behind in (("scan", "scan"), ("edges", "edges"), ("plan", "plan"), ("tokens", "rows")):
@@ -212,7 +213,7 @@ def _begin(step: Step, result: StepResult, beat: Callable[[str], None] | None) -
 
 
 def _hash(step: Step, result: StepResult) -> None:
-    result.hashes = hash_inputs(step.task, mask_of(step.task), result.outcome)
+    result.hashes = hash_inputs(step.task, masks_of(step.task), result.outcome)
 
 
 def _scan(step: Step, result: StepResult) -> None:

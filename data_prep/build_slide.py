@@ -25,7 +25,7 @@ from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
 from data_prep.options import ALGORITHM, BuildOptions, changed_parameter
 from data_prep.packing import drop_or_repeat, pack_strip
 from data_prep.quadtree import Leaves, budget_tree, threshold_tree
-from data_prep.slides import Slide, SlideError, check_mask_size, find_mask, open_mask, open_slide
+from data_prep.slides import Slide, SlideError, check_mask_size, find_masks, open_mask, open_slide
 from data_prep.store import StoreError, check_bytes, new_meta, read_meta, token_path, write_tokens
 from data_prep.tokens import Reader, TokenSet, cut
 from data_prep.uniform import uniform_leaves
@@ -120,40 +120,40 @@ def one_line(error: BaseException) -> str:
 
 
 def _build(task: Task, outcome: Outcome, beat: Callable[[str], None] | None) -> None:
-    mask_path = mask_of(task)
-    hashes = hash_inputs(task, mask_path, outcome)
+    mask_paths = masks_of(task)
+    hashes = hash_inputs(task, mask_paths, outcome)
     if valid_already(task, hashes, outcome):
         return
-    token_set, meta = make_tokens(task.slide, mask_path, task.options, outcome, beat)
+    token_set, meta = make_tokens(task.slide, mask_paths, task.options, outcome, beat)
     write_result(task, token_set, meta, hashes, outcome)
 
 
-def mask_of(task: Task) -> Path | None:
-    """The mask of the task's slide; None if no masks are wanted.
+def masks_of(task: Task) -> list[Path]:
+    """The files of the mask of the task's slide, mostly one; empty if no masks are wanted.
 
     Raises:
         ValueError: There is none.
     """
     if task.options.masks is None:
-        return None
-    mask_path = find_mask(task.slide, task.options.masks)
-    if mask_path is None:
-        raise ValueError(f"{task.slide}: no mask {task.slide.stem}.png, .tif or .tiff in {task.options.masks}")
-    return mask_path
+        return []
+    mask_paths = find_masks(task.slide, task.options.masks, task.options.mask_kind)
+    if not mask_paths:
+        raise ValueError(f"{task.slide}: no mask {task.slide.stem}.png, .tif, .xml or .geojson in {task.options.masks}")
+    return mask_paths
 
 
-def hash_inputs(task: Task, mask_path: Path | None, outcome: Outcome) -> Hashes:
-    """SHA-256 of slide and mask; also noted in `outcome.sources`.
+def hash_inputs(task: Task, mask_paths: list[Path], outcome: Outcome) -> Hashes:
+    """SHA-256 of slide and mask (of two files, joined by +); also noted in `outcome.sources`.
 
     Raises:
         OSError: A file cannot be read.
     """
     hashes = []
-    for path in [task.slide] + ([mask_path] if mask_path else []):
+    for path in [task.slide, *mask_paths]:
         source = hash_source(path, task.known)
         outcome.sources[str(path.resolve())] = (source.sha256, *source.stamp)
         hashes.append(source.sha256)
-    return hashes[0], hashes[1] if mask_path else None
+    return hashes[0], "+".join(hashes[1:]) or None
 
 
 def valid_already(task: Task, hashes: Hashes, outcome: Outcome) -> bool:
@@ -205,7 +205,7 @@ def why_rebuild(path: Path, options: BuildOptions, source_sha256: str, mask_sha2
 
 def make_tokens(
     slide_path: Path,
-    mask_path: Path | None,
+    mask_paths: list[Path],
     options: BuildOptions,
     outcome: Outcome,
     beat: Callable[[str], None] | None = None,
@@ -224,8 +224,8 @@ def make_tokens(
         reader = FrameReader(slide, frame)
         read = _beating(reader.read, slide.name, beat) if beat else reader.read
         read_mask = None
-        if mask_path is not None:
-            mask = opened.enter_context(open_mask(mask_path, slide.size_wh))
+        if mask_paths:
+            mask = opened.enter_context(open_mask(mask_paths, slide.size_wh, kind=options.mask_kind))
             check_mask_size(slide, mask)
             read_mask = MaskReader(mask, frame).read
         leaves, found = plan_leaves(read, frame, options, outcome)

@@ -128,8 +128,11 @@ def _add_tree_options(parser: argparse.ArgumentParser, inspect: bool) -> None:
                       "the paper: 100,200 (default auto)")
     masks = parser.add_argument_group("annotation")
     masks.add_argument("--masks", type=Path, metavar="DIR",
-                       help="folder with a mask per slide: same name, .png, .tif or .tiff, same size, "
-                       "pixel value = class, 0 = background")
+                       help="folder with a mask per slide, of the same name: .png, .tif, .tiff (same size, pixel "
+                       "value = class, 0 = background), or polygons, .xml (ImageScope, ASAP), .geojson (level-0 pixels)")
+    masks.add_argument("--mask-kind", choices=("viable", "whole", "both"),
+                       help="of whole and viable tumour, as PAIP has them (<slide>_whole.tif, <slide>_viable.tif, or "
+                       "layers of an XML): one of them as class 1, or both, whole 1 and viable 2")
     masks.add_argument("--classes", type=int, default=1, metavar="K",
                        help="number of foreground classes, values 1..K of the masks (default 1)")
 def make_parser() -> argparse.ArgumentParser:
@@ -183,7 +186,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _options(args: argparse.Namespace, **changed: Any) -> BuildOptions:
     names = ("resolution", "patch", "patching", "length", "split_value", "blur", "thresholds", "aspect", "fit",
-             "packing", "classes", "seed", "masks", "strict")
+             "packing", "classes", "seed", "masks", "mask_kind", "strict")
     values = {name: getattr(args, name) for name in names if hasattr(args, name)}
     return BuildOptions(**{**values, "tile_px": getattr(args, "tile", None), **changed})
 

@@ -19,7 +19,7 @@ from data_prep.build_slide import TILE_PX, Outcome, plan_leaves, rounded_ceiling
 from data_prep.edges import edge_map
 from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
 from data_prep.options import BuildOptions, OptionError
-from data_prep.slides import SlideError, check_mask_size, find_mask, open_mask, open_slide
+from data_prep.slides import SlideError, check_mask_size, find_masks, open_mask, open_slide
 from data_prep.tokens import TokenSet, cut, rebuild
 
 SHOWN_PX = 2048
@@ -92,10 +92,11 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
         small = _reduced(frame, slide.size_wh, shown_px)
         mask = None
         if options.masks is not None:
-            mask_path = find_mask(slide_path, options.masks)
-            if mask_path is None:
-                raise SlideError(f"{slide_path}: no mask {slide_path.stem}.png, .tif or .tiff in {options.masks}")
-            mask = opened.enter_context(open_mask(mask_path, slide.size_wh))
+            mask_paths = find_masks(slide_path, options.masks, options.mask_kind)
+            if not mask_paths:
+                wanted = f"{slide_path.stem}.png, .tif, .xml or .geojson"
+                raise SlideError(f"{slide_path}: no mask {wanted} in {options.masks}")
+            mask = opened.enter_context(open_mask(mask_paths, slide.size_wh, kind=options.mask_kind))
             check_mask_size(slide, mask)
         leaves, found = plan_leaves(reader.read, frame, options, Outcome(slide.name, str(slide_path), "done"))
         token_set = cut(

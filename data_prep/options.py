@@ -35,10 +35,12 @@ class BuildOptions:
         packing: `leaf` (token i = leaf i) or `strip` (rows mixed as in the authors' public code).
         classes: K, foreground classes of the masks, ids 1..K.
         seed: Seed of `fit=drop`.
-        masks: Folder of mask images with the slides' stems, or None.
+        masks: Folder of mask images or annotations with the slides' stems, or None.
         tile_px: Side of the regions that ranks work on, rounded down to a power of two; changes memory and speed, never
             bytes. None: chosen for the frame.
         strict: Refuse a slide with a tile that cannot be decoded instead of filling it; never changes bytes.
+        mask_kind: Of whole and viable tumour (PAIP): `viable` or `whole` as class 1, `both` as 1 and 2; None takes the
+            only mask there is.
     """
 
     resolution: int
@@ -56,6 +58,7 @@ class BuildOptions:
     masks: Path | None = None
     tile_px: int | None = None
     strict: bool = False
+    mask_kind: Literal["viable", "whole", "both"] | None = None
 
     def __post_init__(self) -> None:
         _check_grid(self)
@@ -72,6 +75,8 @@ class BuildOptions:
             raise OptionError(f"--tile {self.tile_px}: must be at least 64 pixels")
         if self.masks is not None and not self.masks.is_dir():
             raise OptionError(f"--masks {self.masks}: no such folder")
+        if self.mask_kind is not None and self.masks is None:
+            raise OptionError(f"--mask-kind {self.mask_kind}: only with --masks")
 
     def params(self, blur: int | None, low: int | None, high: int | None) -> dict[str, Any]:
         """The parameters as they are kept in the token file.
@@ -98,6 +103,7 @@ class BuildOptions:
             "packing": self.packing,
             "classes": self.classes,
             "seed": self.seed if self.fit == "drop" else None,
+            **({"mask_kind": self.mask_kind} if self.mask_kind else {}),
         }
 
 

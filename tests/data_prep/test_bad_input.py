@@ -167,7 +167,7 @@ def test_masks_that_do_not_fit(tmp_path: Path, capsys):
     code, text, err = cli(capsys, "build", images, "--masks", masks, "--out", out, *TREE)
     assert code == 1 and "1 done, 0 skipped, 3 failed" in text
     assert f"{other}.png: mask is 1024 x 512 pixels, its slide {other}.jpg is 1024 x 1024" in err
-    assert f"{missing}.jpg: no mask {missing}.png, .tif or .tiff in {masks}" in err
+    assert f"{missing}.jpg: no mask {missing}.png, .tif, .xml or .geojson in {masks}" in err
     assert "class 3, but only classes 1 to 1 are expected" in err
     assert len(token_bytes(out)) == 1 and leftovers(out) == []
 

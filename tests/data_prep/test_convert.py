@@ -123,6 +123,35 @@ def test_polygons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.testing.assert_array_equal(a, b)
 
 
+def test_builds_of_whole_and_viable_tumour(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """PAIP's two files as one class each or as two classes; in one region or many; and the choice is remembered."""
+    masks, out = tmp_path / "masks", tmp_path / "t"
+    masks.mkdir()
+    ids = np.zeros((1024, 1024), np.uint8)
+    ids[100:800, 64:900] = 1
+    tifffile.imwrite(masks / "10003_WHOLE.tif", ids)
+    ids[:300] = 0
+    tifffile.imwrite(masks / "10003_viable.TIF", ids)
+    whole, viable = 700 * 836, 500 * 836
+    command = ["build", str(KIDNEY), "--masks", str(masks), "--out", str(out)]
+    command += ["--resolution", "1024", "--patch", "16", "--length", "64", "--classes", "2"]
+    assert main(command) == 1
+    assert "10003_WHOLE.tif, 10003_viable.TIF; choose with --mask-kind" in capsys.readouterr().out
+    for tile in ([], ["--tile", "256"]):
+        for kind, sums in (("whole", [whole, 0]), ("viable", [viable, 0]), ("both", [whole - viable, viable])):
+            assert main([*command, "--mask-kind", kind, *tile]) == 0
+            token_set, meta = read_tokens(token_path(out, "10003"))
+            assert token_set.mask_counts is not None
+            assert token_set.mask_counts.sum(axis=(0, 1, 2)).tolist() == sums == meta["mask_pixels"]
+            assert main([*command, "--mask-kind", kind]) == 0
+            assert "1 skipped" in capsys.readouterr().out
+    assert main(["inspect", str(KIDNEY), "--masks", str(masks), "--mask-kind", "both", "--classes", "2",
+                 "--out", str(tmp_path / "a.png")]) == 0
+    assert main(["verify", str(out)]) == 0
+    assert main([*command[:2], *command[4:], "--mask-kind", "both"]) == 64
+    assert "only with --masks" in capsys.readouterr().err
+
+
 def test_what_is_complete_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = tmp_path / "a.tif", tmp_path / "out"
     tifffile.imwrite(source, picture(700, 600))
