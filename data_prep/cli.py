@@ -129,7 +129,7 @@ def _add_tree_options(parser: argparse.ArgumentParser, inspect: bool) -> None:
     masks = parser.add_argument_group("annotation")
     masks.add_argument("--masks", type=Path, metavar="DIR",
                        help="folder with a mask per slide, of the same name: .png, .tif, .tiff (same size, pixel "
-                       "value = class, 0 = background), or polygons, .xml (ImageScope, ASAP), .geojson (level-0 pixels)")
+                       "value = class, 0 = background), or polygons, .xml (ImageScope, ASAP), .geojson (level-0 px)")
     masks.add_argument("--mask-kind", choices=("viable", "whole", "both"),
                        help="of whole and viable tumour, as PAIP has them (<slide>_whole.tif, <slide>_viable.tif, or "
                        "layers of an XML): one of them as class 1, or both, whole 1 and viable 2")
