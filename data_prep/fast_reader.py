@@ -208,13 +208,14 @@ class _Level:
         Raises:
             Exception: whatever the codec raises; ValueError for what is no tile of this page.
         """
+        tile: Any
         if self._jpeg:
             # The decoder makes up what is missing of a stream that ends early, so its end must be there.
             if self.eoi and _EOI not in data[-16:]:
                 raise ValueError("its JPEG stream has no end")
             tile = imagecodecs.jpeg8_decode(data, tables=self._tables, colorspace=self._stored, outcolorspace="RGB")
         else:
-            found = self._page.decode(data, index, _fullsize=True)[0]
+            found: Any = self._page.decode(data, index, _fullsize=True)[0]
             tile = None if found is None else found[0]
         if tile is None or tile.shape != self.gap.shape or tile.dtype != np.uint8:
             shape = None if tile is None else tile.shape
