@@ -95,7 +95,8 @@ def _default_ids(path: Path, drawn: Sequence[Drawn]) -> list[int | None]:
         else:
             missing.append(thing.names[0])
     if missing:
-        raise SlideError(f"{path}: class {_listed(missing)} has no class id of its own; give one with --class NAME=ID")
+        raise SlideError(f"{path}: class {_listed(missing)} has no class id of its own;"
+                         " give one with python -m data_prep convert --class NAME=ID")
     return list(ids)
 
 

@@ -118,7 +118,10 @@ def convert_mask(
     """
     drawn = job.source.suffix.lower() in POLYGON_SUFFIXES
     if drawn and job.slide is None:
-        raise SlideError(f"{job.source}: polygons do not say how large their slide is; give its folder with --slides")
+        raise SlideError(
+            f"{job.source}: polygons do not say how large their slide is, and no slide of that name was found;"
+            " give its folder with --slides"
+        )
     with ExitStack() as opened:
         slide = opened.enter_context(open_slide(job.slide)) if job.slide is not None else None
         made = {

@@ -1,8 +1,9 @@
 """Polygons in level-0 pixels, drawn as class ids by rectangle: any rectangle, never the whole slide.
 
 A pixel belongs to a shape when its centre does, by the even-odd rule over the shape's rings; where a ring runs is
-worked out in coordinates of the slide, so no pixel depends on the rectangle that was asked for. Must not import torch,
-nor anything of this project.
+worked out in coordinates of the slide, so no pixel depends on the rectangle that was asked for. A centre on a ring is
+inside where the ring bounds the shape on the left or from above, so that shapes that share a border share no pixel and
+leave none out. Must not import torch, nor anything of this project.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,17 @@ def test_a_corner_of_a_huge_slide_is_the_same_shape() -> None:
     moved = Polygons([Shape(1, [Ring(points + 65536 * 3)])]).draw(65536 * 3, 65536 * 3, 50, 50)
     on_edge = near != moved
     assert near.any() and on_edge.mean() < 0.002
+
+
+def test_shapes_that_share_a_border_share_no_pixel() -> None:
+    """A fan of triangles around pixel centres, drawn one by one, covers its square once."""
+    corners = [(2.5, 2.5), (30.5, 2.5), (30.5, 30.5), (2.5, 30.5), (2.5, 2.5)]
+    total = np.zeros((40, 40), int)
+    for first, second in pairwise(corners):
+        total += Polygons([Shape(1, [Ring(np.array([first, second, (16.5, 16.5)]))])]).draw(0, 0, 40, 40)
+    expected = np.zeros((40, 40), int)
+    expected[2:30, 2:30] = 1  # from the left and upper border on
+    np.testing.assert_array_equal(total, expected)
 
 
 # ---- ImageScope
