@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,10 +152,12 @@ def build_volume(
     for index in range(count):
         name = f"{case}_slice{index:03d}"
         outcome = Outcome(name, str(path), "failed")
+        started_s = time.perf_counter()
         try:
             _build_slice(name, volume, labels, index, sources, out, options, outcome, rebuild_all)
         except (ValueError, OSError) as error:
             outcome.reason = one_line(error)
+        outcome.seconds = round(time.perf_counter() - started_s, 4)
         outcomes.append(outcome)
         if tell is not None:
             tell(outcome)

@@ -74,7 +74,7 @@ def find_volumes(paths: list[Path]) -> list[Path]:
             or (entry.is_file() and entry.name.lower().endswith((*NIFTI_SUFFIXES, *ARRAY_SUFFIXES)))
         )  # fmt: skip
         if not inside:
-            raise SlideError(f"{path}: no .nii, .nii.gz, .npz, .h5 and no folder of .dcm files in it")
+            raise SlideError(f"{path}: no .nii, .nii.gz, .npz, .h5 and no folder of DICOM files in it")
         found += inside
     names = [case_name(path) for path in found]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -97,7 +97,7 @@ def load_volume(path: Path) -> Volume:
         elif path.name.lower().endswith(ARRAY_SUFFIXES):
             volume = _arrays(path)
         else:
-            raise SlideError(f"{path}: not a volume: .nii, .nii.gz, .npz, .h5 or a folder of .dcm files")
+            raise SlideError(f"{path}: not a volume: .nii, .nii.gz, .npz, .h5 or a folder of DICOM files")
     except SlideError:
         raise
     except Exception as error:  # each library has its own errors for broken files
@@ -171,7 +171,17 @@ def save_labels(path: Path, labels: NDArray[np.uint8], volume: Volume) -> None:
 
 
 def _is_series(folder: Path) -> bool:
-    return any(entry.suffix.lower() == ".dcm" for entry in folder.iterdir() if entry.is_file())
+    return any(_is_dicom(entry) for entry in folder.iterdir())
+
+
+def _is_dicom(path: Path) -> bool:
+    """By name, or by the mark that follows the first 128 bytes: scanners often give no suffix."""
+    if not path.is_file():
+        return False
+    if path.suffix.lower() == ".dcm":
+        return True
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def _oriented(path: Path, voxels: NDArray[Any], affine: NDArray[np.float64]) -> Volume:
@@ -203,7 +213,9 @@ def _dicom(folder: Path) -> Volume:
     """A series of one slice per file; sorted by place along the slices' normal, not by number."""
     import pydicom
 
-    files = sorted(entry for entry in folder.iterdir() if entry.is_file() and entry.suffix.lower() == ".dcm")
+    files = sorted(entry for entry in folder.iterdir() if _is_dicom(entry))
+    if not files:
+        raise SlideError(f"{folder}: no DICOM files in this folder")
     slices: list[tuple[Path, Any]] = [(file, pydicom.dcmread(file)) for file in files]
     first = slices[0][1]
     series = {str(s.get("SeriesInstanceUID")) for _, s in slices}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 _VOLUME = """Cut CT volumes into token files, one OUT/<case>_slice<NNN>.tokens.h5 per slice, with a sidecar
-OUT/<case>.volume.json that says how the slices lie. Reads NIfTI (.nii, .nii.gz), folders of DICOM files (.dcm), and
+OUT/<case>.volume.json that says how the slices lie. Reads NIfTI (.nii, .nii.gz), folders of DICOM files, and
 the .npz / .h5 arrays `image` and `label` of common BTCV code.
 
 Slices are shown with the patient's right at the left and the front at the top, whatever the file's order. Values are

@@ -311,6 +311,10 @@ def test_find_volumes(tmp_path: Path):
     assert [p.name for p in find_volumes([tmp_path])] == ["b.nii.gz", "patient1"]
     assert find_volumes([tmp_path / "patient1"]) == [tmp_path / "patient1"]
     write_nifti(tmp_path / "b.nii", hu)
+    for file in (tmp_path / "patient1").iterdir():     # as scanners name them
+        file.rename(file.with_suffix(""))
+    assert find_volumes([tmp_path / "patient1"]) == [tmp_path / "patient1"]
+    np.testing.assert_array_equal(load_volume(tmp_path / "patient1").voxels, hu)
     for paths, words in (([tmp_path], "two volumes are called b"), ([tmp_path / "none"], "no such file")):
         with pytest.raises(SlideError, match=words):
             find_volumes(paths)
