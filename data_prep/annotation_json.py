@@ -54,7 +54,7 @@ def _polygon(path: Path, rings: Any) -> list[Ring]:
         for ring in rings:
             xy = np.array([(float(point[0]), float(point[1])) for point in ring], np.float64).reshape(-1, 2)
             out.append(Ring(check_coordinates(path, xy, "a polygon"), negative=bool(out)))
-    except (TypeError, IndexError, KeyError, ValueError) as error:
+    except (TypeError, IndexError, KeyError, ValueError, OverflowError) as error:
         if isinstance(error, SlideError):
             raise
         raise SlideError(f"{path}: coordinates of a polygon are not lists of x and y: {one_line(error)}") from error
@@ -92,7 +92,10 @@ def _geometry(path: Path, geometry: Any) -> Iterator[list[Ring]]:
     if kind in ("Polygon", "MultiPolygon"):
         yield from geometry["coordinates"]
     elif kind == "GeometryCollection":
-        for part in geometry.get("geometries") or []:
+        parts = geometry.get("geometries") or []
+        if not isinstance(parts, list):
+            raise SlideError(f"{path}: a GeometryCollection's geometries are not a list")
+        for part in parts:
             yield from _geometry(path, part)
     elif kind not in _NO_AREA:
         raise SlideError(f"{path}: geometry {kind!r} is unknown")

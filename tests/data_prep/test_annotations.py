@@ -331,6 +331,8 @@ def test_bad_geojson(tmp_path: Path) -> None:
         "without a list of features": '{"type": "FeatureCollection"}',
         "not lists of x and y": '{"type": "Polygon", "coordinates": [[1, 2, 3]]}',
         "coordinate inf is no pixel": '{"type": "Polygon", "coordinates": [[[1, 2], [Infinity, 2], [3, 3]]]}',
+        "int too large": '{"type": "Polygon", "coordinates": [[[1, 2], [' + "9" * 400 + ', 2], [3, 3]]]}',
+        "geometries are not a list": '{"type": "GeometryCollection", "geometries": 5}',
         "geometry 'Circle' is unknown": '{"type": "Feature", "geometry": {"type": "Circle"}}',
         "properties of a feature are not an object": '{"type": "Feature", "properties": 3, "geometry": null}',
     }
