@@ -29,7 +29,8 @@ _TOP = """Cut slides into token files for transformers.
   inspect  draw one slide: edges, leaves, patches, mask
 
 Start with:  python -m data_prep inspect SLIDE --out look.png
-Help of one: python -m data_prep build --help"""
+Help of one: python -m data_prep build --help
+How it works, and why it is exact: data_prep/README.md"""
 
 _BUILD = """Cut slides into token files, one OUT/<slide>.tokens.h5 each.
 

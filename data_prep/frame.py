@@ -332,7 +332,9 @@ class MaskReader:
             stop = max(start + 1, int(np.searchsorted(rows, rows[start] + max_rows)))
             top, height = int(rows[start]), int(rows[stop - 1] - rows[start]) + 1
             block = self.mask.read(left, top, width, height)
-            out[start:stop, :w_in] = block[rows[start:stop] - top][:, columns - left]
+            if (width, height) != (w_in, stop - start):  # else every pixel is its own centre, the usual case at 64K
+                block = block.take(rows[start:stop] - top, 0).take(columns - left, 1)
+            out[start:stop, :w_in] = block
             start = stop
         return out
 

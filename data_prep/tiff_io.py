@@ -22,6 +22,7 @@ from data_prep.pixels import oriented_size, read_oriented
 from data_prep.slide_base import SlideError, check_decoded_size, one_line
 
 _CACHE_BYTES = 64 * 2**20
+_ALIKE_BYTES = 4096
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # faults are raised here, in one line
 
 
@@ -98,6 +99,7 @@ class TiffPlane:
         self._separate = self.samples > 1 and int(page.planarconfig) == 2
         self._cache: OrderedDict[int, npt.NDArray[Any] | None] = OrderedDict()
         self._cache_bytes = 0
+        self._alike: tuple[bytes, npt.NDArray[Any]] | None = None
         self._whole: npt.NDArray[Any] | None = None
         self._lock = threading.RLock()
         self.tile_wh = (1, 1)
@@ -197,13 +199,29 @@ class TiffPlane:
                 if page.databytecounts[index]:
                     handle.seek(page.dataoffsets[index])
                     data = handle.read(page.databytecounts[index])
-                unit = page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)[0]
+                decoded = self._decoded(data, index)
             except Exception as error:  # imagecodecs has one exception class per codec
                 raise SlideError(f"{self._path}: tile or strip {index} cannot be decoded: {one_line(error)}") from error
-            decoded: npt.NDArray[Any] | None = None if unit is None else unit[0]
             if page.is_tiled:
                 self._keep(index, decoded)
             return decoded
+
+    def _decoded(self, data: bytes | None, index: int) -> npt.NDArray[Any] | None:
+        """Decode one unit; background tiles, compressed to the same few bytes, only once."""
+        page = self._page
+        inner = False
+        if page.is_tiled and not self._separate:
+            width, height = self._stored_wh
+            row, column = divmod(index, -(-width // page.tilewidth))
+            inner = (column + 1) * page.tilewidth <= width and (row + 1) * page.tilelength <= height
+        small = inner and data is not None and len(data) <= _ALIKE_BYTES  # others are cut to the page's size
+        if small and self._alike is not None and self._alike[0] == data:
+            return self._alike[1]
+        unit = page.decode(data, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)[0]
+        found: npt.NDArray[Any] | None = None if unit is None else unit[0]
+        if small and data is not None and found is not None:
+            self._alike = (data, found)
+        return found
 
     def _keep(self, index: int, unit: npt.NDArray[Any] | None) -> None:
         self._cache[index] = unit
@@ -214,6 +232,6 @@ class TiffPlane:
 
     def close(self) -> None:
         """Drop decoded pixels; the file is the caller's to close."""
-        self._whole = None
+        self._whole = self._alike = None
         self._cache.clear()
         self._cache_bytes = 0
