@@ -171,7 +171,7 @@ def make_parser() -> argparse.ArgumentParser:
                                  description="Check every token file under DIR: whole, unchanged since it was written, "
                                  "leaves tile\nthe frame in Morton order, counts add up. One line per fault; "
                                  "exit code 1 if there is any.")
-    verify.add_argument("folder", type=Path, metavar="DIR", help="folder of token files, or one file")
+    verify.add_argument("folder", type=Path, metavar="DIR", help="folder of token files, one file, or a pack")
     verify.set_defaults(run=_run_verify)
 
     inspect = commands.add_parser("inspect", help="draw one slide", description=_INSPECT, formatter_class=raw,
@@ -266,24 +266,28 @@ def _build(args: argparse.Namespace, options: BuildOptions, comm: Any) -> int:
 
 def _run_verify(args: argparse.Namespace) -> int:
     with loading():
+        from data_prep.pack_format import PackError, check_pack, is_pack
         from data_prep.progress import Progress
         from data_prep.store import StoreError
         from data_prep.verify import token_files, verify_file
 
     try:
         files = token_files(args.folder)
-    except StoreError as error:
+        faults = check_pack(args.folder) if is_pack(args.folder) else []
+    except (StoreError, PackError) as error:
         raise OptionError(str(error)) from error
     bad = 0
+    for fault in faults:
+        print(fault, flush=True)
     with Progress(len(files), "verify", "files") as progress:
         for path in files:
-            faults = verify_file(path)
-            bad += bool(faults)
-            for fault in faults:
+            wrong = verify_file(path)
+            bad += bool(wrong)
+            for fault in wrong:
                 print(f"{path}: {fault}", flush=True)
             progress.update(1)
     print(f"{len(files) - bad} of {len(files)} token files are good" + (f", {bad} are not" if bad else ""))
-    return SOME_FAILED if bad else 0
+    return SOME_FAILED if bad or faults else 0
 
 
 def _run_inspect(args: argparse.Namespace) -> int:

@@ -9,8 +9,10 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 _HASH_BLOCK = 1 << 20
 _WRITE_BLOCK = 1 << 24
@@ -26,18 +28,17 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp-{_host()}-{os.getpid()}")
 
 
-def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path` so that readers see the old file, or all of the new one, whenever the power goes.
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file to write and read, which takes the place of `path` at the end of the block, whole and durable.
 
     Raises:
         OSError: The disk is full, the folder is not writable, ...; then nothing is left of the new file.
     """
     temporary = temporary_name(path)
     try:
-        with temporary.open("wb") as out:
-            view = memoryview(data).cast("B")
-            for start in range(0, len(view), _WRITE_BLOCK):
-                out.write(view[start : start + _WRITE_BLOCK])
+        with temporary.open("w+b") as out:
+            yield out
             out.flush()
             os.fsync(out.fileno())
         temporary.replace(path)
@@ -48,6 +49,18 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Write `data` to `path` so that readers see the old file, or all of the new one, whenever the power goes.
+
+    Raises:
+        OSError: The disk is full, the folder is not writable, ...; then nothing is left of the new file.
+    """
+    with replacing(path) as out:
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), _WRITE_BLOCK):
+            out.write(view[start : start + _WRITE_BLOCK])
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,9 +5,9 @@ Must not import torch or MPI, nor open slides; `launch` reads token files throug
 Layout choices, measured on 65,536 patches of 16 x 16 (50 MB): `tokens` are stored as they are, since gzip-1 saves 41 %
 of the bytes and makes reading 4,096 rows 8 times slower; the counts, nearly constant, shrink 170-fold under gzip-1 and
 read as fast. HDF5 crashes the process when the disk fills under it, so the file is made in memory and written by
-`files.write_atomic`. HDF5 may also read a damaged file for ever, so the first 512 bytes (a user block, which every
-reader skips) hold a SHA-256 of the rest, to be checked before HDF5 sees it. Nothing in the file depends on when, where
-or by how many ranks it was made.
+`files.write_atomic`, large ones through `spill`. HDF5 may also read a damaged file for ever, so the first 512 bytes (a
+user block, which every reader skips) hold a SHA-256 of the rest, to be checked before HDF5 sees it. Nothing in the file
+depends on when, where or by how many ranks it was made.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.files import write_atomic
+from data_prep.pack_format import PackedFile, PackError, is_pack, open_packed, read_index
+from data_prep.spill import write_spilled
 from data_prep.tokens import TokenSet
 
 SCHEMA = 1
@@ -38,6 +40,7 @@ SUFFIX = ".tokens.h5"
 CHUNK_ROWS = 1024
 _PREAMBLE_BYTES = 512          # the smallest user block of HDF5
 _CHUNK_BYTES_MAX = 1 << 30      # HDF5 itself stops at 4 GiB per chunk
+_IN_MEMORY_BYTES = 64 << 20     # larger files are made on the disk
 _DATASETS = ("tokens", "leaf_xy", "leaf_size", "content_counts", "mask_counts")
 _TEXT_KEYS = ("slide", "source_sha256", "code_version")
 _JSON_KEYS = (
@@ -57,6 +60,19 @@ class RowsError(IndexError):
 def token_path(folder: Path, stem: str) -> Path:
     """Where the token file of slide `stem` lies in `folder`."""
     return folder / f"{stem}{SUFFIX}"
+
+
+def token_names(folder: Path) -> list[str]:
+    """Names of the slides whose token files lie in `folder`, or in the pack that it is, sorted.
+
+    Raises:
+        StoreError: The pack is damaged.
+    """
+    try:
+        there = read_index(folder).entries if is_pack(folder) else [path.name for path in folder.glob(f"[!.]*{SUFFIX}")]
+    except PackError as error:
+        raise StoreError(str(error)) from error
+    return sorted(name.removesuffix(SUFFIX) for name in there if name.endswith(SUFFIX))
 
 
 def new_meta(**known: Any) -> dict[str, Any]:
@@ -98,19 +114,11 @@ def write_tokens(path: Path, token_set: TokenSet, meta: dict[str, Any]) -> None:
     known = {**meta, "schema": SCHEMA, "frame_px": int(token_set.size_px), "content_wh": [int(width), int(height)]}
     whole = new_meta(**known)
     arrays = _arrays_of(token_set)
-    attributes = _encode(whole)
+    if sum(array.nbytes for array in arrays.values()) > _IN_MEMORY_BYTES:
+        write_spilled(path, lambda image: _fill(image, arrays, whole), _PREAMBLE_BYTES, _preamble)
+        return
     image = io.BytesIO()
-    with h5py.File(image, "w", userblock_size=_PREAMBLE_BYTES) as out:
-        for name, array in arrays.items():
-            row_bytes = max(1, array[:1].nbytes)
-            rows = max(1, min(len(array), CHUNK_ROWS, _CHUNK_BYTES_MAX // row_bytes))
-            packed = {} if name == "tokens" else {"compression": "gzip", "compression_opts": 1, "shuffle": True}
-            out.create_dataset(name, data=array, chunks=(rows, *array.shape[1:]), track_times=False, **packed)
-        coords, notes = _coords(whole, arrays)
-        made = out.create_dataset("coords", data=coords, chunks=(min(len(coords), CHUNK_ROWS), 2), track_times=False)
-        made.attrs.update(notes)
-        out.attrs.update(attributes)
-        out.attrs["checksum"] = _checksum(arrays, attributes)
+    _fill(image, arrays, whole)
     whole_file = image.getbuffer()
     rest = whole_file[_PREAMBLE_BYTES:]
     whole_file[:_PREAMBLE_BYTES] = _preamble(len(rest), hashlib.sha256(rest).hexdigest())
@@ -138,7 +146,7 @@ def read_tokens(
         raise ValueError("check=True needs all rows of the file")
     if check:
         check_bytes(path)
-    with _open(path) as file:
+    with _open(path, whole=rows is None) as file:
         meta = _decode(path, file)
         arrays = {name: _read_rows(file[name], rows) for name in _DATASETS if name in file}
         if check:
@@ -170,7 +178,8 @@ def check_bytes(path: Path) -> None:
     path = Path(path)
     digest, size = hashlib.sha256(), 0
     try:
-        with path.open("rb") as file:
+        packed = None if path.exists() else _packed(path)
+        with path.open("rb") if packed is None else packed as file:
             head = file.read(_PREAMBLE_BYTES)
             while block := file.read(1 << 20):
                 digest.update(block)
@@ -193,19 +202,41 @@ def check_bytes(path: Path) -> None:
 # Inside
 
 
+def _fill(image: Any, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
+    """Write the HDF5 part of a token file into a binary file object."""
+    attributes = _encode(meta)
+    with h5py.File(image, "w", userblock_size=_PREAMBLE_BYTES) as out:
+        for name, array in arrays.items():
+            row_bytes = max(1, array[:1].nbytes)
+            rows = max(1, min(len(array), CHUNK_ROWS, _CHUNK_BYTES_MAX // row_bytes))
+            packed = {} if name == "tokens" else {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+            out.create_dataset(name, data=array, chunks=(rows, *array.shape[1:]), track_times=False, **packed)
+        coords, notes = _coords(meta, arrays)
+        made = out.create_dataset("coords", data=coords, chunks=(min(len(coords), CHUNK_ROWS), 2), track_times=False)
+        made.attrs.update(notes)
+        out.attrs.update(attributes)
+        out.attrs["checksum"] = _checksum(arrays, attributes)
+
+
 def _preamble(size: int, sha256: str) -> bytes:
     text = f"APF token file, HDF5 from byte {_PREAMBLE_BYTES}\nbytes {size}\nsha256 {sha256}\n"
     return text.encode().ljust(_PREAMBLE_BYTES)
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    """`h5py.File` for reading whose every error is a `StoreError` with one line."""
+def _open(path: Path, whole: bool = False) -> Iterator[Any]:
+    """`h5py.File` for reading whose every error is a `StoreError` with one line; of a pack, `whole` is one read."""
     path = Path(path)
+    packed: Any = None
     if not path.exists():
-        raise StoreError(f"{path}: no such token file")
+        packed = _packed(path)
+        if packed is None:
+            raise StoreError(f"{path}: no such token file")
+        if whole:
+            with packed:
+                packed = io.BytesIO(packed.read())
     try:
-        file = h5py.File(path, "r", rdcc_nbytes=1 << 26)
+        file = h5py.File(path if packed is None else packed, "r", rdcc_nbytes=1 << 26)
     except OSError as error:
         raise StoreError(f"{path}: not a whole token file ({_first_line(error)})") from error
     try:
@@ -216,6 +247,16 @@ def _open(path: Path) -> Iterator[Any]:
         raise StoreError(f"{path}: damaged token file ({_first_line(error)})") from error
     finally:
         file.close()
+        if packed is not None:
+            packed.close()
+
+
+def _packed(path: Path) -> PackedFile | None:
+    """The token file inside a pack, if `path.parent` is one that holds it."""
+    try:
+        return open_packed(path)
+    except PackError as error:
+        raise StoreError(str(error)) from error
 
 
 def _first_line(error: BaseException) -> str:

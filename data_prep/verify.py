@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.pack_format import is_pack
 from data_prep.quadtree import Leaves, check_tiling
-from data_prep.store import SUFFIX, StoreError, read_tokens
+from data_prep.store import SUFFIX, StoreError, read_tokens, token_names, token_path
 from data_prep.tokens import TokenSet, content_counts
 
 
@@ -101,7 +102,7 @@ def _count_faults(token_set: TokenSet, meta: dict[str, Any], dropped: bool) -> l
 
 
 def token_files(folder: Path) -> list[Path]:
-    """Every token file under `folder` (or the one file), sorted.
+    """Every token file under `folder` (or the one file, or those of a pack), sorted.
 
     Raises:
         StoreError: No such folder, or no token file in it.
@@ -110,6 +111,8 @@ def token_files(folder: Path) -> list[Path]:
         return [folder]
     if not folder.is_dir():
         raise StoreError(f"{folder}: no such file or folder")
+    if is_pack(folder):
+        return [token_path(folder, name) for name in token_names(folder)]
     files = sorted(path for path in folder.rglob(f"*{SUFFIX}") if path.is_file())
     if not files:
         raise StoreError(f"{folder}: no token files (*{SUFFIX}) in this folder")

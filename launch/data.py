@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.build_log import read_log
-from data_prep.store import SUFFIX, StoreError, read_meta, read_tokens, token_path
+from data_prep.store import SUFFIX, StoreError, read_meta, read_tokens, token_names, token_path
 from data_prep.tokens import TokenSet, rebuild
 from launch.config import ConfigError, DataConfig
 
@@ -40,7 +40,10 @@ def read_split(config: DataConfig) -> dict[str, list[str]]:
     folder = Path(config.dir)
     if not folder.is_dir():
         raise ConfigError(f"data.dir={config.dir}: no such folder; make it with `python -m data_prep build`")
-    there = sorted(path.name.removesuffix(SUFFIX) for path in folder.glob(f"[!.]*{SUFFIX}"))
+    try:
+        there = token_names(folder)     # of a folder of token files, or of a pack
+    except StoreError as error:
+        raise ConfigError(f"data.dir={config.dir}: {error}") from None
     if not there:
         raise ConfigError(f"data.dir={config.dir}: no *{SUFFIX} in it; make them with `python -m data_prep build`")
     split = _hash_split(there, config.fractions) if config.split is None else _file_split(Path(config.split))

@@ -9,7 +9,7 @@ import importlib
 from typing import Any
 
 # In the order of the help.
-NAMES: tuple[str, ...] = ("synth", "convert", "export", "volume")
+NAMES: tuple[str, ...] = ("synth", "convert", "export", "volume", "pack")
 
 
 def add_commands(commands: Any) -> None:

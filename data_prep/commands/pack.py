@@ -1,0 +1,58 @@
+"""`python -m data_prep pack` and `unpack`: token files in a few large ones for many readers, and back."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+_PACK = """Put the token files of a folder into a few large, read-only shards with one index, for training on many
+ranks: a parallel file system serves few large files far better than many small ones. `launch train ... data.dir=PACK`
+reads a pack like the folder it was made of, `verify PACK` checks it, `unpack` gives the same bytes back.
+
+Small files that belong to the folder (build_log.jsonl, split.json, *.volume.json) are copied along. Stopped and started
+again, it keeps the shards that are whole."""
+
+_UNPACK = """Write the token files of a pack out again, byte for byte. Files that are there already are left alone."""
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text, re.IGNORECASE)
+    if not found or float(found[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 512MiB or 2GiB")
+    return int(float(found[1]) * 1024 ** "_KMGT".index(found[2].upper() or "_"))
+
+
+def add_command(commands: Any) -> None:
+    """Add the parsers of `pack` and `unpack`."""
+    raw = argparse.RawDescriptionHelpFormatter
+    pack = commands.add_parser("pack", help="token files to a few large ones", description=_PACK, allow_abbrev=False,
+                               formatter_class=raw)
+    pack.add_argument("folder", type=Path, metavar="TOKENS_DIR")
+    pack.add_argument("--out", type=Path, required=True, metavar="PACK_DIR", help="folder of the pack")
+    pack.add_argument("--shard-size", type=_bytes, default=2**30, metavar="SIZE",
+                      help="size at which a shard is full, e.g. 512MiB or 4GiB (default 1GiB)")
+    pack.set_defaults(run=_pack)
+    unpack = commands.add_parser("unpack", help="the inverse of pack", description=_UNPACK, allow_abbrev=False,
+                                 formatter_class=raw)
+    unpack.add_argument("folder", type=Path, metavar="PACK_DIR")
+    unpack.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
+    unpack.add_argument("--only", nargs="+", default=[], metavar="SLIDE", help="names of slides (default: all files)")
+    unpack.set_defaults(run=_unpack)
+
+
+def _pack(args: argparse.Namespace) -> int:
+    from data_prep.pack import pack_folder
+
+    index = pack_folder(args.folder, args.out, args.shard_size)
+    mebibytes = sum(shard.size for shard in index.shards) / 2**20
+    print(f"{len(index.entries)} token files in {len(index.shards)} shards, {mebibytes:.1f} MiB -> {args.out}")
+    return 0
+
+
+def _unpack(args: argparse.Namespace) -> int:
+    from data_prep.pack import unpack_folder
+
+    print(f"{len(unpack_folder(args.folder, args.out, args.only))} files -> {args.out}")
+    return 0

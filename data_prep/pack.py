@@ -1,0 +1,94 @@
+"""Folders of token files to packs and back, byte for byte. Must not import torch or MPI."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.files import sha256_of, write_atomic
+from data_prep.pack_format import Index, PackError, is_pack, read_index, unpack_file, write_pack
+from data_prep.progress import Progress
+from data_prep.store import SUFFIX, check_bytes
+
+BESIDE = ("build_log.jsonl", "split.json", "*.volume.json")  # what goes with token files, small enough to stay as it is
+
+
+def pack_folder(folder: Path, out: Path, shard_bytes: int) -> Index:
+    """Pack all token files of a folder, and the small files that belong to them.
+
+    Args:
+        folder: Token files.
+        out: The pack's folder, new or of an earlier try.
+        shard_bytes: Size at which a shard is full.
+
+    Raises:
+        PackError: Nothing to pack, or `out` is in use.
+        StoreError: A token file is damaged; nothing of it is packed.
+        OSError: See `write_pack`.
+    """
+    if not folder.is_dir():
+        raise PackError(f"{folder}: no such folder")
+    if is_pack(folder):
+        raise PackError(f"{folder}: is a pack already")
+    if out.resolve() == folder.resolve():
+        raise PackError(f"{out}: a pack needs a folder of its own")
+    files = {path.name: path for path in sorted(folder.glob(f"[!.]*{SUFFIX}"))}
+    if not files:
+        raise PackError(f"{folder}: no *{SUFFIX} in it")
+    beside = {
+        path.name: path for path in sorted(folder.iterdir())
+        if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in BESIDE)
+    }  # fmt: skip
+    with Progress(len(files), "check", "files") as progress:
+        for path in files.values():
+            check_bytes(path)
+            progress.update(1)
+    mebibytes = [round(sum(path.stat().st_size for path in files.values()) / 2**20), 0]
+    with Progress(mebibytes[0], "pack", "MiB") as progress:
+        done = 0
+
+        def tell(count: int) -> None:
+            nonlocal done
+            before, done = done >> 20, done + count
+            progress.update((done >> 20) - before)
+
+        return write_pack(files, out, shard_bytes, beside, tell)
+
+
+def unpack_folder(pack: Path, out: Path, only: Sequence[str] = ()) -> list[Path]:
+    """Write the files of a pack out again; those that are there already, as packed, are left alone.
+
+    Args:
+        pack: The pack.
+        out: Folder for the files; made if missing.
+        only: Slide names; none for all files.
+
+    Returns:
+        The files.
+
+    Raises:
+        PackError: No pack, a slide that it does not hold, or damage.
+        OSError: A file cannot be written.
+    """
+    index = read_index(pack)
+    names = [f"{stem}{SUFFIX}" for stem in only] or list(index.entries)
+    missing = [name for name in names if name not in index.entries]
+    if missing:
+        raise PackError(f"{pack}: holds no {missing[0]}")
+    if out.resolve() == pack.resolve():
+        raise PackError(f"{out}: unpack into another folder than the pack's")
+    out.mkdir(parents=True, exist_ok=True)
+    with Progress(len(names), "unpack", "files") as progress:
+        for name in names:
+            entry, target = index.entries[name], out / name
+            if not (target.is_file() and target.stat().st_size == entry.size and sha256_of(target) == entry.sha256):
+                unpack_file(pack, entry, target)
+            progress.update(1)
+    if not only:
+        for name, digest in index.beside.items():
+            if not (pack / name).is_file() or sha256_of(pack / name) != digest:
+                raise PackError(f"{pack / name}: is missing or changed")
+            write_atomic(out / name, (pack / name).read_bytes())
+            names.append(name)
+    return [out / name for name in names]
