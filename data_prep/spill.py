@@ -55,12 +55,6 @@ class Spill:
         """Read what was written before; nothing after an error. HDF5 takes only objects that have this for files."""
         return self._file.read(size) if self.error is None else b""
 
-    def read(self, size: int) -> bytes:
-        """As `readinto`; h5py knows a file object by having it."""
-        data = bytearray(size)
-        self.readinto(data)
-        return bytes(data)
-
     def readinto(self, buffer: Any) -> int:
         """Read what was written before; zeros after an error."""
         memoryview(buffer).cast("B")[:] = bytes(len(buffer))
