@@ -9,7 +9,7 @@ import importlib
 from typing import Any
 
 # In the order of the help.
-NAMES: tuple[str, ...] = ("synth", "convert", "export", "volume", "pack")
+NAMES: tuple[str, ...] = ("synth", "convert", "doctor", "export", "volume", "pack")
 
 
 def add_commands(commands: Any) -> None:

@@ -1,0 +1,100 @@
+"""`python -m data_prep doctor`: look slides and masks over before a build. Imports nothing heavy before it runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+_DOCTOR = """Look slides and masks over before a long build: decode every tile of every level, in parallel, check
+micrometres per pixel, pyramid factors and names, and with --masks that every slide has a mask of its size. Prints what
+is wrong and what to do about it. Changes nothing.
+
+exit code: 0 no errors (warnings and notes may be), 1 errors, 64 bad arguments."""
+
+_EXAMPLES = """examples:
+  python -m data_prep doctor slides/ --masks masks/ --jobs 8
+  python -m data_prep doctor paip/ --masks paip/ --burden Phase_1_tumor_burden.csv --json findings.json"""
+
+
+def add_command(commands: Any) -> None:
+    """Add the parser of `doctor`."""
+    parser = commands.add_parser(
+        "doctor", help="look slides and masks over", description=_DOCTOR, epilog=_EXAMPLES, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("slides", nargs="+", type=Path, metavar="SLIDE_OR_DIR", help="slides, or folders of them")
+    add("--masks", type=Path, metavar="DIR", help="folder of the masks, PAIP's _whole and _viable pairs included")
+    add("--burden", type=Path, action="append", default=[], metavar="CSV",
+        help="table of tumour burdens (viable over whole area) to hold against the masks; may be given twice")
+    add("--jobs", type=int, default=0, metavar="N", help="processes, 0 for one per core allowed (default 0)")
+    add("--json", type=Path, metavar="FILE", help="also write the findings there")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    import json
+    from dataclasses import asdict
+    from functools import partial
+
+    from data_prep.doctor import ORDER, check_burden, decode, died, over_the_folder, read_burdens, slides_of
+    from data_prep.files import write_atomic
+    from data_prep.options import OptionError
+    from data_prep.pool import run_pool
+    from data_prep.progress import Progress
+    from data_prep.slide_base import SlideError
+
+    if args.jobs < 0:
+        raise OptionError(f"--jobs {args.jobs}: must be 0 (one per core) or more")
+    if args.masks is not None and not args.masks.is_dir():
+        raise OptionError(f"--masks {args.masks}: no such folder")
+    if args.burden and args.masks is None:
+        raise OptionError("--burden: needs --masks")
+    try:
+        slides = slides_of(args.slides)
+        burdens = {name: value for path in args.burden for name, value in read_burdens(path).items()}
+    except SlideError as error:
+        raise OptionError(str(error)) from error
+    jobs = args.jobs or len(os.sched_getaffinity(0))
+    findings, bands, mpps = [], [], {}
+    with Progress(len(slides), "look", "slides") as progress:
+        # A header that ends a reader's process must not end this one.
+        for path, found in zip(slides, _in_order(run_pool, partial(_examined, masks=args.masks), slides, jobs, died),
+                               strict=True):
+            if isinstance(found, tuple):
+                findings += found[0]
+                bands += found[1]
+                mpps[path] = found[2]
+            else:
+                findings += found
+            if burdens and args.masks is not None:
+                findings += check_burden(path, args.masks, burdens)
+            progress.update(1, path.name)
+    findings += over_the_folder(slides, mpps)
+    with Progress(len(bands), "decode", "parts") as progress:
+        for found in run_pool(decode, bands, jobs, died, idle=lambda: progress.update(0)):
+            findings += found
+            progress.update(1)
+    findings = sorted(set(findings), key=lambda finding: (ORDER.index(finding.severity), finding.slide, finding.text))
+    if args.json is not None:
+        write_atomic(args.json, json.dumps([asdict(finding) for finding in findings], indent=1).encode())
+    for finding in findings:
+        print(f"{finding.severity:<8} {finding.slide}: {finding.text}\n         -> {finding.remedy}")
+    count = {kind: sum(finding.severity == kind for finding in findings) for kind in ORDER}
+    print(f"{len(slides)} slides: {count['error']} errors, {count['warning']} warnings, {count['note']} notes")
+    return int(count["error"] > 0)
+
+
+def _examined(numbered: tuple[int, Path], masks: Path | None) -> tuple[int, Any]:
+    from data_prep.doctor import examine
+
+    return numbered[0], examine(numbered[1], masks)
+
+
+def _in_order(run_pool: Any, function: Any, slides: list[Path], jobs: int, died: Any) -> Any:
+    """Results of all slides in their order, whichever is ready first."""
+    tasks = list(enumerate(slides))
+    results = dict(run_pool(function, tasks, jobs, lambda task, cause: (task[0], died(task[1], cause))))
+    return [results[number] for number in range(len(slides))]

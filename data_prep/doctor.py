@@ -1,0 +1,331 @@
+"""Looks a folder of slides and masks over before a long build: every tile decoded, and what is odd said with a remedy.
+
+Reports what it sees and knows no file by name. Must not import torch or MPI.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from data_prep.masks import find_masks, open_mask
+from data_prep.slide_base import Slide, SlideError, one_line
+from data_prep.slides import SLIDE_SUFFIXES, open_slide
+from data_prep.tiff_io import open_tiff
+
+Severity = Literal["error", "warning", "note"]
+ORDER = ("error", "warning", "note")
+
+_BAND_PX = 64 * 2**20  # pixels of one decoding task
+_STEP_PX = 2048
+_FACTORS = (2, 4, 8)
+_BURDEN_TOLERANCE = 0.01
+_PARTS = re.compile(r"_(whole|viable)$", re.IGNORECASE)
+_MASK_SUFFIXES = (".tif", ".tiff", ".png")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a slide that its owner should know.
+
+    Attributes:
+        slide: name of the slide, or of the folder.
+        severity: error (a build would fail or be wrong), warning (probably not what is wanted) or note.
+        text: what was found.
+        remedy: what to do about it.
+    """
+
+    slide: str
+    severity: Severity
+    text: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Band:
+    """Rows of one level of a slide to decode.
+
+    Attributes:
+        slide: the slide.
+        level: its level.
+        top_px: first row.
+        rows_px: number of rows.
+    """
+
+    slide: Path
+    level: int
+    top_px: int
+    rows_px: int
+
+
+def slides_of(paths: Iterable[Path]) -> list[Path]:
+    """Slides among files and folders; masks that lie beside their slides (`_whole`, `_viable`) are not slides.
+
+    Raises:
+        SlideError: A path is missing, or no slide is found.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found += [
+                p for p in sorted(path.iterdir())
+                if p.is_file() and p.suffix.lower() in SLIDE_SUFFIXES and not p.name.startswith(".")
+                and not _PARTS.search(p.stem)
+            ]  # fmt: skip
+        elif path.exists():
+            found.append(path)
+        else:
+            raise SlideError(f"{path}: no such file or folder")
+    if not found:
+        raise SlideError(f"{', '.join(map(str, paths))}: no slides here (looked for {', '.join(SLIDE_SUFFIXES)})")
+    return found
+
+
+def examine(path: Path, masks: Path | None) -> tuple[list[Finding], list[Band], float | None]:
+    """What the header of a slide and its mask say.
+
+    Returns:
+        Findings, the bands to decode (none if it cannot be opened), and the slide's um per pixel.
+    """
+    found: list[Finding] = []
+    name = path.name
+
+    def say(severity: Severity, text: str, remedy: str) -> None:
+        found.append(Finding(name, severity, text, remedy))
+
+    if "rescan" in path.stem.lower():
+        say("note", "its name says rescan", "see that the mask or annotation is of this scan")
+    try:
+        slide = open_slide(path)
+    except SlideError as error:
+        say("error", _without(path, error), "copy it again from its source; compare sizes and checksums")
+        return found, [], None
+    with slide:
+        if slide.mpp is None:
+            say("warning", "does not say its micrometres per pixel", "keep them in a table; builds go by pixels")
+        for finer, coarser in zip(slide.level_sizes_wh, slide.level_sizes_wh[1:], strict=False):
+            factors = [a / b for a, b in zip(finer, coarser, strict=True)]
+            if not any(all(abs(f - whole) < 0.02 * whole for f in factors) for whole in _FACTORS):
+                shown = " and ".join(f"{f:.3f}" for f in factors)
+                say("note", f"pyramid factor {shown}, usual are 2, 4 and 8", "nothing; builds are exact all the same")
+        if len(slide.level_sizes_wh) == 1 and max(slide.size_wh) > 16384:
+            say("warning", "no pyramid", "downscaled frames read all of level 0; convert it with a pyramid")
+        hidden = _hidden_levels(path, slide)
+        if hidden:
+            say("warning", f"{hidden} levels that OpenSlide does not see (SubIFDs, as OME-TIFF has them)",
+                "convert it to flat pages to use them")
+        if slide.reader == "raster" and max(slide.size_wh) > 8192:
+            say("warning", f"a {path.suffix} picture is decoded whole", "convert it to a tiled TIFF")
+        if masks is not None:
+            found += _mask_findings(path, slide, masks)
+        return found, _bands(path, slide), slide.mpp
+
+
+def _without(path: Path, error: BaseException) -> str:
+    return one_line(error).removeprefix(f"{path}: ")
+
+
+def _hidden_levels(path: Path, slide: Slide) -> int:
+    """Levels in SubIFDs of a TIFF, which OpenSlide leaves out."""
+    if path.suffix.lower() not in (".tif", ".tiff", ".svs"):
+        return 0
+    try:
+        with open_tiff(path) as tiff:
+            return len(tiff.pages[0].pages or ()) if len(slide.level_sizes_wh) == 1 else 0
+    except SlideError:
+        return 0
+
+
+def _bands(path: Path, slide: Slide) -> list[Band]:
+    bands = []
+    for level, (width, height) in enumerate(slide.level_sizes_wh):
+        rows = max(_STEP_PX, _BAND_PX // width // _STEP_PX * _STEP_PX)
+        bands += [Band(path, level, top, min(rows, height - top)) for top in range(0, height, rows)]
+    return bands
+
+
+def decode(band: Band) -> list[Finding]:
+    """Decode the tiles of a band; one finding for what is damaged."""
+    name = band.slide.name
+    try:
+        with open_slide(band.slide) as slide:
+            width = slide.level_sizes_wh[band.level][0]
+            for top in range(band.top_px, band.top_px + band.rows_px, _STEP_PX):
+                for left in range(0, width, _STEP_PX):
+                    rows = min(_STEP_PX, band.top_px + band.rows_px - top)
+                    slide.read(band.level, left, top, min(_STEP_PX, width - left), rows)
+            bad = slide.damaged
+    except SlideError as error:
+        return [Finding(name, "error", _without(band.slide, error), "copy it again from its source")]
+    if not bad:
+        return []
+    where = ", ".join(f"x={tile.x_px} y={tile.y_px}" for tile in bad[:3]) + (", ..." if len(bad) > 3 else "")
+    many = f"{len(bad)} tiles" if len(bad) > 1 else "a tile"
+    return [Finding(name, "error", f"{many} of level {band.level} cannot be decoded: {where}",
+                    "copy it again; build fills such tiles with white and lists them, build --strict refuses")]
+
+
+def _mask_findings(path: Path, slide: Slide, masks: Path) -> list[Finding]:
+    """Missing, of another size, without class ids, untiled; viable tumour outside of the whole."""
+    found: list[Finding] = []
+    try:
+        files = _mask_files(path, masks)
+    except SlideError as error:
+        return [Finding(path.name, "error", one_line(error), "keep one of them")]
+    if not files:
+        remedy = f"put {path.stem}.tif, .png, .xml or .geojson there"
+        return [Finding(path.name, "error", f"no mask in {masks}", remedy)]
+    for file in files:
+        try:
+            with open_mask(file, slide.size_wh) as mask:
+                if mask.size_wh != slide.size_wh:
+                    sizes = " x ".join(map(str, mask.size_wh)), " x ".join(map(str, slide.size_wh))
+                    found.append(Finding(path.name, "error", f"mask {file.name} is {sizes[0]}, the slide {sizes[1]}",
+                                         "it belongs to another slide or level"))
+                    continue
+                tiff = file.suffix.lower() in (".tif", ".tiff")
+                if tiff and max(mask.size_wh) > 8192 and not _is_tiled(file):
+                    what = f"mask {file.name} is not tiled: every rank decodes it whole"
+                    remedy = "python -m data_prep convert makes it tiled, once"
+                    found.append(Finding(path.name, "warning", what, remedy))
+                held = _classes(mask.bands(_STEP_PX))
+        except SlideError as error:
+            found.append(Finding(path.name, "error", f"mask {_without(file, error)}", "see how it was made"))
+            continue
+        if not held:
+            found.append(Finding(path.name, "warning", f"mask {file.name} is empty", "see that this is meant"))
+        elif max(held) > 13:
+            ids = ", ".join(map(str, sorted(held)[:5]))
+            what = f"mask {file.name} holds classes {ids} ..."
+            found.append(Finding(path.name, "warning", what, "is it a mask of ids?"))
+    parts = {match[1].lower(): file for file in files if (match := _PARTS.search(file.stem))}
+    if len(parts) == 2 and not any(finding.severity == "error" for finding in found):
+        found += _part_findings(path, parts["whole"], parts["viable"], slide.size_wh)
+    return found
+
+
+def _mask_files(path: Path, masks: Path) -> list[Path]:
+    """PAIP's pair of masks if there is one, else the mask of the slide's name."""
+    stem = path.stem.casefold()
+    parts = [
+        p for p in sorted(masks.iterdir())
+        if p.suffix.lower() in _MASK_SUFFIXES and p.stem.casefold() in (f"{stem}_whole", f"{stem}_viable")
+    ]  # fmt: skip
+    return parts or [file for file in find_masks(path, masks) if file.resolve() != path.resolve()]
+
+
+def _is_tiled(file: Path) -> bool:
+    with open_tiff(file) as tiff:
+        return bool(tiff.pages[0].is_tiled)
+
+
+def _classes(bands: Iterable[np.ndarray]) -> dict[int, int]:
+    """Pixels of every class above 0."""
+    total = np.zeros(256, np.int64)
+    for band in bands:
+        total += np.bincount(band.ravel(), minlength=256)
+    return {k: int(total[k]) for k in range(1, 256) if total[k]}
+
+
+def _part_findings(path: Path, whole: Path, viable: Path, size_wh: tuple[int, int]) -> list[Finding]:
+    """Viable tumour lies inside the whole tumour; the other way round the two files are swapped."""
+    outside = inside_out = 0
+    with open_mask(whole, size_wh) as a, open_mask(viable, size_wh) as b:
+        for first, second in zip(a.bands(_STEP_PX), b.bands(_STEP_PX), strict=True):
+            outside += int(((second != 0) & (first == 0)).sum())
+            inside_out += int(((first != 0) & (second == 0)).sum())
+    if outside and not inside_out:
+        return [Finding(path.name, "error", f"{whole.name} lies inside {viable.name}: are they swapped?",
+                        "look at both; exchange the names if so")]
+    if outside:
+        return [Finding(path.name, "warning", f"{outside} pixels of {viable.name} lie outside of {whole.name}",
+                        "look at both; training takes viable over whole")]
+    return []
+
+
+def over_the_folder(slides: list[Path], mpps: dict[Path, float | None]) -> list[Finding]:
+    """What only shows when slides are compared: equal stems, mixed suffixes, an odd resolution."""
+    found = []
+    by_stem = defaultdict(list)
+    for path in slides:
+        by_stem[path.stem.casefold()].append(path)
+    for same in by_stem.values():
+        if len(same) > 1:
+            names = ", ".join(path.name for path in same)
+            found.append(Finding(same[0].name, "error", f"same name before the suffix: {names}", "rename all but one"))
+    suffixes = Counter(path.suffix for path in slides)
+    if len({suffix.lower() for suffix in suffixes}) < len(suffixes):
+        found.append(Finding(slides[0].parent.name, "note", f"suffixes in two cases: {', '.join(sorted(suffixes))}",
+                             "nothing here; scripts with *.svs miss some"))
+    known = sorted(value for value in mpps.values() if value)
+    if known:
+        middle = known[len(known) // 2]
+        for path, value in mpps.items():
+            if value and abs(value - middle) > 0.1 * middle:
+                found.append(Finding(path.name, "warning", f"{value:.3f} um per pixel, most have {middle:.3f}",
+                                     "objects have another size in pixels; is it another scanner?"))
+    return found
+
+
+def read_burdens(path: Path) -> dict[str, float]:
+    """Tumour burden (viable over whole area) per slide from a CSV of either known format: percent or fraction.
+
+    The first column that looks like names of slides and the first column of numbers count, whatever they are called.
+
+    Raises:
+        SlideError: The file cannot be read or has no such columns.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SlideError(f"{path}: cannot be read: {one_line(error)}") from error
+    found: dict[str, float] = {}
+    for row in rows:
+        numbers = [cell.strip().rstrip("%") for cell in row[1:] if re.fullmatch(r"[\d.]+%?", cell.strip())]
+        if row[0].strip() and numbers:
+            found[Path(row[0].strip()).stem.casefold()] = float(numbers[0])
+    if not found:
+        raise SlideError(f"{path}: no column of slide names with a column of numbers after it")
+    if max(found.values()) > 1.5:
+        found = {name: value / 100 for name, value in found.items()}
+    return found
+
+
+def check_burden(path: Path, masks: Path, burdens: dict[str, float]) -> list[Finding]:
+    """Compare a slide's tumour burden with its masks."""
+    wanted = burdens.get(path.stem.casefold())
+    if wanted is None:
+        return [Finding(path.name, "note", "not in the table of burdens", "nothing, or complete the table")]
+    try:
+        files = _mask_files(path, masks)
+        parts = {match[1].lower(): file for file in files if (match := _PARTS.search(file.stem))}
+        if len(parts) < 2:
+            return []
+        with open_slide(path) as slide:
+            size_wh = slide.size_wh
+        areas = {}
+        for part, file in parts.items():
+            with open_mask(file, size_wh) as mask:
+                areas[part] = sum(_classes(mask.bands(_STEP_PX)).values())
+    except SlideError:     # told elsewhere
+        return []
+    burden = areas["viable"] / areas["whole"] if areas["whole"] else 0.0
+    if abs(burden - wanted) <= _BURDEN_TOLERANCE:
+        return []
+    return [Finding(path.name, "warning", f"burden {wanted:.3f} in the table, {burden:.3f} by its masks",
+                    "trust neither before looking at the masks")]
+
+
+def died(task: object, cause: str) -> list[Finding]:
+    """The finding for a task whose worker died."""
+    path = task.slide if isinstance(task, Band) else task
+    name = path.name if isinstance(path, Path) else str(path)
+    return [Finding(name, "error", f"reading it ended its process: {cause}", "do not build with it; report the file")]
