@@ -49,7 +49,7 @@ from data_prep.region import (
 )
 from data_prep.scratch import Scratch
 from data_prep.slide_plan import Step, StepResult
-from data_prep.slides import Slide, check_mask_size, open_mask, open_slide
+from data_prep.slides import Slide, SlideError, check_mask_size, open_mask, open_slide
 from data_prep.tokens import Reader
 
 IN_MEMORY_PX = 4096  # frames up to this side are built in one step
@@ -187,17 +187,19 @@ def _begin(step: Step, result: StepResult, beat: Callable[[str], None] | None) -
             return
     opened = _opened(task)
     scratch = _scratch(step)
-    files = [task.slide, *mask_paths]
     manifest: dict[str, Any] = {
         "params": task.options.params(blur_of(task.options), None, None),
-        "files": [[str(path.resolve()), *stamp_of(path)] for path in files],
+        "files": _stamps(task),
         "code": code_version(),
         "strict": task.options.strict,
     }
     before = scratch.manifest() or {}
     if task.options.tile_px is None and {**before, "side_px": 0} == {**manifest, "side_px": 0}:
         result.side_px = before["side_px"]
-    scratch.begin({**manifest, "side_px": result.side_px})
+    manifest["side_px"] = result.side_px
+    if before and before != manifest and not result.outcome.reason:
+        result.outcome.reason = "results of an interrupted build with other parameters or another slide were removed"
+    scratch.begin(manifest)
     side, size_px = result.side_px, opened.frame.size_px
     spec = _spec(replace(step, side_px=side), opened.frame, bool(mask_paths))
     columns, rows = (-(-end // side) for end in spec.end_wh)
@@ -210,6 +212,11 @@ def _begin(step: Step, result: StepResult, beat: Callable[[str], None] | None) -
         result.have["edges"] = set(result.regions)
     for kind in ("limits", "light", "tree"):
         result.have[kind] = {0} if scratch.has(kind) else set()
+
+
+def _stamps(task: Task) -> list[list[Any]]:
+    """Name, size and times of the slide and its masks, as they stand in the manifest."""
+    return [[str(path.resolve()), *stamp_of(path)] for path in [task.slide, *masks_of(task)]]
 
 
 def _hash(step: Step, result: StepResult) -> None:
@@ -328,6 +335,8 @@ def _tokens(step: Step, result: StepResult) -> None:
 def _write(step: Step, result: StepResult) -> None:
     opened = _opened(step.task)
     scratch, options = _scratch(step), step.task.options
+    if (scratch.manifest() or {}).get("files") != _stamps(step.task):   # regions of different pixels must not mix
+        raise SlideError(f"{step.task.slide}: it or its mask changed while it was built: build again")
     tree = scratch.load("tree")
     lo, hi = scratch.load("limits")["lo_hi"].tolist()
     spec = _spec(step, opened.frame, opened.read_mask is not None)

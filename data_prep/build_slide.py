@@ -33,6 +33,8 @@ from data_prep.verify import verify_file
 
 CEILING_LOW = 0.8
 TILE_PX = 2048  # read at once where a frame is built in memory
+_HELD_PX = 4096  # frames up to this side are held whole, 48 MiB, since edges and tokens both look at all of it
+_BAND_PX = 512
 
 Hashes = tuple[str, str | None]  # of the slide and of its mask
 
@@ -223,6 +225,9 @@ def make_tokens(
         frame = make_frame(slide.size_wh, options.resolution, options.aspect)
         reader = FrameReader(slide, frame)
         read = _beating(reader.read, slide.name, beat) if beat else reader.read
+        if options.patching == "apf" and frame.size_px <= _HELD_PX:
+            with Stage(outcome, "read"):
+                read = _held(read, frame)
         read_mask = None
         if mask_paths:
             mask = opened.enter_context(open_mask(mask_paths, slide.size_wh, kind=options.mask_kind))
@@ -288,6 +293,16 @@ def damaged_tiles(slides: list[Slide]) -> list[list[int]]:
     """[level, x, y, w, h] of tiles that open slides could not decode, sorted."""
     found = {tuple(int(v) for v in tile) for slide in slides for tile in getattr(slide, "damaged", [])}
     return [list(tile) for tile in sorted(found)]
+
+
+def _held(read: Reader, frame: Frame) -> Reader:
+    """`read` from a copy of the frame, so that the slide is decoded once."""
+    whole = np.full((frame.size_px, frame.size_px, 3), 255, np.uint8)
+    width, height = frame.content_wh
+    for top in range(0, height, _BAND_PX):
+        rows = min(_BAND_PX, height - top)
+        whole[top : top + rows, :width] = read(0, top, width, rows)
+    return lambda x_px, y_px, w_px, h_px: whole[y_px : y_px + h_px, x_px : x_px + w_px]
 
 
 def _beating(read: Reader, name: str, beat: Callable[[str], None]) -> Reader:

@@ -50,10 +50,14 @@ class Scratch:
         """
         if self.manifest() != manifest:
             self.remove()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = temporary_name(self.folder / _MANIFEST)
-            temporary.write_text(json.dumps(manifest))
-            temporary.replace(self.folder / _MANIFEST)
+            path = self.folder / _MANIFEST
+            temporary = temporary_name(path)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                temporary.write_text(json.dumps(manifest))
+                temporary.replace(path)
+            except OSError as error:    # a full disk does not name the file
+                raise OSError(error.errno, error.strerror, str(path)) from error
         for left in self.folder.glob(".*.tmp-*"):
             left.unlink(missing_ok=True)
         for path in self.folder.glob("*.npz"):

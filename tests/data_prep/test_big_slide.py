@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from data_prep import big_slide
+from data_prep import big_slide, build_slide
 from data_prep.big_slide import region_side
 from data_prep.build import build, prepare_out
 from data_prep.build_log import read_log
@@ -97,7 +97,7 @@ def test_same_bytes_for_any_number_of_ranks(kidneys, tmp_path: Path):
     assert run("build", CMU, images, *SHARED[:-2], "--out", tmp_path / "alone").returncode == 0
     expected = token_bytes(tmp_path / "alone")
     assert len(expected) == 2
-    for ranks in (2, 3, 4, 7):
+    for ranks in (1, 2, 3, 4, 7):
         out = tmp_path / str(ranks)
         done = mpi(ranks, *args, "--out", out)
         assert done.returncode == 0 and "2 done, 0 skipped, 0 failed" in done.stdout, done.stderr
@@ -229,6 +229,46 @@ def test_scratch_of_other_parameters_is_not_used(monkeypatch, tmp_path: Path):
     assert made([CMU], out, resolution=2048, patch=8, length=512, tile_px=256) == made(
         [CMU], tmp_path / "calm", resolution=2048, patch=8, length=512
     )
+
+
+def test_removed_scratch_is_told(monkeypatch, tmp_path: Path):
+    prepare_out(tmp_path)
+    _stop_after(monkeypatch, 10, tmp_path, BuildOptions(2048, 8, length=400, tile_px=512))
+    assert "interrupted build with other parameters" in build([CMU], OPTIONS, tmp_path)[0].reason
+    assert build([CMU], OPTIONS, tmp_path, rebuild=True)[0].reason == ""
+
+
+def test_a_slide_that_changes_while_it_is_built_is_refused(monkeypatch, tmp_path: Path):
+    slide, out = tmp_path / "slide.svs", tmp_path / "out"
+    shutil.copy(CMU, slide)
+    real = big_slide.run_step
+
+    def touching(step, beat=None):
+        if step.kind == "plan" and step.index == 0:
+            os.utime(slide, ns=(1, 1))
+        return real(step, beat)
+
+    prepare_out(out)
+    monkeypatch.setattr("data_prep.build.run_step", touching)
+    outcome = build([slide], OPTIONS, out)[0]
+    assert outcome.status == "failed" and "slide.svs: it or its mask changed while it was built" in outcome.reason
+    assert token_bytes(out) == {}
+    monkeypatch.setattr("data_prep.build.run_step", real)
+    assert build([slide], OPTIONS, out)[0].status == "done" and leftovers(out) == []
+
+
+def test_a_frame_in_memory_decodes_the_slide_once(monkeypatch, tmp_path: Path):
+    counted = []
+    real = build_slide.FrameReader.read
+
+    def counting(reader, x, y, w, h):
+        counted.append(w * h)
+        return real(reader, x, y, w, h)
+
+    monkeypatch.setattr(build_slide.FrameReader, "read", counting)
+    made([CMU], tmp_path, resolution=2048, patch=8, length=512)
+    width, height = read_meta(tmp_path / f"{CMU.stem}.tokens.h5")["content_wh"]
+    assert sum(counted) == width * height
 
 
 def test_a_side_that_was_not_asked_for_is_the_one_that_was_begun(monkeypatch, tmp_path: Path):
