@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.files import temporary_name
+from data_prep.files import remove_stale, temporary_name
 
 _MANIFEST = "manifest.json"
 
@@ -58,8 +58,7 @@ class Scratch:
                 temporary.replace(path)
             except OSError as error:    # a full disk does not name the file
                 raise OSError(error.errno, error.strerror, str(path)) from error
-        for left in self.folder.glob(".*.tmp-*"):
-            left.unlink(missing_ok=True)
+        remove_stale(self.folder, [".npz", ".json"])
         for path in self.folder.glob("*.npz"):
             if not _whole(path):
                 path.unlink(missing_ok=True)
