@@ -363,15 +363,52 @@ def test_default_region_sides(options: dict, workers: int, side: int):
     assert region_side(BuildOptions(length=64, **options), workers) == side
 
 
+def _mosaic(path: Path, fields: int) -> Path:
+    """A JPEG-tiled slide of so many squares of 1024 px of real texture per side, written tile by tile."""
+    rgb = np.asarray(tifffile.imread(CMU, key=0))
+
+    def tiles():
+        for row, column in np.ndindex(2 * fields, 2 * fields):
+            which = (3 * (row // 2) + column // 2) % 4
+            y, x = 900 * (which // 2) + 512 * (row % 2), 900 * (which % 2) + 512 * (column % 2)
+            yield np.ascontiguousarray(rgb[y : y + 512, x : x + 512])
+
+    tifffile.imwrite(path, tiles(), shape=(1024 * fields, 1024 * fields, 3), dtype=np.uint8, tile=(512, 512),
+                     photometric="rgb", compression="jpeg")  # fmt: skip
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("thresholds", ["auto", (100, 200)])
 def test_8192_of_real_texture_by_regions_and_in_memory(thresholds, tmp_path: Path):
-    fields = [np.asarray(tifffile.imread(CMU, key=0))[y : y + 1024, x : x + 1024] for y in (0, 900) for x in (0, 900)]
-    rows = [np.hstack([fields[(3 * r + c) % 4] for c in range(8)]) for r in range(8)]
-    slide = tmp_path / "mosaic.tif"
-    tifffile.imwrite(slide, np.vstack(rows), tile=(512, 512), photometric="rgb", compression="jpeg")
+    slide = _mosaic(tmp_path / "mosaic.tif", 8)
     options = {"resolution": 8192, "patch": 8, "length": 16384, "thresholds": thresholds}
     expected = made([slide], tmp_path / "memory", tile_px=8192, **options)
     for side in (256, 1024, 4096):
         assert made([slide], tmp_path / str(side), jobs=2, tile_px=side, **options) == expected
         shutil.rmtree(tmp_path / str(side))
+
+
+PEAK = """
+import resource, sys
+from data_prep.cli import main
+code = main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_16384_in_bounded_memory(tmp_path: Path):
+    slide = _mosaic(tmp_path / "mosaic.tif", 16)
+    files = []
+    for side in (1024, 4096, 16384):
+        out = tmp_path / str(side)
+        args = ["build", slide, "--out", out, "--resolution", 16384, "--patch", 8, "--length", 16384, "--tile", side]
+        done = subprocess.run([sys.executable, "-c", PEAK, *map(str, args)], cwd=ROOT, env=plain_env(),
+                              capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        if side < 16384:
+            assert int(done.stderr.split()[-1]) < 2**20, "more than 1 GiB resident"
+        files.append(token_bytes(out))
+    assert files[0] == files[1] == files[2]
