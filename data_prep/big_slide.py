@@ -47,7 +47,7 @@ from data_prep.region import (
     scan_region,
     unpack_edges,
 )
-from data_prep.scratch import Scratch
+from data_prep.scratch import Scratch, remove_scratch, scratch_key, scratch_sides
 from data_prep.slide_plan import Step, StepResult
 from data_prep.slides import Slide, SlideError, check_mask_size, open_mask, open_slide
 from data_prep.tokens import Reader
@@ -90,6 +90,9 @@ def run_step(step: Step, beat: Callable[[str], None] | None = None) -> StepResul
         if step.kind == "begin":
             _begin(step, result, beat)
         else:
+            if step.kind != "hash" and not _scratch(step).folder.is_dir():   # results of different pixels must not mix
+                why = "it or its mask changed while it was built, or another build of it was first: build again"
+                raise SlideError(f"{step.task.slide}: {why}")
             {"hash": _hash, "scan": _scan, "limits": _limits, "edges": _edges, "light": _light, "plan": _plan,
              "tree": _tree, "tokens": _tokens, "write": _write}[step.kind](step, result)  # fmt: skip
             result.outcome.stage_seconds = {step.kind: round(time.perf_counter() - started_s, 4)}
@@ -163,7 +166,18 @@ def _corner(step: Step, size_px: int) -> tuple[int, int]:
 
 
 def _scratch(step: Step) -> Scratch:
-    return Scratch(step.task.out, step.task.slide.stem)
+    task = step.task
+    return Scratch(task.out, task.slide.stem, scratch_key(_about(task), step.side_px))
+
+
+def _about(task: Task) -> dict[str, Any]:
+    """What decides the results of a slide's steps. A slide or mask that changes makes them another slide's."""
+    return {
+        "params": task.options.params(blur_of(task.options), None, None),
+        "files": [[str(path.resolve()), *stamp_of(path)] for path in [task.slide, *masks_of(task)]],
+        "code": code_version(),
+        "strict": task.options.strict,
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -176,30 +190,23 @@ def _begin(step: Step, result: StepResult, beat: Callable[[str], None] | None) -
     if step.side_px >= task.options.resolution:
         result.outcome = build_one(task, beat)
         result.ended = True
-        _scratch(step).remove()
+        remove_scratch(task.out, task.slide.stem)
         return
     mask_paths = masks_of(task)
     if (task.out / f"{task.slide.stem}.tokens.h5").exists() and not task.rebuild:
         result.hashes = hash_inputs(task, mask_paths, result.outcome)
         if valid_already(task, result.hashes, result.outcome):
             result.ended = True
-            _scratch(step).remove()
+            remove_scratch(task.out, task.slide.stem)
             return
     opened = _opened(task)
-    scratch = _scratch(step)
-    manifest: dict[str, Any] = {
-        "params": task.options.params(blur_of(task.options), None, None),
-        "files": _stamps(task),
-        "code": code_version(),
-        "strict": task.options.strict,
-    }
-    before = scratch.manifest() or {}
-    if task.options.tile_px is None and {**before, "side_px": 0} == {**manifest, "side_px": 0}:
-        result.side_px = before["side_px"]
-    manifest["side_px"] = result.side_px
-    if before and before != manifest and not result.outcome.reason:
+    about, sides = _about(task), scratch_sides(task.out, task.slide.stem, _about(task))
+    if task.options.tile_px is None and sides:
+        result.side_px = sides[-1]
+    scratch = Scratch(task.out, task.slide.stem, scratch_key(about, result.side_px))
+    if remove_scratch(task.out, task.slide.stem, scratch.folder) and not result.outcome.reason:
         result.outcome.reason = "results of an interrupted build with other parameters or another slide were removed"
-    scratch.begin(manifest)
+    scratch.begin()
     side, size_px = result.side_px, opened.frame.size_px
     spec = _spec(replace(step, side_px=side), opened.frame, bool(mask_paths))
     columns, rows = (-(-end // side) for end in spec.end_wh)
@@ -212,11 +219,6 @@ def _begin(step: Step, result: StepResult, beat: Callable[[str], None] | None) -
         result.have["edges"] = set(result.regions)
     for kind in ("limits", "light", "tree"):
         result.have[kind] = {0} if scratch.has(kind) else set()
-
-
-def _stamps(task: Task) -> list[list[Any]]:
-    """Name, size and times of the slide and its masks, as they stand in the manifest."""
-    return [[str(path.resolve()), *stamp_of(path)] for path in [task.slide, *masks_of(task)]]
 
 
 def _hash(step: Step, result: StepResult) -> None:
@@ -274,14 +276,17 @@ def _light(step: Step, result: StepResult) -> None:  # noqa: ARG001
     keys = ("rectangle", "sides", "n_open", "cell_xy")
     borders = [unpack_edges(scratch.load(f"edges-{i}", *keys), counts=False) for i in step.regions]
     lit = light_regions(borders, step.task.options.resolution)
-    scratch.save("light", **{str(i): flags for i, flags in zip(step.regions, lit, strict=True)})
+    start = np.cumsum([0, *map(len, lit)])
+    scratch.save("light", regions=np.array(step.regions, np.int64), start=start, lit=np.concatenate([*lit, []]) != 0)
 
 
 def _plan(step: Step, result: StepResult) -> None:  # noqa: ARG001
     """Edge pixels of a region, and the nodes of its subtree that the tree may split."""
     scratch, i, options = _scratch(step), step.index, step.task.options
     edges = unpack_edges(scratch.load(f"edges-{i}"))
-    counts = final_counts(edges, scratch.load("light", str(i))[str(i)])
+    light = scratch.load("light")
+    at = int(np.searchsorted(light["regions"], i))
+    counts = final_counts(edges, light["lit"][light["start"][at] : light["start"][at + 1]])
     n = options.resolution // step.side_px
     row, column = divmod(i, n)
     nodes = candidates(counts, *_rule(options), origin=(n.bit_length() - 1, column, row))
@@ -335,8 +340,6 @@ def _tokens(step: Step, result: StepResult) -> None:
 def _write(step: Step, result: StepResult) -> None:
     opened = _opened(step.task)
     scratch, options = _scratch(step), step.task.options
-    if (scratch.manifest() or {}).get("files") != _stamps(step.task):   # regions of different pixels must not mix
-        raise SlideError(f"{step.task.slide}: it or its mask changed while it was built: build again")
     tree = scratch.load("tree")
     lo, hi = scratch.load("limits")["lo_hi"].tolist()
     spec = _spec(step, opened.frame, opened.read_mask is not None)

@@ -25,7 +25,7 @@ def temporary_name(path: Path) -> Path:
     The same folder, so that the rename stays inside one file system; host and process, so that two ranks never share a
     temporary file and a later run can tell whether its writer is still alive.
     """
-    return path.with_name(f".{path.name}.tmp-{_host()}-{os.getpid()}")
+    return path.with_name(f".{path.name}.tmp-{writer_name()}")
 
 
 @contextmanager
@@ -90,17 +90,32 @@ def remove_stale(folder: Path, suffixes: Iterable[str]) -> list[Path]:
     removed = []
     for suffix in suffixes:
         for path in sorted(folder.glob(f".*{suffix}.tmp-*")):
-            writer_host, _, pid = path.name.rpartition(".tmp-")[2].rpartition("-")
             try:
-                untouched_s = time.time() - path.stat().st_mtime
-                maybe_alive = writer_host != _host() or (pid.isdigit() and int(pid) != os.getpid() and _alive(int(pid)))
-                if maybe_alive and untouched_s < _STALE_AFTER_S:
+                if writer_lives(path.name.rpartition(".tmp-")[2], path.stat().st_mtime):
                     continue
                 path.unlink()
             except FileNotFoundError:   # its writer finished just now
                 continue
             removed.append(path)
     return removed
+
+
+def writer_name() -> str:
+    """This process, as `writer_lives` understands it."""
+    return f"{_host()}-{os.getpid()}"
+
+
+def writer_lives(writer: str, touched_s: float) -> bool:
+    """Whether the process that wrote something may still be at it: another one that lives on this host, or one of
+    another host (no way to ask it) if what it wrote was touched within 15 minutes.
+
+    Args:
+        writer: From `writer_name`, in that process.
+        touched_s: When it last wrote, as `time.time()`.
+    """
+    host, _, pid = writer.rpartition("-")
+    maybe_alive = host != _host() or (pid.isdigit() and int(pid) != os.getpid() and _alive(int(pid)))
+    return maybe_alive and time.time() - touched_s < _STALE_AFTER_S
 
 
 def _host() -> str:

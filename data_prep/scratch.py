@@ -1,11 +1,14 @@
 """Results of finished steps of one slide, in a hidden folder beside its token file, so that a killed build goes on.
 
+The folder's name tells what the results belong to (slide, mask, parameters, code, side of the regions), so builds that
+differ in any of these never see each other's, also when they run at the same time into one folder.
 Every result is one .npz under a temporary name, renamed when it is complete. Nothing is flushed to the disk: a process
 that is killed loses nothing by that, and after a power cut the checksums inside the .npz tell. Imports files only.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import zipfile
@@ -15,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.files import remove_stale, temporary_name
+from data_prep.files import remove_stale, temporary_name, writer_lives, writer_name
 
 _MANIFEST = "manifest.json"
 
@@ -24,44 +27,73 @@ class ScratchError(ValueError):
     """A step's result that is missing or damaged; one line that names the file."""
 
 
+def scratch_key(about: dict[str, Any], side_px: int) -> str:
+    """What tells the scratch folders of one slide apart: a hash of what decides the results, and the regions' side."""
+    return f"{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]}-{side_px}"
+
+
+def scratch_sides(out: Path, stem: str, about: dict[str, Any]) -> list[int]:
+    """Sides of the regions for which an earlier build with the same `about` left results."""
+    start = f".{stem}.{scratch_key(about, 0)[:-1]}"
+    found = (path.name[len(start) : -len(".work")] for path in out.glob(".*.work") if path.name.startswith(start))
+    return sorted(int(side) for side in found if side.isdigit())
+
+
+def remove_scratch(out: Path, stem: str, but: Path | None = None) -> list[Path]:
+    """Remove a slide's scratch folders whose build is gone: `files.writer_lives` says no.
+
+    Args:
+        out: Folder of the token files.
+        stem: Name of the slide.
+        but: A folder that stays.
+
+    Returns:
+        What was removed.
+    """
+    removed = []
+    for folder in out.glob(".*.work"):
+        if folder == but or folder.name[1 : -len(".work")].rpartition(".")[0] != stem:
+            continue
+        try:
+            owner = json.loads((folder / _MANIFEST).read_text())["owner"]
+            newest_s = max(path.stat().st_mtime for path in folder.iterdir())
+        except (OSError, ValueError, KeyError, TypeError):     # without a manifest it is of no use to anyone
+            owner, newest_s = "", 0.0
+        if not writer_lives(str(owner), newest_s):
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder)
+    return removed
+
+
 class Scratch:
     """The scratch folder of one slide.
 
     Attributes:
-        folder: `OUT/.<stem>.work`.
+        folder: `OUT/.<stem>.<key>.work`.
     """
 
-    def __init__(self, out: Path, stem: str) -> None:
-        self.folder = out / f".{stem}.work"
+    def __init__(self, out: Path, stem: str, key: str) -> None:
+        self.folder = out / f".{stem}.{key}.work"
 
-    def manifest(self) -> dict[str, Any] | None:
-        """What the results in the folder belong to; None if there are none."""
-        try:
-            found = json.loads((self.folder / _MANIFEST).read_text())
-        except (OSError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
-
-    def begin(self, manifest: dict[str, Any]) -> None:
-        """Start, or go on with results that belong to the same manifest; those of another are removed.
+    def begin(self) -> None:
+        """Start, or go on with what is whole of an earlier build's results.
 
         Raises:
             OSError: The folder cannot be written.
         """
-        if self.manifest() != manifest:
-            self.remove()
-            path = self.folder / _MANIFEST
-            temporary = temporary_name(path)
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                temporary.write_text(json.dumps(manifest))
-                temporary.replace(path)
-            except OSError as error:    # a full disk does not name the file
-                raise OSError(error.errno, error.strerror, str(path)) from error
+        path = self.folder / _MANIFEST
+        temporary = temporary_name(path)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps({"owner": writer_name()}))
+            temporary.replace(path)
+        except OSError as error:    # a full disk does not name the file
+            temporary.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(path)) from error
         remove_stale(self.folder, [".npz", ".json"])
-        for path in self.folder.glob("*.npz"):
-            if not _whole(path):
-                path.unlink(missing_ok=True)
+        for result in self.folder.glob("*.npz"):
+            if not _whole(result):
+                result.unlink(missing_ok=True)
 
     def has(self, name: str) -> bool:
         """Whether the result `name` is there."""

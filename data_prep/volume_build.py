@@ -134,7 +134,7 @@ def build_volume(
     Returns:
         Outcomes of the slices in order; one that failed if the volume itself cannot be read.
     """
-    case = case_name(path)
+    case = case_name(path) if options.axis == "axial" else f"{case_name(path)}_{options.axis}"
     try:
         volume = load_volume(path)
         label_path = find_labels(path, options.labels) if options.labels is not None else None

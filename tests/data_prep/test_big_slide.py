@@ -19,8 +19,9 @@ from data_prep import big_slide, build_slide
 from data_prep.big_slide import region_side
 from data_prep.build import build, prepare_out
 from data_prep.build_log import read_log
+from data_prep.files import writer_name
 from data_prep.options import BuildOptions
-from data_prep.scratch import Scratch, ScratchError
+from data_prep.scratch import Scratch, ScratchError, remove_scratch, scratch_key, scratch_sides
 from data_prep.store import read_meta
 from data_prep.verify import verify_file
 from tests.data_prep.builds import GLOMERULI, ROOT, WSI, command, leftovers, plain_env, run, some_slides, token_bytes
@@ -114,9 +115,9 @@ def _killed_build(out: Path, after_s: float, rng: random.Random) -> bool:
     launcher = str(mpiexec) if mpiexec.exists() else "mpiexec"
     process = subprocess.Popen([launcher, "-n", "2", *command("build", CMU, "--out", out, *SHARED)], cwd=ROOT,
                                env=plain_env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    work = out / f".{CMU.stem}.work"
+    work = f".{CMU.stem}.*.work"
     until_s = time.monotonic() + 60
-    while process.poll() is None and not work.exists() and time.monotonic() < until_s:
+    while process.poll() is None and not list(out.glob(work)) and time.monotonic() < until_s:
         time.sleep(0.01)
     time.sleep(after_s)
     ranks = [int(pid.name) for pid in Path("/proc").iterdir() if pid.name.isdigit() and _is_rank(pid, out)]
@@ -197,7 +198,7 @@ def test_only_what_was_not_done_is_done_again(steps: int, monkeypatch, tmp_path:
     out = tmp_path / "out"
     prepare_out(out)
     before = _stop_after(monkeypatch, steps, out, OPTIONS)
-    assert len(before) == steps < len(everything) and leftovers(out) == [f".{CMU.stem}.work"]
+    assert len(before) == steps < len(everything) and [name.split(".")[1] for name in leftovers(out)] == [CMU.stem]
     after = _stop_after(monkeypatch, 10**6, out, OPTIONS)
     assert token_bytes(out) == expected and leftovers(out) == []
     # Twice are only the start and the hash of the source.
@@ -209,7 +210,7 @@ def test_damaged_scratch_is_made_again(kind: str, monkeypatch, tmp_path: Path):
     out = tmp_path / "out"
     prepare_out(out)
     _stop_after(monkeypatch, {"luma": 12, "scan": 30, "limits": 30}.get(kind, 55), out, OPTIONS)
-    files = sorted((out / f".{CMU.stem}.work").glob(f"{kind}*.npz"))
+    files = sorted(out.glob(f".{CMU.stem}.*.work/{kind}*.npz"))
     assert files
     data = bytearray(files[0].read_bytes())
     if kind == "tree":
@@ -335,19 +336,40 @@ def test_a_damaged_tile_is_in_file_log_and_table(tmp_path: Path):
 
 
 def test_scratch_says_what_is_wrong(tmp_path: Path):
-    scratch = Scratch(tmp_path, "slide")
-    scratch.begin({"a": 1})
+    scratch = Scratch(tmp_path, "slide", scratch_key({"a": 1}, 512))
+    scratch.begin()
     scratch.save("x", a=np.arange(3), b=np.ones(2))
     assert scratch.has("x") and list(scratch.load("x", "b", "none")) == ["b"]
     np.testing.assert_array_equal(scratch.load("x")["a"], [0, 1, 2])
-    with pytest.raises(ScratchError, match=r"\.slide\.work/y\.npz: not a whole result"):
+    with pytest.raises(ScratchError, match=r"\.slide\..*-512\.work/y\.npz: not a whole result"):
         scratch.load("y")
-    scratch.begin({"a": 1})
-    assert scratch.has("x")
-    scratch.begin({"a": 2})
-    assert not scratch.has("x") and scratch.manifest() == {"a": 2}
-    scratch.remove()
-    assert scratch.manifest() is None
+    scratch.begin()
+    assert scratch.has("x") and scratch_sides(tmp_path, "slide", {"a": 1}) == [512]
+    other = Scratch(tmp_path, "slide", scratch_key({"a": 2}, 512))
+    other.begin()
+    assert not other.has("x") and scratch_sides(tmp_path, "slide.x", {"a": 1}) == []
+    assert remove_scratch(tmp_path, "slide", other.folder) == [scratch.folder] and other.folder.exists()
+    # Of a build that lives, and of another slide: left alone.
+    (other.folder / "manifest.json").write_text(json.dumps({"owner": writer_name().replace(str(os.getpid()), "1")}))
+    assert remove_scratch(tmp_path, "slide") == remove_scratch(tmp_path, "slid") == []
+    other.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_builds_with_other_parameters_at_the_same_time_do_not_mix(monkeypatch, tmp_path: Path):
+    """One stops halfway, another runs to its middle in the same folder, the first goes on: both as if alone."""
+    first = BuildOptions(2048, 8, length=512, tile_px=512, thresholds=(100, 200))
+    second = BuildOptions(2048, 8, length=512, tile_px=512, thresholds=(20, 40))
+    monkeypatch.setattr(big_slide, "remove_scratch", lambda *args: [])     # the other build lives
+    prepare_out(tmp_path / "both")
+    _stop_after(monkeypatch, 14, tmp_path / "both", first)
+    _stop_after(monkeypatch, 14, tmp_path / "both", second)
+    for options in (first, second):
+        alone = tmp_path / str(options.thresholds)
+        prepare_out(alone)
+        _stop_after(monkeypatch, 10**6, alone, options)
+        _stop_after(monkeypatch, 10**6, tmp_path / "both", options)
+        assert token_bytes(tmp_path / "both") == token_bytes(alone)
 
 
 @pytest.mark.parametrize(("options", "workers", "side"), [

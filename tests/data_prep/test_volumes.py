@@ -212,10 +212,11 @@ def test_patches_of_single_pixels_lose_nothing(axis: str, built: tuple[Path, Pat
                   "--patching", "uniform", "--axis", axis) == 0
     _, labels = body()
     cells = []
-    for name in json.loads((out / "img0001.volume.json").read_text())["slices"]:
+    case = "img0001" if axis == "axial" else f"img0001_{axis}"     # so that axes never mix in one folder
+    for name in json.loads((out / f"{case}.volume.json").read_text())["slices"]:
         token_set, _ = read_tokens(token_path(out, name))
         cells.append(np.where(token_set.mask_counts.any(-1), token_set.mask_counts.argmax(-1) + 1, 0))
-    np.testing.assert_array_equal(reassemble("img0001", out, cells), labels)
+    np.testing.assert_array_equal(reassemble(case, out, cells), labels)
     assert volume_dice(labels, labels, 13)["mean"] == 1
 
 
