@@ -18,7 +18,8 @@ class Batch(TypedDict):
 
     tokens (B, L, p, p, 3) float32 in [0, 1]; leaf_xy (B, L, 2) int64, top left in frame pixels; leaf_size (B, L) int64,
     side in frame pixels, 0 for padding; valid (B, L) bool, False for padding. The loss also reads mask_counts
-    (B, L, p, p, K) and content_counts (B, L, p, p), both zero in padding.
+    (B, L, p, p, K) and content_counts (B, L, p, p), both zero in padding. Batches of whole pictures have image
+    (B, C, H, W) float32 in [0, 1] instead of tokens; those of a classification have label (B,) int64.
     """
 
     tokens: Tensor
@@ -27,6 +28,17 @@ class Batch(TypedDict):
     valid: Tensor
     mask_counts: NotRequired[Tensor]
     content_counts: NotRequired[Tensor]
+    image: NotRequired[Tensor]
+    label: NotRequired[Tensor]
+
+
+def images_of(batch: Batch | Tensor) -> Tensor:
+    """The pictures of a batch, (N, C, H, W): given as such, or one per token (crops, N = B * L)."""
+    if isinstance(batch, Tensor):
+        return batch
+    if "image" in batch:
+        return batch["image"]
+    return batch["tokens"].flatten(0, 1).permute(0, 3, 1, 2)
 
 
 def all_valid(valid: Tensor) -> bool:

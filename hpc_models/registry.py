@@ -9,7 +9,11 @@ from torch import nn
 from hpc_models.unet import UNet
 from hpc_models.unetr import UNETR
 
-MODELS: dict[str, type[nn.Module]] = {"unet": UNet, "unetr": UNETR}
+# Each class says what it answers (`task`: segmentation, classification) and on what (`inputs`: tokens, tiles, images).
+MODELS: dict[str, type[nn.Module]] = {
+    "unet": UNet,
+    "unetr": UNETR,
+}
 ALIASES = {"unet_tiled": "unet"}
 
 
@@ -18,12 +22,21 @@ def names() -> list[str]:
     return sorted(MODELS)
 
 
-def options(name: str) -> dict[str, object]:
-    """Keyword arguments of a model with their defaults (`inspect.Parameter.empty` for required ones)."""
+def model_class(name: str) -> type[nn.Module]:
+    """The class of a model.
+
+    Raises:
+        ValueError: unknown model (the message lists the valid ones).
+    """
     name = ALIASES.get(name, name)
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; valid: {', '.join(names())}")
-    parameters = list(inspect.signature(MODELS[name].__init__).parameters.values())[1:]
+    return MODELS[name]
+
+
+def options(name: str) -> dict[str, object]:
+    """Keyword arguments of a model with their defaults (`inspect.Parameter.empty` for required ones)."""
+    parameters = list(inspect.signature(model_class(name).__init__).parameters.values())[1:]
     return {parameter.name: parameter.default for parameter in parameters}
 
 
@@ -47,4 +60,4 @@ def build(name: str, **config: object) -> nn.Module:
     missing = [key for key, default in valid.items() if default is inspect.Parameter.empty and key not in config]
     if missing:
         raise ValueError(f"model {name!r} needs {', '.join(missing)}")
-    return MODELS[ALIASES.get(name, name)](**config)
+    return model_class(name)(**config)

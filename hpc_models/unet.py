@@ -67,6 +67,9 @@ class UNet(nn.Module):
         prior: expected share of foreground; sets the last bias to its logit. None leaves it as is.
     """
 
+    task = "segmentation"
+    inputs = ("tiles",)
+
     def __init__(
         self,
         in_channels: int = 3,

@@ -84,6 +84,9 @@ class UNETR(nn.Module):
         ValueError: sizes that do not fit each other, or an unknown decoder or position.
     """
 
+    task = "segmentation"
+    inputs = ("tokens",)
+
     def __init__(
         self,
         size_px: int,

@@ -28,7 +28,7 @@ class ConfigError(ValueError):
 class DataConfig(Section):
     """Which token files, and how they become batches."""
 
-    dir: str = Field(description="folder of *.tokens.h5, made by `python -m data_prep build`")
+    dir: str = Field(description="folder of *.tokens.h5 (`python -m data_prep build`), or of pictures (kind=images)")
     split: OptionalText = Field(
         default=None, description="JSON file {train, val, test: [slide names]}; null: by `fractions`"
     )
@@ -36,14 +36,30 @@ class DataConfig(Section):
         default=(0.7, 0.1, 0.2),
         description="shares of train, val and test by a hash of the slide name, when split is null",
     )
-    kind: Literal["tokens", "tiles"] = Field(
-        default="tokens", description="whole token sequences, or crops of the raster"
+    kind: Literal["tokens", "tiles", "images"] = Field(
+        default="tokens", description="whole token sequences, crops of the raster, or files of pictures"
+    )
+    labels: OptionalText = Field(
+        default=None,
+        description="classification: CSV file `name,label`; `mask`: is there foreground; `folders`: one per class",
     )
     patching: Literal["apf", "uniform"] = Field(default="apf", description="how the files were cut (checked)")
     resolution: int = Field(gt=0, description="R, side of the frame in pixels (checked)")
-    patch: int = Field(gt=0, description="p, side of a patch in pixels (checked)")
-    length: int = Field(gt=0, description="L, tokens per image after padding; more in a file is an error")
-    classes: int = Field(default=1, gt=0, description="K, foreground classes (checked)")
+    patch: int = Field(default=1, gt=0, description="p, side of a patch in pixels (checked); kind=images: not used")
+    length: int = Field(
+        default=1, gt=0, description="L, tokens per image after padding; more in a file is an error (images: unused)"
+    )
+    classes: int = Field(default=1, gt=0, description="K, foreground classes (checked), or classes of labels")
+    channels: Literal[1, 3] = Field(default=3, description="1: gray pictures (kind=images), 3: RGB")
+    image_hw: tuple[int, int] | None = Field(
+        default=None, description="kind=images: height and width of every picture; null: resolution x resolution"
+    )
+    fit: Literal["pad", "squash", "crop"] = Field(
+        default="pad", description="kind=images: how a picture gets that size; pad keeps the aspect ratio"
+    )
+    sizes: tuple[int, ...] = Field(
+        default=(), description="kind=images: train on each picture at these sides too, largest first; (): one size"
+    )
     flips: bool = Field(default=True, description="train on the eight flips and quarter turns of the frame")
     jitter: float = Field(default=0.0, ge=0, le=0.9, description="strength of the colour jitter in training, 0 = off")
     crop_px: int = Field(default=256, gt=0, description="kind=tiles: side of a training crop and of the sliding window")
@@ -169,8 +185,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        if (self.model.name == "unet_tiled") != (self.data.kind == "tiles"):
-            raise ValueError(f"model.name={self.model.name} does not go with data.kind={self.data.kind}")
+        if self.data.kind not in self.model.inputs:
+            kinds = " or ".join(self.model.inputs)
+            raise ValueError(f"model.name={self.model.name} does not go with data.kind={self.data.kind}; use {kinds}")
+        if (self.model.task == "classification") != (self.data.labels is not None):
+            needs = "needs data.labels" if self.model.task == "classification" else "segments: set data.labels=null"
+            raise ValueError(f"model.name={self.model.name} {needs}")
         return self
 
     @property

@@ -283,7 +283,7 @@ def _status_of(error: BaseException) -> str:
 
 def _attention_backend(config: Config, device: torch.device) -> str | None:
     """Which SDPA kernels may be chosen from; null for models without attention."""
-    if config.model.name == "unet_tiled":
+    if not config.model.attention:
         return None
     import torch
 

@@ -271,10 +271,16 @@ class Trainer:
 def build_model(config: Config) -> torch.nn.Module:
     """The single-device model that a configuration names."""
     data, options = config.data, config.model.options()
-    options["classes"] = data.classes
-    if config.model.name != "unet_tiled":
-        options |= {"size_px": data.resolution, "patch": data.patch, "length": data.length}
-    return registry.build(config.model.name, **options)
+    given = {
+        "classes": data.classes,
+        "size_px": data.resolution,
+        "patch": data.patch,
+        "length": data.length,
+        "in_channels": data.channels,
+        "image_hw": data.image_hw or (data.resolution, data.resolution),
+    }
+    known = registry.options(config.model.name)
+    return registry.build(config.model.name, **options, **{k: v for k, v in given.items() if k in known})
 
 
 def _loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -29,6 +29,8 @@ def test_every_experiment_is_complete_named_and_described(name: str):
 def test_model_settings_are_the_arguments_of_the_model(name: str):
     asked = set(MODELS[name].model_fields) - {"name"}
     assert asked == set(registry.options(name)) - set(FROM_DATA)
+    model = registry.model_class(name)
+    assert (MODELS[name].task, MODELS[name].inputs) == (model.task, model.inputs)
 
 
 def test_override_changes_one_key_and_its_type():

@@ -1,0 +1,59 @@
+"""Settings of UNETR and of the tiled U-Net; must not import torch or hpc_models."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from launch.model_base import Inputs, ModelConfig, OptionalFloat, OptionalInt
+
+
+class UNETRConfig(ModelConfig):
+    """`unetr`: vision transformer over tokens with one of four decoders."""
+
+    name: Literal["unetr"] = Field(default="unetr", description="registered name of the model")
+    decoder: Literal["raster", "geometric", "token", "leaf"] = Field(
+        default="raster", description="how tokens become cells; raster is what the paper's authors did"
+    )
+    position: Literal["slot", "geom", "both", "none"] = Field(default="slot", description="position code of a token")
+    width: int = Field(default=768, gt=0, description="channels of a token")
+    depth: int = Field(default=12, gt=0, description="transformer blocks")
+    heads: int = Field(default=12, gt=0, description="attention heads; must divide width")
+    mlp_dim: OptionalInt = Field(default=None, gt=0, description="hidden channels of a block's MLP; null: 4 * width")
+    feature_size: int = Field(default=16, gt=0, description="channels of the convolutional decoder's finest level")
+    grid: OptionalInt = Field(default=None, gt=0, description="geometric decoder: side of its token grid; null: chosen")
+    qkv_bias: bool = Field(default=False, description="bias in the attention's first linear map")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="in attention and MLP")
+    leaf_base: int = Field(default=16, gt=0, description="leaf decoder: channels of its finest level")
+    halo: int = Field(default=0, ge=0, le=2, description="leaf decoder: cells of the neighbours seen around each leaf")
+    normalise: bool = Field(default=True, description="map the input from [0, 1] to [-1, 1] first")
+    checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+    prior: OptionalFloat = Field(
+        default=None, gt=0, lt=1, description="expected share of foreground, sets the last bias; null: as initialised"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> UNETRConfig:
+        if self.width % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide width={self.width}")
+        return self
+
+
+class UNetTiledConfig(ModelConfig):
+    """`unet_tiled`: a convolutional U-Net on square crops, the usual rival."""
+
+    inputs: ClassVar[tuple[Inputs, ...]] = ("tiles",)
+    attention: ClassVar[bool] = False
+
+    name: Literal["unet_tiled"] = Field(default="unet_tiled", description="registered name of the model")
+    widths: tuple[int, ...] = Field(default=(16, 32, 64, 128, 256), description="channels of the levels, finest first")
+    norm: Literal["instance", "batch", "none"] = Field(default="instance", description="normalisation layer")
+    normalise: bool = Field(default=True, description="map the input from [0, 1] to [-1, 1] first")
+    checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+    prior: OptionalFloat = Field(
+        default=None, gt=0, lt=1, description="expected share of foreground, sets the last bias; null: as initialised"
+    )
+
+
+MODELS: dict[str, type[ModelConfig]] = {"unetr": UNETRConfig, "unet_tiled": UNetTiledConfig}
