@@ -2,38 +2,98 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hpc_models.attend import KINDS, attend, attend_packed, attend_window
+
+
+class Exchange(Protocol):
+    """What turns a sequence spread over ranks into heads spread over ranks, and back (Ulysses); the launcher's part."""
+
+    def to_heads(self, x: Tensor) -> Tensor:
+        """(B, H, L / P, d) of this rank's tokens to (B, H / P, L, d) of all tokens."""
+
+    def to_tokens(self, x: Tensor) -> Tensor:
+        """The way back: (B, H / P, L, d) to (B, H, L / P, d)."""
+
+    def whole_mask(self, key_mask: Tensor | None) -> Tensor | None:
+        """(B, L / P) of this rank's tokens to (B, L) of all tokens."""
+
 
 class Attention(nn.Module):
-    """Multi-head self-attention on `F.scaled_dot_product_attention`, so that the fastest kernel at hand is used.
+    """Multi-head self-attention on the fastest kernel at hand (`hpc_models.attend`).
 
     Args:
         width: D, a multiple of `heads`.
         heads: number of heads.
         qkv_bias: whether q, k and v have a bias (MONAI's ViT: no).
         dropout: on the attention weights and on the output.
+        kind: "full" (every token attends to every valid one), "packed" (the same, computed on valid tokens only) or
+            "window" (within `window` consecutive tokens).
+        window: tokens per window.
+
+    Attributes:
+        exchange: None, or how this rank's share of the tokens meets the others' (`Exchange`); set by the launcher.
     """
 
-    def __init__(self, width: int, heads: int, qkv_bias: bool = False, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        qkv_bias: bool = False,
+        dropout: float = 0.0,
+        kind: str = "full",
+        window: int = 256,
+    ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        if kind not in KINDS:
+            raise ValueError(f"attention must be one of {', '.join(KINDS)}, got {kind!r}")
+        if window < 1:
+            raise ValueError(f"window must be at least 1, got {window}")
         self.heads = heads
         self.dropout = dropout
+        self.kind, self.window = kind, window
+        self.exchange: Exchange | None = None
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """(B, L, D) to (B, L, D); key_mask (B, L) bool, False keys are not attended to, None attends to all."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mask = None if key_mask is None else key_mask[:, None, None, :]
+    def forward(self, x: Tensor, key_mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            x: (B, L, D), or with `lengths` (T, D), sequences one after another.
+            key_mask: (B, L) bool, False keys are not attended to, None attends to all.
+            lengths: (N,) int64, tokens of each packed sequence.
+
+        Returns:
+            As x.
+        """
         p = self.dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
-        x = self.out_proj(x.transpose(1, 2).flatten(2))
-        return F.dropout(x, self.dropout, self.training)
+        if lengths is not None:
+            if self.exchange is not None:
+                raise ValueError("packed sequences cannot be spread over ranks; use attention=full")
+            q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
+            x = attend_packed(q, k, v, lengths, p).flatten(1)
+        else:
+            q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            x = self._attend(q, k, v, key_mask, p).transpose(1, 2).flatten(2)
+        return F.dropout(self.out_proj(x), self.dropout, self.training)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, dropout: float) -> Tensor:
+        if self.exchange is not None:
+            q, k, v = (self.exchange.to_heads(part) for part in (q, k, v))
+            key_mask = self.exchange.whole_mask(key_mask)
+        if self.kind == "window":
+            x = attend_window(q, k, v, self.window, key_mask, dropout)
+        else:
+            x = attend(q, k, v, key_mask, dropout)
+        return x if self.exchange is None else self.exchange.to_tokens(x)
 
 
 class MLP(nn.Module):
@@ -60,6 +120,8 @@ class Block(nn.Module):
         mlp_dim: hidden width of the MLP.
         qkv_bias: see `Attention`.
         dropout: see `Attention`.
+        kind: see `Attention`.
+        window: see `Attention`.
         spare_norm: keep the cross-attention norm that MONAI's ViT block owns and never uses. It is frozen, and here so
             that MONAI's weights load one to one and parameter counts agree.
     """
@@ -72,22 +134,24 @@ class Block(nn.Module):
         qkv_bias: bool = False,
         dropout: float = 0.0,
         spare_norm: bool = False,
+        kind: str = "full",
+        window: int = 256,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads, qkv_bias, dropout)
+        self.attn = Attention(width, heads, qkv_bias, dropout, kind, window)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = MLP(width, mlp_dim, dropout)
         self.norm_cross_attn = nn.LayerNorm(width).requires_grad_(False) if spare_norm else None
         self.checkpoint = False
 
-    def _forward(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
-        x = x + self.attn(self.norm1(x), key_mask)
+    def _forward(self, x: Tensor, key_mask: Tensor | None, lengths: Tensor | None) -> Tensor:
+        x = x + self.attn(self.norm1(x), key_mask, lengths)
         return x + self.mlp(self.norm2(x))
 
-    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """(B, L, D) to (B, L, D); see `Attention` for the mask."""
+    def forward(self, x: Tensor, key_mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """(B, L, D) or packed (T, D) to the same; see `Attention` for mask and lengths."""
         if self.checkpoint and self.training:
             # Inside the block, not around it: a sharding hook on the block then stays outside the recomputation.
-            return checkpoint(self._forward, x, key_mask, use_reentrant=False)
-        return self._forward(x, key_mask)
+            return checkpoint(self._forward, x, key_mask, lengths, use_reentrant=False)
+        return self._forward(x, key_mask, lengths)

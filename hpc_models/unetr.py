@@ -74,6 +74,8 @@ class UNETR(nn.Module):
             the next power of two that gives at least L cells, at most R / p.
         qkv_bias: see `Attention`.
         dropout: in attention and MLP.
+        attention: "full", "packed" (computes valid tokens only) or "window"; see `Attention`.
+        window: tokens per window.
         leaf_base: channels of the finest level of the leaf network.
         halo: cells of the neighbouring leaves that the leaf encoder sees around each leaf (0, 1 or 2).
         normalise: map the input by (x - 0.5) / 0.5 first.
@@ -104,6 +106,8 @@ class UNETR(nn.Module):
         grid: int | None = None,
         qkv_bias: bool = False,
         dropout: float = 0.0,
+        attention: str = "full",
+        window: int = 256,
         leaf_base: int = 16,
         halo: int = 0,
         normalise: bool = True,
@@ -137,7 +141,7 @@ class UNETR(nn.Module):
         )
         self.position = Position(position, size_px, patch, length, width)
         self.vit = ViTEncoder(
-            width, depth, heads, mlp_dim or 4 * width, taps, qkv_bias, dropout, spare_norm=convolutional
+            width, depth, heads, mlp_dim or 4 * width, taps, qkv_bias, dropout, convolutional, attention, window
         )
         self.decoder: LeafDecoder | TokenHead | ConvDecoder
         if decoder == "leaf":

@@ -21,6 +21,8 @@ class ViTEncoder(nn.Module):
         qkv_bias: see `Attention`.
         dropout: see `Attention`.
         spare_norm: see `Block`.
+        kind: see `Attention`. "packed" runs norms, maps and attention on the valid tokens alone.
+        window: see `Attention`.
 
     Attributes:
         blocks: the `nn.ModuleList` of blocks, the natural units of sharding.
@@ -36,10 +38,15 @@ class ViTEncoder(nn.Module):
         qkv_bias: bool = False,
         dropout: float = 0.0,
         spare_norm: bool = False,
+        kind: str = "full",
+        window: int = 256,
     ) -> None:
         super().__init__()
         self.taps = tuple(taps)
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_dim, qkv_bias, dropout, spare_norm) for _ in range(depth))
+        self.kind = kind
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_dim, qkv_bias, dropout, spare_norm, kind, window) for _ in range(depth)
+        )
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
@@ -52,6 +59,8 @@ class ViTEncoder(nn.Module):
         Returns:
             The normed output (B, L, D) and the tapped hidden states, each (B, L, D).
         """
+        if self.kind == "packed" and valid is not None:
+            return self._packed(x, valid)
         if valid is not None:
             # An image without any token would have a softmax over nothing (NaN): let it attend to its zeros.
             valid = valid | ~valid.any(dim=1, keepdim=True)
@@ -60,3 +69,19 @@ class ViTEncoder(nn.Module):
             x = block(x, valid)
             hidden.append(x)
         return self.norm(x), [hidden[i] for i in self.taps]
+
+    def _packed(self, x: Tensor, valid: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The same on valid tokens only; zeros stand where padding was."""
+        lengths = valid.sum(dim=1)
+        rows = x[valid]
+        hidden = []
+        for block in self.blocks:
+            rows = block(rows, None, lengths)
+            hidden.append(rows)
+
+        def spread(rows: Tensor) -> Tensor:
+            full = rows.new_zeros(*valid.shape, rows.shape[-1])
+            full[valid] = rows
+            return full
+
+        return spread(self.norm(rows)), [spread(hidden[i]) for i in self.taps]

@@ -38,12 +38,12 @@ class ModelConfig(Section):
     Attributes:
         task: what the model answers, as its class in `hpc_models` says.
         inputs: the kinds of data it can be trained on (`data.kind`).
-        attention: whether it has attention whose kernel a record should name.
+        has_attention: whether it has attention whose kernel a record should name.
     """
 
     task: ClassVar[Task] = "segmentation"
     inputs: ClassVar[tuple[Inputs, ...]] = ("tokens",)
-    attention: ClassVar[bool] = True
+    has_attention: ClassVar[bool] = True
 
     name: str = Field(description="registered name of the model")
 

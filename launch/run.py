@@ -282,11 +282,15 @@ def _status_of(error: BaseException) -> str:
 
 
 def _attention_backend(config: Config, device: torch.device) -> str | None:
-    """Which SDPA kernels may be chosen from; null for models without attention."""
-    if not config.model.attention:
+    """The kernels that attention ran on, or, before any ran, those torch may choose from; null without attention."""
+    if not config.model.has_attention:
         return None
     import torch
 
+    from hpc_models import attend
+
+    if attend.used():
+        return ", ".join(attend.used())
     if device.type != "cuda":
         return "sdpa (cpu)"
     kinds = ("flash", "mem_efficient", "cudnn", "math")

@@ -25,6 +25,10 @@ class UNETRConfig(ModelConfig):
     grid: OptionalInt = Field(default=None, gt=0, description="geometric decoder: side of its token grid; null: chosen")
     qkv_bias: bool = Field(default=False, description="bias in the attention's first linear map")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="in attention and MLP")
+    attention: Literal["full", "packed", "window"] = Field(
+        default="full", description="packed: the same on valid tokens only; window: within `window` tokens in order"
+    )
+    window: int = Field(default=256, gt=0, description="attention=window: tokens per window")
     leaf_base: int = Field(default=16, gt=0, description="leaf decoder: channels of its finest level")
     halo: int = Field(default=0, ge=0, le=2, description="leaf decoder: cells of the neighbours seen around each leaf")
     normalise: bool = Field(default=True, description="map the input from [0, 1] to [-1, 1] first")
@@ -44,7 +48,7 @@ class UNetTiledConfig(ModelConfig):
     """`unet_tiled`: a convolutional U-Net on square crops, the usual rival."""
 
     inputs: ClassVar[tuple[Inputs, ...]] = ("tiles",)
-    attention: ClassVar[bool] = False
+    has_attention: ClassVar[bool] = False
 
     name: Literal["unet_tiled"] = Field(default="unet_tiled", description="registered name of the model")
     widths: tuple[int, ...] = Field(default=(16, 32, 64, 128, 256), description="channels of the levels, finest first")

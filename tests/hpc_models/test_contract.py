@@ -26,6 +26,8 @@ MODELS = {
     "unetr-geometric-coarse": ("unetr", {**SMALL, "decoder": "geometric", "position": "geom", "grid": 2}),
     "unetr-token": ("unetr", {**SMALL, "decoder": "token", "position": "geom"}),
     "unetr-leaf": ("unetr", {**SMALL, "decoder": "leaf", "position": "geom"}),
+    "unetr-leaf-packed": ("unetr", {**SMALL, "decoder": "leaf", "position": "geom", "attention": "packed"}),
+    "unetr-window": ("unetr", {**SMALL, "decoder": "token", "position": "geom", "attention": "window", "window": 8}),
     "unetr-leaf-halo": ("unetr", {**SMALL, "decoder": "leaf", "position": "none", "halo": 2}),
     "unet": ("unet", {"classes": 2, "widths": (4, 8, 16)}),
     "unet-batch": ("unet", {"classes": 2, "widths": (4, 8, 16), "norm": "batch"}),
