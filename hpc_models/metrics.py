@@ -67,5 +67,34 @@ def dice_pooled(counts: Tensor) -> Tensor:
     return dice(counts.sum(dim=0)).mean()
 
 
+def accuracy(probabilities: Tensor, labels: Tensor) -> float:
+    """Share of rows of (N, classes) whose largest entry is at the label (N,)."""
+    return float((probabilities.argmax(dim=-1) == labels).double().mean())
+
+
+def auc(probabilities: Tensor, labels: Tensor) -> float | None:
+    """Area under the ROC curve, exact: the chance that a positive scores above a negative, ties counting one half.
+
+    Args:
+        probabilities: (N, classes). With two classes the score is that of class 1; with more, the result is the mean
+            over classes of each against the rest (classes without positives or negatives left out).
+        labels: (N,) int64.
+
+    Returns:
+        0..1, or None when no class has both positives and negatives.
+    """
+    classes = probabilities.shape[-1]
+    areas = []
+    for c in [1] if classes == 2 else range(classes):
+        positive = labels == c
+        p, n = int(positive.sum()), int((~positive).sum())
+        if p and n:
+            _, group, sizes = torch.unique(probabilities[:, c].double(), return_inverse=True, return_counts=True)
+            ends = sizes.cumsum(0)
+            midrank = ends - (sizes - 1) / 2  # ranks from 1; equal scores share the mean of theirs
+            areas.append(float((midrank[group][positive].sum() - p * (p + 1) / 2) / (p * n)))
+    return sum(areas) / len(areas) if areas else None
+
+
 def _whole(counts: Tensor) -> Tensor:
     return counts.round().to(torch.int64) if counts.is_floating_point() else counts.to(torch.int64)

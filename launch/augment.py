@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -82,6 +83,48 @@ def turn_tokens(
     order = np.argsort(morton(moved[:, 0], moved[:, 1]), kind="stable")
     turned = {name: turn_pixels(values, code, 1, 2)[order] for name, values in per_token.items()}
     return moved[order], leaf_size[order], turned
+
+
+def change_picture(
+    values: NDArray[np.float32],
+    rng: np.random.Generator,
+    flips: bool,
+    mirror: bool,
+    strength: float,
+    rotate_deg: float,
+    noise: float,
+) -> NDArray[np.float32]:
+    """Augment a whole picture.
+
+    Args:
+        values: (H, W, C) float32 in [0, 1].
+        rng: Draws what is needed.
+        flips: One of the flips and turns that keep the size: eight of a square, four of another rectangle.
+        mirror: Without `flips`: left and right are swapped half of the time.
+        strength: As `jitter`'s; brightness and contrast.
+        rotate_deg: Turn by up to this many degrees about the middle, border repeated.
+        noise: Standard deviation of Gaussian noise.
+
+    Returns:
+        (H, W, C) float32 in [0, 1].
+    """
+    h, w = values.shape[:2]
+    if flips:
+        values = turn_pixels(values, int(rng.integers(DIHEDRAL if h == w else 4)), 0, 1)
+    elif mirror and rng.random() < 0.5:
+        values = np.flip(values, 1)
+    if rotate_deg:
+        turn = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), float(rng.uniform(-rotate_deg, rotate_deg)), 1.0)
+        turned = cv2.warpAffine(np.ascontiguousarray(values), turn, (w, h), borderMode=cv2.BORDER_REPLICATE)
+        values = np.asarray(turned, np.float32).reshape(h, w, -1)
+    if strength:
+        brightness, contrast = rng.uniform(-strength, strength, 2)
+        values = (values * np.float32(1 + brightness) - np.float32(0.5)) * np.float32(1 + contrast) + np.float32(0.5)
+    if noise:
+        values = values + rng.normal(0.0, noise, values.shape).astype(np.float32)
+    if strength or noise:
+        values = np.clip(values, 0, 1)
+    return np.ascontiguousarray(values)
 
 
 def jitter(pixels: Array, rng: np.random.Generator, strength: float) -> NDArray[np.float32]:

@@ -31,7 +31,7 @@ def token_sample(
     """One slide as arrays padded to `length` tokens.
 
     Args:
-        tokens: The token set; its mask_counts must be there.
+        tokens: The token set.
         length: L; rows after the file's own are zero and not valid.
         rng: Generator of the augmentation; None for evaluation, which changes nothing.
         flips: Draw one of the eight flips and turns of the frame.
@@ -45,12 +45,9 @@ def token_sample(
         raise ValueError(f"{rows} tokens do not fit into data.length={length}")
     xy: NDArray[Any] = tokens.leaf_xy
     size: NDArray[Any] = tokens.leaf_size
-    assert tokens.mask_counts is not None
-    per_token: Sample = {
-        "tokens": tokens.tokens,
-        "content_counts": tokens.content_counts,
-        "mask_counts": tokens.mask_counts,
-    }
+    per_token: Sample = {"tokens": tokens.tokens, "content_counts": tokens.content_counts}
+    if tokens.mask_counts is not None:  # a whole-slide label needs no mask
+        per_token["mask_counts"] = tokens.mask_counts
     if rng is not None and flips:
         xy, size, per_token = turn_tokens(xy, size, per_token, tokens.size_px, int(rng.integers(DIHEDRAL)))
     per_token["tokens"] = jitter(per_token["tokens"], rng or np.random.default_rng(), strength if rng else 0.0)

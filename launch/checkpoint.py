@@ -132,6 +132,12 @@ def _steps(folder: Path) -> list[int]:
     return sorted((int(n[5:]) for n in names if n[5:].isdigit()), reverse=True)
 
 
+def newest_complete(folder: Path) -> Path | None:
+    """The newest complete checkpoint below `folder`, or None; its checksums are not looked at."""
+    steps = _steps(folder)
+    return folder / f"step-{steps[0]}" if steps else None
+
+
 def load_newest(folder: Path, state: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any] | None:
     """Fill `state` from the newest sound checkpoint, together with all ranks.
 

@@ -62,6 +62,9 @@ class DataConfig(Section):
     )
     flips: bool = Field(default=True, description="train on the eight flips and quarter turns of the frame")
     jitter: float = Field(default=0.0, ge=0, le=0.9, description="strength of the colour jitter in training, 0 = off")
+    mirror: bool = Field(default=False, description="kind=images, flips=false: swap left and right half of the time")
+    rotate_deg: float = Field(default=0.0, ge=0, le=180, description="kind=images: turn by up to this many degrees")
+    noise: float = Field(default=0.0, ge=0, le=1, description="kind=images: deviation of Gaussian noise in training")
     crop_px: int = Field(default=256, gt=0, description="kind=tiles: side of a training crop and of the sliding window")
     foreground_crops: float = Field(
         default=0.0, ge=0, le=1, description="kind=tiles: share of the crops that are centred on a foreground pixel"
@@ -78,6 +81,16 @@ class DataConfig(Section):
             raise ValueError("kind=tiles needs uniform token files: set data.patching=uniform")
         if self.kind == "tiles" and self.crop_px > self.resolution:
             raise ValueError(f"crop_px={self.crop_px} is larger than resolution={self.resolution}")
+        if self.kind == "images" and self.labels is None:
+            raise ValueError("kind=images needs labels: a CSV file `name,label`, or `folders`")
+        if self.kind == "tiles" and self.labels not in (None, "mask"):
+            raise ValueError("kind=tiles takes its labels from the mask: set labels=mask")
+        if self.labels == "mask" and self.classes != 2:
+            raise ValueError(f"labels=mask has two classes, got classes={self.classes}")
+        if self.sizes and (self.kind != "images" or list(self.sizes) != sorted(set(self.sizes), reverse=True)):
+            raise ValueError(f"sizes needs kind=images and descending sides, got {list(self.sizes)}")
+        if self.image_hw is not None and min(self.image_hw) < 1:
+            raise ValueError(f"image_hw must be positive, got {list(self.image_hw)}")
         return self
 
 
@@ -90,6 +103,10 @@ class TrainConfig(Section):
     weight_decay: float = Field(
         default=0.01, ge=0, description="AdamW weight decay; not on norms, biases and other vectors"
     )
+    optimiser: Literal["adamw", "adam", "asam"] = Field(
+        default="adamw", description="adam: decay added to the gradient; asam: Adam on the worst weights nearby (ASAM)"
+    )
+    rho: float = Field(default=0.05, gt=0, description="optimiser=asam: size of that neighbourhood")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="AdamW moments")
     clip: float = Field(default=1.0, ge=0, description="largest gradient norm, 0 = no clipping")
     schedule: Literal["cosine", "step", "constant"] = Field(
@@ -102,6 +119,16 @@ class TrainConfig(Section):
         default=(0.6, 0.85), description="schedule=step: shares of the run at which it drops"
     )
     decay_factor: float = Field(default=0.1, gt=0, lt=1, description="schedule=step: factor of each drop")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="classification: share of the even labels")
+    ema_decay: OptionalFloat = Field(
+        default=None, gt=0, lt=1, description="score the running average of the weights with this decay; null: none"
+    )
+    distill: float = Field(
+        default=0.0, ge=0, description="classification: weight of the averaged model's answers as targets (0: none)"
+    )
+    init_from: OptionalText = Field(
+        default=None, description="start from the weights of this run directory or .pt file; null: from random ones"
+    )
     max_steps: OptionalInt = Field(default=None, gt=0, description="end after this many steps; null: no limit")
     max_seconds: OptionalFloat = Field(
         default=None, gt=0, description="end after this much training time (steps only, no evaluation); null: no limit"
@@ -120,6 +147,8 @@ class TrainConfig(Section):
             raise ValueError(f"betas must lie in [0, 1) (got {list(self.betas)})")
         if self.batch % self.accumulate:
             raise ValueError(f"batch={self.batch} is not a multiple of accumulate={self.accumulate}")
+        if self.distill and self.ema_decay is None:
+            raise ValueError(f"distill={self.distill:g} needs ema_decay, the average that teaches")
         return self
 
 
@@ -191,6 +220,8 @@ class Config(Section):
         if (self.model.task == "classification") != (self.data.labels is not None):
             needs = "needs data.labels" if self.model.task == "classification" else "segments: set data.labels=null"
             raise ValueError(f"model.name={self.model.name} {needs}")
+        if self.train.distill and self.model.task != "classification":
+            raise ValueError("train.distill is for classifiers; set train.distill=0")
         return self
 
     @property

@@ -46,7 +46,7 @@ def read_split(config: DataConfig) -> dict[str, list[str]]:
         raise ConfigError(f"data.dir={config.dir}: {error}") from None
     if not there:
         raise ConfigError(f"data.dir={config.dir}: no *{SUFFIX} in it; make them with `python -m data_prep build`")
-    split = _hash_split(there, config.fractions) if config.split is None else _file_split(Path(config.split))
+    split = hash_split(there, config.fractions) if config.split is None else file_split(Path(config.split))
     names = [name for part in split.values() for name in part]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -62,7 +62,12 @@ def read_split(config: DataConfig) -> dict[str, list[str]]:
     return split
 
 
-def _file_split(path: Path) -> dict[str, list[str]]:
+def file_split(path: Path) -> dict[str, list[str]]:
+    """The names of each split as a JSON file lists them.
+
+    Raises:
+        ConfigError: Not such a file.
+    """
     try:
         tree = json.loads(path.read_text())
     except OSError as error:
@@ -78,7 +83,7 @@ def _file_split(path: Path) -> dict[str, list[str]]:
     return {part: [str(name) for name in tree.get(part, [])] for part in SPLITS}
 
 
-def _hash_split(names: list[str], fractions: tuple[float, float, float]) -> dict[str, list[str]]:
+def hash_split(names: list[str], fractions: tuple[float, float, float]) -> dict[str, list[str]]:
     """Each name's place depends on the name alone, so slides added later move none of the others."""
     split: dict[str, list[str]] = {part: [] for part in SPLITS}
     for name in names:
@@ -131,8 +136,10 @@ class TokenFiles:
                 "patching": params.get("patching", self.config.patching),
                 "classes": meta["classes"],
             }
-            if not meta["classes"]:
+            if not meta["classes"] and self.config.labels in (None, "mask"):
                 raise ConfigError(f"{path}: has no mask counts; build it again with --masks DIR")
+            if self.config.labels is not None:
+                del found["classes"]  # data.classes are those of the labels
             for key, value in found.items():
                 asked = getattr(self.config, key)
                 if value != asked:

@@ -48,6 +48,24 @@ class Scores:
         """Dice of each slide, mean over classes."""
         return dict(zip(self.names, metrics.dice_per_slide(self.counts).tolist(), strict=True))
 
+    def headline(self) -> float:
+        """What model selection looks at: the mean Dice."""
+        return self.mean()
+
+    def numbers(self) -> dict[str, float | None]:
+        """What metrics.jsonl keeps."""
+        return {"dice": self.mean(), "dice_pooled": self.pooled()}
+
+    def record(self) -> dict[str, Any]:
+        """What the record keeps."""
+        return {
+            "dice": self.mean(),
+            "dice_pooled": self.pooled(),
+            "dice_per_slide": self.per_slide(),
+            "dice_ceiling": sum(self.ceilings) / len(self.ceilings),
+            "tokens_per_image": sum(self.tokens) / len(self.tokens),
+        }
+
     def mean(self) -> float:
         """Mean of the slides' Dice."""
         return float(metrics.dice_per_slide(self.counts).mean())

@@ -13,14 +13,15 @@ WARMUP_FROM = 0.1  # a run of few, long steps must not waste its first one at ze
 COSINE_TO = 0.01
 
 
-def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and kernels only, not on norms, biases and other vectors."""
+def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW (or Adam) with weight decay on matrices and kernels only, not on norms, biases and other vectors."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)
+    kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
+    return kind([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)
 
 
 def progress_of(config: TrainConfig, step: int, train_seconds: float) -> float:

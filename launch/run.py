@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from data_prep.files import write_atomic
 from launch import ranks as places
 from launch.config import Config, ConfigError
-from launch.data import TokenFiles
+from launch.images import Files, open_files
 from launch.ranks import EXIT_AGAIN, EXIT_CONFIG, EXIT_CRASH, EXIT_OK, Ranks
 from launch.record import environment, git_commit, new_record, now, read_record, to_json, write_record
 from launch.rundir import Opened, open_run
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import torch
 
     from launch.trainer import Outcome, Trainer
+
+
+OPTIMISERS = {"adamw": "AdamW", "adam": "Adam", "asam": "ASAM (Adam)"}
 
 
 def check_world(config: Config, world: int) -> None:
@@ -77,7 +80,7 @@ def train(config: Config) -> int:
     ranks = places.find_ranks()
     places.end_with_launcher(ranks)
     check_world(config, ranks.world)
-    files = TokenFiles(config.data)
+    files = open_files(config.data)
     run_dir = config.run_dir(ranks.world)
     if ranks.world == 1 and not config.force and _finished(run_dir, config):
         return EXIT_OK
@@ -110,7 +113,7 @@ def _tell_finished(run_dir: Path) -> None:
     print(f"already finished: {run_dir / 'record.json'} (force=true trains anew)", file=sys.stderr)
 
 
-def open_together(config: Config, files: TokenFiles, ranks: Ranks, run_dir: Path) -> Opened:
+def open_together(config: Config, files: Files, ranks: Ranks, run_dir: Path) -> Opened:
     """Rank 0 checks the files and opens the run directory; all ranks get its answer or its error."""
     import torch.distributed as dist
 
@@ -149,7 +152,7 @@ class Start:
     def __init__(
         self,
         config: Config,
-        files: TokenFiles,
+        files: Files,
         ranks: Ranks,
         run_dir: Path,
         device: torch.device,
@@ -225,7 +228,8 @@ class Start:
             "engine": config.engine.name, "precision": config.train.precision,
             "attention_backend": _attention_backend(config, self.device), "seed": config.train.seed,
             "n_train": len(self.files.split["train"]), "n_test": len(self.files.split["test"]), "data": data.dir,
-            "split_sha256": self.files.split_sha256, "config_sha256": config.sha256(), "optimiser": "AdamW",
+            "split_sha256": self.files.split_sha256, "config_sha256": config.sha256(),
+            "optimiser": OPTIMISERS[config.train.optimiser], "task": config.model.task,
             "global_batch": config.train.batch, "samples_per_image": config.samples_per_image,
             "commit": git_commit(), "started_at": self.started_at,
             "finished_at": now(), "starts": self.starts,
@@ -241,7 +245,8 @@ class Start:
                 "train_seconds": trainer.clock.train_seconds, "timed_steps": trainer.clock.timed_steps,
                 "images_per_s": rate, "seconds_per_image": None if rate is None else 1 / rate,
                 "peak_memory_gib": peak, "memory_source": source, "loss_final": _finite(trainer.loss),
-                "dice_val": trainer.val_dice,
+                "score_val": trainer.val_score,
+                "dice_val": trainer.val_score if config.model.task == "segmentation" else None,
             }  # fmt: skip
         return new_record(**known)
 
@@ -257,15 +262,7 @@ class Start:
         dist.all_reduce(peak, op=dist.ReduceOp.MAX)
         record["peak_memory_gib"] = float(peak)
         if outcome.test is not None:
-            test = outcome.test
-            record |= {
-                "dice": test.mean(),
-                "dice_pooled": test.pooled(),
-                "dice_per_slide": test.per_slide(),
-                "dice_ceiling": sum(test.ceilings) / len(test.ceilings),
-                "tokens_per_image": sum(test.tokens) / len(test.tokens),
-                "floors": outcome.floors,
-            }
+            record |= {**outcome.test.record(), "floors": outcome.floors}
         return json.loads(json.dumps(record))  # type: ignore[no-any-return]
 
 
@@ -303,6 +300,10 @@ def _summary(record: dict[str, Any]) -> str:
     done = f"{record['steps']} steps in {record['train_seconds']:.0f} s of training"
     if record["status"] != "ok":
         return f"{record['status']} after {done}: {record['reason']}; the same command goes on from there"
+    if record["task"] == "classification":
+        area = "" if record["auc"] is None else f"auc {record['auc']:.4f}, "
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in record["floors"].items())
+        return f"{area}accuracy {record['accuracy']:.4f} on {record['n_test']} test items ({shown}), {done}"
     bounds = {"ceiling": record["dice_ceiling"], **record["floors"]}
     shown = ", ".join(f"{name} {value:.3f}" for name, value in bounds.items())
     return f"dice {record['dice']:.4f} on {record['n_test']} test slides ({shown}), {done}"

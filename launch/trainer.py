@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable
@@ -13,20 +14,21 @@ import torch.distributed as dist
 
 from data_prep.progress import Progress
 from hpc_models import registry
-from hpc_models.losses import bce_dice
 from launch import checkpoint, engines
-from launch.batches import Batch, Prefetch, training_batch
+from launch.batches import Batch, Prefetch
+from launch.classify import Forward
 from launch.clock import Clock
 from launch.config import Config
-from launch.data import TokenFiles
+from launch.ema import Average
 from launch.engines.base import read_state, write_state
-from launch.evaluate import Scores, evaluate
-from launch.floors import floors
+from launch.images import Files
 from launch.optim import learning_rate, make_optimizer, progress_of
 from launch.ranks import Ranks, device_name
 from launch.record import Metrics, peak_resident_gib
 from launch.sampler import Sampler
 from launch.signals import StopFlag, signal_name
+from launch.tasks import TestScores, make_task
+from launch.weights import load_weights
 
 
 class TrainingError(RuntimeError):
@@ -37,7 +39,7 @@ class Outcome(NamedTuple):
     """How a start ended: `test` and `floors` are None when it was stopped before its end."""
 
     stopped_by: str
-    test: Scores | None
+    test: TestScores | None
     floors: dict[str, float] | None
 
 
@@ -46,7 +48,7 @@ class Trainer:
 
     Args:
         config: The run's settings.
-        files: Its token files, already checked.
+        files: Its token files or pictures, already checked.
         ranks: Place of this process.
         device: Device of this process.
         run_dir: The run directory, already made.
@@ -57,7 +59,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        files: TokenFiles,
+        files: Files,
         ranks: Ranks,
         device: torch.device,
         run_dir: Path,
@@ -69,14 +71,18 @@ class Trainer:
         train = config.train
         torch.manual_seed(train.seed)
         model = build_model(config)
+        if train.init_from is not None:
+            load_weights(model, train.init_from)
+        self.task = make_task(config, files)
         self.parameters = sum(p.numel() for p in model.parameters())
         self.engine = engines.build(model, config.engine, device=device, precision=train.precision)
         self.optimizer = make_optimizer(self.engine.module, train)
+        self.average = None if train.ema_decay is None else Average(self.engine.module, train.ema_decay)
         self.sampler = Sampler(len(files.split["train"]), train.batch, train.seed)
         self.clock = Clock()
         self.step = 0
         self.loss: float | None = None
-        self.val_dice: float | None = None
+        self.val_score: float | None = None
         self._saved_step = -1
         self._saved_at_s = self._evaluated_at_s = 0.0
         self._resume()
@@ -91,16 +97,22 @@ class Trainer:
         if stopped:
             return Outcome(stopped, None, None)
         pictures = self.run_dir / "predictions" if self.config.eval.pictures_px else None
-        test = evaluate(self.engine, self.config, self.files, "test", self.device, pictures, "test")
-        self._log(test_dice=test.mean(), test_dice_pooled=test.pooled())
-        return Outcome("", test, floors(self.files))
+        test = self._scores("test", pictures)
+        return Outcome("", test, self.task.floors())
+
+    def _scores(self, part: str, pictures: Path | None = None) -> TestScores:
+        """Score a split, with the averaged weights when there are some, and log it."""
+        with contextlib.nullcontext() if self.average is None else self.average.applied():
+            scores = self.task.evaluate(self.engine, part, self.device, pictures, part)
+        self._log(**{f"{part}_{name}": value for name, value in scores.numbers().items()})
+        return scores
 
     def _fit(self) -> str:
         """Steps until the end ("") or a signal (its name)."""
         train = self.config.train
         share = self.ranks.rank, self.ranks.world
         batches = Prefetch(
-            lambda step: training_batch(self.config, self.files, self.sampler.at(step, *share)),
+            lambda step: self.task.batch(self.sampler.at(step, *share)),
             self.step,
             self.config.data.prefetch,
         )
@@ -149,9 +161,7 @@ class Trainer:
         due_step = measuring.every_steps is not None and self.step > 0 and self.step % measuring.every_steps == 0
         if (due_step or due_time) and self.files.split["val"]:
             self._evaluated_at_s = elapsed_s
-            scores = evaluate(self.engine, self.config, self.files, "val", self.device, label="val")
-            self.val_dice = scores.mean()
-            self._log(val_dice=scores.mean(), val_dice_pooled=scores.pooled())
+            self.val_score = self._scores("val").headline()
             self.clock.begin()
 
     # -- one step -------------------------------------------------------------------------------------------------
@@ -165,16 +175,7 @@ class Trainer:
         torch.manual_seed(self._seed_of_step())
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        total = torch.zeros((), device=self.device)
-        share = train.batch // self.ranks.world
-        micro = share // train.accumulate
-        for part in range(train.accumulate):
-            inputs = {k: v[part * micro : (part + 1) * micro].to(self.device) for k, v in batch.items()}
-            with self.engine.micro_step(last=part == train.accumulate - 1):
-                logits = self.engine.forward(inputs)
-                loss = _loss(logits, inputs).sum() / share
-                loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+        total = self._gradients(batch)
         norm = self.engine.clip(train.clip)
         if not math.isfinite(norm):  # the same on every rank, at every step: no broken weights reach a checkpoint
             raise TrainingError(
@@ -184,6 +185,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
         if self.step % train.log_every == 0 or self.step == train.max_steps:
             self.loss = self._mean_over_ranks(total)
             self._log_step(*self.clock.end(self.config.images_per_step), rate, norm)
@@ -191,6 +194,35 @@ class Trainer:
                 raise TrainingError(f"loss is {self.loss} at step {self.step}; try a smaller train.lr")
         else:
             self.clock.end(self.config.images_per_step)
+
+    def _gradients(self, batch: Batch) -> torch.Tensor:
+        """Back-propagate this rank's share of a step, part by part; returns its share of the loss."""
+        total = torch.zeros((), device=self.device)
+        accumulate, parts = self.config.train.accumulate, self.task.parts
+        share = self.config.train.batch // self.ranks.world
+        micro = share // accumulate
+        for piece in range(accumulate):
+            inputs = {k: v[piece * micro : (piece + 1) * micro].to(self.device) for k, v in batch.items()}
+            losses = self.task.losses(self.engine.forward, inputs, self._teacher())
+            for part in range(parts):
+                last = piece == accumulate - 1 and part == parts - 1
+                with self.engine.micro_step(last=last):
+                    loss = next(losses).sum() / (share * parts)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.detach()
+        return total
+
+    def _teacher(self) -> Forward | None:
+        """The averaged model as a function, when it teaches."""
+        average = self.average
+        if average is None or not self.config.train.distill:
+            return None
+
+        def answer(inputs: Any) -> torch.Tensor:
+            with average.applied():
+                return self.engine.forward(inputs)
+
+        return answer
 
     def _seed_of_step(self) -> int:
         text = f"{self.config.train.seed}/{self.step}/{self.ranks.rank}"
@@ -237,10 +269,15 @@ class Trainer:
             return
         notes = {"step": self.step, "clock": self.clock.notes(), "world": self.ranks.world, "loss": self.loss}
         notes["timed_on"] = self._timed_on()
-        notes |= {"val_dice": self.val_dice, "evaluated_at_s": self._evaluated_at_s}
-        state = read_state(self.engine.module, self.optimizer)
+        notes |= {"val_score": self.val_score, "evaluated_at_s": self._evaluated_at_s}
+        state = self._state()
         checkpoint.save(self.run_dir / "checkpoints", self.step, state, notes, self.config.checkpoint.keep)
         self._saved_step = self.step
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds; loading fills it in place."""
+        state = read_state(self.engine.module, self.optimizer)
+        return state if self.average is None else {**state, "average": dict(self.average.weights)}
 
     def _timed_on(self) -> list[Any]:
         """What the speed of a step depends on besides the settings."""
@@ -251,7 +288,7 @@ class Trainer:
         folder = self.run_dir / "checkpoints"
         if self.ranks.rank == 0:
             checkpoint.clean(folder)
-        state = read_state(self.engine.module, self.optimizer)
+        state = self._state()
         notes = checkpoint.load_newest(folder, state, self.say)
         if notes is None:
             # Reading the state of a fresh optimiser makes its moments by an empty step, which counts as a step:
@@ -259,11 +296,13 @@ class Trainer:
             self.optimizer.state.clear()
             return
         write_state(self.engine.module, self.optimizer, state)
+        if self.average is not None:
+            self.average.weights.update(state["average"])
         self.step = self._saved_step = int(notes["step"])
         self.clock = Clock(**notes["clock"])
         if notes.get("timed_on") != self._timed_on():  # the record's speed is that of the machine it names
             self.clock = Clock(train_seconds=self.clock.train_seconds)
-        self.loss, self.val_dice = notes["loss"], notes["val_dice"]
+        self.loss, self.val_score = notes["loss"], notes["val_score"]
         self._saved_at_s, self._evaluated_at_s = self.clock.train_seconds, notes["evaluated_at_s"]
         self.say(f"resumed at step {self.step} ({self.clock.train_seconds:.1f} s of training, {notes['world']} ranks)")
 
@@ -281,8 +320,3 @@ def build_model(config: Config) -> torch.nn.Module:
     }
     known = registry.options(config.model.name)
     return registry.build(config.model.name, **options, **{k: v for k, v in given.items() if k in known})
-
-
-def _loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Loss of each image, (B,)."""
-    return bce_dice(logits, batch["mask_counts"], batch["content_counts"])

@@ -36,11 +36,11 @@ def test_split_from_file_and_by_hash(apf_files):
     assert sorted(n for part in by_hash.values() for n in part) == sorted(n for part in SPLIT.values() for n in part)
 
 
-def test_hash_split_does_not_move_when_slides_are_added(tmp_path):
-    from launch.data import _hash_split
+def testhash_split_does_not_move_when_slides_are_added(tmp_path):
+    from launch.data import hash_split
 
     names = [f"slide{i}" for i in range(300)]
-    few, many = _hash_split(names[:200], (0.7, 0.1, 0.2)), _hash_split(names, (0.7, 0.1, 0.2))
+    few, many = hash_split(names[:200], (0.7, 0.1, 0.2)), hash_split(names, (0.7, 0.1, 0.2))
     assert all(set(few[part]) <= set(many[part]) for part in few)
     assert 0.6 < len(many["train"]) / 300 < 0.8
 

@@ -1,0 +1,238 @@
+"""Classification: labelled batches of token sets, crops or pictures, their loss, and accuracy and AUC over all ranks.
+
+Knows engines only by `forward`. Every item is scored once, whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from data_prep.files import write_atomic
+from data_prep.progress import Progress
+from hpc_models import metrics
+from launch.augment import change_picture
+from launch.batches import Batch, Sample, collate, crop_sample, token_sample
+from launch.config import Config
+from launch.data import TokenFiles
+from launch.engines.base import Engine
+from launch.images import ImageFiles, slide_labels
+
+Forward = Callable[[Any], torch.Tensor]
+FOREGROUND_SHARE = 0.01  # labels=mask: a crop with less foreground than this has none
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Probabilities of a split after all ranks have added theirs.
+
+    Attributes:
+        names: Items: slides or pictures, or `slide@x,y` for crops.
+        labels: (N,) int64.
+        probabilities: (N, classes) float64.
+        tokens: Mean tokens per item, None for pictures.
+    """
+
+    names: list[str]
+    labels: torch.Tensor
+    probabilities: torch.Tensor
+    tokens: float | None
+
+    def headline(self) -> float:
+        """What model selection looks at: AUC, or accuracy where a class is missing."""
+        auc = metrics.auc(self.probabilities, self.labels)
+        return metrics.accuracy(self.probabilities, self.labels) if auc is None else auc
+
+    def numbers(self) -> dict[str, float | None]:
+        """Accuracy, AUC (of class 1, or the mean over classes against the rest) and cross-entropy."""
+        picked = self.probabilities[torch.arange(len(self.labels)), self.labels].clamp(min=1e-12)
+        return {
+            "accuracy": metrics.accuracy(self.probabilities, self.labels),
+            "auc": metrics.auc(self.probabilities, self.labels),
+            "cross_entropy": float(-picked.log().mean()),
+        }
+
+    def record(self) -> dict[str, Any]:
+        """What the record keeps."""
+        numbers = self.numbers()
+        return {"accuracy": numbers["accuracy"], "auc": numbers["auc"], "tokens_per_image": self.tokens}
+
+
+class Classification:
+    """The task of a classifier.
+
+    Args:
+        config: The run's configuration.
+        files: Its token files or pictures.
+
+    Raises:
+        ConfigError: Labels are missing or do not fit.
+    """
+
+    key = "auc"
+
+    def __init__(self, config: Config, files: TokenFiles | ImageFiles) -> None:
+        self.config, self.files = config, files
+        self.parts = max(1, len(config.data.sizes))
+        self._labels = files.labels if isinstance(files, ImageFiles) else slide_labels(config.data, files)
+
+    # -- batches --------------------------------------------------------------------------------------------------
+
+    def batch(self, picks: list[tuple[int, int]]) -> Batch:
+        """The augmented batch of some (image index, global sample index) pairs; a function of them and the seed."""
+        samples = []
+        for index, sample_index in picks:
+            name = self.files.split["train"][index]
+            rng = np.random.default_rng([self.config.train.seed, 2, sample_index])
+            samples.append(self._sample(name, rng))
+        return collate(samples)
+
+    def _sample(self, name: str, rng: np.random.Generator | None) -> Sample:
+        data = self.config.data
+        if isinstance(self.files, ImageFiles):
+            values = self.files.load(name)
+            if rng is not None:
+                values = change_picture(values, rng, data.flips, data.mirror, data.jitter, data.rotate_deg, data.noise)
+            return {"image": values.transpose(2, 0, 1), "label": np.array(self._labels[name])}
+        if data.kind == "tiles":
+            assert rng is not None
+            raster = self.files.load_raster(name)
+            sample = crop_sample(raster, data.crop_px, rng, data.flips, data.jitter, data.foreground_crops)
+            return self._crop(sample, name)
+        tokens = self.files.load(name)
+        sample = token_sample(tokens, data.length, rng, data.flips, data.jitter if rng is not None else 0.0)
+        if data.labels == "mask":
+            assert tokens.mask_counts is not None
+            label = int(tokens.mask_counts.any())
+        else:
+            label = self._labels[name]
+        return {**_inputs(sample), "label": np.array(label)}
+
+    def _crop(self, sample: Sample, name: str) -> Sample:
+        """A crop as a picture with the label of its mask, or of its slide."""
+        if self.config.data.labels == "mask":
+            label = int(sample["mask_counts"].max(-1).mean() >= FOREGROUND_SHARE)
+        else:
+            label = self._labels[name]
+        return {"image": sample["tokens"][0].transpose(2, 0, 1), "label": np.array(label)}
+
+    # -- loss -----------------------------------------------------------------------------------------------------
+
+    def losses(self, forward: Forward, batch: Batch, teacher: Forward | None) -> Iterator[torch.Tensor]:
+        """Loss of each image, (B,), once per training size; the step's loss is the mean over the sizes.
+
+        Args:
+            forward: The model.
+            batch: Inputs and labels on the device.
+            teacher: The averaged model, or None; its class probabilities are a second target
+                (`train.distill` times their cross-entropy).
+        """
+        labels = batch["label"]
+        smoothing = self.config.train.label_smoothing
+        for image in self._sized(batch):
+            target = None
+            if teacher is not None:
+                # First: it borrows the parameters, which must not change between forward and backward.
+                with torch.no_grad():
+                    target = teacher(image).softmax(dim=-1)
+            logits = forward(image)
+            loss = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+            if target is not None:
+                loss = loss + self.config.train.distill * F.cross_entropy(logits, target, reduction="none")
+            yield loss
+
+    def _sized(self, batch: Batch) -> Iterator[Any]:
+        inputs = {k: v for k, v in batch.items() if k != "label"}
+        if not self.config.data.sizes:
+            yield inputs
+            return
+        for side in self.config.data.sizes:
+            yield {"image": resized(inputs["image"], side)}
+
+    # -- scores ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(
+        self, engine: Engine, part: str, device: torch.device, pictures: Path | None = None, label: str = "eval"
+    ) -> ClassScores:
+        """Scores of a split; every rank must call it. With `pictures` rank 0 writes scores.csv there."""
+        items = self._items(part)
+        rank, world = dist.get_rank(), dist.get_world_size()
+        table = torch.zeros(len(items), 2 + self.config.data.classes, dtype=torch.float64)
+        engine.module.eval()
+        with Progress(len(items), label, "items", rank=rank) as bar:
+            for first in range(0, len(items), world):
+                # As in segmentation: a rank without an item of its own repeats the last one, for sharded models.
+                index = min(first + rank, len(items) - 1)
+                sample, tokens = self._item(*items[index])
+                inputs = {k: v.to(device) for k, v in collate([sample]).items() if k != "label"}
+                row = engine.forward(inputs)[0].double().softmax(-1).cpu()
+                if first + rank < len(items):
+                    table[index, 0], table[index, 1] = float(sample["label"]), tokens
+                    table[index, 2:] = row
+                bar.update(min(world, len(items) - first))
+        engine.module.train()
+        dist.all_reduce(table)
+        names = [name if at is None else f"{name}@{at[0]},{at[1]}" for name, at in items]
+        tokens_mean = None if self.config.data.kind != "tokens" else float(table[:, 1].mean())
+        scores = ClassScores(names, table[:, 0].long(), table[:, 2:], tokens_mean)
+        if pictures is not None and rank == 0:
+            pictures.mkdir(parents=True, exist_ok=True)
+            write_atomic(pictures / "scores.csv", scores_csv(scores))
+        return scores
+
+    def _items(self, part: str) -> list[tuple[str, tuple[int, int] | None]]:
+        """What is scored: every slide or picture; every square of the grid for crops."""
+        names = self.files.split[part]
+        if self.config.data.kind != "tiles":
+            return [(name, None) for name in names]
+        side = self.config.data.crop_px
+        starts = range(0, self.config.data.resolution - side + 1, side)
+        return [(name, (x, y)) for name in names for y in starts for x in starts]
+
+    def _item(self, name: str, at: tuple[int, int] | None) -> tuple[Sample, float]:
+        if at is None:
+            sample = self._sample(name, None)
+            return sample, float(sample["valid"].sum()) if "valid" in sample else 0.0
+        assert isinstance(self.files, TokenFiles)
+        raster, side = self.files.load_raster(name), self.config.data.crop_px
+        window = (slice(at[1], at[1] + side), slice(at[0], at[0] + side))
+        image = raster.image[window].astype(np.float32) / np.float32(255)
+        return self._crop({"tokens": image[None], "mask_counts": raster.masks[window][None]}, name), 0.0
+
+    def floors(self) -> dict[str, float]:
+        """Share of the most frequent class of the test items: what needs no model."""
+        labels = [int(self._item(*item)[0]["label"]) for item in self._items("test")]
+        return {"most_frequent_class": float(np.bincount(labels).max() / len(labels))}
+
+
+def _inputs(sample: Sample) -> Sample:
+    return {k: v for k, v in sample.items() if k not in ("mask_counts", "content_counts")}
+
+
+def resized(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Square pictures (B, C, H, H) at another side, bilinear with antialiasing."""
+    if images.shape[-1] == side and images.shape[-2] == side:
+        return images
+    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
+
+
+def scores_csv(scores: ClassScores) -> bytes:
+    """name, label and a probability per class, one line per item."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["name", "label", *(f"p{i}" for i in range(scores.probabilities.shape[1]))])
+    for name, label, row in zip(scores.names, scores.labels.tolist(), scores.probabilities.tolist(), strict=True):
+        writer.writerow([name, label, *(f"{p:.9g}" for p in row)])
+    return out.getvalue().encode()
+
+
