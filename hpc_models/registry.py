@@ -6,11 +6,15 @@ import inspect
 
 from torch import nn
 
+from hpc_models.hiri_vit import HIRIViT
+from hpc_models.rivit import RIViT
 from hpc_models.unet import UNet
 from hpc_models.unetr import UNETR
 
 # Each class says what it answers (`task`: segmentation, classification) and on what (`inputs`: tokens, tiles, images).
 MODELS: dict[str, type[nn.Module]] = {
+    "hiri_vit": HIRIViT,
+    "rivit": RIViT,
     "unet": UNet,
     "unetr": UNETR,
 }

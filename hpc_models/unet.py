@@ -12,10 +12,10 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hpc_models.batch import Batch, all_valid
 from hpc_models.init import set_prior
+from hpc_models.recompute import recompute
 
 NORMS = ("instance", "batch", "none")
 
@@ -109,7 +109,7 @@ class UNet(nn.Module):
 
     def _run(self, module: nn.Module, *args: Tensor) -> Tensor:
         if self.checkpoint and self.training:
-            return checkpoint(module, *args, use_reentrant=False)
+            return recompute(module, *args)
         return module(*args)
 
     def forward(self, batch: Batch | Tensor) -> Tensor:

@@ -19,10 +19,11 @@ import torch.nn.functional as F
 
 from data_prep.files import write_atomic
 from data_prep.progress import Progress
-from hpc_models import metrics
+from hpc_models import metrics, registry
+from hpc_models.distill import scale_loss, teacher_loss
 from launch.augment import change_picture
 from launch.batches import Batch, Sample, collate, crop_sample, token_sample
-from launch.config import Config
+from launch.config import Config, ConfigError
 from launch.data import TokenFiles
 from launch.engines.base import Engine
 from launch.images import ImageFiles, slide_labels
@@ -83,6 +84,8 @@ class Classification:
     def __init__(self, config: Config, files: TokenFiles | ImageFiles) -> None:
         self.config, self.files = config, files
         self.parts = max(1, len(config.data.sizes))
+        if config.train.scale_distill and not getattr(registry.model_class(config.model.name), "features", False):
+            raise ConfigError(f"train.scale_distill: model {config.model.name} has no class token to learn from")
         self._labels = files.labels if isinstance(files, ImageFiles) else slide_labels(config.data, files)
 
     # -- batches --------------------------------------------------------------------------------------------------
@@ -136,18 +139,23 @@ class Classification:
             teacher: The averaged model, or None; its class probabilities are a second target
                 (`train.distill` times their cross-entropy).
         """
-        labels = batch["label"]
-        smoothing = self.config.train.label_smoothing
-        for image in self._sized(batch):
+        labels, train = batch["label"], self.config.train
+        classes = self.config.data.classes
+        larger: torch.Tensor | None = None
+        for inputs in self._sized(batch):
             target = None
             if teacher is not None:
                 # First: it borrows the parameters, which must not change between forward and backward.
                 with torch.no_grad():
-                    target = teacher(image).softmax(dim=-1)
-            logits = forward(image)
-            loss = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+                    target = teacher(inputs)
+            answer = forward({**inputs, "features": True} if train.scale_distill else inputs)
+            logits, cls = answer[:, :classes], answer[:, classes:]
+            loss = F.cross_entropy(logits, labels, reduction="none", label_smoothing=train.label_smoothing)
             if target is not None:
-                loss = loss + self.config.train.distill * F.cross_entropy(logits, target, reduction="none")
+                loss = loss + train.distill * teacher_loss(logits, target)
+            if train.scale_distill and larger is not None:
+                loss = loss + train.scale_distill * scale_loss(cls, larger)
+            larger = cls.detach()
             yield loss
 
     def _sized(self, batch: Batch) -> Iterator[Any]:

@@ -126,6 +126,9 @@ class TrainConfig(Section):
     distill: float = Field(
         default=0.0, ge=0, description="classification: weight of the averaged model's answers as targets (0: none)"
     )
+    scale_distill: float = Field(
+        default=0.0, ge=0, description="data.sizes: weight of the larger size's class token as a target (ResFormer)"
+    )
     init_from: OptionalText = Field(
         default=None, description="start from the weights of this run directory or .pt file; null: from random ones"
     )
@@ -222,6 +225,8 @@ class Config(Section):
             raise ValueError(f"model.name={self.model.name} {needs}")
         if self.train.distill and self.model.task != "classification":
             raise ValueError("train.distill is for classifiers; set train.distill=0")
+        if self.train.scale_distill and len(self.data.sizes) < 2:
+            raise ValueError("train.scale_distill needs two or more data.sizes")
         return self
 
     @property

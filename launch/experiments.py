@@ -5,25 +5,14 @@ Must not import torch: the list is shown on login nodes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from typing import Literal
 
 from launch.config import CheckpointConfig, Config, DataConfig, EvalConfig, TrainConfig
 from launch.model_config import UNETRConfig, UNetTiledConfig
+from launch.registry import EXPERIMENTS, describe, experiment
 
-EXPERIMENTS: dict[str, Callable[[], Config]] = {}
-
-
-def experiment(make: Callable[[], Config]) -> Callable[[], Config]:
-    """Register a function under its own name."""
-    EXPERIMENTS[make.__name__] = make
-    return make
-
-
-def describe(name: str) -> str:
-    """The one-line description of an experiment."""
-    return (EXPERIMENTS[name].__doc__ or "").strip().splitlines()[0]
-
+__all__ = ["EXPERIMENTS", "describe"]
 
 DEMO_SPLIT = "data_prep/sample_data/glomeruli24/split.json"
 DEMO_SECONDS = 130.0
@@ -112,3 +101,8 @@ def smoke() -> Config:
             "eval": EvalConfig(every_steps=3, pictures_px=256),
         }
     )
+
+
+# The other families, one file each.
+for _family in ("resolution",):
+    importlib.import_module(f"launch.experiments_{_family}")

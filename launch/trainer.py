@@ -102,6 +102,7 @@ class Trainer:
 
     def _scores(self, part: str, pictures: Path | None = None) -> TestScores:
         """Score a split, with the averaged weights when there are some, and log it."""
+        self._share_statistics()
         with contextlib.nullcontext() if self.average is None else self.average.applied():
             scores = self.task.evaluate(self.engine, part, self.device, pictures, part)
         self._log(**{f"{part}_{name}": value for name, value in scores.numbers().items()})
@@ -270,9 +271,21 @@ class Trainer:
         notes = {"step": self.step, "clock": self.clock.notes(), "world": self.ranks.world, "loss": self.loss}
         notes["timed_on"] = self._timed_on()
         notes |= {"val_score": self.val_score, "evaluated_at_s": self._evaluated_at_s}
+        self._share_statistics()
         state = self._state()
         checkpoint.save(self.run_dir / "checkpoints", self.step, state, notes, self.config.checkpoint.keep)
         self._saved_step = self.step
+
+    def _share_statistics(self) -> None:
+        """Give batch norms the mean of the ranks' running statistics, so that every rank scores the same model."""
+        if self.ranks.world == 1:
+            return
+        for module in self.engine.module.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                for buffer in (module.running_mean, module.running_var):
+                    if buffer is not None:
+                        dist.all_reduce(buffer)
+                        buffer /= self.ranks.world
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds; loading fills it in place."""
