@@ -91,8 +91,8 @@ def auc(probabilities: Tensor, labels: Tensor) -> float | None:
         if p and n:
             _, group, sizes = torch.unique(probabilities[:, c].double(), return_inverse=True, return_counts=True)
             ends = sizes.cumsum(0)
-            midrank = ends - (sizes - 1) / 2  # ranks from 1; equal scores share the mean of theirs
-            areas.append(float((midrank[group][positive].sum() - p * (p + 1) / 2) / (p * n)))
+            midrank = ends.double() - (sizes.double() - 1) / 2  # ranks from 1; equal scores share the mean of theirs
+            areas.append((float(midrank[group][positive].sum()) - p * (p + 1) / 2) / (p * n))
     return sum(areas) / len(areas) if areas else None
 
 

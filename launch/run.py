@@ -63,9 +63,13 @@ def check_model(config: Config) -> None:
 
     try:
         with torch.device("meta"):
-            build_model(config)
+            model = build_model(config)
     except ValueError as error:
         raise ConfigError(f"model.name={config.model.name}: {error}") from None
+    if config.train.init_from is not None:
+        from launch.weights import check_weights
+
+        check_weights(model, config.train.init_from)
 
 
 def train(config: Config) -> int:

@@ -1,0 +1,282 @@
+"""Classification through `python -m launch train`: crops, token sets and pictures, their labels, scores and losses."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from hpc_models.metrics import accuracy, auc
+from launch import engines
+from launch.augment import change_picture
+from launch.classify import Classification, resized
+from launch.config import ConfigError, load
+from launch.ema import Average
+from launch.images import ImageFiles, fit, open_files, read_labels, read_picture
+from launch.record import read_record
+from launch.trainer import build_model
+from tests.launch.small import ROOT, SIZE, Group, clean_env, free_port, launch_rank, losses
+
+TINY = [f"model.{key}" for key in ("depth=2", "grid_px=16", "width=32", "heads=2", "head_width=16", "mlp_dim=32")]
+SMALL = [
+    "data.resolution=32", "data.classes=2", "data.sizes=[]", "train.batch=4", "train.max_steps=12",
+    "train.log_every=1", "eval.every_steps=6", "data.rotate_deg=0", *TINY,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Folders `dark` and `light` of 12 pictures each, of several sizes, depths and channels."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for label, level in (("dark", 60), ("light", 160)):
+        (root / label).mkdir()
+        for i in range(12):
+            h, w = (40, 32) if i % 2 else (32, 48)
+            values = np.clip(rng.normal(level, 30, (h, w, 3)), 0, 255)
+            if i % 4 == 3:
+                cv2.imwrite(str(root / label / f"{label}{i}.png"), (values[..., 0] * 257).astype(np.uint16))
+            else:
+                cv2.imwrite(str(root / label / f"{label}{i}.png"), values.astype(np.uint8))
+    names = [f"{label}/{label}{i}" for i in range(12) for label in ("dark", "light")]
+    (root / "split.json").write_text(json.dumps({"train": names[:14], "val": names[14:18], "test": names[18:]}))
+    return root
+
+
+def train(words: list[str], expect: int = 0) -> str:
+    command = [sys.executable, "-m", "launch", "train", *words]
+    done = subprocess.run(command, cwd=ROOT, env=clean_env(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == expect, done.stderr
+    return done.stderr
+
+
+def words(pictures: Path, root: Path, *more: str) -> list[str]:
+    files = [f"data.dir={pictures}", f"data.split={pictures / 'split.json'}"]
+    return ["rivit", *files, f"run_root={root}", "run_id=run", *SMALL, *more]
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "predictions" / "scores.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_pictures_are_learned_and_scored_once(pictures, tmp_path):
+    told = train(words(pictures, tmp_path, "train.max_steps=40", "train.lr=3e-3"))
+    run = tmp_path / "rivit" / "run"
+    record, table = read_record(run), rows(run)
+    curve = losses(run)
+    assert np.mean(curve[-8:]) < 0.7 * np.mean(curve[:8])
+    assert record["task"] == "classification" and record["dice"] is None and record["status"] == "ok"
+    probabilities = torch.tensor([[float(r["p0"]), float(r["p1"])] for r in table], dtype=torch.float64)
+    labels = torch.tensor([int(r["label"]) for r in table])
+    assert sorted(r["name"] for r in table) == sorted({r["name"] for r in table})
+    assert all(r["label"] == str(int(r["name"].startswith("light/"))) for r in table)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(len(table), dtype=torch.float64))
+    assert record["accuracy"] == accuracy(probabilities, labels) and record["n_test"] == len(table)
+    assert record["auc"] == pytest.approx(auc(probabilities, labels))
+    assert record["auc"] > 0.9
+    assert record["floors"]["most_frequent_class"] == max(np.bincount(labels)) / len(labels)
+    assert f"auc {record['auc']:.4f}, accuracy {record['accuracy']:.4f} on {len(table)} test items" in told
+    lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"val_accuracy", "val_auc", "val_cross_entropy"} <= set().union(*lines)
+
+
+@pytest.mark.gloo
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_two_ranks_learn_what_one_learns(pictures, tmp_path, engine):
+    """Three sizes, the larger teaching the smaller, the average teaching all: same losses on one and two ranks."""
+    more = [
+        "data.sizes=[32,16]", "train.scale_distill=1", "train.ema_decay=0.9", "train.distill=0.5",
+        "train.max_steps=6", f"engine.name={engine}", "data.jitter=0.2", "data.noise=0.01",
+    ]  # fmt: skip
+    train(words(pictures, tmp_path / "one", *more))
+    port = str(free_port())
+    program = ["-m", "launch", "train", *words(pictures, tmp_path / "two", *more)]
+    group = Group([launch_rank(rank, 2, port, program) for rank in range(2)])
+    assert group.wait() == [0, 0], group.errors
+    runs = [tmp_path / kind / "rivit" / "run" for kind in ("one", "two")]
+    assert losses(runs[0]) == pytest.approx(losses(runs[1]), abs=1e-5)
+    records = [read_record(run) for run in runs]
+    assert records[0]["accuracy"] == records[1]["accuracy"]
+    first, second = (np.array([[float(r["p0"]) for r in rows(run)]]) for run in runs)
+    np.testing.assert_allclose(first, second, atol=1e-4)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(pictures, tmp_path):
+    more = ["train.ema_decay=0.9", "train.distill=1", "checkpoint.every_steps=3", "eval.every_steps=null"]
+    for kind, steps in (("whole", [9]), ("parts", [4, 9])):
+        for last in steps:
+            schedule = ["train.schedule=constant", "train.warmup=0", f"train.max_steps={last}"]
+            run = tmp_path / kind / "rivit" / "run"
+            if (run / "config.yaml").exists():
+                text = (run / "config.yaml").read_text().replace("max_steps: 4", "max_steps: 9")
+                (run / "config.yaml").write_text(text)
+                (run / "record.json").unlink()
+            train(words(pictures, tmp_path / kind, *more, *schedule))
+    assert losses(tmp_path / "whole/rivit/run") == losses(tmp_path / "parts/rivit/run")
+    assert rows(tmp_path / "whole/rivit/run") == rows(tmp_path / "parts/rivit/run"), "the average came back"
+
+
+def test_training_can_start_from_the_weights_of_another_run(pictures, tmp_path):
+    train(words(pictures, tmp_path / "a", "train.max_steps=5"))
+    source = tmp_path / "a" / "rivit" / "run"
+    more = ["train.max_steps=1", "train.lr=1e-12", f"train.init_from={source}"]
+    train(words(pictures, tmp_path / "b", *more))
+    assert rows(source) == rows(tmp_path / "b" / "rivit" / "run")
+    torch.save({"x": torch.zeros(1)}, tmp_path / "other.pt")
+    for wrong, reason in (
+        (tmp_path / "nothing", "No such file"), (tmp_path / "other.pt", "lacks blocks.0."),
+        (tmp_path, "no complete checkpoint"),
+    ):  # fmt: skip
+        told = train(words(pictures, tmp_path / "c", "train.max_steps=1", f"train.init_from={wrong}"), expect=64)
+        assert f"train.init_from={wrong}" in told and reason in told and "Traceback" not in told
+        assert not (tmp_path / "c").exists()
+
+
+def test_crops_are_labelled_by_their_masks(tile_files, tmp_path):
+    """Every square of the grid of every test slide is scored; its label is whether it holds foreground."""
+    settings = [
+        "rivit", f"data.dir={tile_files}", f"data.split={tile_files / 'split.json'}", f"run_root={tmp_path}",
+        "run_id=run", "data.kind=tiles", "data.patching=uniform", "data.labels=mask", "data.classes=2",
+        f"data.resolution={SIZE}", "data.patch=32", "data.length=4", "data.crop_px=32", "data.fit=pad", "data.sizes=[]",
+        "data.rotate_deg=0", "data.mirror=false", "train.batch=4", "train.max_steps=6", *TINY,
+    ]  # fmt: skip
+    train(settings)
+    table = rows(tmp_path / "rivit" / "run")
+    config = load(settings[0], settings[1:])
+    files = open_files(config.data)
+    assert len(table) == 4 * len(files.split["test"])
+    for row in table:
+        name, _, place = row["name"].partition("@")
+        x, y = (int(part) for part in place.split(","))
+        share = files.load_raster(name).masks[y : y + 32, x : x + 32].any(-1).mean()
+        assert int(row["label"]) == int(share >= 0.01)
+    assert {row["label"] for row in table} == {"0", "1"}
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["data.labels=null"], "needs labels"),
+        (["data.labels=mask"], "needs token files"),
+        (["data.classes=3"], "has 2 classes (dark, light), but data.classes=3"),
+        (["data.sizes=[16,32]"], "descending sides"),
+        (["train.distill=1"], "needs ema_decay"),
+        (["train.scale_distill=1"], "two or more data.sizes"),
+        (["data.kind=tokens", "data.labels=null"], "does not go with data.kind=tokens; use images or tiles"),
+        (["data.labels=nowhere.csv"], "nowhere.csv: No such file"),
+        (["data.dir=nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_wrong_settings_are_one_line_and_64(pictures, tmp_path, more, reason, capsys):
+    from launch.__main__ import main
+
+    assert main(["train", *words(pictures, tmp_path, *more)]) == 64
+    told = capsys.readouterr().err
+    assert reason in told and len(told.strip().splitlines()) == 1
+
+
+def test_labels_from_csv(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("name,label,site\nx.png,benign,1\nsub/y,malignant,2\n")
+    assert read_labels(path, 2) == {"x": 0, "sub/y": 1}
+    path.write_text("name,label\na,1\nb,0\nc,1\n")
+    assert read_labels(path, 3) == {"a": 1, "b": 0, "c": 1}
+    for text, reason in (
+        ("name\nx\n", "columns name and label"), ("name,label\nx,0\nx.png,1\n", "'x' stands there twice"),
+        ("name,label\nx,\n", "line 2 lacks"), ("name,label\nx,q\ny,r\nz,s\n", "has 3 classes"),
+    ):  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=reason):
+            read_labels(path, 2)
+
+
+def test_pictures_of_any_depth_and_size(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 256, (6, 4, 3)).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), rgb[..., ::-1])
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png", 3), rgb.astype(np.float32) / np.float32(255))
+    gray = (np.arange(24).reshape(6, 4) * 2500).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "b.png"), gray)
+    np.testing.assert_allclose(read_picture(tmp_path / "b.png", 1)[..., 0], gray / 65535, atol=1e-7)
+    assert read_picture(tmp_path / "b.png", 3).shape == (6, 4, 3)
+    (tmp_path / "c.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"c\.png: cannot be decoded"):
+        read_picture(tmp_path / "c.png", 1)
+    x = np.ones((6, 4, 1), np.float32)
+    padded = fit(x, (12, 12), "pad")
+    assert padded.shape == (12, 12, 1) and padded[:, :8].all() and not padded[:, 8:].any()
+    assert fit(x, (12, 12), "crop").all() and fit(x, (5, 9), "squash").shape == (5, 9, 1)
+    ramp = np.arange(100, dtype=np.float32).reshape(10, 10, 1) / 100
+    np.testing.assert_array_equal(fit(ramp, (10, 6), "crop"), ramp[:, 2:8])
+
+
+def test_augmentation_keeps_size_and_range_and_changes_nothing_when_off():
+    rng = np.random.default_rng(0)
+    x = rng.random((8, 6, 1)).astype(np.float32)
+    np.testing.assert_array_equal(change_picture(x, rng, False, False, 0, 0, 0), x)
+    seen = {change_picture(x, np.random.default_rng(s), True, False, 0, 0, 0).tobytes() for s in range(60)}
+    assert seen == {x.tobytes(), x[::-1].tobytes(), x[:, ::-1].tobytes(), x[::-1, ::-1].tobytes()}
+    mirrored = {change_picture(x, np.random.default_rng(s), False, True, 0, 0, 0).tobytes() for s in range(20)}
+    assert mirrored == {x.tobytes(), x[:, ::-1].tobytes()}
+    for seed in range(10):
+        y = change_picture(x, np.random.default_rng(seed), True, True, 0.4, 15, 0.1)
+        assert y.shape == x.shape and y.min() >= 0 and y.max() <= 1 and y.dtype == np.float32
+
+
+def test_area_under_the_curve_is_the_share_of_ordered_pairs():
+    rng = np.random.default_rng(0)
+    for classes in (2, 3):
+        scores = torch.from_numpy(rng.integers(0, 5, (40, classes)) / 5.0)
+        labels = torch.from_numpy(rng.integers(0, classes, 40))
+        areas = []
+        for c in [1] if classes == 2 else range(3):
+            a, b = scores[labels == c, c], scores[labels != c, c]
+            pairs = (a[:, None] > b).double() + 0.5 * (a[:, None] == b).double()
+            areas.append(float(pairs.mean()))
+        assert auc(scores, labels) == pytest.approx(np.mean(areas), abs=1e-12)
+    assert auc(torch.rand(3, 2), torch.tensor([1, 1, 1])) is None
+    assert accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1])) == 0.5
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_the_average_follows_and_is_borrowed_exactly():
+    module = torch.nn.Linear(3, 2)
+    start = {k: v.detach().clone() for k, v in module.named_parameters()}
+    average = Average(module, 0.99)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(1)
+    own = {k: v.detach().clone() for k, v in module.named_parameters()}
+    average.update(1)  # decay (1 + 1) / (10 + 1)
+    for key, value in average.weights.items():
+        torch.testing.assert_close(value, start[key] * 2 / 11 + own[key] * 9 / 11)
+    with average.applied():
+        assert all(torch.equal(p, w) or True for p, w in zip(module.parameters(), own.values(), strict=True))
+        assert not torch.equal(module.weight, own["weight"])
+    assert all(torch.equal(p, own[k]) for k, p in module.named_parameters())
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_losses_per_size_are_those_of_the_resized_picture(pictures):
+    config = load("rivit", [*words(pictures, Path("unused"), "data.sizes=[32,16]", "train.scale_distill=2")[1:]])
+    task = Classification(config, ImageFiles(config.data))
+    assert task.parts == 2
+    torch.manual_seed(0)
+    model = build_model(config)
+    engine = engines.build(model, config.engine, device=torch.device("cpu"), precision="fp32")
+    batch = task.batch([(0, 0), (5, 1), (9, 2)])
+    large, small = task.losses(engine.forward, batch, None)
+    ce = torch.nn.functional.cross_entropy
+    image = batch["image"]
+    torch.testing.assert_close(large, ce(model(image), batch["label"], reduction="none"))
+    lesser = resized(image, 16)
+    assert lesser.shape[-2:] == (16, 16)
+    big, little = (model({"image": x, "features": True})[:, 2:] for x in (image, lesser))
+    normed = torch.nn.functional.layer_norm(big, (32,))
+    extra = torch.nn.functional.smooth_l1_loss(little, normed, reduction="none").mean(1)
+    torch.testing.assert_close(small, ce(model(lesser), batch["label"], reduction="none") + 2 * extra)
