@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def set_prior(bias: Tensor | None, prior: float | None) -> None:
@@ -24,3 +24,10 @@ def set_prior(bias: Tensor | None, prior: float | None) -> None:
         raise ValueError(f"prior must lie between 0 and 1, got {prior}")
     with torch.no_grad():
         bias.fill_(math.log(prior / (1 - prior)))
+
+
+def set_norm_eps(module: nn.Module, eps: float) -> None:
+    """Give all layer norms inside `module` this epsilon: torch has 1e-5, the vision transformers' authors 1e-6."""
+    for part in module.modules():
+        if isinstance(part, nn.LayerNorm):
+            part.eps = eps

@@ -11,7 +11,25 @@ import math
 from torch import Tensor
 
 from hpc_models.batch import Batch, cut_patches, join_patches
-from hpc_models.geometry import owner_map, paint, raster_to_cells, tokens_to_grid
+from hpc_models.geometry import is_power_of_two, owner_map, paint, raster_to_cells, tokens_to_grid
+
+
+def grid_side(length: int, cells: int, grid: int | None = None) -> int:
+    """Side of the picture in tokens that `GeometricLayout` paints.
+
+    Args:
+        length: L, tokens per sequence.
+        cells: smallest leaves per side of the frame, R / p.
+        grid: the side asked for, or None for the next power of two that gives at least L cells, at most `cells`.
+
+    Raises:
+        ValueError: not a power of two, or finer than the smallest leaf.
+    """
+    if grid is None:
+        return min(1 << max(0, math.ceil(math.log2(length) / 2)), cells)
+    if not is_power_of_two(grid) or grid > cells:
+        raise ValueError(f"grid must be a power of two of at most size_px / patch = {cells}, got {grid}")
+    return grid
 
 
 class SequenceLayout:
@@ -29,7 +47,7 @@ class SequenceLayout:
         self.side = math.isqrt(length)
         self.patch = patch
         if self.side**2 != length:
-            raise ValueError(f"decoder=raster needs a perfect square of tokens, got {length}; use {self.side**2}")
+            raise ValueError(f"sequence order needs a perfect square of tokens, got {length}; use {self.side**2}")
 
     def image(self, tokens: Tensor) -> Tensor:
         """(B, L, p, p, C) to (B, C, g*p, g*p): the patches side by side."""

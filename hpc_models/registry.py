@@ -8,6 +8,7 @@ from torch import nn
 
 from hpc_models.hiri_vit import HIRIViT
 from hpc_models.rivit import RIViT
+from hpc_models.transunet import TransUNet
 from hpc_models.unet import UNet
 from hpc_models.unetr import UNETR
 
@@ -15,6 +16,7 @@ from hpc_models.unetr import UNETR
 MODELS: dict[str, type[nn.Module]] = {
     "hiri_vit": HIRIViT,
     "rivit": RIViT,
+    "transunet": TransUNet,
     "unet": UNet,
     "unetr": UNETR,
 }

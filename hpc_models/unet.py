@@ -13,14 +13,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpc_models.batch import Batch, all_valid
+from hpc_models.batch import Batch
 from hpc_models.init import set_prior
+from hpc_models.picture import on_tiles, pad_to
 from hpc_models.recompute import recompute
 
 NORMS = ("instance", "batch", "none")
 
 
-def _norm(kind: str, channels: int) -> nn.Module:
+def norm2d(kind: str, channels: int) -> nn.Module:
+    """The norm layer of a map, with weight and bias per channel.
+
+    Args:
+        kind: "instance", "batch" or "none".
+        channels: C.
+
+    Raises:
+        ValueError: another kind.
+    """
+    if kind not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {kind!r}")
     if kind == "instance":
         return nn.InstanceNorm2d(channels, affine=True)
     return nn.BatchNorm2d(channels) if kind == "batch" else nn.Identity()
@@ -32,9 +44,9 @@ class DoubleConv(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm1 = _norm(norm, out_channels)
+        self.norm1 = norm2d(norm, out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.norm2 = _norm(norm, out_channels)
+        self.norm2 = norm2d(norm, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) to (N, C_out, H, W)."""
@@ -81,8 +93,6 @@ class UNet(nn.Module):
         prior: float | None = None,
     ) -> None:
         super().__init__()
-        if norm not in NORMS:
-            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
         if len(widths) < 2:
             raise ValueError(f"widths needs at least two levels, got {tuple(widths)}")
         channels = [in_channels, *widths]
@@ -119,14 +129,7 @@ class UNet(nn.Module):
         """
         if isinstance(batch, Tensor):
             return self.forward_image(batch)
-        tokens, valid = batch["tokens"], batch["valid"]
-        b, n = valid.shape
-        if all_valid(valid):
-            return self.forward_image(tokens.flatten(0, 1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).unflatten(0, (b, n))
-        rows = self.forward_image(tokens[valid].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        full = rows.new_zeros(b, n, *rows.shape[1:])
-        full[valid] = rows
-        return full
+        return on_tiles(self, batch)
 
     def forward_image(self, image: Tensor) -> Tensor:
         """(N, C, H, W) in [0, 1] to (N, K, H, W) logits.
@@ -136,7 +139,7 @@ class UNet(nn.Module):
         h, w = image.shape[-2:]
         multiple = 1 << (len(self.downs) - 1)
         x = (image - 0.5) / 0.5 if self.normalise else image
-        x = F.pad(x, (0, -w % multiple, 0, -h % multiple), mode="replicate")
+        x = pad_to(x, multiple)
         skips = []
         for i, down in enumerate(self.downs):
             x = self._run(down, x if i == 0 else F.max_pool2d(x, 2))

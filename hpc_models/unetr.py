@@ -6,7 +6,6 @@ With uniform leaves, P = 16, decoder "raster" or "geometric" and position "slot"
 
 from __future__ import annotations
 
-import math
 from typing import cast
 
 import torch
@@ -17,7 +16,7 @@ from hpc_models.batch import Batch, all_valid, cut_patches, join_patches
 from hpc_models.convdecoder import ConvDecoder
 from hpc_models.geometry import halo_patches, is_power_of_two
 from hpc_models.init import set_prior
-from hpc_models.layout import GeometricLayout, SequenceLayout
+from hpc_models.layout import GeometricLayout, SequenceLayout, grid_side
 from hpc_models.leafnet import LeafDecoder, LeafEncoder, leaf_widths
 from hpc_models.position import Position
 from hpc_models.vit import ViTEncoder
@@ -127,7 +126,7 @@ class UNETR(nn.Module):
         self.size_px, self.patch, self.length, self.classes = size_px, patch, length, classes
         self.decoder_kind, self.normalise, self.halo = decoder, normalise, halo
         self.uniform = length == cells * cells
-        self.grid = self._grid(grid, cells)
+        self.grid = grid_side(length, cells, grid)
 
         convolutional = decoder in ("raster", "geometric")
         if decoder == "raster" and not self.uniform:
@@ -152,14 +151,6 @@ class UNETR(nn.Module):
             self.decoder = ConvDecoder(patch, in_channels, width, feature_size, classes)
         self._initialise(prior)
         self.set_checkpointing(checkpointing)
-
-    def _grid(self, grid: int | None, cells: int) -> int:
-        if grid is None:
-            side = 1 << max(0, math.ceil(math.log2(self.length) / 2))
-            return min(side, cells)
-        if not is_power_of_two(grid) or grid > cells:
-            raise ValueError(f"grid must be a power of two of at most size_px / patch = {cells}, got {grid}")
-        return grid
 
     def _initialise(self, prior: float | None) -> None:
         parts = [self.vit, self.decoder] if isinstance(self.decoder, TokenHead) else [self.vit]

@@ -13,10 +13,10 @@ from launch.model_base import (
     OptionalText,
     Section,
 )
-from launch.model_families import resolution, spine
+from launch.model_families import resolution, segmentation, spine
 from launch.model_families.spine import UNETRConfig, UNetTiledConfig
 
-MODELS: dict[str, type[ModelConfig]] = {**spine.MODELS, **resolution.MODELS}
+MODELS: dict[str, type[ModelConfig]] = {**spine.MODELS, **resolution.MODELS, **segmentation.MODELS}
 
 __all__ = [
     "FROM_DATA",

@@ -20,7 +20,15 @@ SMALL = {
     "feature_size": 4,
     "mlp_dim": 48,
 }
+PICTURE = {"size_px": 64, "patch": 8, "length": 25, "classes": 2}
+TRANSUNET = {
+    **PICTURE, "width": 32, "depth": 2, "heads": 4, "mlp_dim": 48, "stem_width": 8, "units": (1, 2, 1),
+    "decoder_widths": (16, 16, 8, 8),
+}  # fmt: skip
 MODELS = {
+    "transunet": ("transunet", {**TRANSUNET, "norm": "instance"}),
+    "transunet-sequence": ("transunet", {**TRANSUNET, "norm": "instance", "layout": "sequence"}),
+    "transunet-batch": ("transunet", TRANSUNET),
     "unetr-raster": ("unetr", {**SMALL, "decoder": "raster", "position": "slot"}),
     "unetr-geometric": ("unetr", {**SMALL, "decoder": "geometric", "position": "both"}),
     "unetr-geometric-coarse": ("unetr", {**SMALL, "decoder": "geometric", "position": "geom", "grid": 2}),
@@ -209,7 +217,7 @@ def test_fsdp_units_are_distinct_submodules_that_hold_most_weights(name):
 @ALL
 def test_prior_sets_the_starting_probability(name):
     model = make(name, prior=0.1)
-    bias = model.out.bias if isinstance(model, UNet) else model.decoder.out.bias
+    bias = (model.decoder if hasattr(model, "decoder") else model).out.bias
     torch.testing.assert_close(torch.sigmoid(bias), torch.full_like(bias, 0.1))
     with pytest.raises(ValueError, match="prior"):
         make(name, prior=1.0)

@@ -1,0 +1,55 @@
+"""Settings of the segmentation networks of whole pictures; must not import torch or hpc_models."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from launch.model_base import Inputs, ModelConfig, OptionalFloat, OptionalInt
+
+
+class PictureConfig(ModelConfig):
+    """What networks of pictures share: how a token set becomes one."""
+
+    inputs: ClassVar[tuple[Inputs, ...]] = ("tokens", "tiles")
+
+    layout: Literal["geometric", "sequence", "tiles"] = Field(
+        default="geometric", description="tokens where their leaves lie, in sequence order, or crops (data.kind=tiles)"
+    )
+    grid: OptionalInt = Field(
+        default=None, gt=0, description="layout=geometric: side of the picture in tokens; null: chosen"
+    )
+    normalise: bool = Field(default=True, description="map the input from [0, 1] to [-1, 1] first")
+    checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+    prior: OptionalFloat = Field(
+        default=None, gt=0, lt=1, description="expected share of foreground, sets the last bias; null: as initialised"
+    )
+
+
+class TransUNetConfig(PictureConfig):
+    """`transunet`: ResNet-50, vision transformer on its map, convolutional decoder."""
+
+    name: Literal["transunet"] = Field(default="transunet", description="registered name of the model")
+    width: int = Field(default=768, gt=0, description="channels of the transformer")
+    depth: int = Field(default=12, gt=0, description="transformer blocks")
+    heads: int = Field(default=12, gt=0, description="attention heads; must divide width")
+    mlp_dim: OptionalInt = Field(default=None, gt=0, description="hidden channels of a block's MLP; null: 4 * width")
+    stem_width: int = Field(default=64, gt=0, description="channels of the ResNet's first map")
+    units: tuple[int, int, int] = Field(default=(3, 4, 9), description="units of the ResNet's stages")
+    decoder_widths: tuple[int, int, int, int] = Field(
+        default=(256, 128, 64, 16), description="channels after each doubling of the decoder"
+    )
+    norm: Literal["instance", "batch", "none"] = Field(
+        default="batch", description="of the decoder; batch (the paper) only on one rank"
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="in the MLPs and behind the embedding")
+
+    @model_validator(mode="after")
+    def _check(self) -> TransUNetConfig:
+        if self.width % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide width={self.width}")
+        return self
+
+
+MODELS: dict[str, type[ModelConfig]] = {"transunet": TransUNetConfig}
