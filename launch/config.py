@@ -220,6 +220,9 @@ class Config(Section):
         if self.data.kind not in self.model.inputs:
             kinds = " or ".join(self.model.inputs)
             raise ValueError(f"model.name={self.model.name} does not go with data.kind={self.data.kind}; use {kinds}")
+        layout = getattr(self.model, "layout", None)
+        if layout is not None and (layout == "tiles") != (self.data.kind == "tiles"):
+            raise ValueError(f"model.layout={layout} does not go with data.kind={self.data.kind}; tiles with tiles")
         if (self.model.task == "classification") != (self.data.labels is not None):
             needs = "needs data.labels" if self.model.task == "classification" else "segments: set data.labels=null"
             raise ValueError(f"model.name={self.model.name} {needs}")

@@ -325,11 +325,11 @@ def build_model(config: Config) -> torch.nn.Module:
     data, options = config.data, config.model.options()
     given = {
         "classes": data.classes,
-        "size_px": data.resolution,
+        "size_px": data.crop_px if data.kind == "tiles" else data.resolution,
         "patch": data.patch,
         "length": data.length,
         "in_channels": data.channels,
-        "image_hw": data.image_hw or (data.resolution, data.resolution),
+        "image_hw": (data.crop_px,) * 2 if data.kind == "tiles" else data.image_hw or (data.resolution,) * 2,
     }
     known = registry.options(config.model.name)
     return registry.build(config.model.name, **options, **{k: v for k, v in given.items() if k in known})
