@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -20,8 +21,14 @@ class Exchange(Protocol):
     def to_tokens(self, x: Tensor) -> Tensor:
         """The way back: (B, H / P, L, d) to (B, H, L / P, d)."""
 
-    def whole_mask(self, key_mask: Tensor | None) -> Tensor | None:
-        """(B, L / P) of this rank's tokens to (B, L) of all tokens."""
+    def split(self, x: Tensor) -> Tensor:
+        """(B, L, ...) on every rank to this rank's (B, ceil(L / P), ...), zeros behind the end."""
+
+    def join(self, x: Tensor, length: int) -> Tensor:
+        """Inverse of `split`: all ranks' tokens on every rank."""
+
+    def whole_mask(self, valid: Tensor | None, b: int, length: int, device: torch.device) -> Tensor | None:
+        """The key mask of the whole padded sequence, (B, P * ceil(L / P)), or None."""
 
 
 class Attention(nn.Module):
@@ -68,7 +75,8 @@ class Attention(nn.Module):
 
         Args:
             x: (B, L, D), or with `lengths` (T, D), sequences one after another.
-            key_mask: (B, L) bool, False keys are not attended to, None attends to all.
+            key_mask: (B, L) bool, False keys are not attended to, None attends to all. With an exchange, that of the
+                whole sequence.
             lengths: (N,) int64, tokens of each packed sequence.
 
         Returns:
@@ -88,7 +96,6 @@ class Attention(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, dropout: float) -> Tensor:
         if self.exchange is not None:
             q, k, v = (self.exchange.to_heads(part) for part in (q, k, v))
-            key_mask = self.exchange.whole_mask(key_mask)
         if self.kind == "window":
             x = attend_window(q, k, v, self.window, key_mask, dropout)
         else:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
-from hpc_models.attention import Block
+from hpc_models.attention import Block, Exchange
 
 
 class ViTEncoder(nn.Module):
@@ -44,6 +45,7 @@ class ViTEncoder(nn.Module):
         super().__init__()
         self.taps = tuple(taps)
         self.kind = kind
+        self.exchange: Exchange | None = None
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp_dim, qkv_bias, dropout, spare_norm, kind, window) for _ in range(depth)
         )
@@ -59,6 +61,8 @@ class ViTEncoder(nn.Module):
         Returns:
             The normed output (B, L, D) and the tapped hidden states, each (B, L, D).
         """
+        if self.exchange is not None:
+            return self._shared(x, valid, self.exchange)
         if self.kind == "packed" and valid is not None:
             return self._packed(x, valid)
         if valid is not None:
@@ -69,6 +73,26 @@ class ViTEncoder(nn.Module):
             x = block(x, valid)
             hidden.append(x)
         return self.norm(x), [hidden[i] for i in self.taps]
+
+    def spread(self, exchange: Exchange) -> None:
+        """Share every sequence among ranks: each runs the blocks on its part of the tokens (see `Exchange`)."""
+        self.exchange = exchange
+        for block in self.blocks:
+            cast(Block, block).attn.exchange = exchange
+
+    def _shared(self, x: Tensor, valid: Tensor | None, exchange: Exchange) -> tuple[Tensor, list[Tensor]]:
+        """The same with this rank's part of the tokens; what comes back is whole again."""
+        length = x.shape[1]
+        if valid is not None:
+            valid = valid | ~valid.any(dim=1, keepdim=True)
+        mask = exchange.whole_mask(valid, x.shape[0], length, x.device)
+        x = exchange.split(x)
+        hidden = []
+        for block in self.blocks:
+            x = block(x, mask)
+            hidden.append(x)
+        taps = [exchange.join(hidden[i], length) for i in self.taps]
+        return exchange.join(self.norm(x), length), taps
 
     def _packed(self, x: Tensor, valid: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The same on valid tokens only; zeros stand where padding was."""

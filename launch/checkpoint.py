@@ -25,15 +25,25 @@ COMPLETE = "COMPLETE"
 _BLOCK = 1 << 22
 
 
-def save(folder: Path, step: int, state: dict[str, Any], notes: dict[str, Any], keep: int) -> Path:
-    """Save a checkpoint together with all ranks; afterwards only the newest `keep` remain.
+def save(
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    notes: dict[str, Any],
+    keep: int,
+    native: Callable[[Path], None] | None = None,
+    best: int | None = None,
+) -> Path:
+    """Save a checkpoint together with all ranks; afterwards the newest `keep` remain, and the best one.
 
     Args:
         folder: Folder of all checkpoints of the run.
         step: Finished steps.
-        state: Tree of (sharded) tensors, the same keys on every rank.
+        state: Tree of (sharded) tensors, the same keys on every rank; an empty one is not written.
         notes: JSON values that come back with it.
         keep: Checkpoints to keep.
+        native: Writes an engine's own files into the folder it is given; called on every rank.
+        best: Step of the checkpoint with the best score, which is kept too.
 
     Returns:
         The finished folder.
@@ -45,8 +55,10 @@ def save(folder: Path, step: int, state: dict[str, Any], notes: dict[str, Any], 
     target, temporary = folder / f"step-{step}", folder / f"step-{step}.tmp"
     try:
         _on_first_rank(lambda: _prepare(temporary, target, notes))
-        files = _write_shards(temporary, state)
-        _on_first_rank(lambda: _publish(temporary, target, step, files, keep))
+        files = _write_shards(temporary, state) if state else {}
+        if native is not None:
+            files |= _write_native(temporary, native)
+        _on_first_rank(lambda: _publish(temporary, target, step, files, keep, best))
     except BaseException:
         if dist.get_rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -104,16 +116,33 @@ def _write_shards(temporary: Path, state: dict[str, Any]) -> dict[str, list[int]
     mine = {path.name: _fingerprint(path) for path in sorted(temporary.glob(f"__{rank}_*"))}
     if rank == 0:
         mine |= {name: _fingerprint(temporary / name) for name in (".metadata", "notes.json")}
+    return _of_all_ranks(mine)
+
+
+def _write_native(temporary: Path, native: Callable[[Path], None]) -> dict[str, list[int]]:
+    """Let an engine write its files; returns their fingerprints, each taken by one rank."""
+    native(temporary)
+    dist.barrier()
+    paths = sorted(p for p in temporary.rglob("*") if p.is_file() and not p.name.startswith(("__", ".metadata")))
+    share = paths[dist.get_rank() :: dist.get_world_size()]
+    return _of_all_ranks({path.relative_to(temporary).as_posix(): _fingerprint(path) for path in share})
+
+
+def _of_all_ranks(mine: dict[str, list[int]]) -> dict[str, list[int]]:
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     return {name: value for part in everyone for name, value in part.items()}
 
 
-def _publish(temporary: Path, target: Path, step: int, files: dict[str, list[int]], keep: int) -> None:
+def _publish(
+    temporary: Path, target: Path, step: int, files: dict[str, list[int]], keep: int, best: int | None
+) -> None:
     """Give the checkpoint its name and its mark, then remove the oldest."""
     temporary.replace(target)
     write_atomic(target / COMPLETE, json.dumps({"step": step, "files": files}).encode())
     for old_step in _steps(target.parent)[keep:]:
+        if old_step == best:
+            continue
         shutil.rmtree(target.parent / f"step-{old_step}", ignore_errors=True)
 
 
@@ -138,7 +167,13 @@ def newest_complete(folder: Path) -> Path | None:
     return folder / f"step-{steps[0]}" if steps else None
 
 
-def load_newest(folder: Path, state: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any] | None:
+def load_newest(
+    folder: Path,
+    state: dict[str, Any],
+    say: Callable[[str], None],
+    native: Callable[[Path, dict[str, Any]], None] | None = None,
+    only: int | None = None,
+) -> dict[str, Any] | None:
     """Fill `state` from the newest sound checkpoint, together with all ranks.
 
     Rank 0 looks which checkpoints there are, so that ranks with another view of the file system do not choose
@@ -148,12 +183,14 @@ def load_newest(folder: Path, state: dict[str, Any], say: Callable[[str], None])
         folder: Folder of all checkpoints of the run.
         state: Tree with the tensors to fill in place, sharded as this run shards them.
         say: Told in one line about every checkpoint that was passed over; called on rank 0 only.
+        native: Reads an engine's own files from the folder it is given; called on every rank.
+        only: Look at this step's checkpoint alone.
 
     Returns:
         The notes saved with the checkpoint; None when there is no sound one, and then `state` is as it was.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
-    found: list[Any] = [_steps(folder) if rank == 0 else None]
+    found: list[Any] = [[s for s in _steps(folder) if only in (None, s)] if rank == 0 else None]
     dist.broadcast_object_list(found, src=0)
     damaged: list[Path] = []
     for step in found[0]:
@@ -164,8 +201,11 @@ def load_newest(folder: Path, state: dict[str, Any], say: Callable[[str], None])
         fault = next((f for f in faults if f), None)
         if fault is None:
             _set_aside(damaged, rank)
-            load_shards(state, checkpoint_id=source)
             notes: dict[str, Any] = json.loads((source / "notes.json").read_text())
+            if state:
+                load_shards(state, checkpoint_id=source)
+            if native is not None:
+                native(source, notes)
             return notes
         if rank == 0:
             say(f"checkpoint {source} is damaged ({fault}); trying the one before it")

@@ -174,17 +174,17 @@ class Classification:
     ) -> ClassScores:
         """Scores of a split; every rank must call it. With `pictures` rank 0 writes scores.csv there."""
         items = self._items(part)
-        rank, world = dist.get_rank(), dist.get_world_size()
+        rank, world = engine.data_rank, engine.data_world
         table = torch.zeros(len(items), 2 + self.config.data.classes, dtype=torch.float64)
         engine.module.eval()
-        with Progress(len(items), label, "items", rank=rank) as bar:
+        with Progress(len(items), label, "items", rank=dist.get_rank()) as bar:
             for first in range(0, len(items), world):
                 # As in segmentation: a rank without an item of its own repeats the last one, for sharded models.
                 index = min(first + rank, len(items) - 1)
                 sample, tokens = self._item(*items[index])
                 inputs = {k: v.to(device) for k, v in collate([sample]).items() if k != "label"}
                 row = engine.forward(inputs)[0].double().softmax(-1).cpu()
-                if first + rank < len(items):
+                if first + rank < len(items) and engine.first_of_share:
                     table[index, 0], table[index, 1] = float(sample["label"]), tokens
                     table[index, 2:] = row
                 bar.update(min(world, len(items) - first))
@@ -193,7 +193,7 @@ class Classification:
         names = [name if at is None else f"{name}@{at[0]},{at[1]}" for name, at in items]
         tokens_mean = None if self.config.data.kind != "tokens" else float(table[:, 1].mean())
         scores = ClassScores(names, table[:, 0].long(), table[:, 2:], tokens_mean)
-        if pictures is not None and rank == 0:
+        if pictures is not None and dist.get_rank() == 0:
             pictures.mkdir(parents=True, exist_ok=True)
             write_atomic(pictures / "scores.csv", scores_csv(scores))
         return scores

@@ -158,14 +158,32 @@ class TrainConfig(Section):
 class EngineConfig(Section):
     """How the model is spread over the ranks."""
 
-    name: Literal["ddp", "fsdp"] = Field(
-        default="ddp", description="ddp: whole model on every rank; fsdp: sharded (FSDP2)"
+    name: Literal["ddp", "fsdp", "deepspeed"] = Field(
+        default="ddp", description="ddp: whole model on every rank; fsdp: sharded (FSDP2); deepspeed: ZeRO"
     )
+    zero: Literal[0, 1, 2, 3] = Field(default=2, description="deepspeed: stage; 1, 2, 3 shard more and more")
+    shard: OptionalInt = Field(
+        default=None, gt=0, description="fsdp: ranks of a shard group (HSDP), null: a node's; deepspeed zero=3: hpZ"
+    )
+    sequence: int = Field(default=1, gt=0, description="ranks that share one sequence of tokens (Ulysses)")
+    compile: bool = Field(default=False, description="torch.compile block by block")
+    meta_init: bool = Field(default=False, description="fsdp: only rank 0 makes whole weights, the others get shards")
+    offload: bool = Field(default=False, description="deepspeed: optimiser in host memory (needs a C++ compiler)")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: cuda when there is one (ROCm included)"
     )
     reshard: bool = Field(default=True, description="fsdp: free gathered parameters between forward and backward")
     threads: int = Field(default=0, ge=0, description="torch threads of a rank, 0 = share the cores of the node")
+
+    @model_validator(mode="after")
+    def _check(self) -> EngineConfig:
+        if self.sequence > 1 and self.name == "deepspeed":
+            raise ValueError("sequence > 1 works with fsdp and ddp, not with deepspeed")
+        if self.meta_init and self.name != "fsdp":
+            raise ValueError(f"meta_init is for fsdp, not for {self.name}")
+        if self.offload and self.name != "deepspeed":
+            raise ValueError(f"offload is for deepspeed, not for {self.name}")
+        return self
 
 
 class CheckpointConfig(Section):
@@ -178,6 +196,7 @@ class CheckpointConfig(Section):
         default=300.0, gt=0, description="save after this much training time; null: never"
     )
     keep: int = Field(default=2, gt=0, description="newest checkpoints to keep")
+    keep_best: bool = Field(default=True, description="save and keep the one with the best score on val as well")
 
 
 class EvalConfig(Section):
@@ -187,6 +206,9 @@ class EvalConfig(Section):
         default=None, gt=0, description="measure Dice on val each this many steps; null: never"
     )
     every_seconds: OptionalFloat = Field(default=None, gt=0, description="the same by training time; null: never")
+    select: Literal["last", "best"] = Field(
+        default="last", description="weights for the test slides: the last ones, or those with the best score on val"
+    )
     pictures_px: int = Field(default=1024, ge=0, description="longest side of the saved test pictures, 0 = save none")
 
 
@@ -228,6 +250,12 @@ class Config(Section):
             raise ValueError(f"model.name={self.model.name} {needs}")
         if self.train.distill and self.model.task != "classification":
             raise ValueError("train.distill is for classifiers; set train.distill=0")
+        if self.eval.select == "best" and not (
+            self.checkpoint.keep_best and (self.eval.every_steps or self.eval.every_seconds)
+        ):
+            raise ValueError("eval.select=best needs checkpoint.keep_best=true and eval.every_steps or every_seconds")
+        if self.engine.name == "deepspeed" and (self.train.ema_decay is not None or self.train.optimiser == "asam"):
+            raise ValueError("engine.name=deepspeed has neither train.ema_decay nor train.optimiser=asam; use fsdp")
         if self.train.scale_distill and len(self.data.sizes) < 2:
             raise ValueError("train.scale_distill needs two or more data.sizes")
         return self

@@ -97,16 +97,16 @@ def evaluate(
         label: Name on the progress bar.
     """
     names = files.split[part]
-    rank, world = dist.get_rank(), dist.get_world_size()
+    rank, world = engine.data_rank, engine.data_world
     counts = torch.zeros(len(names), config.data.classes, 3, dtype=torch.int64)
     extra = torch.zeros(len(names), 2, dtype=torch.float64)
     engine.module.eval()
-    with Progress(len(names), label, "slides", rank=rank) as bar:
+    with Progress(len(names), label, "slides", rank=dist.get_rank()) as bar:
         for first in range(0, len(names), world):
             # With parameters spread over ranks all of them must run the model together: in the last round a rank
             # without a slide of its own repeats the last one and throws the answer away.
             index = min(first + rank, len(names) - 1)
-            mine = first + rank < len(names)
+            mine = first + rank < len(names) and engine.first_of_share
             folder = pictures if mine else None
             result = _slide(engine, config, files, names[index], device, folder)
             if mine:

@@ -39,7 +39,11 @@ def check_world(config: Config, world: int) -> None:
     Raises:
         ConfigError: It does not; the line shows the arithmetic.
     """
+    for name, value in (("shard", config.engine.shard or 1), ("sequence", config.engine.sequence)):
+        if world % value:
+            raise ConfigError(f"engine.{name}={value} does not divide the {world} ranks")
     batch, parts = config.train.batch, config.train.accumulate
+    world //= config.engine.sequence
     if batch % (world * parts):
         below = batch - batch % (world * parts)
         near = " or ".join(str(n) for n in (below, below + world * parts) if n)
@@ -189,6 +193,9 @@ class Start:
             record = self._record(outcome)
             if self.ranks.rank == 0:
                 write_record(self.run_dir, record)
+            self.trainer.engine.destroy()
+        except ConfigError as error:  # found on every rank, once the model or the engine was there
+            self._fail(error, EXIT_CONFIG)
         except BaseException as error:  # whatever it was, the record says so
             self._fail(error)
         self._say(_summary(record))
@@ -200,14 +207,14 @@ class Start:
             with contextlib.suppress(OSError), (self.logs / "rank-0.log").open("a") as log:  # a full disk: go on
                 log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
-    def _fail(self, error: BaseException) -> NoReturn:
+    def _fail(self, error: BaseException, code: int = EXIT_CRASH) -> NoReturn:
         """Write what happened and end at once: the other ranks wait in a collective and cannot be asked."""
         try:
             self._write_failure(error)
         except BaseException as second:  # a full disk must not keep this rank, and so all others, alive
             print(f"error: {error} (and no record could be written: {second})", file=sys.stderr)
         finally:
-            places.leave(EXIT_CRASH)
+            places.leave(code)
 
     def _write_failure(self, error: BaseException) -> None:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")

@@ -20,7 +20,6 @@ from launch.classify import Forward
 from launch.clock import Clock
 from launch.config import Config
 from launch.ema import Average
-from launch.engines.base import read_state, write_state
 from launch.images import Files
 from launch.optim import learning_rate, make_optimizer, progress_of
 from launch.ranks import Ranks, device_name
@@ -28,6 +27,7 @@ from launch.record import Metrics, peak_resident_gib
 from launch.sampler import Sampler
 from launch.signals import StopFlag, signal_name
 from launch.tasks import TestScores, make_task
+from launch.ulysses import spread_sequences
 from launch.weights import load_weights
 
 
@@ -70,23 +70,43 @@ class Trainer:
         self.run_dir, self.stop, self.say = run_dir, stop, say
         train = config.train
         torch.manual_seed(train.seed)
-        model = build_model(config)
-        if train.init_from is not None:
-            load_weights(model, train.init_from)
         self.task = make_task(config, files)
+        model, weights = self._new_model()
         self.parameters = sum(p.numel() for p in model.parameters())
-        self.engine = engines.build(model, config.engine, device=device, precision=train.precision)
-        self.optimizer = make_optimizer(self.engine.module, train)
+        parts = train.accumulate * self.task.parts
+        self.micro = train.batch // (ranks.world // config.engine.sequence) // train.accumulate
+        self.engine = engines.build(
+            model, config.engine, device=device, precision=train.precision, parts=parts, micro=self.micro,
+            make_optimizer=lambda module: make_optimizer(module, train), max_norm=train.clip, local=ranks.local,
+            local_world=ranks.local_world, weights=weights,
+        )  # fmt: skip
         self.average = None if train.ema_decay is None else Average(self.engine.module, train.ema_decay)
         self.sampler = Sampler(len(files.split["train"]), train.batch, train.seed)
         self.clock = Clock()
         self.step = 0
         self.loss: float | None = None
         self.val_score: float | None = None
+        self.best: tuple[float, int] | None = None  # best score on val, and the step it was measured at
         self._saved_step = -1
         self._saved_at_s = self._evaluated_at_s = 0.0
         self._resume()
         self.metrics = Metrics(run_dir / "metrics.jsonl", self.step) if ranks.rank == 0 else None
+
+    def _new_model(self) -> tuple[torch.nn.Module, dict[str, torch.Tensor] | None]:
+        """The bare model with its starting weights; with meta_init only their description, and rank 0's weights."""
+        config, weights = self.config, None
+        whole = not config.engine.meta_init or self.ranks.rank == 0
+        if whole:
+            model = build_model(config)
+            if config.train.init_from is not None:
+                load_weights(model, config.train.init_from)
+        if config.engine.meta_init:
+            weights = model.state_dict() if whole else None
+            with torch.device("meta"):
+                model = build_model(config)
+        if config.engine.sequence > 1:
+            spread_sequences(model, config.engine.sequence)
+        return model, weights
 
     # -- one run --------------------------------------------------------------------------------------------------
 
@@ -96,6 +116,10 @@ class Trainer:
         self._save()
         if stopped:
             return Outcome(stopped, None, None)
+        if self.config.eval.select == "best" and self.best is not None and self.best[1] != self.step:
+            if self._load(self.run_dir / "checkpoints", self.best[1]) is None:
+                raise TrainingError(f"the checkpoint of step {self.best[1]}, the best on val, is gone or damaged")
+            self.say(f"scoring the test slides with the weights of step {self.best[1]}, the best on val")
         pictures = self.run_dir / "predictions" if self.config.eval.pictures_px else None
         test = self._scores("test", pictures)
         return Outcome("", test, self.task.floors())
@@ -111,7 +135,7 @@ class Trainer:
     def _fit(self) -> str:
         """Steps until the end ("") or a signal (its name)."""
         train = self.config.train
-        share = self.ranks.rank, self.ranks.world
+        share = self.engine.data_rank, self.engine.data_world
         batches = Prefetch(
             lambda step: self.task.batch(self.sampler.at(step, *share)),
             self.step,
@@ -163,6 +187,10 @@ class Trainer:
         if (due_step or due_time) and self.files.split["val"]:
             self._evaluated_at_s = elapsed_s
             self.val_score = self._scores("val").headline()
+            if saving.keep_best and (self.best is None or self.val_score > self.best[0]):
+                self.best = (self.val_score, self.step)
+                self._saved_step = -1  # a checkpoint of this step lacks the score
+                self._save()
             self.clock.begin()
 
     # -- one step -------------------------------------------------------------------------------------------------
@@ -174,17 +202,13 @@ class Trainer:
         self.clock.waited()
         # Dropout must not depend on how often a run was restarted: the generator's state is a function of the step.
         torch.manual_seed(self._seed_of_step())
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         total = self._gradients(batch)
-        norm = self.engine.clip(train.clip)
+        norm = self.engine.step(rate, train.clip)
         if not math.isfinite(norm):  # the same on every rank, at every step: no broken weights reach a checkpoint
             raise TrainingError(
                 f"loss is {self._mean_over_ranks(total)}, its gradient {norm} in step {self.step + 1}; "
                 "try a smaller train.lr"
             )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         if self.average is not None:
             self.average.update(self.step)
@@ -200,8 +224,8 @@ class Trainer:
         """Back-propagate this rank's share of a step, part by part; returns its share of the loss."""
         total = torch.zeros((), device=self.device)
         accumulate, parts = self.config.train.accumulate, self.task.parts
-        share = self.config.train.batch // self.ranks.world
-        micro = share // accumulate
+        micro = self.micro
+        share = micro * accumulate
         for piece in range(accumulate):
             inputs = {k: v[piece * micro : (piece + 1) * micro].to(self.device) for k, v in batch.items()}
             losses = self.task.losses(self.engine.forward, inputs, self._teacher())
@@ -209,7 +233,7 @@ class Trainer:
                 last = piece == accumulate - 1 and part == parts - 1
                 with self.engine.micro_step(last=last):
                     loss = next(losses).sum() / (share * parts)
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    self.engine.backward(loss)
                 total += loss.detach()
         return total
 
@@ -270,11 +294,28 @@ class Trainer:
             return
         notes = {"step": self.step, "clock": self.clock.notes(), "world": self.ranks.world, "loss": self.loss}
         notes["timed_on"] = self._timed_on()
-        notes |= {"val_score": self.val_score, "evaluated_at_s": self._evaluated_at_s}
+        notes |= {"val_score": self.val_score, "best": self.best, "evaluated_at_s": self._evaluated_at_s}
+        engine = self.config.engine
+        notes |= {"engine": engine.name, "zero": engine.zero if engine.name == "deepspeed" else None}
         self._share_statistics()
         state = self._state()
-        checkpoint.save(self.run_dir / "checkpoints", self.step, state, notes, self.config.checkpoint.keep)
+        native = self.engine.save if self.config.engine.name == "deepspeed" else None
+        best = self.best[1] if self.best else None
+        checkpoint.save(
+            self.run_dir / "checkpoints", self.step, state, notes, self.config.checkpoint.keep, native, best
+        )
         self._saved_step = self.step
+
+    def _load(self, folder: Path, only: int | None = None) -> dict[str, Any] | None:
+        """Weights, optimiser and average of a checkpoint, the newest or that of one step; returns its notes."""
+        state = self._state()
+        native = self.engine.load if self.config.engine.name == "deepspeed" else None
+        notes = checkpoint.load_newest(folder, state, self.say, native, only)
+        if notes is not None:
+            self.engine.restore(state)
+            if self.average is not None:
+                self.average.weights.update(state["average"])
+        return notes
 
     def _share_statistics(self) -> None:
         """Give batch norms the mean of the ranks' running statistics, so that every rank scores the same model."""
@@ -289,7 +330,7 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds; loading fills it in place."""
-        state = read_state(self.engine.module, self.optimizer)
+        state = self.engine.state()
         return state if self.average is None else {**state, "average": dict(self.average.weights)}
 
     def _timed_on(self) -> list[Any]:
@@ -301,21 +342,16 @@ class Trainer:
         folder = self.run_dir / "checkpoints"
         if self.ranks.rank == 0:
             checkpoint.clean(folder)
-        state = self._state()
-        notes = checkpoint.load_newest(folder, state, self.say)
+        notes = self._load(folder)
         if notes is None:
-            # Reading the state of a fresh optimiser makes its moments by an empty step, which counts as a step:
-            # AdamW would correct its bias as if it were one step further.
-            self.optimizer.state.clear()
+            self.engine.forget()
             return
-        write_state(self.engine.module, self.optimizer, state)
-        if self.average is not None:
-            self.average.weights.update(state["average"])
         self.step = self._saved_step = int(notes["step"])
         self.clock = Clock(**notes["clock"])
         if notes.get("timed_on") != self._timed_on():  # the record's speed is that of the machine it names
             self.clock = Clock(train_seconds=self.clock.train_seconds)
         self.loss, self.val_score = notes["loss"], notes["val_score"]
+        self.best = tuple(notes["best"]) if notes["best"] else None
         self._saved_at_s, self._evaluated_at_s = self.clock.train_seconds, notes["evaluated_at_s"]
         self.say(f"resumed at step {self.step} ({self.clock.train_seconds:.1f} s of training, {notes['world']} ranks)")
 

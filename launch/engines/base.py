@@ -6,10 +6,14 @@ back-propagates the mean loss of its equal share of the global batch, the step i
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -19,13 +23,25 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 Batch = dict[str, torch.Tensor]
+MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 class Engine(Protocol):
-    """One model, wrapped, on this rank."""
+    """One model and its optimiser, wrapped, on this rank.
+
+    Attributes:
+        name: As in the configuration.
+        module: The model with its parameters as this rank holds them.
+        data_rank: Which share of every batch this rank trains on.
+        data_world: Number of shares. Ranks that share one sequence have the same share.
+        first_of_share: Whether this rank speaks for its share, so that nothing is counted twice.
+    """
 
     name: str
-    module: nn.Module  # parameters as this rank holds them; what the optimiser is made from
+    module: nn.Module
+    data_rank: int
+    data_world: int
+    first_of_share: bool
 
     def forward(self, batch: Batch | torch.Tensor) -> torch.Tensor:
         """What the model makes of a batch (or of images) on this device, float32; every rank calls it equally often."""
@@ -33,23 +49,97 @@ class Engine(Protocol):
     def micro_step(self, last: bool) -> AbstractContextManager[None]:
         """Surrounds forward and backward of one part of a step; gradients cross ranks only in the `last` part."""
 
-    def clip(self, max_norm: float) -> float:
-        """Scale all gradients down to `max_norm` (0: leave them); returns the norm before that, over all ranks."""
+    def backward(self, loss: torch.Tensor) -> None:
+        """Back-propagate one part of a step, inside its `micro_step`."""
+
+    def step(self, rate: float, max_norm: float) -> float:
+        """One optimiser step at a learning rate, gradients scaled down to `max_norm` first (0: as they are).
+
+        Returns:
+            The gradient norm before that, over all ranks. When it is not finite no step was made that can be kept.
+        """
+
+    def state(self) -> dict[str, Any]:
+        """Model and optimiser as a tree that torch.distributed.checkpoint saves and reshards; {} if `save` does it.
+
+        The keys are the names of the bare model's parameters, the same for every engine and world size.
+        """
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put a loaded tree back, exactly."""
+
+    def forget(self) -> None:
+        """Undo what reading the state of a fresh optimiser left behind."""
+
+    def save(self, folder: Path) -> None:
+        """Write what is not in `state` into an empty folder, together with all ranks."""
+
+    def load(self, folder: Path, notes: dict[str, Any]) -> None:
+        """Read what `save` wrote, perhaps by another number of ranks (`notes["world"]`).
+
+        Raises:
+            EngineError: It cannot be read by this engine or this number of ranks; one line says why.
+        """
+
+    def destroy(self) -> None:
+        """Let go of whatever must go before the process group ends."""
 
 
-def read_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Model and optimiser as a tree that torch.distributed.checkpoint can save and reshard.
-
-    The keys are the names of the bare model's parameters, the same for every engine and world size.
-    """
-    return {"model": get_model_state_dict(module), "optimizer": get_optimizer_state_dict(module, optimizer)}
+class EngineError(RuntimeError):
+    """An engine cannot do what was asked; one line."""
 
 
-def write_state(module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Put a loaded tree back, exactly."""
-    # The optimiser first: setting it makes its moments by an empty step, which must not run on loaded weights.
-    set_optimizer_state_dict(module, optimizer, state["optimizer"])
-    set_model_state_dict(module, state["model"])
+class TorchEngine:
+    """What the engines with a plain torch optimiser share."""
+
+    name = ""
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, sequence: int) -> None:
+        rank, world = dist.get_rank(), dist.get_world_size()
+        self.data_rank, self.data_world = rank // sequence, world // sequence
+        self.first_of_share = rank % sequence == 0
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """See `Engine`."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, rate: float, max_norm: float) -> float:
+        """See `Engine`."""
+        norm = grad_norm_and_clip(self.module, max_norm)
+        if math.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def state(self) -> dict[str, Any]:
+        """See `Engine`."""
+        model, optimizer = self.module, self.optimizer
+        return {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `Engine`."""
+        # The optimiser first: setting it makes its moments by an empty step, which must not run on loaded weights.
+        set_optimizer_state_dict(self.module, self.optimizer, state["optimizer"])
+        set_model_state_dict(self.module, state["model"])
+
+    def forget(self) -> None:
+        """See `Engine`."""
+        # Reading the state of a fresh optimiser makes its moments by an empty step, which counts as a step: AdamW
+        # would correct its bias as if it were one step further.
+        self.optimizer.state.clear()
+
+    def save(self, folder: Path) -> None:
+        """See `Engine`; everything is in `state`."""
+
+    def load(self, folder: Path, notes: dict[str, Any]) -> None:
+        """See `Engine`; everything is in `state`."""
+
+    def destroy(self) -> None:
+        """See `Engine`."""
 
 
 def grad_norm_and_clip(module: nn.Module, max_norm: float) -> float:
@@ -61,3 +151,8 @@ def grad_norm_and_clip(module: nn.Module, max_norm: float) -> float:
     if max_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return float(norm)
+
+
+def units_of(model: nn.Module) -> list[nn.Module]:
+    """The modules that a model wants sharded or compiled one by one, in forward order."""
+    return model.fsdp_units() if hasattr(model, "fsdp_units") else []  # type: ignore[operator,no-any-return]

@@ -14,28 +14,34 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from launch.engines.base import Batch, grad_norm_and_clip
+from launch.engines.base import Batch, MakeOptimizer, TorchEngine
 
 
-class DDPEngine:
+class DDPEngine(TorchEngine):
     """Replicated model; bf16 by autocast, parameters and reduction in fp32.
 
     Args:
         model: The bare model.
         device: This rank's device.
         precision: fp32 or bf16.
+        make_optimizer: Optimiser of the wrapped model.
+        sequence: Ranks that share one sequence.
     """
 
     name = "ddp"
 
-    def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
+    def __init__(
+        self, model: nn.Module, device: torch.device, precision: str, make_optimizer: MakeOptimizer, sequence: int = 1
+    ) -> None:
+        super().__init__(sequence)
         self.module = model.to(device)
         self._device = device
         self._bf16 = precision == "bf16"
-        # No buffers are shared: the models' are constants, and fsdp does not share them either.
+        # No buffers are shared: the trainer averages batch statistics, the others are constants.
         self._ddp = DistributedDataParallel(self.module, forward_sync_buffers=False, gradient_as_bucket_view=True)
         # 1 x 1 convolutions on the CPU make gradients with other strides of the same numbers; nothing to tell users.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        self.optimizer = make_optimizer(self.module)
 
     def forward(self, batch: Batch | torch.Tensor) -> torch.Tensor:
         """See `Engine`. Without gradients it calls the bare model, which talks to nobody."""
@@ -47,7 +53,3 @@ class DDPEngine:
     def micro_step(self, last: bool) -> AbstractContextManager[None]:
         """See `Engine`."""
         return contextlib.nullcontext() if last else self._ddp.no_sync()
-
-    def clip(self, max_norm: float) -> float:
-        """See `Engine`."""
-        return grad_norm_and_clip(self.module, max_norm)

@@ -1,4 +1,9 @@
-"""FSDP2 (`fully_shard`): parameters, gradients and optimiser sharded over ranks; knows nothing of data or schedules."""
+"""FSDP2 (`fully_shard`): parameters, gradients and optimiser sharded over ranks; knows nothing of data or schedules.
+
+With a shard group smaller than the world it is HSDP: sharded within a group, replicated between groups. FSDP2 pads
+the first axis of every parameter to a multiple of the shard group, so that one group of 2048 ranks would gather about
+31 times the bytes of a group of 8; beyond one node the group is therefore a node by default.
+"""
 
 from __future__ import annotations
 
@@ -9,40 +14,66 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from launch.engines.base import Batch, grad_norm_and_clip
+from launch.engines.base import Batch, EngineError, MakeOptimizer, TorchEngine, units_of
 
 
-class FSDPEngine:
+class FSDPEngine(TorchEngine):
     """Sharded model; bf16 by a mixed precision policy, parameters kept and gradients reduced in fp32.
 
     Args:
-        model: The bare model. Its `fsdp_units()`, when it has them, are sharded one by one (so that only one unit is
-            gathered at a time), then the model itself as the root of what is left.
+        model: The bare model; on the meta device, its weights are those of `weights` on rank 0. Its `fsdp_units()`,
+            when it has them, are sharded one by one (so that only one unit is gathered at a time), then the model
+            itself as the root of what is left.
         device: This rank's device.
         precision: fp32 or bf16.
+        make_optimizer: Optimiser of the sharded model.
         reshard: Free gathered parameters between forward and backward (less memory, one more gather).
+        shard: Ranks of a shard group, a divisor of the world.
+        sequence: Ranks that share one sequence.
+        weights: For a model on meta: its state dict on rank 0, None elsewhere.
     """
 
     name = "fsdp"
 
-    def __init__(self, model: nn.Module, device: torch.device, precision: str, reshard: bool) -> None:
-        mesh = init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("shard",))
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        precision: str,
+        make_optimizer: MakeOptimizer,
+        reshard: bool = True,
+        shard: int | None = None,
+        sequence: int = 1,
+        weights: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        super().__init__(sequence)
+        world = dist.get_world_size()
+        shard = world if shard is None else shard
+        if shard == world:
+            mesh = init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+        else:
+            mesh = init_device_mesh(device.type, (world // shard, shard), mesh_dim_names=("replicate", "shard"))
         inner = root = MixedPrecisionPolicy()
         if precision == "bf16":
             inner = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
             # The output dtype belongs to the root only: on every unit it would feed fp32 into bf16 layers.
             root = MixedPrecisionPolicy(torch.bfloat16, torch.float32, output_dtype=torch.float32)
-        model = model.to(device)
-        units: list[nn.Module] = model.fsdp_units() if hasattr(model, "fsdp_units") else []  # type: ignore[operator]
-        for unit in units:
+        on_meta = any(p.is_meta for p in model.parameters())
+        if not on_meta:
+            model = model.to(device)
+        for unit in units_of(model):
             fully_shard(unit, mesh=mesh, mp_policy=inner, reshard_after_forward=reshard)
         fully_shard(model, mesh=mesh, mp_policy=root, reshard_after_forward=reshard)
+        if on_meta:
+            fill_from_first_rank(model, device, weights)
         # Models may end in a view; nobody here changes logits in place, which is all that the warning is about.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         self.module = model  # the same object: fully_shard changes its class
+        self.optimizer = make_optimizer(model)
 
     def forward(self, batch: Batch | torch.Tensor) -> torch.Tensor:
         """See `Engine`."""
@@ -60,6 +91,16 @@ class FSDPEngine:
         """See `Engine`."""
         return self._syncing(last)
 
-    def clip(self, max_norm: float) -> float:
-        """See `Engine`."""
-        return grad_norm_and_clip(self.module, max_norm)
+
+def fill_from_first_rank(model: nn.Module, device: torch.device, weights: dict[str, torch.Tensor] | None) -> None:
+    """Give a sharded model on meta its memory, then rank 0's weights.
+
+    Raises:
+        EngineError: The model has buffers that its state dict lacks: they would stay unset.
+    """
+    unsaved = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
+    if unsaved:
+        raise EngineError(f"engine.meta_init: buffer {sorted(unsaved)[0]} is not in the state dict")
+    model.to_empty(device=device)
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, weights if dist.get_rank() == 0 else {}, options=options)  # type: ignore[arg-type]

@@ -108,7 +108,7 @@ def test_packed_batches_equal_sequences_one_by_one():
         torch.testing.assert_close(alone, answers["packed"][i][valid[i]], atol=1e-5, rtol=1e-5)
 
 
-def test_exchange_sees_every_part_and_the_mask():
+def test_exchange_sees_every_part():
     """The hook that sequence parallelism uses: an exchange that doubles v's way back doubles what the map sees."""
 
     class Doubling:
@@ -123,10 +123,6 @@ def test_exchange_sees_every_part_and_the_mask():
             self.calls.append("tokens")
             return 2 * x
 
-        def whole_mask(self, key_mask):
-            self.calls.append("mask")
-            return key_mask
-
     torch.manual_seed(0)
     layer = Attention(16, 2)
     x = torch.randn(1, 5, 16)
@@ -135,7 +131,7 @@ def test_exchange_sees_every_part_and_the_mask():
     doubled = layer(x)
     bias = layer.out_proj.bias
     torch.testing.assert_close(doubled - bias, 2 * (plain - bias))
-    assert layer.exchange.calls == ["heads"] * 3 + ["mask", "tokens"]
+    assert layer.exchange.calls == ["heads"] * 3 + ["tokens"]
     with pytest.raises(ValueError, match="packed sequences cannot be spread"):
         layer(x[0], lengths=torch.tensor([5]))
 

@@ -115,13 +115,13 @@ def train(files: Path, root: Path, stop_after: int | None, **more: object) -> Tr
     stop = StopFlag()
     trainer = Trainer(config, TokenFiles(config.data), find_ranks({}), torch.device("cpu"), run_dir, stop, print)
     if stop_after is not None:
-        clip = trainer.engine.clip
+        step = trainer.engine.step
 
-        def stopping(limit: float) -> float:
+        def stopping(rate: float, limit: float) -> float:
             stop.number = 15 if trainer.step + 1 >= stop_after else 0
-            return clip(limit)
+            return step(rate, limit)
 
-        trainer.engine.clip = stopping
+        trainer.engine.step = stopping
     outcome = trainer.run()
     assert outcome.stopped_by == ("SIGTERM" if stop_after is not None else "")
     return trainer
@@ -143,7 +143,7 @@ def test_files_that_cannot_be_written_raise_their_cause_and_leave_room(three):
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 def test_the_first_step_is_adams_first(engine, apf_files, tmp_path):
     trainer = train(apf_files, tmp_path, None, engine__name=engine)
-    assert {int(moments["step"]) for moments in trainer.optimizer.state.values()} == {8}
+    assert {int(moments["step"]) for moments in trainer.engine.optimizer.state.values()} == {8}
 
 
 def test_speed_is_of_one_machine_and_time_of_all(apf_files, tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ def test_what_does_not_change_the_numbers_does_not_change_the_hash():
         (["train.lr=-1"], ["train.lr", "greater than 0", "-1"]),
         (["train.lr=fast"], ["train.lr", "fast"]),
         (["train.batch=2.5"], ["train.batch", "integer"]),
-        (["engine.name=horovod"], ["engine.name", "'ddp' or 'fsdp'"]),
+        (["engine.name=horovod"], ["engine.name", "'ddp', 'fsdp' or 'deepspeed'"]),
         (["model.name=unet"], ["unet", "unet_tiled", "unetr"]),
         (["model.width=192", "model.heads=5"], ["heads=5", "width=192"]),
         (["model.name=unet_tiled"], ["data.kind"]),

@@ -1,0 +1,229 @@
+"""DeepSpeed: ZeRO stages 0 to 3 behind the same protocol, started from the ranks that are there, without its launcher.
+
+No compiler is needed: the one extension that DeepSpeed builds by itself on CPUs (shared-memory collectives of its
+inference) is switched off, and the optimiser is torch's own. Only `offload` builds DeepSpeed's CPU Adam.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from launch.engines.base import Batch, EngineError, MakeOptimizer
+
+TAG = "zero"
+UNIVERSAL = "universal"
+
+
+def import_deepspeed() -> Any:
+    """The package, with its self-built CPU extension switched off.
+
+    Raises:
+        EngineError: Not installed.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        import deepspeed
+        from deepspeed.utils import logger
+    except ImportError:
+        raise EngineError(
+            "engine.name=deepspeed: not installed; pip install deepspeed==0.19.8 torch==2.13.0 (extra: deepspeed)"
+        ) from None
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logger.setLevel("ERROR")
+    return deepspeed
+
+
+class DeepSpeedEngine:
+    """ZeRO: stage 0 replicates all, 1 shards the optimiser, 2 also the gradients, 3 also the parameters.
+
+    Args:
+        model: The bare model.
+        device: This rank's device.
+        precision: fp32 or bf16 (parameters and arithmetic in bf16, an fp32 copy in the optimiser).
+        make_optimizer: Optimiser of the bare model.
+        stage: 0 to 3.
+        parts: Parts of a step, i.e. calls of `backward` per call of `step`.
+        micro: Images per part on this rank.
+        max_norm: Largest gradient norm, 0 for none.
+        shard: Stage 3: ranks of a secondary shard group (hpZ), which gathers within a node; None for one group.
+        offload: Keep the optimiser in host memory (needs a C++ compiler).
+        local: Index of this rank on its node.
+    """
+
+    name = "deepspeed"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        precision: str,
+        make_optimizer: MakeOptimizer,
+        stage: int,
+        parts: int,
+        micro: int,
+        max_norm: float,
+        shard: int | None = None,
+        offload: bool = False,
+        local: int = 0,
+    ) -> None:
+        deepspeed = import_deepspeed()
+        self.data_rank, self.data_world, self.first_of_share = dist.get_rank(), dist.get_world_size(), True
+        self._device, self._stage, self._max_norm = device, stage, max_norm
+        self._dtype = torch.bfloat16 if precision == "bf16" else None
+        zero: dict[str, Any] = {"stage": stage}
+        if stage == 3 and shard is not None:
+            zero["zero_hpz_partition_size"] = shard
+        config: dict[str, Any] = {
+            "train_batch_size": micro * parts * self.data_world,
+            "train_micro_batch_size_per_gpu": micro,
+            "gradient_accumulation_steps": parts,
+            "gradient_clipping": max_norm,
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "bf16": {"enabled": precision == "bf16"},
+            "steps_per_print": 10**9,
+            "wall_clock_breakdown": False,
+        }
+        optimizer = make_optimizer(model)
+        if offload:
+            if shutil.which("g++") is None and shutil.which("c++") is None:
+                raise EngineError("engine.offload builds DeepSpeed's CPU Adam: no C++ compiler on PATH")
+            from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+            zero["offload_optimizer"] = {"device": "cpu"}
+            optimizer = DeepSpeedCPUAdam(optimizer.param_groups)
+        # Without all five variables DeepSpeed asks MPI, which is not how we were started.
+        os.environ.update(RANK=str(dist.get_rank()), WORLD_SIZE=str(self.data_world), LOCAL_RANK=str(local))
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "0")
+        if not deepspeed.comm.is_initialized():
+            deepspeed.init_distributed(
+                dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False, dist_init_required=False
+            )
+        self._engine, _, _, _ = deepspeed.initialize(
+            model=model.to(device), optimizer=optimizer, config=config, dist_init_required=False
+        )
+        self.module = self._engine.module
+        self._left = 0
+
+    def forward(self, batch: Batch | torch.Tensor) -> torch.Tensor:
+        """See `Engine`."""
+        inputs: Any = batch
+        if self._dtype is not None:
+            inputs = _cast(batch, self._dtype)
+        logits: torch.Tensor = self._engine(inputs)
+        return logits.float()
+
+    def micro_step(self, last: bool) -> AbstractContextManager[None]:
+        """See `Engine`; DeepSpeed counts the parts itself."""
+        self._left = 0 if last else 1
+        return contextlib.nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """See `Engine`. The loss is already divided by the number of parts."""
+        self._engine.backward(loss, scale_wrt_gas=False)
+        if self._left:
+            self._engine.step()  # within a step this only counts
+
+    def step(self, rate: float, max_norm: float) -> float:
+        """See `Engine`; the clipping is that of the constructor."""
+        assert max_norm == self._max_norm
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        own = None
+        if self._stage == 0:
+            own = self._plain_norm()
+        self._engine.step()
+        norm = own if own is not None else self._engine.get_global_grad_norm()
+        return math.nan if norm is None else float(norm)
+
+    def _plain_norm(self) -> float:
+        """Stage 0 tells no norm; its gradients are whole on every rank."""
+        wrapped = self._engine.optimizer
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        if not gradients:  # bf16: they are in the fp32 copy
+            told = getattr(wrapped, "get_grads_for_norm", None)
+            gradients = list(told()) if told is not None else []
+        return float(torch.nn.utils.get_total_norm([g.float() for g in gradients]))
+
+    def state(self) -> dict[str, Any]:
+        """See `Engine`: DeepSpeed writes its own files."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See `Engine`: nothing is in the tree."""
+
+    def forget(self) -> None:
+        """See `Engine`: nothing was made."""
+
+    def save(self, folder: Path) -> None:
+        """See `Engine`."""
+        self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+
+    def load(self, folder: Path, notes: dict[str, Any]) -> None:
+        """See `Engine`. Another number of ranks goes through DeepSpeed's universal format, which is made once.
+
+        Raises:
+            EngineError: Another ZeRO stage, or a pair of worlds that DeepSpeed cannot convert.
+        """
+        stage, world = notes.get("zero"), int(notes["world"])
+        if stage != self._stage:
+            raise EngineError(
+                f"a checkpoint of engine.zero={stage} cannot be loaded with engine.zero={self._stage} "
+                "(DeepSpeed does not change stages)"
+            )
+        config = self._engine._config
+        if world == self.data_world or self._stage == 0:
+            config.load_universal_checkpoint = False
+            tag = TAG
+        else:
+            tag = UNIVERSAL
+            self._convert(folder)
+            config.load_universal_checkpoint = True
+        path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
+        config.load_universal_checkpoint = False
+        if path is None:
+            raise EngineError(f"{folder}: DeepSpeed could not read its checkpoint")
+
+    def _convert(self, folder: Path) -> None:
+        """Write the universal form beside the native one; rank 0 alone."""
+        failure: list[str | None] = [None]
+        if dist.get_rank() == 0 and not (folder / UNIVERSAL).exists():
+            command = [
+                sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", str(folder / TAG),
+                "--output_folder", str(folder / (UNIVERSAL + ".tmp")), "--num_extract_workers", "1",
+                "--num_merge_workers", "1", *(["--inject_missing_state"] if self._stage < 3 else []),
+            ]  # fmt: skip
+            kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=kept)
+            if done.returncode:
+                last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+                failure = [f"{folder}: DeepSpeed cannot convert it for {self.data_world} ranks ({last})"]
+            else:
+                (folder / (UNIVERSAL + ".tmp")).replace(folder / UNIVERSAL)
+        dist.broadcast_object_list(failure, src=0)
+        if failure[0] is not None:
+            raise EngineError(failure[0])
+
+    def destroy(self) -> None:
+        """Let go of DeepSpeed's hooks before the process group ends."""
+        self._engine.destroy()
+
+
+def _cast(batch: Any, dtype: torch.dtype) -> Any:
+    if isinstance(batch, torch.Tensor):
+        return batch.to(dtype) if batch.is_floating_point() else batch
+    return {k: _cast(v, dtype) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
