@@ -10,11 +10,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from launch.model_base import number_from_text
 from launch.model_config import MODELS, ModelConfig, OptionalFloat, OptionalInt, OptionalText, Section
 
 # Keys that say where and how often to write, not what is computed: they may differ between the lives of one run.
@@ -50,7 +51,9 @@ class DataConfig(Section):
         default=1, gt=0, description="L, tokens per image after padding; more in a file is an error (images: unused)"
     )
     classes: int = Field(default=1, gt=0, description="K, foreground classes (checked), or classes of labels")
-    channels: Literal[1, 3] = Field(default=3, description="1: gray pictures (kind=images), 3: RGB")
+    channels: Annotated[Literal[1, 3], BeforeValidator(number_from_text)] = Field(
+        default=3, description="1: gray pictures (kind=images), 3: RGB"
+    )
     image_hw: tuple[int, int] | None = Field(
         default=None, description="kind=images: height and width of every picture; null: resolution x resolution"
     )
@@ -161,7 +164,9 @@ class EngineConfig(Section):
     name: Literal["ddp", "fsdp", "deepspeed"] = Field(
         default="ddp", description="ddp: whole model on every rank; fsdp: sharded (FSDP2); deepspeed: ZeRO"
     )
-    zero: Literal[0, 1, 2, 3] = Field(default=2, description="deepspeed: stage; 1, 2, 3 shard more and more")
+    zero: Annotated[Literal[0, 1, 2, 3], BeforeValidator(number_from_text)] = Field(
+        default=2, description="deepspeed: stage; 1, 2, 3 shard more and more"
+    )
     shard: OptionalInt = Field(
         default=None, gt=0, description="fsdp: ranks of a shard group (HSDP), null: a node's; deepspeed zero=3: hpZ"
     )

@@ -12,6 +12,11 @@ def none_from_text(value: Any) -> Any:
     return None if isinstance(value, str) and value.lower() in ("null", "none", "") else value
 
 
+def number_from_text(value: Any) -> Any:
+    """`key=2` of the command line is text; a list of allowed numbers holds numbers."""
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
 OptionalInt = Annotated[int | None, BeforeValidator(none_from_text)]
 OptionalFloat = Annotated[float | None, BeforeValidator(none_from_text)]
 OptionalText = Annotated[str | None, BeforeValidator(none_from_text)]
