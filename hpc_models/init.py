@@ -31,3 +31,12 @@ def set_norm_eps(module: nn.Module, eps: float) -> None:
     for part in module.modules():
         if isinstance(part, nn.LayerNorm):
             part.eps = eps
+
+
+def init_linears(module: nn.Module, std: float = 0.02) -> None:
+    """Linear maps inside `module` as vision transformers start: truncated normal weights, biases zero."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=std)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 POSITIONS = ("slot", "geom", "both", "none")
@@ -94,3 +95,20 @@ class Position(nn.Module):
         if self.geom is not None:
             x = x + self.geom(leaf_xy, leaf_size)
         return x
+
+
+def resize_table(table: Tensor, old_hw: tuple[int, int], new_hw: tuple[int, int]) -> Tensor:
+    """A learned table of positions for another grid, by bilinear interpolation of the picture it is.
+
+    Args:
+        table: (1, h * w, D), rows in raster order.
+        old_hw: its grid (h, w).
+        new_hw: the grid asked for.
+
+    Returns:
+        (1, h' * w', D).
+    """
+    if old_hw == new_hw:
+        return table
+    picture = table.transpose(1, 2).unflatten(2, old_hw)
+    return F.interpolate(picture, size=new_hw, mode="bilinear").flatten(2).transpose(1, 2)

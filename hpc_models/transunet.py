@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hpc_models.init import set_norm_eps, set_prior
 from hpc_models.picture import PictureModel
+from hpc_models.position import resize_table
 from hpc_models.recompute import recompute
 from hpc_models.resnet import ResNet
 from hpc_models.unet import norm2d
@@ -137,20 +138,14 @@ class TransUNet(PictureModel):
         units = [unit for stage in self.resnet.stages for unit in stage]  # type: ignore[attr-defined]
         return [*units, *self.vit.blocks, self.bridge, *self.ups]
 
-    def _positions(self, rows: int, cols: int) -> Tensor:
-        """The table for a map of this size, (1, rows * cols, D)."""
-        if (rows, cols) == (self.side, self.side):
-            return self.table
-        picture = self.table.transpose(1, 2).unflatten(2, (self.side, self.side))
-        return F.interpolate(picture, size=(rows, cols), mode="bilinear").flatten(2).transpose(1, 2)
-
     def network(self, image: Tensor) -> Tensor:
         """See `PictureModel`."""
         stem, quarter, eighth, last = self.resnet(image)
         x = self.embed(last)
         rows, cols = x.shape[-2:]
         x = x.flatten(2).transpose(1, 2)
-        x = F.dropout(x + self._positions(rows, cols), self.dropout, self.training)
+        x = x + resize_table(self.table, (self.side, self.side), (rows, cols))
+        x = F.dropout(x, self.dropout, self.training)
         x, _ = self.vit(x)
         x = x.transpose(1, 2).unflatten(2, (rows, cols))
         run = self.checkpoint and self.training

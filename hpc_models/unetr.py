@@ -15,7 +15,7 @@ from hpc_models.attention import Block
 from hpc_models.batch import Batch, all_valid, cut_patches, join_patches
 from hpc_models.convdecoder import ConvDecoder
 from hpc_models.geometry import halo_patches, is_power_of_two
-from hpc_models.init import set_prior
+from hpc_models.init import init_linears, set_prior
 from hpc_models.layout import GeometricLayout, SequenceLayout, grid_side
 from hpc_models.leafnet import LeafDecoder, LeafEncoder, leaf_widths
 from hpc_models.position import Position
@@ -153,12 +153,9 @@ class UNETR(nn.Module):
         self.set_checkpointing(checkpointing)
 
     def _initialise(self, prior: float | None) -> None:
-        parts = [self.vit, self.decoder] if isinstance(self.decoder, TokenHead) else [self.vit]
-        for module in (m for part in parts for m in part.modules()):
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_linears(self.vit)
+        if isinstance(self.decoder, TokenHead):
+            init_linears(self.decoder)
         set_prior(self.decoder.out.bias, prior)
 
     def set_checkpointing(self, on: bool) -> None:

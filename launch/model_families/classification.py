@@ -1,0 +1,72 @@
+"""Settings of the transformers that give one label per picture or slide; must not import torch or hpc_models."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from launch.model_base import Inputs, ModelConfig, OptionalInt, Task
+
+
+class _ViTBase(ModelConfig):
+    """Sizes that ViT and APF-ViT share; ViT-B by default."""
+
+    task: ClassVar[Task] = "classification"
+
+    width: int = Field(default=768, gt=0, description="channels of a token")
+    depth: int = Field(default=12, gt=0, description="transformer blocks")
+    heads: int = Field(default=12, gt=0, description="attention heads; must divide width")
+    mlp_dim: OptionalInt = Field(default=None, gt=0, description="hidden channels of a block's MLP; null: 4 * width")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="in attention and MLP")
+    normalise: bool = Field(default=True, description="map the input from [0, 1] to [-1, 1] first")
+    checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+
+    @model_validator(mode="after")
+    def _check(self) -> _ViTBase:
+        if self.width % self.heads:
+            raise ValueError(f"heads={self.heads} does not divide width={self.width}")
+        return self
+
+
+class ViTConfig(_ViTBase):
+    """`vit`: vision transformer on pictures."""
+
+    inputs: ClassVar[tuple[Inputs, ...]] = ("images", "tiles")
+
+    name: Literal["vit"] = Field(default="vit", description="registered name of the model")
+    patch_px: int = Field(default=16, gt=0, description="side of a patch in pixels")
+    pool: Literal["cls", "mean"] = Field(default="cls", description="class token, or mean of the tokens")
+    position: Literal["slot", "geom", "both", "none"] = Field(default="slot", description="position code of a token")
+
+
+class APFViTConfig(_ViTBase):
+    """`apf_vit`: vision transformer on token sets, one label per slide."""
+
+    name: Literal["apf_vit"] = Field(default="apf_vit", description="registered name of the model")
+    pool: Literal["cls", "mean"] = Field(default="mean", description="class token, or mean of the valid tokens")
+    position: Literal["slot", "geom", "both", "none"] = Field(default="geom", description="position code of a token")
+    attention: Literal["full", "packed", "window"] = Field(
+        default="full", description="packed: the same on valid tokens only; window: within `window` tokens in order"
+    )
+    window: int = Field(default=256, gt=0, description="attention=window: tokens per window")
+
+
+class HIPTConfig(ModelConfig):
+    """`hipt`: three transformers over patches, squares and regions; uniform tokens are its squares."""
+
+    task: ClassVar[Task] = "classification"
+    inputs: ClassVar[tuple[Inputs, ...]] = ("images", "tokens")
+
+    name: Literal["hipt"] = Field(default="hipt", description="registered name of the model")
+    scales: tuple[int, int, int] = Field(default=(16, 256, 4096), description="pixels of patch, square and region")
+    widths: tuple[int, int] = Field(default=(384, 192), description="channels of the first level and of the others")
+    depths: tuple[int, int, int] = Field(default=(12, 6, 2), description="blocks of the levels")
+    heads: tuple[int, int, int] = Field(default=(6, 6, 3), description="attention heads of the levels")
+    table_side: int = Field(default=14, gt=0, description="side of the learned tables of positions, in tokens")
+    dropout: float = Field(default=0.25, ge=0, lt=1, description="in the third level")
+    normalise: bool = Field(default=True, description="map the input from [0, 1] to [-1, 1] first")
+    checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+
+
+MODELS: dict[str, type[ModelConfig]] = {"vit": ViTConfig, "apf_vit": APFViTConfig, "hipt": HIPTConfig}
