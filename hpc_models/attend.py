@@ -31,7 +31,8 @@ def reset_used() -> None:
     _used.clear()
 
 
-def _note(name: str, device: torch.device) -> None:
+def note(name: str, device: torch.device) -> None:
+    """Remember that attention ran on this kernel (for attention that is not softmax attention too)."""
     if device.type != "meta" and not torch.compiler.is_compiling():
         _used.add(f"{name} ({device.type})")
 
@@ -41,7 +42,7 @@ def _note_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: fl
     if q.is_meta or torch.compiler.is_compiling() or type(q) not in (Tensor, torch.nn.Parameter):
         return
     choice = torch._fused_sdp_choice(q, k, v, attn_mask=mask, dropout_p=dropout)
-    _note(f"sdpa {_NAMES.get(choice, str(choice))}", q.device)
+    note(f"sdpa {_NAMES.get(choice, str(choice))}", q.device)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
@@ -84,7 +85,7 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, dropout: flo
         ends = torch.zeros(len(lengths) + 1, dtype=torch.int32, device=q.device)
         ends[1:] = lengths.cumsum(0)
         longest = int(lengths.max())
-        _note("varlen", q.device)
+        note("varlen", q.device)
         out = varlen_attn(q, k, v, ends, ends, longest, longest)
         assert isinstance(out, Tensor)
         return out

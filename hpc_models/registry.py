@@ -6,19 +6,28 @@ import inspect
 
 from torch import nn
 
+from hpc_models.hct import GMIC, HCT, DefGMIC
+from hpc_models.hipt import HIPT
 from hpc_models.hiri_vit import HIRIViT
 from hpc_models.rivit import RIViT
 from hpc_models.transunet import TransUNet
 from hpc_models.unet import UNet
 from hpc_models.unetr import UNETR
+from hpc_models.vit_classifier import APFViT, ViT
 
 # Each class says what it answers (`task`: segmentation, classification) and on what (`inputs`: tokens, tiles, images).
 MODELS: dict[str, type[nn.Module]] = {
+    "apf_vit": APFViT,
+    "def_gmic": DefGMIC,
+    "gmic": GMIC,
+    "hct": HCT,
+    "hipt": HIPT,
     "hiri_vit": HIRIViT,
     "rivit": RIViT,
     "transunet": TransUNet,
     "unet": UNet,
     "unetr": UNETR,
+    "vit": ViT,
 }
 ALIASES = {"unet_tiled": "unet"}
 

@@ -13,10 +13,16 @@ from launch.model_base import (
     OptionalText,
     Section,
 )
-from launch.model_families import resolution, segmentation, spine
+from launch.model_families import classification, mammography, resolution, segmentation, spine
 from launch.model_families.spine import UNETRConfig, UNetTiledConfig
 
-MODELS: dict[str, type[ModelConfig]] = {**spine.MODELS, **resolution.MODELS, **segmentation.MODELS}
+MODELS: dict[str, type[ModelConfig]] = {
+    **classification.MODELS,
+    **mammography.MODELS,
+    **resolution.MODELS,
+    **segmentation.MODELS,
+    **spine.MODELS,
+}
 
 __all__ = [
     "FROM_DATA",
