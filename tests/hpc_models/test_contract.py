@@ -224,8 +224,8 @@ def test_prior_sets_the_starting_probability(name):
 
 
 def test_registry_refuses_what_it_does_not_know():
-    with pytest.raises(ValueError, match=r"unknown model 'vit'; valid: .*unet, unetr"):
-        build("vit")
+    with pytest.raises(ValueError, match=r"unknown model 'vitt'; valid: .*unet, unetr"):
+        build("vitt")
     with pytest.raises(ValueError, match=r"unknown option depht for model 'unetr'; valid: .*depth"):
         build("unetr", size_px=64, patch=8, length=64, depht=3)
     with pytest.raises(ValueError, match="needs size_px, patch, length"):
