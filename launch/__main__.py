@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from data_prep.interrupts import leave_at_once
 from launch.config import Config, ConfigError, load
 from launch.experiments import EXPERIMENTS, describe
+from launch.job_commands import add_job_commands
 from launch.ranks import EXIT_CONFIG, EXIT_OK, RankError, find_ranks
 
 _EPILOG = """\
@@ -46,7 +47,21 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "overrides", metavar="key=value", nargs="*", help="settings to change, e.g. train.max_seconds=60"
         )
+    add_job_commands(commands)
     return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """argparse ends a list of settings at the first option; those behind it are settings too."""
+    parser = _parser()
+    asked, more = parser.parse_known_args(arguments)
+    if getattr(asked, "open_ended", False):
+        asked.more = more
+    elif more and (not hasattr(asked, "overrides") or any(word.startswith("-") for word in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    elif more:
+        asked.overrides += more
+    return asked
 
 
 def _print_experiments() -> None:
@@ -72,13 +87,15 @@ def _first_rank() -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
-        asked = _parser().parse_args(arguments)
+        asked = _parse(arguments)
     except SystemExit as end:  # argparse ends with 2 for a wrong command line; ours is 64
         return EXIT_CONFIG if end.code == 2 else int(end.code or 0)
     try:
         if asked.command == "experiments":
             _print_experiments()
             return EXIT_OK
+        if hasattr(asked, "run"):
+            return int(asked.run(asked))
         config = load(asked.experiment, asked.overrides)
         if asked.command == "show":
             print(config.to_yaml(comments=True), end="")

@@ -70,6 +70,7 @@ class Slurm(Section):
     account_suffix: str = Field(default="", description="what GPU accounts end in")
     partition: str | None = Field(default=None, description="sbatch -p; null: the default one")
     directives: tuple[str, ...] = Field(default=(), description="#SBATCH lines besides nodes, tasks, cpus and time")
+    shared_nodes: bool = Field(default=False, description="jobs of less than a node share it: no --exclusive for them")
     srun: tuple[str, ...] = Field(default=(), description="options of the training step: binding of gpus and cores")
     mpi: str = Field(description="srun --mpi= for the MPI step of data preparation; `none` for torch")
     time_limits: tuple[TimeLimit, ...] = Field(min_length=1, description="by size of the job, ascending")

@@ -1,0 +1,232 @@
+# shellcheck shell=bash
+# What every job script does after its directives; sourced by them, in the repository's root.
+# The script sets: JOB KIND(train prep scaling bench) APF UNIFORM SITE SITE_* site_env site_env_multi_node TASK_ENV.
+# The user sets, in the environment (sbatch hands it on) or before `bash jobs/X.sh`:
+#   PATCHING      apf (default) or uniform: the same job with equal patches
+#   EXPERIMENT    another named experiment with this job's directives
+#   PYTHON        interpreter (default: .venv/bin/python where there is one, else python)
+#   PREFLIGHT     0: do not measure the nodes first
+#   MAX_RESTARTS  lives of a job after its first (default 20)
+#   ENV_ARCHIVE   tar of a Python environment, unpacked to the nodes' own disks where the site has them
+#   RANKS         without SLURM: processes on this machine (default 1)
+# Exit codes: 0 done, 64 bad settings, 65 preflight failed, 75 saved, run me again, else crash.
+set -euo pipefail
+
+life=${SLURM_RESTART_COUNT:-0}
+step_pid='' usr1='' run_dir=''
+
+say() { printf '[%s %s.%s] %s\n' "$JOB" "${SLURM_JOB_ID:-local}" "$life" "$*" >&2; }
+die() { printf 'error: %s\n' "${*:2}" >&2; exit "$1"; }
+
+choose_experiment() {
+    case ${PATCHING:-apf} in
+    apf) EXPERIMENT=${EXPERIMENT:-$APF} ;;
+    uniform) EXPERIMENT=${EXPERIMENT:-$UNIFORM} ;;
+    *) die 64 "PATCHING=$PATCHING: must be apf or uniform" ;;
+    esac
+    [ -n "$EXPERIMENT" ] || die 64 "$JOB has no uniform variant: leave PATCHING out"
+}
+
+choose_python() {
+    [ -n "${PYTHON:-}" ] || { [ -x .venv/bin/python ] && PYTHON=$PWD/.venv/bin/python; } || PYTHON=python
+    command -v "$PYTHON" >/dev/null || die 64 "PYTHON=$PYTHON: no such program; make setup, or activate an environment"
+    export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1 HDF5_USE_FILE_LOCKING=${HDF5_USE_FILE_LOCKING:-FALSE}
+}
+
+# -- under SLURM ---------------------------------------------------------------------------------------------------
+
+enter_site() {
+    local module
+    [ "$SITE_ACCOUNT" = 0 ] || [ -n "${SLURM_JOB_ACCOUNT:-}" ] || die 64 "$SITE needs an account: sbatch -A PROJECT ..."
+    for module in ${SITE_MODULES[@]+"${SITE_MODULES[@]}"}; do
+        module load "$module" || die 65 "$SITE: module load $module failed"
+    done
+    site_env
+    if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then site_env_multi_node; fi
+    unset SLURM_EXPORT_ENV   # after sbatch --export=NONE steps would start without any environment
+    export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}   # since 22.05 steps do not inherit -c
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}
+}
+
+meet() {  # where the ranks find each other
+    local hosts
+    hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST") || hosts=''
+    MASTER_ADDR=${hosts%%$'\n'*}
+    # Never localhost instead: then every node would be a world of its own, and hang.
+    [ -n "$MASTER_ADDR" ] || die 65 "scontrol show hostnames $SLURM_JOB_NODELIST names no host"
+    # Below the ephemeral ports; another one in each life, since the last one's may linger.
+    MASTER_PORT=$((20000 + (SLURM_JOB_ID * 7 + life) % 12000))
+    tasks_per_node=${SLURM_NTASKS_PER_NODE:-${SLURM_TASKS_PER_NODE%%[!0-9]*}}
+    WORLD_SIZE=$((SLURM_JOB_NUM_NODES * tasks_per_node)) LOCAL_WORLD_SIZE=$tasks_per_node
+    [ "${SLURM_NTASKS:-$WORLD_SIZE}" = "$WORLD_SIZE" ] ||
+        die 64 "$SLURM_NTASKS tasks on $SLURM_JOB_NUM_NODES nodes: give --nodes and --ntasks-per-node, not --ntasks"
+    export MASTER_ADDR MASTER_PORT WORLD_SIZE LOCAL_WORLD_SIZE
+}
+
+capture() {  # what a later reader wants to know of this life; names are chosen, since environments hold secrets
+    mkdir -p "$run_dir/slurm"
+    cp "$0" "$run_dir/job.sh"
+    {
+        scontrol show job "$SLURM_JOB_ID"
+        git log -1 --format='commit %H' 2>/dev/null || true
+        env | grep -E '^(SLURM|NCCL|RCCL|TORCH|FI|MIOPEN|OMP|MASTER|WORLD|CUDA|ROCR|HIP|LOADEDMODULES)' | sort
+    } >"$run_dir/slurm/$SLURM_JOB_ID.$life.txt"
+    # The flight recorder: when a collective of NCCL hangs, each rank writes what it waited for.
+    export TORCH_FR_BUFFER_SIZE=2000 TORCH_NCCL_DUMP_ON_TIMEOUT=1 TORCH_FR_DUMP_TEMP_FILE=$run_dir/slurm/flight_rank_
+}
+
+unpack_environment() {  # 128 ranks that import torch from a parallel file system take minutes
+    [ -n "${ENV_ARCHIVE:-}" ] && [ -n "$SITE_NODE_LOCAL" ] && [ "$SLURM_JOB_NUM_NODES" -ge "$SITE_NODE_LOCAL_FROM" ] || return 0
+    local here=$SITE_NODE_LOCAL/env-$SLURM_JOB_ID
+    [ -f "$ENV_ARCHIVE" ] || die 64 "ENV_ARCHIVE=$ENV_ARCHIVE: no such file"
+    # shellcheck disable=SC2016,SC2086  # the nodes expand it; several options in one text
+    if sbcast $SITE_SBCAST "$ENV_ARCHIVE" "$here.tar" &&
+        srun --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" bash -c \
+            'mkdir -p "$1" && tar -xf "$1.tar" -C "$1" && if [ -x "$1/bin/conda-unpack" ]; then "$1/bin/conda-unpack"; fi' unpack "$here"; then
+        PYTHON=$here/bin/python
+    else
+        say "the environment could not be put on the nodes; using $PYTHON"
+        srun --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" rm -rf "$here" "$here.tar" || true
+    fi
+}
+
+preflight() {
+    [ "${PREFLIGHT:-1}" = 1 ] || return 0
+    local rc=0 bad=$run_dir/slurm/$SLURM_JOB_ID.$life.bad_nodes
+    ranks "$SLURM_JOB_NUM_NODES" "$tasks_per_node" -m launch preflight --site "$SITE" --bad-nodes "$bad" || rc=$?
+    [ "$rc" = 0 ] && return
+    [ ! -s "$bad" ] || die 65 "preflight: bad nodes; submit again with --exclude=$(paste -sd, "$bad")"
+    die 65 "preflight failed with exit code $rc; PREFLIGHT=0 skips it"
+}
+
+# What each task does: the five variables of its rank, then Python. 75 is told by a file, not by the exit code: with
+# --kill-on-bad-exit srun would kill the ranks that are a moment behind, and report their death instead. USR1 is ignored
+# until Python takes it over: during its imports it would kill.
+# shellcheck disable=SC2016  # each task expands it
+TASK='trap "" USR1; trap : TERM
+export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_STEP_NUM_TASKS
+eval "$TASK_ENV"
+rc=0; "$PYTHON" "$@" || rc=$?
+if [ "$rc" = 75 ]; then : >"$AGAIN"; exit 0; fi
+exit "$rc"'
+
+ranks() {  # nodes, tasks on each, then words for Python
+    export TASK_ENV PYTHON AGAIN=${run_dir:-/tmp}/slurm/$SLURM_JOB_ID.$life.again
+    rm -f "$AGAIN"
+    srun --nodes="$1" --ntasks-per-node="$2" --ntasks=$(($1 * $2)) --kill-on-bad-exit=1 --wait=60 --unbuffered \
+        ${SITE_SRUN[@]+"${SITE_SRUN[@]}"} bash -c "$TASK" task "${@:3}" &
+    step_pid=$!
+    local rc=0
+    wait "$step_pid" || rc=$?
+    while kill -0 "$step_pid" 2>/dev/null; do   # a signal that we trap ends `wait`, not the step
+        # Again and again: the ranks may not have been listening yet. Later ones do nothing.
+        if [ -n "$usr1" ]; then kill -USR1 "$step_pid" 2>/dev/null || true; sleep 5 & wait $! || true; fi
+        rc=0; wait "$step_pid" || rc=$?
+    done
+    step_pid=''
+    [ ! -e "$AGAIN" ] || { rm -f "$AGAIN"; return 75; }
+    return "$rc"
+}
+
+finish() {  # exit code of the training: go on in another life, or leave a record that says how it ended
+    local rc=$1 state
+    state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T 2>/dev/null) || state=UNKNOWN
+    if [ "$rc" = 75 ] && [ "$state" = RUNNING ] && [ "$SITE_REQUEUE" = 1 ]; then
+        if [ "$life" -ge "${MAX_RESTARTS:-20}" ]; then
+            say "saved, but this was life $((life + 1)) of at most $((${MAX_RESTARTS:-20} + 1)): sbatch it again to go on"
+        elif scontrol requeue "$SLURM_JOB_ID"; then
+            say "saved; requeued as life $((life + 2))"
+            sleep 60   # SLURM ends this shell
+        else
+            say "saved, but scontrol requeue is refused: sbatch the same command again, or set requeue: false in the site file"
+        fi
+    elif [ "$rc" != 0 ]; then
+        "$PYTHON" -m launch ended "$run_dir" --job "$SLURM_JOB_ID" --state "$state" --code "$rc" || true
+    fi
+    # The rest of a chain (sites without requeue) is there for what was saved only.
+    if [ -n "${SLURM_ARRAY_JOB_ID:-}" ] && [ "$SITE_REQUEUE" = 0 ] && [ "$rc" != 75 ]; then
+        scancel --state=PENDING "$SLURM_ARRAY_JOB_ID" || true
+    fi
+    exit "$rc"
+}
+
+train() {
+    local rc=0
+    run_dir=$("$PYTHON" -m launch where "$EXPERIMENT" --ranks "$WORLD_SIZE" "$@") || exit $?
+    capture
+    unpack_environment
+    preflight
+    say "$EXPERIMENT on $SLURM_JOB_NUM_NODES x $tasks_per_node ranks, meeting at $MASTER_ADDR:$MASTER_PORT -> $run_dir"
+    ranks "$SLURM_JOB_NUM_NODES" "$tasks_per_node" -m launch train "$EXPERIMENT" "$@" || rc=$?
+    finish "$rc"
+}
+
+prepare() {  # MPI: the ranks share the slides, and large slides among them
+    local rc=0
+    srun --mpi="$SITE_MPI" --kill-on-bad-exit=1 --unbuffered "$PYTHON" -m launch prep "$EXPERIMENT" "$@" &
+    step_pid=$!
+    wait "$step_pid" || rc=$?
+    while kill -0 "$step_pid" 2>/dev/null; do rc=0; wait "$step_pid" || rc=$?; done
+    # Out of time: what is done stays done, and another life does the rest.
+    [ -z "$usr1" ] || [ "$rc" = 0 ] || [ "$life" -ge "${MAX_RESTARTS:-20}" ] || [ "$SITE_REQUEUE" = 0 ] ||
+        { scontrol requeue "$SLURM_JOB_ID" && sleep 60; }
+    exit "$rc"
+}
+
+scaling() {  # the whole study in one allocation: 1, 2, 4, ... ranks up to all of it
+    local n settings rc=0 worst=0
+    for ((n = 1; n <= WORLD_SIZE; n *= 2)); do
+        settings=$("$PYTHON" -m launch where "$EXPERIMENT" --scaling "${MODE:-strong}" --ranks "$n" --of "$WORLD_SIZE" "$@") || exit $?
+        mapfile -t settings <<<"$settings"
+        run_dir=${settings[0]}
+        capture
+        local per_node=$((n < tasks_per_node ? n : tasks_per_node)); rc=0
+        say "$EXPERIMENT, ${MODE:-strong} scaling, $n ranks -> $run_dir"
+        ranks $((n / per_node)) "$per_node" -m launch train "$EXPERIMENT" "${settings[@]:1}" || rc=$?
+        [ "$rc" != 75 ] || finish 75
+        [ "$rc" = 0 ] || { worst=$rc; "$PYTHON" -m launch ended "$run_dir" --job "$SLURM_JOB_ID" --state RUNNING --code "$rc" || true; }
+    done
+    exit "$worst"
+}
+
+under_slurm() {
+    # A chain of array tasks is lives of one run too.
+    if [ -n "${SLURM_ARRAY_TASK_ID:-}" ] && [ "$SITE_REQUEUE" = 0 ]; then
+        # shellcheck disable=SC2153  # SLURM sets it
+        life=$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN)); export SLURM_RESTART_COUNT=$life
+    fi
+    trap 'usr1=1; say "USR1: all ranks save together at the next step"; [ -z "$step_pid" ] || kill -USR1 "$step_pid" 2>/dev/null || true' USR1
+    trap : TERM   # scancel: the ranks save; this shell stays to write how it ended
+    enter_site
+    meet
+    case $KIND in
+    train) train "$@" ;;
+    prep) prepare "$@" ;;
+    scaling) scaling "$@" ;;
+    bench) srun --nodes=1 --ntasks=1 "$PYTHON" tests/benchmarks/bench_build.py "$@" ;;
+    esac
+}
+
+# -- without SLURM: the same on this machine -------------------------------------------------------------------------
+
+on_this_machine() {
+    local n start=("$PYTHON")
+    if [ "${RANKS:-1}" -gt 1 ]; then
+        start=("$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$RANKS")
+    fi
+    case $KIND in
+    train) exec "${start[@]}" -m launch train "$EXPERIMENT" "$@" ;;
+    prep) exec "$PYTHON" -m launch prep "$EXPERIMENT" --jobs "${RANKS:-1}" "$@" ;;
+    bench) exec "$PYTHON" tests/benchmarks/bench_build.py "$@" ;;
+    scaling)
+        for ((n = 1; n <= ${RANKS:-1}; n *= 2)); do
+            local settings; settings=$("$PYTHON" -m launch where "$EXPERIMENT" --scaling "${MODE:-strong}" --ranks "$n" --of "${RANKS:-1}" "$@") || exit $?
+            mapfile -t settings <<<"$settings"
+            "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$n" -m launch train "$EXPERIMENT" "${settings[@]:1}"
+        done ;;
+    esac
+}
+
+choose_experiment
+choose_python
+if [ -n "${SLURM_JOB_ID:-}" ]; then under_slurm "$@"; else on_this_machine "$@"; fi

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# APF-UNETR on PAIP at 1,024 px, on as many GPUs as in the paper; PATCHING=uniform: UNETR.
+# Made by `python -m launch render`; numbers come from the experiments and from jobs/sites/generic-cuda.yaml: edit those.
+#   sbatch jobs/paip_1k.sh [key=value ...]: settings as `python -m launch train` takes them
+#   sbatch -N2 --time=1:00:00 jobs/paip_1k.sh ...: sbatch's own options win over those below
+#   bash jobs/paip_1k.sh [key=value ...]: without SLURM, on this machine
+#SBATCH --job-name=paip_1k
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --output=%x-%j.out
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@180
+#SBATCH --requeue
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+
+# shellcheck disable=SC2034  # jobs/body.sh reads them
+{
+JOB=paip_1k KIND=train APF=paip_1k UNIFORM=paip_1k_uniform
+SITE=generic-cuda SITE_ACCOUNT=0 SITE_REQUEUE=1
+SITE_MPI=pmi2
+SITE_MODULES=()
+SITE_SRUN=(--gpu-bind=none --cpu-bind=cores)
+SITE_NODE_LOCAL="" SITE_SBCAST='' SITE_NODE_LOCAL_FROM=0
+site_env() { :; }
+site_env_multi_node() { :; }
+TASK_ENV=:
+}
+for root in "${SLURM_SUBMIT_DIR:-.}" "${SLURM_SUBMIT_DIR:-.}/.." "$(dirname "$0")/.."; do
+    [ ! -f "$root/jobs/body.sh" ] || break
+done
+cd "$root" || exit 64
+[ -f jobs/body.sh ] || { echo "error: $PWD has no jobs/body.sh: submit from the repository's folder" >&2; exit 64; }
+# shellcheck source=jobs/body.sh
+source jobs/body.sh

@@ -1,0 +1,106 @@
+"""What jobs/body.sh asks Python for: where a run will live, how a job ended, the command that makes token files.
+
+Must not import torch: it runs before the ranks start, on a login or batch node.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch.config import Config, ConfigError, load
+from launch.images import open_files
+from launch.record import new_record, now, read_record, write_record
+from launch.run import check_world
+
+
+def where(config: Config, ranks: int) -> Path:
+    """The run directory of a configuration, after everything that can be checked without its data being read.
+
+    Raises:
+        ConfigError: The batch does not fit the ranks, or there is no data.
+    """
+    check_world(config, ranks)
+    open_files(config.data)
+    return config.run_dir(ranks)
+
+
+_STATUS = {"CANCELLED": "preempted", "TIMEOUT": "timeout", "PREEMPTED": "preempted"}
+
+
+def record_end(run_dir: Path, job: str, state: str, code: int) -> dict[str, Any] | None:
+    """Complete or write the record of a job that did not end well by itself.
+
+    A record that the ranks wrote stays, with the scheduler's word before their reason when the job was cancelled or
+    ran out of time. Ranks that were killed wrote none: the record then says how the scheduler saw the job end.
+
+    Args:
+        run_dir: The run directory.
+        job: Number of the job.
+        state: What squeue calls the job now (RUNNING, COMPLETING, CANCELLED, TIMEOUT, ...).
+        code: Exit code of the training step.
+
+    Returns:
+        The record, or None when there is nothing to add.
+    """
+    # While a cancelled job ends, squeue says COMPLETING; 75 means that it was a signal, not a fault.
+    cancelled = state == "CANCELLED" or (state == "COMPLETING" and code in (75, 137, 143))
+    words = f"job {job} was cancelled (scancel)" if cancelled else f"job {job} reached its time limit"
+    record = read_record(run_dir)
+    if record is not None:
+        if record["status"] == "ok" or not (cancelled or state == "TIMEOUT"):
+            return None
+        record["reason"] = f"{words}; {record['reason']}"
+    else:
+        if not (cancelled or state == "TIMEOUT"):
+            words = f"job {job}: the training step ended with exit code {code} and left no record; see its log"
+        status = "preempted" if cancelled else _STATUS.get(state, "failed")
+        record = new_record(status=status, reason=words, run_id=run_dir.name, experiment=run_dir.parent.name,
+                            finished_at=now(), **_known(run_dir))  # fmt: skip
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_record(run_dir, record)
+    return record
+
+
+def _known(run_dir: Path) -> dict[str, Any]:
+    """What config.yaml tells of a run that could not speak for itself; nothing when it never came so far."""
+    try:
+        config = Config.model_validate(yaml.safe_load((run_dir / "config.yaml").read_text()))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    data = config.data
+    return {
+        "model": config.model.name, "decoder": config.model.decoder_name, "patching": data.patching,
+        "resolution": data.resolution, "patch": data.patch, "length": data.length, "engine": config.engine.name,
+        "precision": config.train.precision, "seed": config.train.seed, "data": data.dir,
+        "config_sha256": config.sha256(), "global_batch": config.train.batch, "task": config.model.task,
+    }  # fmt: skip
+
+
+def prep_arguments(name: str, slides: str, masks: str | None, more: list[str]) -> list[str]:
+    """Arguments of `python -m data_prep` that make the token files an experiment reads.
+
+    Args:
+        name: Experiment; `key=value` words of `more` are settings of it.
+        slides: Folder of slides.
+        masks: Folder of masks, or None.
+        more: Settings, and options of `data_prep build` as they are.
+
+    Raises:
+        ConfigError: The experiment does not read token files.
+    """
+    settings = [word for word in more if "=" in word and not word.startswith("-")]
+    data = load(name, settings).data
+    if data.kind == "images":
+        raise ConfigError(f"{name} reads pictures, not token files: nothing to prepare")
+    words = [
+        "build", slides, "--out", data.dir, "--resolution", str(data.resolution), "--patch", str(data.patch),
+        "--patching", data.patching, "--classes", str(data.classes if data.labels is None else 1),
+    ]  # fmt: skip
+    if data.patching == "apf":
+        words += ["--length", str(data.length)]
+    if masks:
+        words += ["--masks", masks]
+    return words + [word for word in more if word not in settings]
