@@ -10,6 +10,7 @@ from hpc_models.hct import GMIC, HCT, DefGMIC
 from hpc_models.hipt import HIPT
 from hpc_models.hiri_vit import HIRIViT
 from hpc_models.rivit import RIViT
+from hpc_models.swin_unetr import SwinUNETR
 from hpc_models.transunet import TransUNet
 from hpc_models.unet import UNet
 from hpc_models.unetr import UNETR
@@ -24,12 +25,14 @@ MODELS: dict[str, type[nn.Module]] = {
     "hipt": HIPT,
     "hiri_vit": HIRIViT,
     "rivit": RIViT,
+    "swin_unetr": SwinUNETR,
     "transunet": TransUNet,
     "unet": UNet,
     "unetr": UNETR,
     "vit": ViT,
 }
-ALIASES = {"unet_tiled": "unet"}
+# ViT with a linear head per token is UNETR without its decoder.
+ALIASES = {"unet_tiled": "unet", "vit_seg": "unetr"}
 
 
 def names() -> list[str]:

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from launch.model_base import Inputs, ModelConfig, OptionalFloat, OptionalInt
+from launch.model_families.spine import UNETRConfig
 
 
 class PictureConfig(ModelConfig):
@@ -52,4 +53,27 @@ class TransUNetConfig(PictureConfig):
         return self
 
 
-MODELS: dict[str, type[ModelConfig]] = {"transunet": TransUNetConfig}
+class SwinUNETRConfig(PictureConfig):
+    """`swin_unetr`: MONAI's Swin UNETR."""
+
+    name: Literal["swin_unetr"] = Field(default="swin_unetr", description="registered name of the model")
+    feature_size: int = Field(default=24, gt=0, multiple_of=12, description="channels of the finest level")
+    depths: tuple[int, int, int, int] = Field(default=(2, 2, 2, 2), description="blocks of the stages")
+    heads: tuple[int, int, int, int] = Field(default=(3, 6, 12, 24), description="attention heads of the stages")
+    window: int = Field(default=7, gt=0, description="side of an attention window")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="of the transformer")
+
+
+class ViTSegConfig(UNETRConfig):
+    """`vit_seg`: ViT with one linear map per token to its cells, which is `unetr` with decoder=token."""
+
+    name: Literal["vit_seg"] = Field(default="vit_seg", description="registered name of the model")  # type: ignore[assignment]
+    decoder: Literal["token"] = Field(default="token", description="a linear map per token")
+    qkv_bias: bool = Field(default=True, description="bias in the attention's first linear map")
+
+
+MODELS: dict[str, type[ModelConfig]] = {
+    "swin_unetr": SwinUNETRConfig,
+    "transunet": TransUNetConfig,
+    "vit_seg": ViTSegConfig,
+}

@@ -25,7 +25,10 @@ TRANSUNET = {
     **PICTURE, "width": 32, "depth": 2, "heads": 4, "mlp_dim": 48, "stem_width": 8, "units": (1, 2, 1),
     "decoder_widths": (16, 16, 8, 8),
 }  # fmt: skip
+SWIN = {**PICTURE, "feature_size": 12, "depths": (1, 1, 1, 1), "heads": (1, 2, 3, 4), "window": 4}
 MODELS = {
+    "swin_unetr": ("swin_unetr", SWIN),
+    "swin_unetr-sequence": ("swin_unetr", {**SWIN, "layout": "sequence"}),
     "transunet": ("transunet", {**TRANSUNET, "norm": "instance"}),
     "transunet-sequence": ("transunet", {**TRANSUNET, "norm": "instance", "layout": "sequence"}),
     "transunet-batch": ("transunet", TRANSUNET),
