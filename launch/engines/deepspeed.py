@@ -193,10 +193,25 @@ class DeepSpeedEngine:
             tag = UNIVERSAL
             self._convert(folder)
             config.load_universal_checkpoint = True
+        settings = [{k: v for k, v in g.items() if k != "params"} for g in self._engine.optimizer.param_groups]
         path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
+        if tag == UNIVERSAL:
+            self._repair(settings, int(notes["step"]))
         config.load_universal_checkpoint = False
         if path is None:
             raise EngineError(f"{folder}: DeepSpeed could not read its checkpoint")
+
+    def _repair(self, settings: list[dict[str, Any]], step: int) -> None:
+        """Undo what loading the universal form does to a torch optimiser (seen in DeepSpeed 0.19.8).
+
+        It gives all groups the settings of the first (weight decay goes to norms and biases too), and one counter of
+        steps to all parameters, which then counts each step once per parameter.
+        """
+        inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+        for group, own in zip(inner.param_groups, settings, strict=True):
+            group.update(own)
+        for moments in inner.state.values():
+            moments["step"] = torch.tensor(float(step))
 
     def _convert(self, folder: Path) -> None:
         """Write the universal form beside the native one; rank 0 alone."""
