@@ -11,6 +11,7 @@ from data_prep.interrupts import leave_at_once
 from launch.config import Config, ConfigError, load
 from launch.experiments import EXPERIMENTS, describe
 from launch.job_commands import add_job_commands
+from launch.models import add_models_command
 from launch.ranks import EXIT_CONFIG, EXIT_OK, RankError, find_ranks
 
 _EPILOG = """\
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
             "overrides", metavar="key=value", nargs="*", help="settings to change, e.g. train.max_seconds=60"
         )
     add_job_commands(commands)
+    add_models_command(commands)
     return parser
 
 
