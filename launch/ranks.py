@@ -75,7 +75,10 @@ def find_ranks(env: Mapping[str, str] = os.environ) -> Ranks:
         if missing:
             raise RankError(f"RANK and WORLD_SIZE are set but {', '.join(missing)} is not; torchrun sets all of them")
         local = int(env.get("LOCAL_RANK", int(env["RANK"]) % local_world))
-        return Ranks(int(env["RANK"]), world, local, local_world, max(1, world // local_world), "torchrun", "env://")
+        # The job scripts set the variables of each task of a step themselves; under torchrun, tasks are not ranks.
+        step = (env.get("SLURM_PROCID"), env.get("SLURM_STEP_NUM_TASKS")) == (env["RANK"], env["WORLD_SIZE"])
+        launcher = "srun" if step else "torchrun"
+        return Ranks(int(env["RANK"]), world, local, local_world, max(1, world // local_world), launcher, "env://")
     step_tasks = int(env.get("SLURM_STEP_NUM_TASKS", "0"))
     pmi_world = int(env.get("OMPI_COMM_WORLD_SIZE", env.get("PMI_SIZE", "0")))
     if step_tasks > 1 and pmi_world in (0, step_tasks):
