@@ -149,7 +149,7 @@ def latex(table: Table) -> str:
     ]
     previous = None
     for row, kind in zip(table.rows, table.kinds, strict=True):
-        if previous is not None and kind != previous:
+        if previous is not None and (kind.split()[:1] != previous.split()[:1] or kind.endswith(" first")):
             lines.append("    \\midrule")
         cells = ["--" if cell is None or cell == MISSING else escape_latex(cell) for cell in row]
         lines.append("    " + " & ".join(cells) + r" \\")

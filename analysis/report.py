@@ -13,7 +13,7 @@ from analysis.figures import draw_all
 from analysis.formats import MISSING, escape_html, html_table, write_atomically
 from analysis.groups import Group
 from analysis.page_style import CSS
-from analysis.published import published_tables
+from analysis.paper_tables import published_tables
 from analysis.records import Run
 from analysis.run_files import read_environment
 from analysis.tables import Comparison, comparison_table, dice_cell, problem_table, ratio
