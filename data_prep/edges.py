@@ -11,6 +11,7 @@ eight times the range in its 3 x 3 neighbourhood), so flat background costs a mi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -19,7 +20,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.hysteresis import BlockEdges, merge_blocks, resolve_block
+from data_prep.hysteresis import BlockEdges, merge_blocks, resolve_pixels
+from data_prep.kernel_maxima import maxima
 from data_prep.quadtree import tree_depth
 
 __all__ = [
@@ -30,14 +32,14 @@ __all__ = [
     "blurred",
     "count_edges",
     "edge_map",
+    "gaussian",
     "gradient",
     "is_flat",
     "luma",
-    "maxima",
+    "weak_pixels",
 ]
 
 Gray = NDArray[np.uint8]
-Derivative = NDArray[np.int16]
 Reader = Callable[[int, int, int, int], NDArray[np.uint8]]
 Thresholds = tuple[int, int] | Literal["auto"]
 
@@ -46,7 +48,7 @@ MAX_MAGNITUDE = 2040  # |dx| + |dy| of a 3 x 3 Sobel on bytes: 4 * 255 each
 _BLUR = {512: 3, 1024: 3, 4096: 7, 8192: 9, 16384: 11, 32768: 13, 65536: 15}
 _BLOCK = 256  # all of one block stays in the second-level cache
 REACH_PX = 3  # of gradient and non-maximum suppression, with a pixel to spare
-_DENSE = 4  # one pixel in so many above the lower threshold
+ROOM = 16  # spare entries that `kernel_maxima.maxima` may write to
 _CACHE_BYTES = 512 * 2**20  # blurred luma up to this size is kept between the two passes of `auto`
 
 
@@ -310,70 +312,44 @@ def block_edges(
         p_min: side of a counting cell.
         keep_map: keep what `BlockEdges.edge_map` needs.
     """
-    dx, dy, magnitude = gradient(values)
-    if int(magnitude.max()) <= lo:
+    found = weak_pixels(values, inside, lo)
+    if found is None:
         return None
-    # OpenCV follows every pixel above `lo`; where these are many, arithmetic on all pixels takes less time.
-    dense = _DENSE * np.count_nonzero(magnitude > lo) > magnitude.size
-    framed = all(0 < axis.start and axis.stop < size for axis, size in zip(inside, magnitude.shape, strict=True))
-    found = maxima(dx, dy, magnitude, lo) if dense and framed else cv2.Canny(dx, dy, lo, lo) != 0
-    weak = np.ascontiguousarray(found[inside])
-    if not weak.any():
-        return None
-    return resolve_block(weak, magnitude[inside] > hi, rectangle[0], rectangle[1], p_min, keep_map)
+    pixel, magnitude = found
+    return resolve_pixels(pixel, magnitude > hi, rectangle, p_min, keep_map)
 
 
-def maxima(dx: Derivative, dy: Derivative, magnitude: Derivative, lo: int) -> NDArray[np.bool_]:
-    """Canny's weak pixels, as `cv2.Canny(dx, dy, lo, lo)` has them, without following any; all but the outermost line.
+def weak_pixels(
+    values: Gray, inside: tuple[slice, slice], lo: int
+) -> tuple[NDArray[np.uint32], NDArray[np.uint16]] | None:
+    """`cv2.Canny(values, lo, lo)` as a list: pixels of the block (y * w + x, ascending) and their magnitudes.
 
-    OpenCV compares |dy| * 2**15 with |dx| * 13573 (the tangent of 22.5 degrees) and |dx| * (13573 + 2**16) (of 67.5).
-    |dy| is an integer and 13573 odd, so that is |dy| <= t and |dy| > t + 2 |dx| with t = |dx| * 13573 >> 15 (dx = 0
-    and |dy| = 0 has no magnitude). 13573 = 53 * 256 + 5, so t = (53 |dx| + (5 |dx| >> 8)) >> 7, which 16 bits hold.
-
-    Args:
-        dx: (h, w), contiguous like the others, from `gradient`.
-        dy: (h, w).
-        magnitude: (h, w), |dx| + |dy|.
-        lo: the threshold.
-
-    Returns:
-        (h, w); the first and last row and column are undefined.
+    None without any. Arguments as `block_edges`.
     """
-    h, w = magnitude.shape
-    out = np.zeros(h * w, np.bool_)
-    m = magnitude.reshape(-1)
-    a, z = w + 1, h * w - w - 1  # as one long line: neighbours are a fixed step away
-    here = m[a:z]
+    rows, columns = inside
+    w, room = columns.stop - columns.start, (columns.stop - columns.start) * (rows.stop - rows.start) + ROOM
+    pixel, magnitude = np.empty(room, np.uint32), np.empty(room, np.uint16)
+    frame = (0, 0, values.shape[1], values.shape[0])  # where it is not, the halo is wide enough
+    n = maxima(
+        np.ascontiguousarray(values), frame, (columns.start, rows.start, columns.stop, rows.stop), gaussian(1), lo,
+        (0, 0), np.zeros((2, 1), np.uint32), (0, w), pixel, magnitude,
+    )  # fmt: skip
+    return (pixel[:n].copy(), magnitude[:n].copy()) if n else None
 
-    def above(step: int) -> NDArray[np.bool_]:
-        """Larger than the neighbour a step away."""
-        return here > m[a + step : z + step]
 
-    across = np.abs(dx.reshape(-1)[a:z]).view(np.uint16)
-    down = here.view(np.uint16) - across
-    t = across * np.uint16(53)
-    t += (across * np.uint16(5)) >> np.uint16(8)
-    t >>= np.uint16(7)
-    level = down <= t
-    t += across
-    t += across
-    steep = down > t
-    falls = (dx.reshape(-1)[a:z] ^ dy.reshape(-1)[a:z]) < 0
-    # The neighbour before must be smaller, the one after not larger: one comparison serves two pixels.
-    rises = m[a : z + 1] > m[a - 1 : z]
-    found = np.greater(rises[:-1], rises[1:])
-    found &= level
-    rises = m[a : z + w] > m[a - w : z]
-    found |= np.greater(rises[: z - a], rises[w:]) & steep
-    slanted = above(-w - 1)
-    slanted &= above(w + 1)
-    other = above(1 - w)
-    other &= above(w - 1)
-    other ^= slanted
-    other &= falls
-    slanted ^= other
-    level |= steep
-    found |= np.greater(slanted, level)
-    found &= here > lo
-    out[a:z] = found
-    return out.reshape(h, w)
+@functools.cache
+def gaussian(blur: int) -> NDArray[np.uint16]:
+    """Weights of OpenCV's 8-bit Gaussian of side `blur` in 256ths, from the centre on, then the zeros `maxima` wants.
+
+    Found by blurring a bright line: rounded, 255 / 256 of a weight up to 128 is the weight.
+    """
+    line = np.zeros((1, 2 * blur + 1), np.uint8)
+    line[0, blur] = 255
+    out = np.zeros(blur // 2 + 4, np.uint16)
+    if blur == 1:
+        out[0] = 256
+    else:
+        seen: Any = cv2.GaussianBlur(line, (blur, blur), 0)
+        out[: blur // 2 + 1] = seen[0, blur : blur + blur // 2 + 1]
+    assert int(out[0]) + 2 * int(out[1:].sum()) == 256, f"OpenCV's Gaussian of side {blur} is none of 256ths"
+    return out

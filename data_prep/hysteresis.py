@@ -1,6 +1,6 @@
 """Canny's hysteresis, exact across blocks: local components first, then one union over borders.
 
-Must not import anything of the suite.
+Imports compiled loops only.
 
 `Canny(lo, hi)` is the set of 8-connected components of `Canny(lo, lo)` (weak pixels) that hold a strong pixel. Inside
 a block a component with a strong pixel is decided (on), and one without that touches no border is decided too (off).
@@ -18,9 +18,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from data_prep.kernel_components import components
 
 Labels = NDArray[np.int64]
 
@@ -83,50 +84,47 @@ def resolve_block(
         keep_map: keep what `BlockEdges.edge_map` needs.
     """
     h, w = weak.shape
-    # Edges are thin and few: lists of pixels beat dense look-ups (take and compress beat brackets).
     pixel = np.flatnonzero(weak)
-    # Even provisional labels are fewer than the pixels, so 16 bits (less memory to move) nearly always do.
-    kind = cv2.CV_16U if len(pixel) < 65535 else cv2.CV_32S
-    label: Any
-    n, label = cv2.connectedComponentsWithAlgorithm(weak.view(np.uint8), 8, kind, cv2.CCL_BOLELLI)
-    owner = label.ravel().take(pixel)
-    code = np.full(n, _NONE, np.int32)
-    code[owner.compress(strong.ravel().take(pixel))] = _ON
-    sides = (label[0], label[-1], label[:, 0], label[:, -1])
-    at_border = np.zeros(n, np.bool_)
-    for side in sides:
-        at_border[side] = True
-    at_border[0] = False  # background
-    unsure = np.flatnonzero(at_border & (code == _NONE))
-    code[unsure] = _OPEN + np.arange(len(unsure), dtype=np.int32)
+    return resolve_pixels(pixel.astype(np.uint32), strong.ravel().take(pixel), (x_px, y_px, w, h), p_min, keep_map)
 
-    of_pixel = code.take(owner)
-    on = pixel.compress(of_pixel == _ON)
-    waiting = of_pixel >= _OPEN
-    late, late_owner = pixel.compress(waiting), of_pixel.compress(waiting).astype(np.int64) - _OPEN
-    left, top = x_px % p_min, y_px % p_min
-    shape = -(-(top + h) // p_min), -(-(left + w) // p_min)
-    area = shape[0] * shape[1]
 
-    def cell(flat: Labels) -> Labels:
-        rows = flat // w
-        found: Labels = (rows + top) // p_min * shape[1] + (flat - rows * w + left) // p_min
-        return found
+def resolve_pixels(
+    pixel: NDArray[np.uint32],
+    strong: NDArray[np.bool_],
+    rectangle: tuple[int, int, int, int],
+    p_min: int,
+    keep_map: bool = False,
+) -> BlockEdges:
+    """`resolve_block` from a list of the weak pixels.
 
-    counts = np.bincount(cell(on), minlength=area).astype(np.int32).reshape(shape)
-    key, number = np.unique(late_owner * area + cell(late), return_counts=True)
+    Args:
+        pixel: (n,) weak pixels as y * w + x in the block, ascending.
+        strong: (n,) whether each is strong.
+        rectangle: (x, y, w, h) of the block in the frame.
+        p_min: side of a counting cell, a power of two.
+        keep_map: keep what `BlockEdges.edge_map` needs.
+    """
+    x, y, w, h = rectangle
+    left, top = x % p_min, y % p_min
+    counts = np.zeros((-(-(top + h) // p_min), -(-(left + w) // p_min)), np.int32)
+    code, sides = np.empty(len(pixel), np.int32), np.zeros(2 * (w + h), np.int32)
+    n_open = components(pixel, strong, (w, h), (p_min.bit_length() - 1, left, top), counts, code, sides)
+    waiting = code >= _OPEN
+    late, owner = pixel.compress(waiting).astype(np.int64), code.compress(waiting).astype(np.int64) - _OPEN
+    cell = (late // w + top) // p_min * counts.shape[1] + (late % w + left) // p_min
+    key, number = np.unique(owner * counts.size + cell, return_counts=True)
     return BlockEdges(
-        x_px,
-        y_px,
+        x,
+        y,
         w,
         h,
-        tuple(code[side] for side in sides),
-        len(unsure),
-        (x_px // p_min, y_px // p_min),
+        tuple(np.split(sides, [w, 2 * w, 2 * w + h])),
+        n_open,
+        (x // p_min, y // p_min),
         counts,
-        np.stack([key // area, key % area, number], 1),
-        on if keep_map else None,
-        np.stack([late_owner, late]) if keep_map else None,
+        np.stack([key // counts.size, key % counts.size, number], 1),
+        pixel.compress(code == _ON).astype(np.int64) if keep_map else None,
+        np.stack([owner, late]) if keep_map else None,
     )
 
 

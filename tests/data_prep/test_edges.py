@@ -10,8 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import edges
-from data_prep.edges import MAX_MAGNITUDE, auto_thresholds, blur_for, count_edges, edge_map, gradient, luma, maxima
+from data_prep.edges import (
+    MAX_MAGNITUDE,
+    ROOM,
+    auto_thresholds,
+    blur_for,
+    count_edges,
+    edge_map,
+    gaussian,
+    gradient,
+    luma,
+    weak_pixels,
+)
 from data_prep.hysteresis import merge_blocks, resolve_block
+from data_prep.kernel_maxima import is_maximum, maxima
 
 IMAGES = sorted((Path(__file__).parents[2] / "data_prep" / "sample_data" / "glomeruli24" / "images").iterdir())
 FIXED = [(100, 200), (0, 0), (0, 40), (20, 300), (60, 61), (5, 1500)]
@@ -157,25 +169,53 @@ def _painted(merged, size_px):
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 255), st.sampled_from([1, 3, 7]), st.integers(0, 600))
-def test_maxima_are_the_weak_pixels_of_opencv(seed, span, blur, lo):
+def test_weak_pixels_are_those_of_opencv(seed, span, blur, lo):
     rng = np.random.default_rng(seed)
-    gray = rng.integers(0, span + 1, rng.integers(3, 80, 2), np.uint8)
-    dx, dy, magnitude = gradient(edges.blurred(gray, blur))
+    gray = edges.blurred(rng.integers(0, span + 1, rng.integers(3, 80, 2), np.uint8), blur)
+    h, w = gray.shape
+    dx, dy, magnitude = gradient(gray)
     expected = cv2.Canny(dx, dy, lo, lo) != 0
-    np.testing.assert_array_equal(maxima(dx, dy, magnitude, lo)[1:-1, 1:-1], expected[1:-1, 1:-1])
+    found = weak_pixels(gray, (slice(0, h), slice(0, w)), lo)
+    pixel, size = (np.zeros(0, int), np.zeros(0, int)) if found is None else found
+    np.testing.assert_array_equal(pixel, np.flatnonzero(expected))
+    np.testing.assert_array_equal(size, magnitude[expected])
 
 
 def test_maxima_of_every_direction():
     # All pairs of derivatives, each between neighbours that only some directions look at.
     across, down = (v.astype(np.int16) for v in np.meshgrid(np.arange(-1020, 1021), np.arange(0, 1021)))
+    flag = np.zeros(3 * 2041, np.uint8)
     for place in ((1, 0), (1, 2), (0, 1), (2, 1), (0, 0), (2, 2), (0, 2), (2, 0)):
         for rows in np.array_split(np.arange(len(down)), 8):
             dx, dy = (np.zeros((3 * len(rows), 3 * 2041), np.int16) for _ in range(2))
             dx[1::3, 1::3], dy[1::3, 1::3] = across[rows], down[rows]
             dx[place[0] :: 3, place[1] :: 3] = 2000
             expected = cv2.Canny(dx, dy, 0, 0) != 0
-            found = maxima(dx, dy, np.abs(dx) + np.abs(dy), 0)
-            np.testing.assert_array_equal(found[1::3, 1::3], expected[1::3, 1::3])
+            magnitude = np.pad(np.abs(dx) + np.abs(dy), ((0, 0), (1, 1)))
+            for y in range(1, len(dx), 3):
+                is_maximum(magnitude[y - 1], magnitude[y], magnitude[y + 1], dx[y], dy[y], 0, flag)
+                np.testing.assert_array_equal(flag[1::3], expected[y, 1::3])
+
+
+@pytest.mark.parametrize("blur", [1, 3, 5, 7, 9, 11, 13, 15, 21, 31])
+@pytest.mark.parametrize("kind", ["noise", "black and white", "bright"])
+def test_blur_and_canny_in_one_are_opencv_bit_for_bit(blur, kind):
+    rng = np.random.default_rng(blur)
+    top = {"noise": 256, "black and white": 2, "bright": 3}[kind]
+    gray = rng.integers(0, top, (150, 131)).astype(np.uint8) * (255 if top == 2 else 1) + (253 if top == 3 else 0)
+    h, w = gray.shape
+    r = blur // 2
+    seen = cv2.copyMakeBorder(gray, r, r, r, r, cv2.BORDER_REFLECT_101)
+    pixel, size = np.empty(h * w + ROOM, np.uint32), np.empty(h * w + ROOM, np.uint16)
+    hist = np.zeros((2, 2048), np.uint32)
+    smooth = edges.blurred(gray, blur)
+    magnitude = gradient(smooth)[2]
+    for lo in (0, 30, 200):
+        n = maxima(seen, (r, r, r + w, r + h), (r, r, r + w, r + h), gaussian(blur), lo, (r + w, r + h), hist, (0, w),
+                   pixel, size)  # fmt: skip
+        np.testing.assert_array_equal(pixel[:n], np.flatnonzero(cv2.Canny(smooth, lo, lo)))
+        np.testing.assert_array_equal(size[:n], magnitude.ravel()[pixel[:n]])
+    np.testing.assert_array_equal(hist.sum(0)[:2041], 3 * np.bincount(magnitude.ravel(), minlength=2041))
 
 
 def _lines(draw, size_px):

@@ -1,0 +1,133 @@
+"""Compiled: a piece of a picture to gray and to sums over squares, and ranges of gray. Imports NumPy and Numba only.
+
+The luma is that of OpenCV's 8-bit `cvtColor`: weights in 2**-15, rounded half up.
+"""
+
+# Parts are compiled for whatever types they are called with.
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.compiled import kernel, part
+
+__all__ = ["cell_ranges", "take"]
+
+WHITE = 255
+
+
+@part
+def _gray_row(rgb, out):
+    for x in range(len(out)):
+        total = (
+            np.int32(rgb[3 * x]) * np.int32(9798)
+            + np.int32(rgb[3 * x + 1]) * np.int32(19235)
+            + np.int32(rgb[3 * x + 2]) * np.int32(3735)
+        )
+        out[x] = (total + np.int32(1 << 14)) >> np.int32(15)
+
+
+@part
+def _add_rows(r0, r1, r2, r3, more, acc):
+    if more:
+        for x in range(len(acc)):
+            acc[x] += np.uint16(r0[x]) + np.uint16(r1[x]) + np.uint16(r2[x]) + np.uint16(r3[x])
+    else:
+        for x in range(len(acc)):
+            acc[x] = np.uint16(r0[x]) + np.uint16(r1[x]) + np.uint16(r2[x]) + np.uint16(r3[x])
+
+
+@part
+def _sum_squares(acc, b, red, green, blue):
+    for j in range(len(red)):
+        first = 3 * b * j
+        r = g = a = np.uint32(0)
+        for q in range(b):
+            r += np.uint32(acc[first + 3 * q])
+            g += np.uint32(acc[first + 3 * q + 1])
+            a += np.uint32(acc[first + 3 * q + 2])
+        red[j], green[j], blue[j] = r, g, a
+
+
+@part
+def _sum_pixels(rgb, x0, x1, left, sums, row, b):
+    """Some pixels of one row, each as what it takes off the white that `sums` starts from."""
+    for x in range(x0, x1):
+        for c in range(3):
+            sums[c, row, x // b] -= np.uint16(WHITE) - np.uint16(rgb[3 * (x - left) + c])
+
+
+@kernel
+def take(
+    rgb: NDArray[np.uint8],
+    corner_xy: tuple[int, int],
+    rectangle: tuple[int, int, int, int],
+    gray: NDArray[np.uint8],
+    gray_xy: tuple[int, int],
+    sums: NDArray[np.uint16],
+    b: int,
+) -> None:
+    """Gray and square sums of a piece of a picture, in one look at it.
+
+    Args:
+        rgb: (h, 3 w) C-contiguous, rows of RGB pixels.
+        corner_xy: where its first pixel lies, relative to the region; may be negative, like all that follows.
+        rectangle: (x0, y0, x1, y1), the pixels that are wanted, inside the piece.
+        gray: (h', w'), gets the luma of the wanted pixels; empty for none.
+        gray_xy: where its first pixel lies.
+        sums: (3, S / b, S / b), starts as those of white; gets the sums of the wanted pixels inside the region [0, S).
+        b: side of the squares, a power of two up to 8.
+    """
+    left, top = corner_xy
+    x0, y0, x1, y1 = rectangle
+    side = sums.shape[1] * b
+    begin, end = max(x0, 0), min(x1, side)  # columns that are summed; [a, z) in whole squares
+    a, z = -(-begin // b) * b, end // b * b
+    u, v, i0, i1 = 3 * (a - left), 3 * (z - left), a // b, z // b
+    acc = np.empty(max(0, v - u), np.uint16)
+    y = y0
+    while y < y1:
+        whole = b >= 4 and z > a and y >= 0 and y % b == 0 and y + b <= min(y1, side)
+        rows = b if whole else 1
+        if gray.shape[0]:
+            for r in range(y, y + rows):
+                out = gray[r - gray_xy[1]][x0 - gray_xy[0] : x1 - gray_xy[0]]
+                _gray_row(rgb[r - top][3 * (x0 - left) : 3 * (x1 - left)], out)
+        if 0 <= y < side:
+            if whole:
+                for k in range(y - top, y - top + b, 4):
+                    _add_rows(rgb[k][u:v], rgb[k + 1][u:v], rgb[k + 2][u:v], rgb[k + 3][u:v], k > y - top, acc)
+                _sum_squares(acc, b, sums[0, y // b][i0:i1], sums[1, y // b][i0:i1], sums[2, y // b][i0:i1])
+            for r in range(y, y + rows):
+                _sum_pixels(rgb[r - top], begin, a if whole else end, left, sums, r // b, b)
+                _sum_pixels(rgb[r - top], z if whole else end, end, left, sums, r // b, b)
+        y += rows
+
+
+@kernel
+def cell_ranges(
+    gray: NDArray[np.uint8], cell: int, low: NDArray[np.uint8], high: NDArray[np.uint8]
+) -> None:
+    """Smallest and largest value in every cell of a picture.
+
+    Args:
+        gray: (h, w), rows contiguous.
+        cell: side of the cells; those at the far ends may be smaller.
+        low: (ceil(h / cell), ceil(w / cell)), gets the smallest values.
+        high: the same, the largest.
+    """
+    h, w = gray.shape
+    least, most = np.empty(w, np.uint8), np.empty(w, np.uint8)
+    for i in range(low.shape[0]):
+        least[:] = 255
+        most[:] = 0
+        for y in range(i * cell, min(h, (i + 1) * cell)):
+            row = gray[y]
+            for x in range(w):
+                least[x] = min(least[x], row[x])
+                most[x] = max(most[x], row[x])
+        for j in range(low.shape[1]):
+            low[i, j] = least[j * cell : (j + 1) * cell].min()
+            high[i, j] = most[j * cell : (j + 1) * cell].max()
