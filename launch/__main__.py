@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from data_prep.interrupts import leave_at_once
 from launch.config import Config, ConfigError, load
+from launch.erf import add_erf_command
 from launch.experiments import EXPERIMENTS, describe
 from launch.job_commands import add_job_commands
 from launch.models import add_models_command
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     add_job_commands(commands)
     add_models_command(commands)
+    add_erf_command(commands)
     return parser
 
 
