@@ -285,6 +285,7 @@ def finish(
     if whole.mask_counts is not None:
         meta["mask_pixels"] = whole.mask_counts.sum(axis=(0, 1, 2), dtype=np.int64).tolist()
         meta["ceiling"] = outcome.ceiling = rounded_ceiling(token_set, meta["mask_pixels"])
+    outcome.warnings += slide.faults
     _warn(options, leaves, outcome, damaged)
     return token_set, meta
 

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from data_prep.masks import find_masks, open_mask
-from data_prep.slide_base import Slide, SlideError, one_line
+from data_prep.slide_base import DamagedTile, Slide, SlideError, one_line
 from data_prep.slides import SLIDE_SUFFIXES, open_slide
 from data_prep.tiff_io import open_tiff
 
@@ -108,6 +108,8 @@ def examine(path: Path, masks: Path | None) -> tuple[list[Finding], list[Band], 
         say("error", _without(path, error), "copy it again from its source; compare sizes and checksums")
         return found, [], None
     with slide:
+        for fault in slide.faults:
+            say("error", fault, "copy it again from its source; build warns, build --strict refuses")
         if slide.mpp is None:
             say("warning", "does not say its micrometres per pixel", "keep them in a table; builds go by pixels")
         for finer, coarser in zip(slide.level_sizes_wh, slide.level_sizes_wh[1:], strict=False):
@@ -152,24 +154,35 @@ def _bands(path: Path, slide: Slide) -> list[Band]:
 
 
 def decode(band: Band) -> list[Finding]:
-    """Decode the tiles of a band; one finding for what is damaged."""
+    """Decode the tiles of a band; one finding for what is damaged.
+
+    What the fast reader reads is read by OpenSlide as well, which refuses tiles whose data ends before the last block;
+    imagecodecs makes up the rest of them.
+    """
     name = band.slide.name
     try:
-        with open_slide(band.slide) as slide:
-            width = slide.level_sizes_wh[band.level][0]
-            for top in range(band.top_px, band.top_px + band.rows_px, _STEP_PX):
-                for left in range(0, width, _STEP_PX):
-                    rows = min(_STEP_PX, band.top_px + band.rows_px - top)
-                    slide.read(band.level, left, top, min(_STEP_PX, width - left), rows)
-            bad = slide.damaged
+        bad, reader = _damaged(band, "auto")
+        if reader == "fast":
+            bad |= _damaged(band, "openslide")[0]
     except SlideError as error:
         return [Finding(name, "error", _without(band.slide, error), "copy it again from its source")]
     if not bad:
         return []
-    where = ", ".join(f"x={tile.x_px} y={tile.y_px}" for tile in bad[:3]) + (", ..." if len(bad) > 3 else "")
+    where = ", ".join(f"x={tile.x_px} y={tile.y_px}" for tile in sorted(bad)[:3]) + (", ..." if len(bad) > 3 else "")
     many = f"{len(bad)} tiles" if len(bad) > 1 else "a tile"
     return [Finding(name, "error", f"{many} of level {band.level} cannot be decoded: {where}",
                     "copy it again; build fills such tiles with white and lists them, build --strict refuses")]
+
+
+def _damaged(band: Band, reader: str) -> tuple[set[DamagedTile], str]:
+    """Tiles of a band that a reader cannot decode, and the reader that it was."""
+    with open_slide(band.slide, reader) as slide:
+        width = slide.level_sizes_wh[band.level][0]
+        for top in range(band.top_px, band.top_px + band.rows_px, _STEP_PX):
+            for left in range(0, width, _STEP_PX):
+                rows = min(_STEP_PX, band.top_px + band.rows_px - top)
+                slide.read(band.level, left, top, min(_STEP_PX, width - left), rows)
+        return set(slide.damaged), slide.reader
 
 
 def _mask_findings(path: Path, slide: Slide, masks: Path) -> list[Finding]:

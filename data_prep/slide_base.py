@@ -82,15 +82,17 @@ class Slide(Opened):
         size_wh: level-0 width and height in pixels, after orientation.
         mpp: micrometres per level-0 pixel, None where the file does not say or says nonsense.
         level_sizes_wh: width and height of each level, finest first.
-        reader: "openslide", "tifffile" or "raster".
+        reader: "fast" (`data_prep.fast_reader`), "openslide", "tifffile" or "raster".
         strict: raise at a tile that cannot be decoded; else it is white, and noted in `damaged`.
         damaged: tiles that could not be decoded so far, sorted.
+        faults: what does not fit in the file's directories, one line each; pixels that it shows may be wrong.
     """
 
     mpp: float | None
     level_sizes_wh: list[tuple[int, int]]
     reader: str
     strict: bool = True
+    faults: tuple[str, ...] = ()
     _damaged: frozenset[DamagedTile] = frozenset()
 
     @property

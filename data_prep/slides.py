@@ -15,6 +15,7 @@ from data_prep.fast_reader import open_fast
 from data_prep.masks import Mask, check_mask_size, find_mask, find_masks, open_mask
 from data_prep.readers import OpenSlideSlide, RasterSlide, TiffSlide
 from data_prep.slide_base import Slide, SlideError, one_line
+from data_prep.tiff_check import structure_faults
 from data_prep.tiff_io import UnsupportedTiffError, open_tiff
 
 __all__ = [
@@ -63,7 +64,8 @@ def open_slide(
         path: the file.
         reader: "auto" ("fast" where it agrees with OpenSlide, see `data_prep.fast_reader`), or force "fast",
             "openslide", "tifffile" or "raster" (Pillow, decoded whole).
-        strict: raise at a tile that cannot be decoded, instead of filling it with white and noting it in `damaged`.
+        strict: raise at a tile that cannot be decoded, instead of filling it with white and noting it in `damaged`; and
+            at a file whose directories do not fit, instead of saying so in `faults`.
         max_raster_gib: limit on what is decoded whole; default APF_MAX_RASTER_GIB or the available memory.
 
     Returns:
@@ -75,6 +77,9 @@ def open_slide(
     """
     slide = _open(Path(path), reader, max_raster_gib)
     slide.strict = strict
+    if strict and slide.faults:
+        slide.close()
+        raise SlideError(f"{path}: {slide.faults[0]}")
     return slide
 
 
@@ -92,17 +97,29 @@ def _open(path: Path, reader: str, max_raster_gib: float | None) -> Slide:
         return RasterSlide(path, max_raster_gib)
     vendor = _vendor(path)
     if vendor is not None and not (vendor == "generic-tiff" and _needs_tifffile(path)):
+        slide = _open_known(path, kind)
         if kind == "tiff":
             try:
-                return open_fast(path)
-            except SlideError:  # not for it; whether the slide is sound is for OpenSlide to say
-                pass
-        return OpenSlideSlide(path)
+                slide.faults = tuple(structure_faults(path, vendor, slide.level_sizes_wh))
+            except SlideError:
+                slide.close()
+                raise
+        return slide
     if kind == "tiff" and (vendor is not None or path.suffix.lower() in _TIFF_SUFFIXES):
         return _open_tiff_slide(path, max_raster_gib)
     # Never hand a broken .svs to tifffile: it would take a thumbnail that survived for the slide.
     what = "a damaged or truncated TIFF" if kind == "tiff" else kind
     raise SlideError(f"{path}: not a slide that can be read: it is {what}")
+
+
+def _open_known(path: Path, kind: str) -> Slide:
+    """Open what OpenSlide knows, with the fast reader where it shows the same."""
+    if kind == "tiff":
+        try:
+            return open_fast(path)
+        except SlideError:  # not for it; whether the slide is sound is for OpenSlide to say
+            pass
+    return OpenSlideSlide(path)
 
 
 def _open_tiff_slide(path: Path, max_raster_gib: float | None) -> Slide:

@@ -1,13 +1,14 @@
 """Real slides with faults put in: flipped bits, cuts, other tags. No crash, no hang, no success that hides the damage.
 
-Every case is built in a child process that may die. What may come out: refused with one line; built with the damaged
-tiles listed; built with the very pixels of the sound slide; or a picture that no reader can tell from a sound one:
-a bit flipped inside a JPEG stream that still decodes, or a directory entry that still fits (another size, another
-resolution), which the slide's SHA-256 in the token file alone shows. The last kind is counted, not hidden.
+Every case is built in a child process that may die, with a limit on its time and memory. What may come out: refused
+with one line; built with the damaged tiles listed or with a warning that names the odd directory; built with the very
+pixels of the sound slide; or a picture that no reader can tell from a sound one: bits flipped inside a stream that
+still decodes, which the slide's SHA-256 in the token file alone shows. The last kind is counted, not hidden.
 """
 
 import json
 import random
+import signal
 import struct
 import subprocess
 import sys
@@ -22,8 +23,10 @@ from tests.data_prep.builds import ROOT, WSI, plain_env
 SOURCES = [WSI / name for name in ("CMU-1-Small-Region.svs", "TCGA-CR-7395-01A-01-TS1.svs", "small_16x16.svs")]
 KINDS = ("flip anywhere", "flip in directory", "cut", "zeros", "tag", "swap tags", "offsets", "noise in tile")
 
+CASE_S, CASE_GIB = 30, 3  # many times what a case takes on a busy machine
+
 _CHILD = """
-import hashlib, json, sys
+import hashlib, json, resource, signal, sys
 from pathlib import Path
 from data_prep.big_slide import region_side, run_step
 from data_prep.build import build, prepare_out
@@ -31,12 +34,16 @@ from data_prep.options import BuildOptions
 from data_prep.store import read_tokens, token_path
 out = Path(sys.argv[1])
 prepare_out(out)
+seconds, gib = map(int, sys.argv[2:])
+resource.setrlimit(resource.RLIMIT_AS, (gib << 30, gib << 30))
 for line in sys.stdin:
+    signal.alarm(seconds)   # ends this process, also inside a library
     path, tile = json.loads(line)
     print("begin", path, flush=True)
     options = BuildOptions(1024, 16, length=256, tile_px=tile)
     outcome = build([Path(path)], options, out, rebuild=True)[0]
-    found = {"status": outcome.status, "reason": outcome.reason, "traceback": outcome.traceback}
+    found = {"status": outcome.status, "reason": outcome.reason, "traceback": outcome.traceback,
+             "warnings": [text for text in outcome.warnings if "leaves used" not in text]}
     if outcome.status == "done":
         tokens, meta = read_tokens(token_path(out, Path(path).stem))
         parts = (tokens.tokens, tokens.leaf_xy, tokens.leaf_size, tokens.content_counts)
@@ -52,7 +59,7 @@ class Layout:
     def __init__(self, path: Path) -> None:
         self.data = path.read_bytes()
         self.entries: list[int] = []    # offsets of 12-byte entries
-        self.tiles: list[tuple[int, int]] = []
+        self.tiles: list[tuple[int, int]] = []  # of levels, and the strips of thumbnails and labels
         with tifffile.TiffFile(path) as tiff:
             assert tiff.byteorder == "<" and not tiff.is_bigtiff
             for page in tiff.pages:
@@ -65,7 +72,7 @@ class Layout:
 
 
 def mutated(layout: Layout, seed: int) -> tuple[bytes, str, bool]:
-    """A copy with a fault, what was done, and whether only tile data changed."""
+    """A copy with a fault, what was done, and whether tile data changed and no directory."""
     rng = random.Random(seed)
     kind, data = KINDS[seed % len(KINDS)], bytearray(layout.data)
     changed: list[int] = []
@@ -102,18 +109,19 @@ def mutated(layout: Layout, seed: int) -> tuple[bytes, str, bool]:
         return bytes(data), kind, begin + 64 <= start + count
     for at in changed:
         data[at] ^= 1 << rng.randrange(8)
-    return bytes(data), kind, all(map(layout.in_tiles, changed))
+    return bytes(data), kind, any(map(layout.in_tiles, changed))
 
 
 def run_child(cases: list[tuple[str, int | None]], out: Path) -> list[dict]:
     """Outcomes of the cases; fails, naming the case, if the child dies or hangs."""
     lines = "".join(json.dumps(case) + "\n" for case in cases)
     try:
-        done = subprocess.run([sys.executable, "-c", _CHILD, str(out)], input=lines, capture_output=True, text=True,
-                              cwd=ROOT, env=plain_env(), timeout=60 + 5 * len(cases))
+        done = subprocess.run([sys.executable, "-c", _CHILD, str(out), str(CASE_S), str(CASE_GIB)], input=lines,
+                              capture_output=True, text=True, cwd=ROOT, env=plain_env(), timeout=60 + 5 * len(cases))
     except subprocess.TimeoutExpired as error:
         text = (error.stdout or b"").decode()
         pytest.fail(f"hangs: {text.splitlines()[-1:]}")
+    assert done.returncode != -signal.SIGALRM, f"takes more than {CASE_S} s: {done.stdout.splitlines()[-1:]}"
     last = [line for line in done.stdout.splitlines() if line.startswith("begin")][-1:]
     assert done.returncode == 0, f"ended with {done.returncode} at {last}: {done.stderr[-500:]}"
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -149,25 +157,27 @@ def inject(tmp_path: Path, seeds: range) -> Counter:
             classes["refused"] += 1
         elif found["damaged"]:
             classes["damaged tiles listed"] += 1
+        elif found["warnings"]:
+            assert kind not in ("cut", "noise in tile"), what
+            classes["an odd directory told"] += 1
         elif found["pixels"] == good["pixels"]:
             classes["the same pixels"] += 1
         elif in_tiles:
             classes["a stream that still decodes"] += 1
         else:
-            assert kind not in ("cut", "noise in tile"), what     # a file that ends early is always noticed
-            classes["a directory that still fits"] += 1
+            pytest.fail(f"silent success: {what}")
     return classes
 
 
 def test_faults_are_refused_listed_or_harmless(tmp_path: Path):
     classes = inject(tmp_path, range(32))
     assert sum(classes.values()) == 32 and classes["refused"] >= 5 and classes["the same pixels"] >= 3
-    assert classes["a directory that still fits"] <= 4, classes
+    assert classes["a stream that still decodes"] <= 4, classes
 
 
 @pytest.mark.slow
 def test_two_hundred_faults(tmp_path: Path):
     classes = inject(tmp_path, range(1000, 1200))
     print(dict(classes))
-    assert sum(classes.values()) == 200 and classes["damaged tiles listed"] >= 5
-    assert classes["a directory that still fits"] <= 20, classes
+    assert sum(classes.values()) == 200 and classes["damaged tiles listed"] >= 15
+    assert classes["a stream that still decodes"] <= 20, classes
