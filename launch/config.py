@@ -15,11 +15,14 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from launch.log_config import LogConfig
 from launch.model_base import number_from_text
 from launch.model_config import MODELS, ModelConfig, OptionalFloat, OptionalInt, OptionalText, Section
 
 # Keys that say where and how often to write, not what is computed: they may differ between the lives of one run.
-NOT_COMPARED = ("force", "run_root", "run_id", "checkpoint", "engine.threads", "data.cache_gib", "data.prefetch")
+NOT_COMPARED = (
+    "force", "run_root", "run_id", "checkpoint", "log", "engine.threads", "data.cache_gib", "data.prefetch",
+)  # fmt: skip
 
 
 class ConfigError(ValueError):
@@ -227,6 +230,7 @@ class Config(Section):
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
     run_root: str = Field(default="runs", description="folder of all run directories")
     run_id: OptionalText = Field(
         default=None, description="name of the run directory; null: from model, data, ranks and seed"

@@ -5,6 +5,7 @@ Must not import torch: analysis and login nodes read records.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -13,12 +14,15 @@ import resource
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from data_prep.files import temporary_name, write_atomic
+
+if TYPE_CHECKING:
+    from launch.sinks import Sink
 
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "oom", "failed", "timeout", "preempted")
@@ -122,23 +126,29 @@ class Metrics:
         resumed_step: Lines after this step were written by a start whose later work is lost; they are dropped, so that
             no step appears twice. So are evaluations at this very step, which come after its checkpoint and will be
             done again, and a half-written last line.
+        sinks: Get every line too, from now on.
     """
 
-    def __init__(self, path: Path, resumed_step: int) -> None:
+    def __init__(self, path: Path, resumed_step: int, sinks: Sequence[Sink] = ()) -> None:
         if path.exists():
             lines = [(json.loads(line), line) for line in _valid_lines(path)]
             kept = [line for it, line in lines if it["step"] < resumed_step + ("loss" in it)]
             write_atomic(path, "".join(line + "\n" for line in kept).encode())
         self._file: TextIO = path.open("a")
+        self._sinks = sinks
 
     def write(self, **values: Any) -> None:
         """Append one line and flush it; floats keep all their digits, so that two runs can be compared exactly."""
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
+        for sink in self._sinks:
+            sink.write(values["step"], {k: v for k, v in values.items() if k != "step"})
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file and the sinks."""
         self._file.close()
+        for sink in self._sinks:
+            sink.close()
 
 
 def _valid_lines(path: Path) -> Iterable[str]:
@@ -211,6 +221,23 @@ def peak_resident_gib() -> float:
     except OSError:
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def memory_summary(device: Any) -> str:
+    """What held memory when there was too little: the allocator's table of a GPU, the kernel's view of a process.
+
+    Args:
+        device: The rank's `torch.device`.
+    """
+    text = ""
+    torch = sys.modules.get("torch")
+    if torch is not None and device.type == "cuda":
+        text = torch.cuda.memory_summary(device) + "\n"
+    for path, keys in (("/proc/self/status", "Vm"), ("/proc/meminfo", "Mem")):
+        with contextlib.suppress(OSError):
+            lines = Path(path).read_text().splitlines()
+            text += "".join(f"{line}\n" for line in lines if line.startswith(keys))
+    return text
 
 
 def gpu_driver() -> str | None:

@@ -18,11 +18,23 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from data_prep.files import write_atomic
 from launch import ranks as places
 from launch.config import Config, ConfigError
+from launch.events import Events
 from launch.images import Files, open_files
 from launch.ranks import EXIT_AGAIN, EXIT_CONFIG, EXIT_CRASH, EXIT_OK, Ranks
-from launch.record import environment, git_commit, new_record, now, read_record, to_json, write_record
+from launch.record import (
+    environment,
+    git_commit,
+    memory_summary,
+    new_record,
+    now,
+    read_record,
+    to_json,
+    write_record,
+)
 from launch.rundir import Opened, open_run
 from launch.signals import StopFlag
+from launch.sinks import check_sinks
+from launch.watchdog import Watchdog
 
 if TYPE_CHECKING:
     import torch
@@ -88,6 +100,7 @@ def train(config: Config) -> int:
     ranks = places.find_ranks()
     places.end_with_launcher(ranks)
     check_world(config, ranks.world)
+    check_sinks(config.log.sinks)
     files = open_files(config.data)
     run_dir = config.run_dir(ranks.world)
     if ranks.world == 1 and not config.force and _finished(run_dir, config):
@@ -185,15 +198,23 @@ class Start:
         """
         stop = StopFlag()
         stop.install()
+        watchdog = Watchdog(self.config.log.hang_seconds, self.logs, self.ranks.rank, self._hangs)
+        watchdog.start()
         try:
             from launch.trainer import Trainer
 
-            self.trainer = Trainer(self.config, self.files, self.ranks, self.device, self.run_dir, stop, self._say)
+            with Events(self.logs / "mlperf.log" if self.ranks.rank == 0 else None).interval("init"):
+                self.trainer = Trainer(
+                    self.config, self.files, self.ranks, self.device, self.run_dir, stop, self._say, self.logs
+                )
+            # Every forward pass, in training and in evaluation, is a sign of life.
+            self.trainer.engine.module.register_forward_pre_hook(lambda *_: watchdog.beat())
             outcome = self.trainer.run()
             record = self._record(outcome)
             if self.ranks.rank == 0:
                 write_record(self.run_dir, record)
-            self.trainer.engine.destroy()
+            self.trainer.close()
+            watchdog.stop()
         except ConfigError as error:  # found on every rank, once the model or the engine was there
             self._fail(error, EXIT_CONFIG)
         except BaseException as error:  # whatever it was, the record says so
@@ -216,6 +237,10 @@ class Start:
         finally:
             places.leave(code)
 
+    def _hangs(self, where: str) -> None:
+        """The watchdog's thread found that nothing happens any more."""
+        self._fail(TimeoutError(f"{where}; stacks of all threads in {self.logs}"))
+
     def _write_failure(self, error: BaseException) -> None:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
         record = self._base(_status_of(error), f"rank {self.ranks.rank}: {reason}")
@@ -223,6 +248,8 @@ class Start:
         with contextlib.suppress(OSError):  # on a full disk the record is worth more than the traceback
             tail = "".join(traceback.format_exception(error))[-8000:]
             (self.logs / f"error-rank-{self.ranks.rank}.txt").write_text(tail)
+            if record["status"] == "oom":
+                (self.logs / f"memory-rank-{self.ranks.rank}.txt").write_text(memory_summary(self.device))
         if first:
             print(f"error: {reason} (rank {self.ranks.rank}; traceback in {self.logs})", file=sys.stderr)
 
@@ -256,7 +283,7 @@ class Start:
                 "train_seconds": trainer.clock.train_seconds, "timed_steps": trainer.clock.timed_steps,
                 "images_per_s": rate, "seconds_per_image": None if rate is None else 1 / rate,
                 "peak_memory_gib": peak, "memory_source": source, "loss_final": _finite(trainer.loss),
-                "score_val": trainer.val_score,
+                "score_val": trainer.val_score, "mfu": trainer.mfu(),
                 "dice_val": trainer.val_score if config.model.task == "segmentation" else None,
             }  # fmt: skip
         return new_record(**known)
@@ -286,7 +313,7 @@ def _status_of(error: BaseException) -> str:
     text = str(error).lower()
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
         return "oom"
-    return "timeout" if "timed out" in text else "failed"
+    return "timeout" if isinstance(error, TimeoutError) or "timed out" in text else "failed"
 
 
 def _attention_backend(config: Config, device: torch.device) -> str | None:

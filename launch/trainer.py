@@ -20,12 +20,16 @@ from launch.classify import Forward
 from launch.clock import Clock
 from launch.config import Config
 from launch.ema import Average
+from launch.events import Events
 from launch.images import Files
 from launch.optim import learning_rate, make_optimizer, progress_of
+from launch.profiling import Profiler
 from launch.ranks import Ranks, device_name
 from launch.record import Metrics, peak_resident_gib
 from launch.sampler import Sampler
 from launch.signals import StopFlag, signal_name
+from launch.sinks import open_sinks
+from launch.speed import Speed, peak_tflops
 from launch.tasks import TestScores, make_task
 from launch.ulysses import spread_sequences
 from launch.weights import load_weights
@@ -54,6 +58,7 @@ class Trainer:
         run_dir: The run directory, already made.
         stop: Flag that signals set.
         say: Prints one line; does nothing but on rank 0.
+        logs: Folder of this start; None keeps no events and no profile.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Trainer:
         run_dir: Path,
         stop: StopFlag,
         say: Callable[[str], None],
+        logs: Path | None = None,
     ) -> None:
         self.config, self.files, self.ranks, self.device = config, files, ranks, device
         self.run_dir, self.stop, self.say = run_dir, stop, say
@@ -90,7 +96,13 @@ class Trainer:
         self._saved_step = -1
         self._saved_at_s = self._evaluated_at_s = 0.0
         self._resume()
-        self.metrics = Metrics(run_dir / "metrics.jsonl", self.step) if ranks.rank == 0 else None
+        self.events = Events(logs / "mlperf.log" if logs is not None and ranks.rank == 0 else None)
+        self.profiler = Profiler(config.log.profile_steps, logs, ranks.rank)
+        self.speed = Speed(config.log.peak_tflops or peak_tflops(device_name(device), train.precision))
+        self.metrics: Metrics | None = None
+        if ranks.rank == 0:
+            sinks = open_sinks(config.log.sinks, run_dir, config.model_dump(mode="json"))
+            self.metrics = Metrics(run_dir / "metrics.jsonl", self.step, sinks)
 
     def _new_model(self) -> tuple[torch.nn.Module, dict[str, torch.Tensor] | None]:
         """The bare model with its starting weights; with meta_init only their description, and rank 0's weights."""
@@ -112,7 +124,9 @@ class Trainer:
 
     def run(self) -> Outcome:
         """Train to the end or until a signal, then measure on the test slides."""
-        stopped = self._fit()
+        self._tell_settings()
+        with self.events.interval("run"):
+            stopped = self._fit()
         self._save()
         if stopped:
             return Outcome(stopped, None, None)
@@ -127,8 +141,10 @@ class Trainer:
     def _scores(self, part: str, pictures: Path | None = None) -> TestScores:
         """Score a split, with the averaged weights when there are some, and log it."""
         self._share_statistics()
-        with contextlib.nullcontext() if self.average is None else self.average.applied():
+        averaged = contextlib.nullcontext() if self.average is None else self.average.applied()
+        with self.events.interval("eval", step=self.step, split=part), averaged:
             scores = self.task.evaluate(self.engine, part, self.device, pictures, part)
+        self.events.point("eval_accuracy", scores.headline(), step=self.step, split=part)
         self._log(**{f"{part}_{name}": value for name, value in scores.numbers().items()})
         return scores
 
@@ -155,11 +171,13 @@ class Trainer:
                         return stop_name
                     self._work_between_steps(elapsed_s)
                     self._train_step(batches, learning_rate(train, progress))
+                    self.profiler.step()
                     at = min(total or 0, int(self.clock.train_seconds)) if by_time else self.step
                     loss = "" if self.loss is None else f"loss {self.loss:.4f}"
                     bar.update(at - bar.done, f"step {self.step}, {loss}" if by_time else loss)
         finally:
             batches.close()
+            self.profiler.close()
 
     def _agree(self) -> tuple[str, float]:
         """Name of the signal that any rank got ("" for none) and rank 0's training time, the same on every rank.
@@ -200,6 +218,7 @@ class Trainer:
         train = self.config.train
         batch: Batch = next(batches)
         self.clock.waited()
+        self.speed.begin(batch)
         # Dropout must not depend on how often a run was restarted: the generator's state is a function of the step.
         torch.manual_seed(self._seed_of_step())
         total = self._gradients(batch)
@@ -232,7 +251,8 @@ class Trainer:
             for part in range(parts):
                 last = piece == accumulate - 1 and part == parts - 1
                 with self.engine.micro_step(last=last):
-                    loss = next(losses).sum() / (share * parts)
+                    with self.speed.forward():
+                        loss = next(losses).sum() / (share * parts)
                     self.engine.backward(loss)
                 total += loss.detach()
         return total
@@ -270,7 +290,16 @@ class Trainer:
             grad_norm=norm if math.isfinite(norm) else None,
             images_per_s=self.config.images_per_step / seconds,
             **{"data_loading(%)": waiting_percent, "memory/max_active(GiB)": self.peak_memory_gib()[0]},
+            **self.speed.end(seconds),
         )
+
+    def _tell_settings(self) -> None:
+        train = self.config.train
+        for key, value in (
+            ("submission_benchmark", self.config.experiment), ("global_batch_size", train.batch), ("seed", train.seed),
+            ("opt_base_learning_rate", train.lr), ("train_samples", self.sampler.images),
+        ):  # fmt: skip
+            self.events.point(key, value)
 
     def _log(self, **values: Any) -> None:
         if self.metrics is not None:
@@ -286,6 +315,17 @@ class Trainer:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**30, "torch.cuda.max_memory_allocated"
         return peak_resident_gib(), "resident set of the process"
+
+    def mfu(self) -> float | None:
+        """Model FLOPs utilisation over the timed steps; None when the gpu's peak is not known."""
+        clock = self.clock
+        return self.speed.mfu(clock.timed_seconds / clock.timed_steps) if clock.timed_steps else None
+
+    def close(self) -> None:
+        """Let go of files and of what the engine holds, once all ranks are done."""
+        if self.metrics is not None:
+            self.metrics.close()
+        self.engine.destroy()
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
 

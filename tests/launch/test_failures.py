@@ -101,6 +101,9 @@ def test_out_of_memory_is_an_oom_record(apf_files, tmp_path, start):
     record = read_record(tmp_path / "smoke" / "r")
     assert record["status"] == "oom", line
     assert record["gpus"] == 1 and record["parameters"] is None
+    assert "you tried to allocate" in record["reason"], "which allocation"
+    (summary,) = (tmp_path / "smoke" / "r" / "logs").glob("*/memory-rank-0.txt")
+    assert "VmPeak:" in summary.read_text() and "MemAvailable:" in summary.read_text()
 
 
 def test_ranks_end_with_a_killed_launcher_and_a_second_start_waits_for_them(apf_files, tmp_path):

@@ -1,0 +1,111 @@
+"""Tokens per second and model FLOPs utilisation of a step; knows nothing of engines, files or schedules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count, shape_wrapper
+
+from launch.sites import SITES, read_site
+
+_GPU = re.compile(r"\b(?:MI|GH|GB|A|B|H|V)\d{3}[A-Z]?(?=\b|-)")
+
+
+@shape_wrapper  # type: ignore[untyped-decorator]
+def _sdpa(q: Any, k: Any, v: Any, *_args: Any, out_val: Any = None, **_more: Any) -> int:  # noqa: ARG001
+    return int(sdpa_flop_count(q, k, v))  # type: ignore[no-untyped-call]
+
+
+# torch counts nothing for attention on CPUs.
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
+}
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the FLOPs of matrix products, convolutions and attention, two for each multiply-accumulate."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = _FORMULAS.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
+        return out
+
+
+def peak_tflops(device: str, precision: str) -> float | None:
+    """Dense matrix peak of a gpu, from the site files; None where none of them has it.
+
+    Args:
+        device: The name that torch has for it.
+        precision: fp32 or bf16.
+    """
+    found = _GPU.search(device)
+    if found is None:
+        return None
+    for path in sorted(SITES.glob("*.yaml")):
+        hardware = read_site(path).hardware
+        same = _GPU.search(hardware.gpu)
+        if same and same.group() == found.group() and ("PCIe" in device) == ("PCIe" in hardware.gpu):
+            return hardware.peak_tflops.get(precision)  # type: ignore[call-overload,no-any-return]
+    return None
+
+
+class Speed:
+    """`tps` and `mfu(%)` of steps.
+
+    The FLOPs of a step are three times those of the forward passes of this start's first step (two more for the
+    backward pass; recomputing is not the model's work), so that with packed sequences of uneven length they are an
+    estimate. With shared sequences this rank's share is counted.
+
+    Args:
+        peak_tflops: Peak of one gpu; None leaves the utilisation out.
+    """
+
+    def __init__(self, peak_tflops: float | None) -> None:
+        self._peak = peak_tflops
+        self._tokens = self._forward_flops = 0
+        self._steps = 0
+
+    def begin(self, batch: dict[str, torch.Tensor]) -> None:
+        """A step begins on this rank's batch, which is still on the CPU."""
+        self._steps += 1
+        self._tokens = int(batch["valid"].sum()) if "valid" in batch else 0
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Surrounds one forward pass."""
+        if self._steps > 1 or self._peak is None:
+            yield
+            return
+        # A compiled block would hide its operations.
+        with torch.compiler.set_stance("force_eager"), _Counter() as counter:
+            yield
+        self._forward_flops += counter.flops
+
+    def end(self, seconds: float) -> dict[str, float]:
+        """What metrics.jsonl keeps of a step that took so long, without what is not known."""
+        found = {}
+        if self._tokens:
+            found["tps"] = self._tokens / seconds
+        mfu = self.mfu(seconds)
+        if mfu is not None:
+            found["mfu(%)"] = 100 * mfu
+        return found
+
+    def mfu(self, seconds_per_step: float) -> float | None:
+        """Share of the peak; None when that is not known, or before the first step."""
+        if self._peak is None or not self._forward_flops:
+            return None
+        return 3 * self._forward_flops / (seconds_per_step * self._peak * 1e12)

@@ -1,0 +1,161 @@
+"""What a run tells of itself: rates, events, traces, sinks; and what it leaves when it hangs."""
+
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from launch.record import read_record
+from launch.speed import Speed, peak_tflops
+from tests.launch.small import ROOT, clean_env, finish_well, losses, overrides
+
+STEPS = 8
+
+
+def log_folder(run_dir: Path, start: int) -> Path:
+    return run_dir / "logs" / f"local-{start}"
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.conv = nn.Linear(8, 24), nn.Conv2d(3, 5, 3)
+
+    def forward(self, x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.project(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        return nn.functional.scaled_dot_product_attention(q, k, v).sum() + self.conv(image).sum()
+
+
+def test_flops_are_counted_by_hand_and_only_in_the_first_step():
+    speed, net = Speed(1e-6), Net()  # a peak of a million a second
+    x, image = torch.randn(2, 10, 8), torch.randn(1, 3, 6, 6)
+    forward = 2 * (2 * 10 * 8 * 24) + 2 * 2 * (2 * 2 * 10 * 10 * 4) + 2 * (5 * 4 * 4 * 3 * 9)
+    for _ in range(2):
+        speed.begin({"valid": torch.ones(2, 10, dtype=torch.bool)})
+        with speed.forward():
+            loss = net(x, image)
+        loss.backward()
+        numbers = speed.end(4.0)
+        assert numbers["mfu(%)"] == pytest.approx(100 * 3 * forward / 4e6)
+        assert numbers["tps"] == 20 / 4
+    speed.begin({"image": image})
+    assert "tps" not in speed.end(1.0) and Speed(None).mfu(1.0) is None
+
+
+def test_peaks_come_from_the_site_files():
+    assert peak_tflops("NVIDIA A100-SXM4-40GB", "bf16") == 312
+    assert peak_tflops("AMD Instinct MI250X", "bf16") == pytest.approx(191.5, abs=1)
+    assert peak_tflops("NVIDIA H100 80GB HBM3", "fp32") == peak_tflops("NVIDIA H100-SXM5-80GB", "fp32") > 50
+    for name in ("NVIDIA H100 PCIe", "Intel(R) Xeon(R) Gold 6148", "Tesla T4"):
+        assert peak_tflops(name, "bf16") is None
+
+
+def test_metrics_events_and_trace_of_a_run(apf_files, tmp_path, start):
+    group = start(1, overrides(
+        apf_files, tmp_path, run_id="r", train__max_steps=STEPS, eval__every_steps=4, log__peak_tflops=0.05,
+        log__profile_steps=2, train__log_every=2,
+    ))  # fmt: skip
+    finish_well(group)
+    run_dir = tmp_path / "smoke" / "r"
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    for line in (line for line in lines if "loss" in line):
+        assert 0 < line["mfu(%)"] < 100 and line["memory/max_active(GiB)"] > 0 and line["tps"] > 0
+    timed = [line["mfu(%)"] / 100 for line in lines if "loss" in line and line["step"] > 3]
+    assert min(timed) / 3 < read_record(run_dir)["mfu"] < max(timed) * 3
+
+    events = [json.loads(line.removeprefix(":::MLLOG ")) for line in
+              (log_folder(run_dir, 1) / "mlperf.log").read_text().splitlines()]  # fmt: skip
+    keys = [event["key"] for event in events]
+    assert [k for k in keys if k.endswith(("start", "stop"))] == [
+        "init_start", "init_stop", "run_start", "eval_start", "eval_stop", "run_stop", "eval_start", "eval_stop",
+    ]  # fmt: skip
+    scores = [(e["value"], e["metadata"]["split"]) for e in events if e["key"] == "eval_accuracy"]
+    logged = [(line[f"{part}_dice"], part) for part in ("val", "test") for line in lines if f"{part}_dice" in line]
+    assert scores == logged and len(scores) == 2
+    assert next(e["value"] for e in events if e["key"] == "global_batch_size") == 4
+
+    trace = json.loads((log_folder(run_dir, 1) / "trace-rank-0.json").read_text())
+    names = [event.get("name", "") for event in trace["traceEvents"]]
+    assert sum(name.startswith("Optimizer.step#") for name in names) == 2, "two steps were asked for"
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_sinks_get_the_metrics_or_are_refused_at_once(name, apf_files, tmp_path, start):
+    words = overrides(apf_files, tmp_path, run_id="r", train__max_steps=2, log__sinks=name)
+    group = start(1, words)
+    if importlib.util.find_spec(name) is None:
+        assert group.wait() == [64]
+        assert group.errors[0] == f"error: log.sinks={name}: not installed; pip install {name}\n"
+        assert not (tmp_path / "smoke").exists()
+    else:
+        finish_well(group)
+        files = [p for p in (tmp_path / "smoke" / "r" / name).rglob("*") if p.is_file()]
+        assert sum(p.stat().st_size for p in files) > 100
+
+
+@pytest.mark.gloo
+def test_a_rank_that_hangs_is_a_timeout_record_and_the_run_goes_on(apf_files, tmp_path, start):
+    more = {"run_id": "r", "train__max_steps": 24, "eval__pictures_px": 0}
+    words = overrides(apf_files, tmp_path, **more, checkpoint__every_steps=2, log__hang_seconds=8)
+    run_dir = tmp_path / "smoke" / "r"
+    group = start(2, words)
+    while not list((run_dir / "checkpoints").glob("step-2/COMPLETE")):
+        assert all(p.poll() is None for p in group.processes), group.wait()
+        time.sleep(0.002)
+    group.send(signal.SIGSTOP, [1])
+    assert group.processes[0].wait(120) == 1
+    group.send(signal.SIGKILL, [1])
+    group.wait()
+    record = read_record(run_dir)
+    assert record["status"] == "timeout" and "nothing happened for 8 s" in record["reason"]
+    assert "perhaps waiting for other ranks" in record["reason"] and group.errors[0].count("error: ") == 1
+    stacks = (log_folder(run_dir, 1) / "stacks-rank-0.txt").read_text()
+    assert "trainer.py" in stacks and "most recent call first" in stacks
+    finish_well(start(2, words))
+    assert not list(log_folder(run_dir, 2).glob("stacks*")), "nothing hung, nothing was left"
+    finish_well(start(2, overrides(apf_files, tmp_path / "whole", **more)))
+    assert losses(run_dir) == losses(tmp_path / "whole" / "smoke" / "r")
+
+
+PROGRAM = """
+import ctypes, sys, time
+from pathlib import Path
+from launch.watchdog import Watchdog
+watchdog = Watchdog(1.0, Path(sys.argv[2]), 0, lambda where: (print(where, flush=True), watchdog.stop()))
+watchdog.start()
+for _ in range(15):
+    time.sleep(0.1)
+    watchdog.beat()
+print("alive", flush=True)
+if sys.argv[1] == "python":
+    time.sleep(4)
+elif sys.argv[1] == "c":
+    ctypes.PyDLL(None).pause()  # waits for ever and keeps the interpreter
+else:
+    watchdog.stop()
+    time.sleep(1.5)
+print("end", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("kind", "code"), [("python", 0), ("c", 1), ("none", 0)])
+def test_the_watchdog_sees_python_and_c_hang(kind, code, tmp_path):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, kind, str(tmp_path)], cwd=ROOT, env=clean_env(), text=True,
+                          capture_output=True, timeout=100)  # fmt: skip
+    assert done.returncode == code, done.stderr
+    said = done.stdout.splitlines()
+    assert said[0] == "alive", "beats keep it quiet"
+    stacks = tmp_path / "stacks-rank-0.txt"
+    if kind == "none":
+        assert said == ["alive", "end"] and not stacks.exists()
+    else:
+        assert "most recent call first" in stacks.read_text() and 'File "<string>"' in stacks.read_text()
+        assert said[1:] == (["nothing happened for 1 s; the main thread is in ? (unknown code:0)", "end"]
+                            if kind == "python" else [])  # fmt: skip
