@@ -1,0 +1,277 @@
+"""Counts what one rank does in a block: memory by kind, collectives, FLOPs, bytes; works on real and on fake tensors.
+
+It sees every operation that reaches the dispatcher, after autograd and autocast. Must not import engines or models.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
+
+KINDS = ("parameters", "gradients", "optimizer", "gathered", "activations")
+
+
+@shape_wrapper
+def _sdpa(q: Any, k: Any, v: Any, *_args: Any, **_more: Any) -> int:
+    return int(sdpa_flop_count(q, k, v))
+
+
+@shape_wrapper
+def _sdpa_backward(grad: Any, q: Any, k: Any, v: Any, *_args: Any, **_more: Any) -> int:
+    return int(sdpa_backward_flop_count(grad, q, k, v))
+
+
+# torch counts nothing for attention on CPUs; these are its own formulas of the CUDA kernels.
+CPU_ATTENTION: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
+}
+
+# Name of the operation -> (what people call it, which argument holds the whole tensor, which the group).
+_COLLECTIVES = {
+    "c10d::allreduce_": ("all_reduce", 0, 1),
+    "c10d::_allgather_base_": ("all_gather", 0, 2),
+    "c10d::allgather_": ("all_gather", 0, 2),
+    "c10d::allgather_into_tensor_coalesced_": ("all_gather", 0, 2),
+    "c10d::_reduce_scatter_base_": ("reduce_scatter", 1, 2),
+    "c10d::reduce_scatter_": ("reduce_scatter", 1, 2),
+    "c10d::reduce_scatter_tensor_coalesced_": ("reduce_scatter", 1, 2),
+    "c10d::alltoall_base_": ("all_to_all", 0, 2),
+    "c10d::alltoall_": ("all_to_all", 0, 2),
+    "c10d::broadcast_": ("broadcast", 0, 1),
+    "c10d::reduce_": ("reduce", 0, 1),
+    "_c10d_functional::all_reduce": ("all_reduce", 0, 2),
+    "_c10d_functional::all_reduce_": ("all_reduce", 0, 2),
+    "_c10d_functional::all_gather_into_tensor": ("all_gather", -1, 2),
+    "_c10d_functional::reduce_scatter_tensor": ("reduce_scatter", 0, 3),
+    "_c10d_functional::all_to_all_single": ("all_to_all", 0, 3),
+    "_c10d_functional::broadcast": ("broadcast", 0, 2),
+    "_c10d_functional_autograd::all_to_all_single": ("all_to_all", 0, 3),
+}
+_QUIET = {"wait_tensor", "_wrap_tensor_autograd", "barrier"}  # they send nothing worth counting
+# They reserve or name memory; nothing is read or written.
+_FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "set_", "resize_", "lift"}
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective.
+
+    Attributes:
+        kind: all_gather, reduce_scatter, all_reduce, ...
+        size_bytes: Of the whole tensor: what an all-gather returns, what a reduce-scatter takes.
+        ranks: The global ranks of its group.
+    """
+
+    kind: str
+    size_bytes: int
+    ranks: tuple[int, ...]
+
+
+@dataclass
+class Work:
+    """Operations of one arithmetic.
+
+    Attributes:
+        flops: Two per multiply-accumulate, matrix products, convolutions and attention only.
+        matrix_bytes: Read and written by operations that have FLOPs.
+        other_bytes: Read and written by all others.
+    """
+
+    flops: int = 0
+    matrix_bytes: int = 0
+    other_bytes: int = 0
+
+
+@dataclass
+class _Block:
+    """One piece of memory."""
+
+    size_bytes: int
+    kind: str
+    ref: Any = None
+
+
+class Ledger(TorchDispatchMode):
+    """Counts what happens inside `with ledger:`.
+
+    Attributes:
+        collectives: In the order they were started.
+        work: By precision ("fp32" or "bf16").
+        operations: Operations that read or write memory, about the number of kernels.
+        matrix_operations: How often each (precision, flops, bytes) with FLOPs occurred.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.collectives: list[Collective] = []
+        self.work: dict[str, Work] = {}
+        self.operations = 0
+        self.matrix_operations: dict[tuple[str, int, int], int] = {}
+        self._live: dict[int, _Block] = {}
+        self._events: list[tuple[_Block, int]] = []
+        self._formulas = {**flop_registry, **CPU_ATTENTION}
+
+    # -- memory -----------------------------------------------------------------------------------------------------
+
+    def hold(self, tensors: Any, kind: str) -> None:
+        """Say what the memory of these tensors is for; memory not seen before counts from now on."""
+        for tensor in tree_leaves(tensors):
+            for local in _locals(tensor):
+                block = self._see(local.untyped_storage(), kind)
+                block.kind = kind
+
+    def _see(self, storage: torch.UntypedStorage, kind: str) -> _Block:
+        key = id(storage)
+        block = self._live.get(key)
+        if block is None:
+            block = self._live[key] = _Block(storage.nbytes(), kind)
+            block.ref = weakref.ref(storage, partial(self._gone, key))
+            self._events.append((block, block.size_bytes))
+        return block
+
+    def _gone(self, key: int, _ref: Any) -> None:
+        block = self._live.pop(key, None)
+        if block is not None:
+            self._events.append((block, -block.size_bytes))
+
+    def _resized(self, storage: torch.UntypedStorage) -> None:
+        block = self._live.get(id(storage))
+        if block is None:
+            self._see(storage, "gathered")
+        elif storage.nbytes() != block.size_bytes:
+            self._events.append((block, storage.nbytes() - block.size_bytes))
+            block.size_bytes = storage.nbytes()
+
+    def peak(self, first_event: int = 0) -> tuple[int, dict[str, int]]:
+        """Largest sum of live memory after event `first_event`, in bytes, and what it was for at that moment."""
+        now = dict.fromkeys(KINDS, 0)
+        best, at_best = 0, dict(now)
+        for index, (block, change) in enumerate(self._events):
+            now[block.kind] += change
+            if index >= first_event and sum(now.values()) > best:
+                best, at_best = sum(now.values()), dict(now)
+        return best, at_best
+
+    def events(self) -> int:
+        """Number of allocations and frees so far; a mark for `peak`."""
+        return len(self._events)
+
+    # -- operations -------------------------------------------------------------------------------------------------
+
+    def start_counting(self) -> None:
+        """Forget work and collectives, keep the memory: what came before was a warm-up."""
+        self.collectives, self.work, self.operations, self.matrix_operations = [], {}, 0, {}
+
+    def __enter__(self) -> Ledger:
+        # FSDP2 gives and takes the memory of gathered parameters by resizing storages, which no operation shows.
+        self._resize = torch.UntypedStorage.resize_
+
+        def resize(storage: torch.UntypedStorage, size: int) -> Any:
+            result = self._resize(storage, size)
+            self._resized(storage)
+            return result
+
+        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign,assignment]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and write down what it did."""
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # first what it does to its local part, which comes here next
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = func._schema.name
+        if name in _COLLECTIVES:
+            self._collective(name, args, out)
+        elif not name.startswith(("c10d", "_c10d")):
+            self._operation(func, args, kwargs, out)
+        elif name.partition("::")[2] not in _QUIET:
+            raise NotImplementedError(f"collective {name} is not counted yet; add it to _COLLECTIVES")
+        for tensor in tree_leaves(out):
+            for local in _locals(tensor):
+                self._see(local.untyped_storage(), "activations")
+        return out
+
+    def _collective(self, name: str, args: Any, out: Any) -> None:
+        kind, whole, group = _COLLECTIVES[name]
+        tensors = tree_leaves(out if whole < 0 else args[whole])
+        size = sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+        self.collectives.append(Collective(kind, size, _group_ranks(args[group])))
+
+    def _operation(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        schema = func._schema
+        if func._overloadpacket.__name__ in _FREE or _is_view(schema):
+            return
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        outputs = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        if not outputs:
+            return
+        moved = sum(map(_touched, inputs)) + sum(map(_touched, outputs))
+        formula = self._formulas.get(func._overloadpacket)
+        flops = int(formula(*args, **kwargs, out_val=out)) if formula is not None else 0
+        precision = "bf16" if outputs[0].dtype in (torch.bfloat16, torch.float16) else "fp32"
+        work = self.work.setdefault(precision, Work())
+        self.operations += 1
+        if flops:
+            work.flops += flops
+            work.matrix_bytes += moved
+            key = (precision, flops, moved)
+            self.matrix_operations[key] = self.matrix_operations.get(key, 0) + 1
+        else:
+            work.other_bytes += moved
+
+    @property
+    def flops(self) -> int:
+        """Of all precisions."""
+        return sum(work.flops for work in self.work.values())
+
+
+def _locals(value: Any) -> Iterator[torch.Tensor]:
+    """The plain tensors that hold the memory of a tensor: this rank's shard of a distributed one."""
+    if isinstance(value, torch.Tensor):
+        local = getattr(value, "_local_tensor", value)
+        if type(local) is not torch.Tensor or local.layout == torch.strided:
+            yield local
+
+
+def _touched(tensor: torch.Tensor) -> int:
+    """Bytes that reading the tensor once moves; an expanded one is no larger than its storage."""
+    size = tensor.numel() * tensor.element_size()
+    return min(size, tensor.untyped_storage().nbytes()) if 0 in tensor.stride() else size
+
+
+def _is_view(schema: Any) -> bool:
+    infos = [r.alias_info for r in schema.returns]
+    return bool(infos) and all(info is not None and not info.is_write for info in infos)
+
+
+def _group_ranks(group: Any) -> tuple[int, ...]:
+    if isinstance(group, str):
+        found = vars(dist.distributed_c10d)["_resolve_process_group"](group)
+    elif isinstance(group, dist.ProcessGroup):
+        found = group
+    else:
+        found = dist.ProcessGroup.unbox(group)
+    return tuple(dist.get_process_group_ranks(found))
+
+
+def held_by(module: nn.Module) -> list[torch.Tensor]:
+    """Parameters and buffers as this rank holds them."""
+    return [*module.parameters(), *module.buffers()]

@@ -1,0 +1,264 @@
+"""One training step of an experiment as rank 0 of any number of gpus, on fake tensors, and what it does.
+
+The model, the loss, the optimiser and the engine are the experiment's own; the loop around them repeats
+`Trainer._train_step` without files. Must not import the trainer's files, signals or checkpoints.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from data_prep.quadtree import budget_tree
+from data_prep.uniform import uniform_leaves
+from launch import engines
+from launch.classify import Classification
+from launch.config import Config
+from launch.data import TokenFiles
+from launch.ema import Average
+from launch.engines.base import Engine
+from launch.optim import make_optimizer
+from launch.plan.ledger import KINDS, Collective, Ledger, Work, held_by
+from launch.plan.world import pretend
+from launch.run import check_world
+from launch.tasks import Segmentation, Task
+from launch.trainer import build_model
+from launch.ulysses import spread_sequences
+
+_FINEST_CELLS = 512  # side of the grid that made-up trees are grown on; deeper frames get no smaller leaves than that
+
+
+class _Unlabelled(Classification):
+    """The loss of a classification, for batches that are made up: there are no files to take labels from."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.parts = max(1, len(config.data.sizes))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one step does on one rank.
+
+    Attributes:
+        gpus: Ranks.
+        engine: What holds the model: ddp, fsdp, hsdp or zero0 .. zero3.
+        parameters: Of the bare model.
+        images: Of the global batch.
+        micro: Images per forward pass of this rank.
+        tokens: Per image, without padding; None for pictures.
+        peak_bytes: Largest live memory during the step, by torch's tensors.
+        memory: Of it, by kind.
+        collectives: In order.
+        work: By precision.
+        matrix_operations: See `Ledger`.
+        operations: See `Ledger`.
+        seconds: That counting took.
+    """
+
+    gpus: int
+    engine: str
+    parameters: int
+    images: int
+    micro: int
+    tokens: int | None
+    peak_bytes: int
+    memory: dict[str, int]
+    collectives: list[Collective]
+    work: dict[str, Work]
+    matrix_operations: dict[tuple[str, int, int], int]
+    operations: int
+    seconds: float
+
+    @property
+    def flops(self) -> int:
+        """Two per multiply-accumulate; recomputed activations are counted as often as they are computed."""
+        return sum(work.flops for work in self.work.values())
+
+
+def engine_label(config: Config, world: int, local_world: int) -> str:
+    """The engine in the words of `--engine`."""
+    engine = config.engine
+    if engine.name == "deepspeed":
+        return f"zero{engine.zero}"
+    if engine.name == "fsdp" and engines.shard_size(engine, world, local_world) < world:
+        return "hsdp"
+    return engine.name
+
+
+def made_up_batch(config: Config, images: int) -> dict[str, torch.Tensor]:
+    """A training batch of the shapes that the data section says; places of leaves are those of a real tree.
+
+    Call it inside `pretend`: floating point tensors are then fake, integers and flags are real.
+    """
+    data = config.data
+    batch: dict[str, torch.Tensor] = {}
+    if data.kind == "images":
+        h, w = data.image_hw or (data.resolution, data.resolution)
+        batch["image"] = torch.empty(images, data.channels, h, w)
+    elif data.kind == "tiles" and data.labels is not None:
+        batch["image"] = torch.empty(images, 3, data.crop_px, data.crop_px)
+    else:
+        batch |= _tokens(config, images)
+    if data.labels is not None:
+        batch["label"] = torch.zeros(images, dtype=torch.int64)
+    return batch
+
+
+def _tokens(config: Config, images: int) -> dict[str, torch.Tensor]:
+    data = config.data
+    if data.kind == "tiles":
+        length, side = 1, data.crop_px
+        xy, size = np.zeros((1, 2), np.int64), np.full(1, side, np.int64)
+    else:
+        length, side = data.length, data.patch
+        xy, size = _leaves(config)
+    rows = len(size)
+    pad = length - rows
+    places = torch.from_numpy(np.pad(xy, ((0, pad), (0, 0))))
+    batch = {
+        "tokens": torch.empty(images, length, side, side, 3),
+        "leaf_xy": places.repeat(images, 1, 1),
+        "leaf_size": torch.from_numpy(np.pad(size, (0, pad))).repeat(images, 1),
+        "valid": (torch.arange(length) < rows).repeat(images, 1),
+    }
+    if data.labels is None:
+        batch["content_counts"] = torch.empty(images, length, side, side)
+        batch["mask_counts"] = torch.empty(images, length, side, side, data.classes)
+    return batch
+
+
+def _leaves(config: Config) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Leaves of a tree that a slide with one round, detailed region would have."""
+    data = config.data
+    if data.patching == "uniform":
+        leaves = uniform_leaves(data.resolution, data.patch)
+    else:
+        cells = min(data.resolution // data.patch, _FINEST_CELLS)
+        y, x = np.indices((cells, cells))
+        ring = np.abs(np.hypot(x - cells / 2, y - cells / 2) / cells - 0.3)
+        counts = np.maximum(1, (64 * (1 - ring)).astype(np.int64))
+        leaves = budget_tree(counts, data.resolution // cells, data.length)
+    return leaves.xy.astype(np.int64), leaves.size.astype(np.int64)
+
+
+def make_step(config: Config, world: int, local_world: int) -> tuple[Engine, Task, int, Average | None]:
+    """The wrapped model, the task, images per forward pass and the running average, in a started process group."""
+    train = config.train
+    task: Task
+    if config.model.task == "classification":
+        task = _Unlabelled(config)
+    else:
+        task = Segmentation(config, cast(TokenFiles, None))
+    model = build_model(config)
+    if config.engine.sequence > 1:
+        spread_sequences(model, config.engine.sequence)
+    model.to = lambda *_to, **_more: model  # type: ignore[method-assign,assignment]  # is there; fakes cannot be swapped
+    micro = train.batch // (world // config.engine.sequence) // train.accumulate
+    engine = engines.build(
+        model, config.engine, device=torch.device("cpu"), precision=train.precision, micro=micro,
+        parts=train.accumulate * task.parts, make_optimizer=lambda module: make_optimizer(module, train),
+        max_norm=train.clip, local=0, local_world=local_world,
+    )  # fmt: skip
+    average = None if train.ema_decay is None else Average(engine.module, train.ema_decay)
+    return engine, task, micro, average
+
+
+def one_step(
+    config: Config, engine: Engine, task: Task, micro: int, average: Average | None, batch: dict[str, torch.Tensor],
+    ledger: Ledger | None = None,
+) -> None:  # fmt: skip
+    """What `Trainer._train_step` does on one rank: forward, loss and backward part by part, optimiser, average."""
+    train = config.train
+    total = torch.zeros(())
+    share = micro * train.accumulate
+    teacher = None
+    if average is not None and train.distill:
+
+        def teacher(inputs: Any) -> torch.Tensor:
+            with average.applied():
+                return engine.forward(inputs)
+
+    # Words of the real loop: ranks agree on signals and time, then step, then share the loss.
+    dist.all_reduce(torch.zeros(2, dtype=torch.float64), op=dist.ReduceOp.MAX)
+    for piece in range(train.accumulate):
+        inputs = {k: v[piece * micro : (piece + 1) * micro] for k, v in batch.items()}
+        losses = task.losses(engine.forward, inputs, teacher)
+        for part in range(task.parts):
+            last = piece == train.accumulate - 1 and part == task.parts - 1
+            with engine.micro_step(last=last):
+                loss = next(losses).sum() / (share * task.parts)
+                engine.backward(loss)
+            total += loss.detach()
+    if ledger is not None:
+        ledger.hold([p.grad for p in engine.module.parameters() if p.grad is not None], "gradients")
+    engine.step(train.lr, train.clip)
+    if average is not None:
+        average.update(1)
+    dist.all_reduce(total.double())
+
+
+def count(config: Config, world: int, local_world: int) -> Counts:
+    """Count the second step of a run: the first one makes the optimiser's moments and settles DDP's buckets.
+
+    Args:
+        config: The experiment.
+        world: Number of gpus.
+        local_world: Of these on a node.
+
+    Raises:
+        ConfigError: The batch, the model or the engine does not fit that many gpus.
+    """
+    started = time.perf_counter()
+    check_world(config, world)
+    with pretend(world):
+        engine, task, micro, average = make_step(config, world, local_world)
+        batch = made_up_batch(config, micro * config.train.accumulate)
+        ledger = Ledger()
+        ledger.hold(held_by(engine.module), "parameters")
+        _hold_extras(ledger, engine, average)
+        with ledger:
+            ledger.hold(batch, "activations")
+            one_step(config, engine, task, micro, average, batch, ledger)
+            _hold_extras(ledger, engine, average)
+            ledger.start_counting()
+            mark = ledger.events()
+            one_step(config, engine, task, micro, average, batch, ledger)
+        peak, memory = ledger.peak(mark)
+        tokens = int(batch["valid"][0].sum()) if "valid" in batch else None
+        parameters = sum(p.numel() for p in engine.module.parameters())
+    assert set(memory) == set(KINDS)
+    return Counts(
+        world, engine_label(config, world, local_world), parameters, config.train.batch, micro, tokens, peak, memory,
+        ledger.collectives, ledger.work, ledger.matrix_operations, ledger.operations, time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def _hold_extras(ledger: Ledger, engine: Engine, average: Average | None) -> None:
+    """Memory that the model does not own."""
+    optimizer = getattr(engine, "optimizer", None)
+    if optimizer is not None:
+        ledger.hold([list(state.values()) for state in optimizer.state.values()], "optimizer")
+    buckets = getattr(getattr(engine, "_ddp", None), "buckets", None)
+    if buckets is not None:
+        ledger.hold(buckets, "gradients")
+    if average is not None:
+        ledger.hold(average.weights, "optimizer")
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """torch on this many threads: nothing is computed, so more would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
