@@ -15,7 +15,7 @@
 #SBATCH --requeue
 #SBATCH --gpus-per-node=1
 
-# shellcheck disable=SC2034  # jobs/body.sh reads them
+# shellcheck disable=SC2016,SC2034,SC2089  # jobs/body.sh reads them, tasks expand TASK_ENV
 {
 JOB=bench KIND=bench APF=smoke UNIFORM=
 SITE=generic-cuda SITE_ACCOUNT=0 SITE_REQUEUE=1

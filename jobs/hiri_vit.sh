@@ -16,7 +16,7 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --exclusive
 
-# shellcheck disable=SC2034  # jobs/body.sh reads them
+# shellcheck disable=SC2016,SC2034,SC2089  # jobs/body.sh reads them, tasks expand TASK_ENV
 {
 JOB=hiri_vit KIND=train APF=hiri_vit UNIFORM=
 SITE=generic-cuda SITE_ACCOUNT=0 SITE_REQUEUE=1

@@ -15,7 +15,7 @@
 #SBATCH --requeue
 #SBATCH --gpus-per-node=1
 
-# shellcheck disable=SC2034  # jobs/body.sh reads them
+# shellcheck disable=SC2016,SC2034,SC2089  # jobs/body.sh reads them, tasks expand TASK_ENV
 {
 JOB=paip_512 KIND=train APF=paip_512 UNIFORM=paip_512_uniform
 SITE=generic-cuda SITE_ACCOUNT=0 SITE_REQUEUE=1

@@ -16,7 +16,7 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --exclusive
 
-# shellcheck disable=SC2034  # jobs/body.sh reads them
+# shellcheck disable=SC2016,SC2034,SC2089  # jobs/body.sh reads them, tasks expand TASK_ENV
 {
 JOB=paip_64k KIND=train APF=paip_64k UNIFORM=paip_64k_uniform
 SITE=generic-cuda SITE_ACCOUNT=0 SITE_REQUEUE=1

@@ -93,7 +93,8 @@ def directives(job: Job, site: Site, slurm: Slurm, output: str = "%x-%j.out") ->
 
 
 def _array(words: Iterable[str]) -> str:
-    return "(" + " ".join(shlex.quote(word) for word in words) + ")"
+    # Commas are nothing to the shell, but look like a slip between elements to its checkers.
+    return "(" + " ".join(f"'{word}'" if "," in word else shlex.quote(word) for word in words) + ")"
 
 
 def _exports(name: str, values: dict[str, str]) -> list[str]:
@@ -158,7 +159,7 @@ def render(job: Job, site: Site, output: str = "%x-%j.out") -> str:
     lines = [f"#SBATCH {line}" for line in directives(job, site, site.slurm, output)]
     lines += [
         "",
-        "# shellcheck disable=SC2034  # jobs/body.sh reads them",
+        "# shellcheck disable=SC2016,SC2034,SC2089  # jobs/body.sh reads them, tasks expand TASK_ENV",
         "{",
         f"JOB={job.name} KIND={job.kind} APF={job.experiment} UNIFORM={job.uniform}",
         *_site_part(site, site.slurm),

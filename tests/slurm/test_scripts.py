@@ -1,0 +1,110 @@
+"""The committed job scripts: as rendered, clean shell, right numbers; these tests need neither root nor SLURM."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.config import ConfigError
+from launch.experiments import EXPERIMENTS
+from launch.jobs_table import JOBS
+from launch.render import DEFAULT_SITE, FOLDER, directives, render, shape, write_all
+from launch.sites import Site, load_site, names
+from tests.launch.small import ROOT, clean_env
+
+# The paper's Table II.
+TABLE_II = {"512": 1, "1k": 8, "4k": 128, "8k": 256, "16k": 512, "32k": 1024, "64k": 2048}
+SITES = [name for name in names() if load_site(name).slurm is not None]
+
+
+def launch(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "launch", *words], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        env=clean_env() | env, check=False,
+    )  # fmt: skip
+
+
+def test_committed_scripts_are_what_render_writes():
+    done = launch("render", "--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_changed_or_missing_script_is_named(tmp_path: Path):
+    write_all(load_site(DEFAULT_SITE), tmp_path)
+    (tmp_path / "btcv.sh").unlink()
+    script = tmp_path / "paip_64k.sh"
+    script.write_text(script.read_text().replace("--nodes=256", "--nodes=255"))
+    done = launch("render", "--check", "--out", str(tmp_path))
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 and "btcv.sh: missing" in done.stderr and "--nodes=255" in done.stderr
+
+
+@pytest.mark.parametrize("label", TABLE_II)
+def test_gpu_counts_are_those_of_the_paper(label: str):
+    text = (FOLDER / f"paip_{label}.sh").read_text()
+    nodes, tasks, gpus = (
+        int(re.search(rf"^#SBATCH --{name}=(\d+)$", text, flags=re.M)[1])  # type: ignore[index]
+        for name in ("nodes", "ntasks-per-node", "gpus-per-node")
+    )
+    assert nodes * tasks == TABLE_II[label] and gpus == tasks
+    assert ("#SBATCH --exclusive" in text) == (tasks == 8)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_scripts_of_every_site_are_clean_shell(site: str, tmp_path: Path):
+    scripts = write_all(load_site(site), tmp_path / "jobs")
+    if site != DEFAULT_SITE:  # a part of a node, many nodes, MPI: the others differ in names only
+        scripts = [path for path in scripts if path.stem in ("paip_512", "paip_64k", "prep_paip")]
+    for script in scripts:
+        done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    if shutil.which("shellcheck") is None:
+        pytest.skip("needs: apt-get install shellcheck")
+    done = subprocess.run(  # SC1091: not to follow jobs/body.sh in each of them; it is checked once, here
+        ["shellcheck", "--exclude=SC1091", FOLDER / "body.sh", *scripts], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_job_has_a_script_and_its_experiments_exist():
+    assert {path.stem for path in FOLDER.glob("*.sh")} == {*JOBS, "body", "demo"}
+    wanted = {name for job in JOBS.values() for name in (job.experiment, job.uniform) if name}
+    assert wanted <= set(EXPERIMENTS), sorted(wanted - set(EXPERIMENTS))
+
+
+def test_a_site_without_requeue_gets_a_chain(tmp_path: Path):
+    site = changed(load_site("generic-cuda"), requeue=False)
+    lines = directives(JOBS["paip_16k"], site, site.slurm)  # type: ignore[arg-type]
+    assert "--array=1-20%1" in lines and "--no-requeue" in lines and "--requeue" not in lines
+    assert "SITE_REQUEUE=0" in render(JOBS["paip_16k"], site)
+
+
+def test_what_does_not_fit_a_site_is_refused():
+    perlmutter = load_site("perlmutter")
+    with pytest.raises(ConfigError, match=r"10 gpus are not whole nodes of perlmutter .* use 8 or 12"):
+        shape(10, perlmutter)
+    limits = [{"nodes": 4, "hours": 2}, {"nodes": 16, "hours": 1}]
+    small = changed(load_site("generic-cuda"), time_limits=limits)
+    with pytest.raises(ConfigError, match="2048 gpus are 256 nodes; generic-cuda runs at most 16"):
+        render(JOBS["paip_64k"], small)
+    assert "#SBATCH --time=01:00:00" in render(JOBS["paip_4k"], small)
+    with pytest.raises(ConfigError, match="site local has no scheduler"):
+        render(JOBS["paip_4k"], load_site("local"))
+
+
+def test_unknown_site_is_one_line():
+    done = launch("render", "--site", "fronteir", "--out", "unused")
+    assert done.returncode == 64 and len(done.stderr.splitlines()) == 1
+    assert "did you mean frontier" in done.stderr
+
+
+def changed(site: Site, **slurm: object) -> Site:
+    tree = site.model_dump(mode="json")
+    tree["slurm"] |= slurm
+    return Site.model_validate(tree)
