@@ -1,6 +1,6 @@
 """`python -m launch erf`: effective receptive field of an experiment's model on its pictures, written as one npz file.
 
-Importing it must not import torch.
+Importing it must import neither torch nor what reads pictures.
 """
 
 from __future__ import annotations
@@ -14,13 +14,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from data_prep.files import write_atomic
 from data_prep.progress import Progress
 from launch.config import Config, ConfigError, load
-from launch.images import ImageFiles, open_files
 from launch.ranks import EXIT_CRASH, EXIT_OK, find_ranks, pick_device
 
 if TYPE_CHECKING:
@@ -44,6 +40,10 @@ def pictures(config: Config, split: str, count: int, noise: bool) -> Iterator[ND
     Raises:
         ConfigError: No such data, or token sets.
     """
+    import numpy as np
+
+    from launch.images import ImageFiles, open_files
+
     data, rng = config.data, np.random.default_rng(config.train.seed)
     if data.kind == "tokens":
         raise ConfigError("erf needs pictures: data.kind=images or tiles")
@@ -115,6 +115,8 @@ def measure(config: Config, split: str, count: int, noise: bool = False, layer: 
 
 def to_npz(field: Field, about: dict[str, Any]) -> bytes:
     """The file's bytes: map, profile_row, profile_col (float64) and about (JSON text)."""
+    import numpy as np
+
     out = io.BytesIO()
     np.savez_compressed(
         out,
