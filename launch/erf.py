@@ -20,6 +20,9 @@ from launch.config import Config, ConfigError, load
 from launch.ranks import EXIT_CRASH, EXIT_OK, find_ranks, pick_device
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from hpc_models.erf import Field
 
 _TEXT = """\
