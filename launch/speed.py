@@ -9,23 +9,15 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count, shape_wrapper
+from torch.utils.flop_counter import flop_registry
 
+from launch.plan.ledger import CPU_ATTENTION
 from launch.sites import SITES, read_site
 
 _GPU = re.compile(r"\b(?:MI|GH|GB|A|B|H|V)\d{3}[A-Z]?(?=\b|-)")
 
 
-@shape_wrapper  # type: ignore[untyped-decorator]
-def _sdpa(q: Any, k: Any, v: Any, *_args: Any, out_val: Any = None, **_more: Any) -> int:  # noqa: ARG001
-    return int(sdpa_flop_count(q, k, v))  # type: ignore[no-untyped-call]
-
-
-# torch counts nothing for attention on CPUs.
-_FORMULAS: dict[Any, Callable[..., int]] = {
-    **flop_registry,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
-}
+_FORMULAS: dict[Any, Callable[..., int]] = {**flop_registry, **CPU_ATTENTION}
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
