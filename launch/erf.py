@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hpc_models.erf import Field
 
 _TEXT = """\
-Mean absolute gradient of the output map's centre by the the input's pixels (Luo et al. 2016), over pictures of a split.
+Mean absolute gradient of the output map's centre by the input's pixels (Luo et al. 2016), over pictures of a split.
 Give trained weights as train.init_from=RUN_DIR; without them the model is as initialised. Writes DIR/EXPERIMENT.npz:
 map (H, W), profile_row (H,), profile_col (W,) and about, a JSON text that says what was measured."""
 
