@@ -1,11 +1,12 @@
-"""Put seeds of one experiment together; decide which two rows a speedup may compare (no torch, no matplotlib)."""
+"""Put the seeds of one experiment together: one row of a table, one line of a plot (no torch, no matplotlib)."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -33,23 +34,12 @@ IDENTITY = (
     "data",
     "split_sha256",
 )
-# What two runs must share before their times are divided (design, section 5), and the word for it.
-FAIR = (
-    ("hardware", "hardware"),
-    ("gpus", "GPUs"),
-    ("precision", "precision"),
-    ("attention_backend", "attention backend"),
-    ("optimiser", "optimiser"),
-    ("split_sha256", "data split"),
-    ("resolution", "resolution"),
-    ("warmup_rule", "timing window"),
-)
 # Keys of config.yaml that name a run and do not change what it computes.
 _NAMING = {"seed", "run_id", "run_root", "force", "experiment"}
 
 
 class BaselineError(ValueError):
-    """The baseline that was asked for is not among the runs."""
+    """The baseline that was asked for is not among the rows."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +107,10 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
             by_config[_config_without_names(run.folder) if len(same) > 1 else ""].append(run)
         sets += by_config.values()
     sets = [sorted(s, key=lambda r: (-1 if r.seed is None else r.seed, r.run_id, r.folder.as_posix())) for s in sets]
-    experiments = [s[0].experiment for s in sets]
+    rows_of = Counter(s[0].experiment for s in sets)
     groups = []
     for seeds in sets:
-        unique = experiments.count(seeds[0].experiment) == 1
+        unique = rows_of[seeds[0].experiment] == 1
         groups.append(
             Group(seeds[0].experiment if unique else f"{seeds[0].experiment}/{seeds[0].run_id}", tuple(seeds))
         )
@@ -132,7 +122,7 @@ def _order(group: Group) -> tuple:
     kind = {"apf": 0, "uniform": 1}.get(run.patching or "", 2)
     return (
         run.resolution or 0,
-        2 if _tiled(run) else kind,
+        2 if is_tiled(run) else kind,
         run.model or "",
         run.patch or 0,
         group.label,
@@ -148,115 +138,18 @@ def _config_without_names(folder: Path) -> str:
             return {str(k): strip(v) for k, v in value.items() if k not in _NAMING}
         return [strip(v) for v in value] if isinstance(value, list) else value
 
-    return json.dumps(strip(_read_config(folder)), sort_keys=True, default=str)
+    return json.dumps(strip(read_config(folder)), sort_keys=True, default=str)
 
 
-def _read_config(folder: Path) -> dict:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return config.yaml of a run folder, or nothing where it is missing or broken."""
     try:
         config = yaml.load((folder / "config.yaml").read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return config if isinstance(config, dict) else {}
 
 
-# ---- speedups
-
-
-@dataclass(frozen=True)
-class Speedup:
-    """A speedup and its denominator, or the reasons why the two rows must not be divided."""
-
-    ratio: float | None
-    baseline: Group | None
-    refused: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-
-
-def differences(a: Run, b: Run) -> list[str]:
-    """Return why the times of two runs must not be divided: one reason per difference, none if the two are alike.
-
-    A backend is compared only between models that have attention: the tiled ones are convolutional.
-    A value that one record lacks is a reason too: what is not known to be equal is not compared.
-    """
-    reasons = []
-    for name, word in FAIR:
-        x, y = _fair_value(a, name), _fair_value(b, name)
-        if name == "attention_backend" and "none" in (x, y):
-            continue
-        if x is None or y is None:
-            reasons.append(f"{word} not recorded")
-        elif x != y:
-            reasons.append(f"{word} {_short(x, name)} against {_short(y, name)}")
-    if set(a.dice_per_slide) != set(b.dice_per_slide):
-        reasons.append("other test slides")
-    return reasons
-
-
-def speedup(group: Group, groups: Sequence[Group], baseline: str | None = None) -> Speedup:
-    """Return sec/image of a uniform baseline over sec/image of this row.
-
-    Without `baseline`, the baseline is the row's fair counterpart among the uniform, untiled rows of its resolution:
-    the one with the smallest patch, which is what adaptive patching claims to replace.
-
-    Args:
-        group: the row.
-        groups: all rows.
-        baseline: label or experiment of the only row allowed as the denominator.
-
-    Raises:
-        BaselineError: no row has that name.
-    """
-    mine = group.seconds_per_image
-    if baseline is None:
-        candidates = [
-            g
-            for g in groups
-            if g.first.patching == "uniform" and not _tiled(g.first) and g.first.resolution == group.first.resolution
-        ]
-    else:
-        candidates = [g for g in groups if baseline in (g.label, g.first.experiment)]
-        if not candidates:
-            raise BaselineError(
-                f"baseline {baseline!r} is not among the runs; there are: {', '.join(g.label for g in groups)}"
-            )
-    timed = [g for g in candidates if g.seconds_per_image]
-    if not mine or not timed:
-        return Speedup(None, None, ("s/image of this row is missing" if not mine else "no timed uniform baseline",))
-    ranked = sorted(
-        timed,
-        key=lambda g: (
-            bool(g is not group and differences(group.first, g.first)),
-            g.first.patch or 0,
-            g.first.decoder != group.first.decoder,
-            g.label,
-        ),
-    )
-    best = ranked[0]
-    reasons = [] if best is group else differences(group.first, best.first)
-    if reasons:
-        return Speedup(None, best, tuple(reasons))
-    return Speedup(best.seconds_per_image / mine, best, (), tuple(_remarks(group.first, best.first)))
-
-
-def _remarks(a: Run, b: Run) -> list[str]:
-    """Return differences that may be compared and must be said."""
-    pairs = (("engine", "engine"), ("global_batch", "global batch"), ("model", "model"))
-    return [
-        f"{word} {getattr(a, name)} against {getattr(b, name)}"
-        for name, word in pairs
-        if getattr(a, name) != getattr(b, name)
-    ]
-
-
-def _fair_value(run: Run, name: str):
-    if name == "attention_backend" and _tiled(run):
-        return "none"
-    return (run.device_name or run.device) if name == "hardware" else getattr(run, name)
-
-
-def _short(value, name: str) -> str:
-    return str(value)[:12] if name == "split_sha256" else str(value)[:80]
-
-
-def _tiled(run: Run) -> bool:
+def is_tiled(run: Run) -> bool:
+    """Whether a run trains on crops: a convolutional model, which has no attention kernel to compare."""
     return "tiled" in (run.model or "") or run.patching == "tiles"

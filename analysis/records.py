@@ -78,6 +78,10 @@ class Run:
     dice_per_slide: Mapping[str, float] = field(default_factory=dict, metadata={"kind": "fractions"})
     dice_val: float | None = _is("fraction")
     floors: Mapping[str, float] = field(default_factory=dict, metadata={"kind": "fractions"})
+    task: str | None = _is("text")  # segmentation or classification; records before it was written have none
+    accuracy: float | None = _is("fraction")
+    auc: float | None = _is("fraction")
+    score_val: float | None = _is("fraction")  # what the best checkpoint was chosen by: val Dice, AUC or accuracy
     n_train: int | None = _is("count")
     n_test: int | None = _is("count")
     peak_memory_gib: float | None = _is("number")
@@ -234,6 +238,8 @@ def _number(key: str, value: Any, kind: str, folder: Path, problems: list[Proble
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{key} is {value!r:.40}, not a number")
+    if isinstance(value, int) and abs(value) >= 2**63:  # JSON has no limit, and a float cannot hold all of them
+        raise ValueError(f"{key} is a whole number of {value.bit_length()} bits, out of range")
     if not math.isfinite(value):
         problems.append(Problem(folder, "missing number", f"{key} is {value}; shown as missing"))
         return None

@@ -1,12 +1,14 @@
 """The comparison table of measured runs, its floors, footnotes and list of problems (no torch, no matplotlib)."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.floors import Floor, find_floors
 from analysis.formats import Column, Table, csv_text, latex, markdown, number, significant, whole, write_atomically
-from analysis.groups import Group, Speedup, group_runs, speedup
+from analysis.groups import Group, group_runs
 from analysis.records import Problem, Runs
+from analysis.speedups import Baselines, Speedup
 from analysis.stats import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
 
 
@@ -26,14 +28,15 @@ def compare(runs: Runs, baseline: str | None = None) -> Comparison:
 
     Args:
         runs: the loaded folder.
-        baseline: label or experiment of the denominator of every speedup; default: see `groups.speedup`.
+        baseline: label or experiment of the denominator of every speedup; default: see `speedups.Baselines`.
 
     Raises:
         BaselineError: no run has that name.
     """
     groups = group_runs(runs.ok)
+    baselines = Baselines(groups)
     return Comparison(
-        groups, [speedup(g, groups, baseline) for g in groups], find_floors(groups), runs.problems, runs.root
+        groups, [baselines.speedup(g, baseline) for g in groups], find_floors(groups), runs.problems, runs.root
     )
 
 
@@ -95,9 +98,10 @@ def comparison_table(comparison: Comparison) -> Table:
         rows.append(row + ([str(len(group.runs))] if several else []))
         kinds.append("run")
     resolutions = {g.first.resolution for g in comparison.groups}
+    alike = Counter((f.name, f.resolution) for f in comparison.floors)
     for floor in comparison.floors:
         label = f"floor: {floor.label}"
-        if sum((f.name, f.resolution) == (floor.name, floor.resolution) for f in comparison.floors) > 1:
+        if alike[floor.name, floor.resolution] > 1:
             label += f" ({', '.join(run for run, _ in floor.values)})"
         row: list[str | None] = [""] * len(columns)  # not applicable, which is not the same as missing
         row[0], row[11], row[12] = label, floor.text, whole(floor.n_test)
@@ -118,12 +122,10 @@ class _Notes:
     """Footnotes numbered a, b, c in the order of first use; equal texts share one."""
 
     def __init__(self):
-        self.texts: list[str] = []
+        self.texts: dict[str, int] = {}
 
     def mark(self, text: str) -> str:
-        if text not in self.texts:
-            self.texts.append(text)
-        return self._sign(self.texts.index(text))
+        return self._sign(self.texts.setdefault(text, len(self.texts)))
 
     @staticmethod
     def _sign(i: int) -> str:

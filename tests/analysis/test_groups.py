@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.groups import BaselineError, Group, differences, group_runs, speedup
-from analysis.records import load
+from analysis.groups import BaselineError, Group, group_runs
+from analysis.records import Run, load
+from analysis.speedups import Baselines, differences, speedup
 from tests.analysis.generator import record, write_run
 
 
@@ -80,6 +81,7 @@ def test_a_run_against_itself_is_one(seconds):
     [
         ({"device_name": "NVIDIA H200"}, "hardware"),
         ({"gpus": 4}, "GPUs 2 against 4"),
+        ({"nodes": 2}, "nodes 1 against 2"),
         ({"precision": "bf16"}, "precision fp32 against bf16"),
         ({"attention_backend": "sdpa (flash)"}, "attention backend"),
         ({"optimiser": "SGD"}, "optimiser AdamW against SGD"),
@@ -148,3 +150,46 @@ def test_differences_are_symmetric_in_their_number(tmp_path: Path):
     groups = load_all(tmp_path, record("demo_apf", gpus=1), record("demo_uniform_patch", precision="bf16"))
     a, b = (g.first for g in groups)
     assert len(differences(a, b)) == len(differences(b, a)) == 2
+
+
+KINDS = st.fixed_dictionaries(
+    {
+        "patching": st.sampled_from(["apf", "uniform"]),
+        "patch": st.sampled_from([16, 64]),
+        "decoder": st.sampled_from(["leaf", "token"]),
+        "gpus": st.sampled_from([1, 2, None]),
+        "attention_backend": st.sampled_from(["math", "flash", None]),
+        "model": st.sampled_from(["unetr", "unet_tiled"]),
+        "resolution": st.sampled_from([512, 1024]),
+        "seconds_per_image": st.sampled_from([0.5, 1.0, None]),
+    }
+)
+
+
+@given(st.lists(KINDS, min_size=1, max_size=8))
+def test_the_sorted_baselines_find_what_a_search_over_all_rows_finds(kinds):
+    runs = []
+    for i, kind in enumerate(kinds):
+        raw = {k: v for k, v in record(**kind, experiment=f"e{i}", run_id=f"r{i}").items() if k != "schema_version"}
+        raw["dice_per_slide"], raw["floors"] = raw["dice_per_slide"] or {}, raw["floors"] or {}
+        runs.append(Run(folder=Path(f"r{i}"), **raw))
+    groups = group_runs(runs)
+    baselines = Baselines(groups)
+    for group in groups:
+        mine = group.first
+        search = [
+            g
+            for g in groups
+            if g.first.patching == "uniform" and g.first.model != "unet_tiled" and g.seconds_per_image
+            and g.first.resolution == mine.resolution
+        ]  # fmt: skip
+        search.sort(
+            key=lambda g: (
+                g is not group and bool(differences(mine, g.first)),
+                g.first.patch,
+                g.first.decoder != mine.decoder,
+                g.label,
+            )
+        )
+        expected = search[0] if search and group.seconds_per_image else None
+        assert baselines.speedup(group).baseline is expected
