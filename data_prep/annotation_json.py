@@ -16,11 +16,15 @@ from data_prep.slide_base import SlideError, one_line
 _NO_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
 
 
-def read_geojson(path: Path) -> list[Drawn]:
+def read_geojson(path: Path, left_out: list[str] | None = None) -> list[Drawn]:
     """Return the polygons of a FeatureCollection, a list of features, a feature or a bare geometry, in file order.
 
     A polygon's first ring is its outline, the others are holes; rings need not be closed, coordinates beyond x and y
     are ignored, points and lines are left out.
+
+    Args:
+        path: the file.
+        left_out: gets a few words about each thing that is left out.
 
     Raises:
         SlideError: no GeoJSON, damaged, or with coordinates that are no numbers.
@@ -43,7 +47,8 @@ def read_geojson(path: Path) -> list[Drawn]:
         raise
     except (ValueError, RecursionError) as error:
         raise SlideError(f"{path}: damaged or truncated JSON: {one_line(error)}") from error
-    return [drawn for feature in _features(path, root) for drawn in _drawn(path, feature)]
+    told = [] if left_out is None else left_out
+    return [drawn for n, feature in enumerate(_features(path, root)) for drawn in _drawn(path, n, feature, told)]
 
 
 def _polygon(path: Path, rings: Any) -> list[Ring]:
@@ -78,14 +83,16 @@ def _features(path: Path, root: Any) -> Iterator[dict[str, Any]]:
             raise SlideError(f"{path}: no GeoJSON: no FeatureCollection, Feature or geometry")
 
 
-def _drawn(path: Path, feature: dict[str, Any]) -> Iterator[Drawn]:
+def _drawn(path: Path, number: int, feature: dict[str, Any], left_out: list[str]) -> Iterator[Drawn]:
     names, colour = _classification(path, feature.get("properties"))
-    for rings in _geometry(path, feature.get("geometry")):
-        if rings:
+    for rings in _geometry(path, feature.get("geometry"), f"feature {number}", left_out):
+        if rings and len(rings[0].xy) < 3:
+            left_out.append(f"feature {number} (Polygon of {len(rings[0].xy)} vertices)")
+        elif rings:
             yield Drawn(names, "", colour, rings)
 
 
-def _geometry(path: Path, geometry: Any) -> Iterator[list[Ring]]:
+def _geometry(path: Path, geometry: Any, where: str, left_out: list[str]) -> Iterator[list[Ring]]:
     if geometry is None:
         return
     kind = geometry.get("type") if isinstance(geometry, dict) else geometry
@@ -96,8 +103,10 @@ def _geometry(path: Path, geometry: Any) -> Iterator[list[Ring]]:
         if not isinstance(parts, list):
             raise SlideError(f"{path}: a GeometryCollection's geometries are not a list")
         for part in parts:
-            yield from _geometry(path, part)
-    elif kind not in _NO_AREA:
+            yield from _geometry(path, part, where, left_out)
+    elif kind in _NO_AREA:
+        left_out.append(f"{where} ({kind})")
+    else:
         raise SlideError(f"{path}: geometry {kind!r} is unknown")
 
 

@@ -43,13 +43,17 @@ class Drawn(NamedTuple):
     rings: list[Ring]
 
 
-def read_xml(path: Path) -> list[Drawn]:
+def read_xml(path: Path, left_out: list[str] | None = None) -> list[Drawn]:
     """Return what an ImageScope or ASAP file holds, in the order of the file; lines, dots and rulers are left out.
+
+    Args:
+        path: the file.
+        left_out: gets a few words about each thing that is left out.
 
     Raises:
         SlideError: not such a file, damaged, or with coordinates that are no numbers.
     """
-    reader = _Reader(path)
+    reader = _Reader(path, [] if left_out is None else left_out)
     try:
         parser = DefusedXMLParser(target=reader)
         with path.open("rb") as file:
@@ -75,8 +79,9 @@ def check_coordinates(path: Path, xy: npt.NDArray[np.float64], what: str) -> npt
 class _Reader:
     """The events of one file, as xml.etree calls them on a parser's target."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, left_out: list[str]) -> None:
         self._path = path
+        self._left_out = left_out
         self.drawn: list[Drawn] = []
         self._tags: list[str] = []
         self._asap = False
@@ -151,6 +156,10 @@ class _Reader:
         negative = self._region.get("NegativeROA", "0").strip().lower() not in ("", "0", "false")
         if len(xy) >= 3:  # two vertices are a ruler or an arrow
             self._rings.append(Ring(xy, negative))
+        else:
+            self._tags.append("Region")
+            self._left_out.append(f"{self._where()} ({_vertices(len(xy))})")
+            self._tags.pop()
 
     def _end_coordinates(self) -> None:
         xy = self._xy()
@@ -158,6 +167,9 @@ class _Reader:
             xy = xy[np.argsort(self._orders, kind="stable")]
         if self._layer.get("Type", "").lower() in _ASAP_AREAS and len(xy) >= 3:
             self._rings.append(Ring(xy))
+        else:
+            kind = self._layer.get("Type", "") or "no type"
+            self._left_out.append(f"{self._where()} ({kind}, {_vertices(len(xy))})")
 
     def _annotation(self) -> Drawn:
         if "PartOfGroup" in self._layer or self._asap:  # ASAP: the group is the class, the name only a running number
@@ -171,6 +183,10 @@ class _Reader:
             value = int(line)
             colour = f"#{value & 255:02x}{value >> 8 & 255:02x}{value >> 16:02x}"
         return Drawn(names, self._layer.get("Id", "").strip(), colour, self._rings)
+
+
+def _vertices(count: int) -> str:
+    return "1 vertex" if count == 1 else f"{count} vertices"
 
 
 def _number(text: str) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data_prep.annotation_checks import left_out_note, overlap_note
 from data_prep.annotation_json import read_geojson
 from data_prep.annotation_xml import Drawn, read_xml
 from data_prep.polygons import Polygons, Shape
@@ -33,6 +34,9 @@ def read_polygons(path: Path, classes: Mapping[str, int | None] | None = None, k
       whole and viable tumour), else the layer's number is the class;
     - ASAP and GeoJSON polygons without a class are 1.
 
+    What its reader should know is in `Polygons.notes`: things without area, which are left out, and rings of one
+    ImageScope layer that overlap, whose common part the even-odd rule leaves out.
+
     Args:
         path: .xml, .geojson or .json.
         classes: class id (0 to 255, None to leave out) by name, in any case.
@@ -41,14 +45,15 @@ def read_polygons(path: Path, classes: Mapping[str, int | None] | None = None, k
     Raises:
         SlideError: missing, damaged, of another format, or with a class that has no id.
     """
+    left_out: list[str] = []
     try:
-        drawn = read_xml(path) if path.suffix.lower() == ".xml" else read_geojson(path)
+        drawn = read_xml(path, left_out) if path.suffix.lower() == ".xml" else read_geojson(path, left_out)
     except FileNotFoundError:
         raise SlideError(f"{path}: no such annotation file") from None
     except OSError as error:
         raise SlideError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
     ids = _default_ids(path, drawn) if classes is None else _mapped_ids(path, drawn, classes)
-    shapes = []
+    shapes, notes = [], left_out_note(left_out)
     for thing, class_id in zip(drawn, ids, strict=True):
         if kind in ("viable", "whole"):
             if class_id != (VIABLE if kind == "viable" else WHOLE):
@@ -56,7 +61,9 @@ def read_polygons(path: Path, classes: Mapping[str, int | None] | None = None, k
             class_id = 1
         if class_id is not None:
             shapes.append(Shape(class_id, thing.rings))
-    return Polygons(shapes)
+            if thing.number:    # a layer of ImageScope; elsewhere rings beyond the first are holes
+                notes += overlap_note(thing.names[0] if thing.names else thing.number, thing.rings)
+    return Polygons(shapes, notes)
 
 
 def _mapped_ids(path: Path, drawn: Sequence[Drawn], classes: Mapping[str, int | None]) -> list[int | None]:

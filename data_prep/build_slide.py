@@ -25,7 +25,7 @@ from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
 from data_prep.options import ALGORITHM, BuildOptions, changed_parameter
 from data_prep.packing import drop_or_repeat, pack_strip
 from data_prep.quadtree import Leaves, budget_tree, threshold_tree
-from data_prep.slides import Slide, SlideError, check_mask_size, find_masks, open_mask, open_slide
+from data_prep.slides import Mask, Slide, SlideError, check_mask_size, find_masks, open_mask, open_slide
 from data_prep.store import StoreError, check_bytes, new_meta, read_meta, token_path, write_tokens
 from data_prep.tokens import Reader, TokenSet, cut
 from data_prep.uniform import uniform_leaves
@@ -230,8 +230,8 @@ def make_tokens(
                 read = _held(read, frame)
         read_mask = None
         if mask_paths:
-            mask = opened.enter_context(open_mask(mask_paths, slide.size_wh, kind=options.mask_kind))
-            check_mask_size(slide, mask)
+            mask = opened.enter_context(mask_of(slide, mask_paths, options))
+            outcome.warnings += mask.notes
             read_mask = MaskReader(mask, frame).read
         leaves, found = plan_leaves(read, frame, options, outcome)
         with Stage(outcome, "tokens"):
@@ -240,6 +240,22 @@ def make_tokens(
                 read_mask=read_mask, classes=options.classes, tile_px=TILE_PX,
             )
         return finish(slide, frame, whole, found, options, outcome, damaged_tiles([slide]))
+
+
+def mask_of(slide: Slide, mask_paths: list[Path], options: BuildOptions) -> Mask:
+    """Open the mask of a slide.
+
+    Raises:
+        SlideError: It cannot be read, or has another size than the slide.
+    """
+    classes = None if options.mask_classes is None else dict(options.mask_classes)
+    mask = open_mask(mask_paths, slide.size_wh, classes, kind=options.mask_kind)
+    try:
+        check_mask_size(slide, mask)
+    except SlideError:
+        mask.close()
+        raise
+    return mask
 
 
 def finish(

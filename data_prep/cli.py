@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn
 
 from data_prep.commands import add_commands
 from data_prep.interrupts import INTERRUPTED, loading
-from data_prep.options import BuildOptions, OptionError
+from data_prep.options import BuildOptions, OptionError, class_ids
 
 BAD_ARGUMENTS = 64
 SOME_FAILED = 1
@@ -134,6 +134,10 @@ def _add_tree_options(parser: argparse.ArgumentParser, inspect: bool) -> None:
     masks.add_argument("--mask-kind", choices=("viable", "whole", "both"),
                        help="of whole and viable tumour, as PAIP has them (<slide>_whole.tif, <slide>_viable.tif, or "
                        "layers of an XML): one of them as class 1, or both, whole 1 and viable 2")
+    masks.add_argument("--mask-classes", metavar="NAME=ID,...",
+                       help="class ids of polygons by name, as convert --class: class name, ImageScope layer number or "
+                       "colour #rrggbb; ID 0 erases, none leaves out; then every class needs one (default: by known "
+                       "names, see convert)")
     masks.add_argument("--classes", type=int, default=1, metavar="K",
                        help="number of foreground classes, values 1..K of the masks (default 1)")
 def make_parser() -> argparse.ArgumentParser:
@@ -189,6 +193,8 @@ def _options(args: argparse.Namespace, **changed: Any) -> BuildOptions:
     names = ("resolution", "patch", "patching", "length", "split_value", "blur", "thresholds", "aspect", "fit",
              "packing", "classes", "seed", "masks", "mask_kind", "strict")
     values = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    if args.mask_classes is not None:
+        values["mask_classes"] = tuple(class_ids(args.mask_classes.split(","), "--mask-classes").items())
     return BuildOptions(**{**values, "tile_px": getattr(args, "tile", None), **changed})
 
 

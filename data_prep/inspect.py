@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.build_slide import TILE_PX, Outcome, plan_leaves, rounded_ceiling
+from data_prep.build_slide import TILE_PX, Outcome, mask_of, plan_leaves, rounded_ceiling
 from data_prep.edges import edge_map
 from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
 from data_prep.options import BuildOptions, OptionError
-from data_prep.slides import SlideError, check_mask_size, find_masks, open_mask, open_slide
+from data_prep.slides import SlideError, find_masks, open_slide
 from data_prep.tokens import TokenSet, cut, rebuild
 
 SHOWN_PX = 2048
@@ -96,8 +96,7 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
             if not mask_paths:
                 wanted = f"{slide_path.stem}.png, .tif, .xml or .geojson"
                 raise SlideError(f"{slide_path}: no mask {wanted} in {options.masks}")
-            mask = opened.enter_context(open_mask(mask_paths, slide.size_wh, kind=options.mask_kind))
-            check_mask_size(slide, mask)
+            mask = opened.enter_context(mask_of(slide, mask_paths, options))
         leaves, found = plan_leaves(reader.read, frame, options, Outcome(slide.name, str(slide_path), "done"))
         token_set = cut(
             reader.read, leaves, options.patch, frame.size_px, frame.content_wh, classes=options.classes,

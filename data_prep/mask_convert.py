@@ -100,6 +100,7 @@ def convert_mask(
     classes: Mapping[str, int | None] | None = None,
     kind: str | None = None,
     beat: Callable[[float], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> bool:
     """Convert one mask unless that was done: a whole file is there, made from the same bytes in the same way.
 
@@ -108,6 +109,7 @@ def convert_mask(
         classes: class ids of polygons, see `annotations.read_polygons`.
         kind: "viable" or "whole": that class of polygons only, as 1.
         beat: called with the part that is done, 0 to 1, after every row of tiles.
+        note: called with what the mask's user should know, see `Mask.notes`.
 
     Returns:
         True if it was converted, False if it was there.
@@ -139,6 +141,9 @@ def convert_mask(
         mask = opened.enter_context(open_mask(job.source, size_wh, classes, kind=kind, in_bands=True))
         if slide is not None:
             check_mask_size(slide, mask)
+        if note is not None:
+            for text in mask.notes:
+                note(text)
         write_pyramid(job.target, mask, made, slide.mpp if slide else None, beat)
     return True
 

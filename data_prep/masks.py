@@ -23,6 +23,7 @@ MASK_SUFFIXES = (".png", ".tif", ".tiff")
 POLYGON_SUFFIXES = (".xml", ".geojson", ".json")
 _FOUND_SUFFIXES = (*MASK_SUFFIXES, ".xml", ".geojson")  # .json beside a slide may be anything
 _PAIP_ENDINGS = {"viable": "_viable", "whole": "_whole"}
+_LARGE_PX = 4096 * 4096  # masks of more pixels should have tiles
 _SCAN_PX = 2048
 _STRIP_ROWS = 512
 _NO_LIMIT_GIB = 1e6
@@ -38,8 +39,10 @@ class Mask(Opened):
     Attributes:
         path: the file.
         size_wh: width and height in pixels.
+        notes: what its user should know, one line each; nothing is wrong with the mask.
     """
 
+    notes: tuple[str, ...] = ()
     _two_valued: bool | None = None
 
     def read(self, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[np.uint8]:
@@ -107,6 +110,7 @@ class _RasterMask(Mask):
         self.path = path
         self._image = RasterImage(path, max_raster_gib)
         self.size_wh = self._image.size_wh
+        self.notes = _whole_note(path, self.size_wh)
 
     def close(self) -> None:
         self._image.close()
@@ -126,6 +130,8 @@ class _TiffMask(Mask):
             self._tiff.close()
             raise
         self.size_wh = self._plane.size_wh
+        if self._plane.tile_wh == (1, 1):
+            self.notes = _whole_note(path, self.size_wh)
 
     def close(self) -> None:
         self._plane.close()
@@ -145,6 +151,7 @@ class _StripMask(_TiffMask):
 
     def __init__(self, path: Path, max_raster_gib: float | None) -> None:
         super().__init__(path, _NO_LIMIT_GIB)
+        self.notes = ()
         rows = self._plane.rows_at_once
         self._in_strips = rows > 0
         width, height = self.size_wh
@@ -188,6 +195,7 @@ class _DrawnMask(Mask):
         self.path, self.size_wh = path, size_wh
         self._two_valued = False
         self._polygons = read_polygons(path, classes, kind)
+        self.notes = tuple(f"{path.name}: {note}" for note in self._polygons.notes)
 
     def close(self) -> None:
         pass
@@ -203,6 +211,7 @@ class _WholeAndViable(Mask):
         self.path, self.size_wh = viable.path, viable.size_wh
         self._two_valued = False
         self._whole, self._viable = whole, viable
+        self.notes = (*whole.notes, *viable.notes)
         if whole.size_wh != viable.size_wh:
             (w, h), (viable_w, viable_h) = whole.size_wh, viable.size_wh
             raise SlideError(f"{viable.path}: mask is {viable_w} x {viable_h} pixels, {whole.path.name} is {w} x {h}")
@@ -215,6 +224,14 @@ class _WholeAndViable(Mask):
         ids = np.where(self._whole.read(x_px, y_px, w_px, h_px) != 0, WHOLE, 0).astype(np.uint8)
         ids[self._viable.read(x_px, y_px, w_px, h_px) != 0] = VIABLE
         return ids
+
+
+def _whole_note(path: Path, size_wh: tuple[int, int]) -> tuple[str, ...]:
+    """What to say of a mask that is decoded whole, if it is large."""
+    if size_wh[0] * size_wh[1] <= _LARGE_PX:
+        return ()
+    size = f"{size_wh[0]} x {size_wh[1]} pixels"
+    return (f"{path.name}: {size} without tiles: every process decodes it whole; `convert` makes it tiled, once",)
 
 
 def open_mask(
@@ -242,7 +259,7 @@ def open_mask(
     """
     if not isinstance(path, (str, Path)):
         if len(path) != 2:
-            return open_mask(path[0], size_wh, classes, kind=kind, max_raster_gib=max_raster_gib)
+            return open_mask(path[0], size_wh, classes, kind=kind, max_raster_gib=max_raster_gib, in_bands=in_bands)
         with ExitStack() as opened:
             parts = [opened.enter_context(open_mask(part, max_raster_gib=max_raster_gib)) for part in path]
             both = _WholeAndViable(*parts)

@@ -5,6 +5,7 @@ Must not import anything heavy (no OpenSlide, no h5py): the command line reads i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +42,8 @@ class BuildOptions:
         strict: Refuse a slide with a tile that cannot be decoded instead of filling it; never changes bytes.
         mask_kind: Of whole and viable tumour (PAIP): `viable` or `whole` as class 1, `both` as 1 and 2; None takes the
             only mask there is.
+        mask_classes: Class ids (None: left out) of polygons by name, as `annotations.read_polygons` takes them; None
+            goes by the names that it knows.
     """
 
     resolution: int
@@ -59,6 +62,7 @@ class BuildOptions:
     tile_px: int | None = None
     strict: bool = False
     mask_kind: Literal["viable", "whole", "both"] | None = None
+    mask_classes: tuple[tuple[str, int | None], ...] | None = None
 
     def __post_init__(self) -> None:
         _check_grid(self)
@@ -77,6 +81,11 @@ class BuildOptions:
             raise OptionError(f"--masks {self.masks}: no such folder")
         if self.mask_kind is not None and self.masks is None:
             raise OptionError(f"--mask-kind {self.mask_kind}: only with --masks")
+        for name, class_id in self.mask_classes or ():
+            if self.masks is None:
+                raise OptionError(f"--mask-classes {name}: only with --masks")
+            if class_id is not None and class_id > self.classes:
+                raise OptionError(f"--mask-classes {name}={class_id}: only classes 1..{self.classes}, see --classes")
 
     def params(self, blur: int | None, low: int | None, high: int | None) -> dict[str, Any]:
         """The parameters as they are kept in the token file.
@@ -104,7 +113,27 @@ class BuildOptions:
             "classes": self.classes,
             "seed": self.seed if self.fit == "drop" else None,
             **({"mask_kind": self.mask_kind} if self.mask_kind else {}),
+            **({"mask_classes": dict(self.mask_classes)} if self.mask_classes else {}),
         }
+
+
+def class_ids(texts: Sequence[str], flag: str) -> dict[str, int | None]:
+    """Class ids by name from texts such as Tumor=1, Ignore=none.
+
+    Args:
+        texts: NAME=ID with an ID from 0 to 255 or none.
+        flag: For the message.
+
+    Raises:
+        OptionError: Another form.
+    """
+    classes: dict[str, int | None] = {}
+    for text in texts:
+        name, equals, value = text.rpartition("=")
+        if not equals or not (value == "none" or (value.isdecimal() and int(value) <= 255)):
+            raise OptionError(f"{flag} {text}: must be NAME=ID with an ID from 0 to 255, or NAME=none")
+        classes[name] = None if value == "none" else int(value)
+    return classes
 
 
 def changed_parameter(old: dict[str, Any], new: dict[str, Any]) -> str | None:

@@ -48,10 +48,14 @@ class Polygons:
 
     Vertices stay in memory (16 bytes each) with one index entry per 64 edges: rows, and the columns of the whole ring.
     A rectangle touches only rings whose bounding box it meets, and of those only the edges of its rows.
+
+    Attributes:
+        notes: what the reader of the file should know, one line each.
     """
 
-    def __init__(self, shapes: Sequence[Shape]) -> None:
+    def __init__(self, shapes: Sequence[Shape], notes: Sequence[str] = ()) -> None:
         """Index the shapes; rings of fewer than three vertices have no area and are dropped."""
+        self.notes = tuple(notes)
         ordered = sorted(shapes, key=lambda shape: shape.class_id or 256)
         rings = [(i, ring) for i, shape in enumerate(ordered) for ring in shape.rings if len(ring.xy) >= 3]
         self._shape_class = np.array([shape.class_id for shape in ordered], np.int64)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_prep.options import OptionError
+from data_prep.options import OptionError, class_ids
 
 _HELP = """Convert masks to tiled BigTIFF with a pyramid, OUT/<name>.tif each, which every tool reads by region.
 
@@ -55,24 +55,12 @@ def add_command(commands: Any) -> None:
     parser.set_defaults(run=_run)
 
 
-def _classes(texts: list[str] | None) -> dict[str, int | None] | None:
-    if texts is None:
-        return None
-    classes: dict[str, int | None] = {}
-    for text in texts:
-        name, equals, value = text.rpartition("=")
-        if not equals or not (value == "none" or (value.isdecimal() and int(value) <= 255)):
-            raise OptionError(f"--class {text}: must be NAME=ID with an ID from 0 to 255, or NAME=none")
-        classes[name] = None if value == "none" else int(value)
-    return classes
-
-
 def _run(args: argparse.Namespace) -> int:
     from data_prep.files import remove_stale
     from data_prep.mask_convert import convert_mask, plan
     from data_prep.progress import Progress
 
-    classes = _classes(args.classes)
+    classes = class_ids(args.classes, "--class") if args.classes is not None else None
     try:
         jobs = plan(args.masks, args.out, args.slides)
         args.out.mkdir(parents=True, exist_ok=True)
@@ -88,8 +76,11 @@ def _run(args: argparse.Namespace) -> int:
             def beat(part: float, name: str = name) -> None:
                 progress.update(0, f"{name} {part:.0%}")
 
+            def note(text: str) -> None:
+                progress.write(f"note: {text}")
+
             try:
-                done = "converted" if convert_mask(job, classes, args.mask_kind, beat) else "skipped"
+                done = "converted" if convert_mask(job, classes, args.mask_kind, beat, note) else "skipped"
             except (ValueError, OSError, MemoryError) as error:
                 done = "failed"
                 progress.write(f"error: {_one_line(job.source, error)}")
