@@ -28,6 +28,7 @@ from data_prep.build_slide import (
     damaged_tiles,
     finish,
     hash_inputs,
+    mask_of,
     masks_of,
     one_line,
     valid_already,
@@ -49,7 +50,7 @@ from data_prep.region import (
 )
 from data_prep.scratch import Scratch, remove_scratch, scratch_key, scratch_sides
 from data_prep.slide_plan import Step, StepResult
-from data_prep.slides import Slide, SlideError, check_mask_size, open_mask, open_slide
+from data_prep.slides import Slide, SlideError, open_slide
 from data_prep.tokens import Reader
 
 IN_MEMORY_PX = 4096  # frames up to this side are built in one step
@@ -119,6 +120,7 @@ class _Open:
     frame: Frame
     read: Reader
     read_mask: Reader | None
+    notes: tuple[str, ...]  # about the mask
 
 
 _open_slides: dict[tuple[Any, ...], _Open] = {}
@@ -130,7 +132,7 @@ def _opened(task: Task) -> _Open:
     options = task.options
     files = [task.slide, *mask_paths]
     key = (*((str(path), stamp_of(path)) for path in files), options.resolution, options.aspect, options.mask_kind,
-           options.strict)
+           options.mask_classes, options.strict)
     if key in _open_slides:
         _open_slides[key] = _open_slides.pop(key)
         return _open_slides[key]
@@ -140,15 +142,14 @@ def _opened(task: Task) -> _Open:
     try:
         slide = stack.enter_context(open_slide(task.slide, strict=options.strict))
         frame = make_frame(slide.size_wh, options.resolution, options.aspect)
-        read_mask = None
+        read_mask, notes = None, tuple[str, ...]()
         if mask_paths:
-            mask = stack.enter_context(open_mask(mask_paths, slide.size_wh, kind=options.mask_kind))
-            check_mask_size(slide, mask)
-            read_mask = MaskReader(mask, frame).read
+            mask = stack.enter_context(mask_of(slide, mask_paths, options))
+            notes, read_mask = mask.notes, MaskReader(mask, frame).read
     except BaseException:
         stack.close()
         raise
-    _open_slides[key] = _Open(stack, slide, frame, FrameReader(slide, frame).read, read_mask)
+    _open_slides[key] = _Open(stack, slide, frame, FrameReader(slide, frame).read, read_mask, notes)
     return _open_slides[key]
 
 
@@ -355,6 +356,7 @@ def _write(step: Step, result: StepResult) -> None:
     whole = assemble(Leaves(tree["xy"], tree["size"]), rows(), spec)
     found = {"blur": spec.blur, "lo": lo, "hi": hi, "edge_pixels": int(tree["edge_pixels"])}
     bad = [list(tile) for tile in sorted(damaged)]
+    result.outcome.warnings += opened.notes
     token_set, meta = finish(opened.slide, opened.frame, whole, found, options, result.outcome, bad)
     assert step.hashes is not None
     write_result(step.task, token_set, meta, step.hashes, result.outcome)
