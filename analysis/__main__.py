@@ -6,6 +6,7 @@ from pathlib import Path
 
 from analysis.groups import BaselineError
 from analysis.records import RunsError, load
+from analysis.scaling import add_verb as add_scaling
 
 EPILOG = """\
 RUNS is a folder of runs (runs/<experiment>/<run id>/record.json at any depth), or one run folder.
@@ -29,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="{tables,plots,report}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="{tables,plots,report,scaling}")
     texts = {
         "tables": "comparison table: Markdown on the terminal; Markdown, CSV and LaTeX files with --out",
         "plots": "training curves, sequence lengths, Dice against cost, Dice per slide, pictures side by side",
@@ -59,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
             help="experiment that is the denominator of every speedup (default: for each run the fair uniform run "
             "of its resolution with the smallest patch)",
         )
+    add_scaling(verbs)
     return top
 
 
@@ -79,6 +81,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.verb == "scaling":
+        from analysis.scaling import run
+
+        return run(args)
     from analysis import tables
 
     runs = load(args.runs)

@@ -20,6 +20,7 @@ from analysis.figure_style import (
 from analysis.groups import Group
 from analysis.panels import panels
 from analysis.run_files import Curve, Lengths, read_curve, read_lengths
+from analysis.scaling_figures import measured_scaling
 from analysis.tables import Comparison
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def draw_all(comparison: Comparison) -> list[Drawing]:
     with style():
         drawings = [
             dice_against_cost(comparison),
+            measured_scaling(comparison.groups),
             training_curves(comparison),
             dice_per_slide(comparison),
             sequence_lengths(comparison),

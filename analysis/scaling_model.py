@@ -44,6 +44,7 @@ class Work:
         spread: for sequences of different lengths that are not padded: cost of sample images over their mean.
         image_bytes: what is read per image.
         save_every_s: seconds between two checkpoints; None for none.
+        read_mb_s: what one node reads from the file system.
     """
 
     gpus: int
@@ -57,6 +58,7 @@ class Work:
     spread: tuple[float, ...] = ()
     image_bytes: float = 0.0
     save_every_s: float | None = None
+    read_mb_s: float = 2000.0
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def terms(work: Work, site: Site, fit: Fit) -> dict[str, float]:
     # A GPU's share is the mean of `images` samples; the slowest of N shares is waited for.
     excess = (expected_largest(work.spread, draws) - 1) / np.sqrt(max(1.0, work.images)) if work.spread else 0.0
     out["imbalance"] = arithmetic * max(0.0, float(excess))
-    rate = site.expected.disk_write_mb_s * 1e6 / min(work.gpus, site.hardware.gpus_per_node)
+    rate = work.read_mb_s * 1e6 / min(work.gpus, site.hardware.gpus_per_node)
     # Reading runs beside the arithmetic: only what it takes longer is waited for.
     out["data"] = max(0.0, work.images * work.image_bytes / rate - arithmetic - out["imbalance"])
     step = sum(out.values())
