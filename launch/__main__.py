@@ -13,6 +13,7 @@ from launch.erf import add_erf_command
 from launch.experiments import EXPERIMENTS, describe
 from launch.job_commands import add_job_commands
 from launch.models import add_models_command
+from launch.preflight import add_preflight_command
 from launch.ranks import EXIT_CONFIG, EXIT_OK, RankError, find_ranks
 
 _EPILOG = """\
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
             "overrides", metavar="key=value", nargs="*", help="settings to change, e.g. train.max_seconds=60"
         )
     add_job_commands(commands)
+    add_preflight_command(commands)
     add_models_command(commands)
     add_erf_command(commands)
     return parser
