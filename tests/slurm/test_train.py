@@ -134,7 +134,8 @@ def test_where_requeue_is_forbidden_a_chain_goes_on(jobs: Jobs, tmp_path: Path):
     script.write_text(render(JOBS["paip_64k"], changed(load_site("generic-cuda"), requeue=False)))
     number = jobs.sbatch(script, *jobs.settings("chain"), options=TWO)
     jobs.wait_steps("chain", int(number), 5)
-    jobs.cluster.run("scancel", "--signal=USR1", "--batch", f"{number}_1")
+    # scancel complains that the tasks behind the first do not run yet
+    jobs.cluster.run("scancel", "--signal=USR1", "--batch", f"{number}_1", check=False)
     jobs.wait_steps("chain", int(number), 40)
     end_s = time.monotonic() + 60
     while jobs.cluster.run("squeue", "-h", "-j", number, check=False).strip() and time.monotonic() < end_s:

@@ -1,0 +1,46 @@
+"""Data preparation over MPI ranks of a real SLURM step."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.launch.small import ROOT, clean_env
+from tests.slurm.jobs import Jobs
+
+SAMPLE = ROOT / "data_prep" / "sample_data" / "glomeruli24"
+
+
+def test_prep_on_two_nodes_equals_the_serial_result(jobs: Jobs, tmp_path: Path):
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    for path in sorted((SAMPLE / "images").glob("*.jpg"))[:4]:
+        (slides / path.name).symlink_to(path)
+    settings = ["data.resolution=1024", "data.patch=16", "data.length=256"]
+    words = ["--slides", str(slides), "--masks", str(SAMPLE / "masks"), *settings]
+    number = jobs.sbatch(
+        "jobs/prep_paip.sh", *words, f"data.dir={tmp_path}/two", options=("-N2", "--ntasks-per-node=2")
+    )
+    alone = subprocess.run(
+        [sys.executable, "-m", "launch", "prep", "paip_64k", *words, f"data.dir={tmp_path}/one"], cwd=ROOT,
+        env=clean_env(), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert alone.returncode == 0, alone.stderr
+    assert jobs.cluster.wait_job(number) == "COMPLETED", jobs.log(number)
+    one, two = (
+        {p.name: p.read_bytes() for p in sorted((tmp_path / d).glob("*.tokens.h5"))} for d in ("one", "two")
+    )
+    assert len(one) == 4 and one == two
+
+
+def test_the_wrong_mpi_launcher_is_refused_not_run_four_times(jobs: Jobs, tmp_path: Path):
+    script = tmp_path / "prep.sh"
+    script.write_text((ROOT / "jobs" / "prep_paip.sh").read_text().replace("SITE_MPI=pmi2", "SITE_MPI=none"))
+    number = jobs.sbatch(
+        script, "--slides", str(SAMPLE / "images"), f"data.dir={tmp_path}/never", "data.resolution=1024",
+        "data.patch=16", "data.length=256", options=("-N2", "--ntasks-per-node=2"),
+    )  # fmt: skip
+    assert jobs.cluster.wait_job(number) == "FAILED", jobs.log(number)
+    assert "SLURM started 4 tasks but MPI sees 1" in jobs.log(number)
+    assert not list(tmp_path.glob("never/*.tokens.h5"))
