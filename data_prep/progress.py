@@ -19,6 +19,16 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
 
 
+def counted(count: int, unit: str) -> str:
+    """A number of things in words, such as "1 file" and "2 files".
+
+    Args:
+        count: How many.
+        unit: Name of one, which takes an s in the plural.
+    """
+    return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
+
+
 class Progress:
     """Counts finished units and shows them; a context manager.
 

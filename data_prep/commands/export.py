@@ -11,17 +11,19 @@ from data_prep.options import OptionError
 _HELP = """Write the leaves of token files in a form that other tools read, in level-0 pixels.
 
   geojson  OUT/<slide>.geojson for QuPath (drag it onto the slide): one detection per leaf, coloured by
-           its side, with the share of each class if the file has masks
+           its side, with its depth in the tree, its size, and the share of each class if there are masks
   coords   OUT/<mag>x_<side>px_0px_overlap/patches/<slide>_patches.h5 for TRIDENT and CLAM readers: these
            know one patch size per file, so every side of leaves has a folder of its own. <side> is in
            level-0 pixels, <mag> is 10 / mpp (0 where the slide has no mpp). `token_index` in
            each file tells the row of the token file, to join features again.
 
-Leaves that lie in the padding only are left out."""
+Leaves that lie in the padding only are left out. With --uniform SIZE the slides of the token files are
+covered with equal squares instead, to compare with."""
 
 _EXAMPLES = """examples:
   python -m data_prep export tokens/apf/a.tokens.h5 --out qupath/ --format geojson
   python -m data_prep export tokens/apf/ --out trident/ --format coords
+  python -m data_prep export tokens/apf/ --out uniform/ --format coords --uniform 512
 
 exit code: 0 all written, 1 some file bad, 64 bad arguments."""
 
@@ -35,15 +37,23 @@ def add_command(commands: Any) -> None:
     parser.add_argument("tokens", type=Path, metavar="TOKENS_OR_DIR", help="token file, or a folder of them")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--format", choices=("geojson", "coords"), required=True, help="what to write")
+    parser.add_argument("--classification", metavar="NAME",
+                        help="geojson: class of all objects (default: one per side, such as 'leaf 64 px')")
+    parser.add_argument("--uniform", type=int, metavar="SIZE",
+                        help="instead of leaves: equal squares of SIZE level-0 pixels over the whole slide")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     from data_prep.export import export
-    from data_prep.progress import Progress
+    from data_prep.progress import Progress, counted
     from data_prep.store import StoreError
     from data_prep.verify import token_files
 
+    if args.uniform is not None and args.uniform < 1:
+        raise OptionError(f"--uniform {args.uniform}: must be at least 1 pixel")
+    if args.classification is not None and args.format != "geojson":
+        raise OptionError("--classification: only with --format geojson; coords files have no classes")
     try:
         files = token_files(args.tokens)
         args.out.mkdir(parents=True, exist_ok=True)
@@ -53,10 +63,12 @@ def _run(args: argparse.Namespace) -> int:
     with Progress(len(files), "export", "files") as progress:
         for path in files:
             try:
-                written += len(export(path, args.out, args.format))
+                written += len(export(path, args.out, args.format, classification=args.classification,
+                                      uniform_px=args.uniform))
             except (ValueError, OSError) as error:
                 bad += 1
                 progress.write(f"error: {error}")
             progress.update(1, path.name)
-    print(f"{written} files of {len(files) - bad} token files written to {args.out}" + (f", {bad} bad" if bad else ""))
+    made = f"{counted(written, 'file')} of {counted(len(files) - bad, 'token file')} written to {args.out}"
+    print(made + (f", {bad} bad" if bad else ""))
     return 1 if bad else 0

@@ -150,4 +150,38 @@ def test_bad_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(path.parent), *out]) == 1
     streams = capsys.readouterr()
     assert f"error: {path.with_name('b.tokens.h5')}: not a whole token file" in streams.err
-    assert "of 1 token files written" in streams.out and "1 bad" in streams.out
+    assert "of 1 token file written" in streams.out and "1 bad" in streams.out
+
+
+def test_classification_depth_and_size(tmp_path: Path) -> None:
+    path = build(KIDNEY, tmp_path / "t", "--resolution", 512, "--patch", 16, "--length", 40)
+    assert main(["export", str(path), "--out", str(tmp_path), "--format", "geojson", "--classification", "APF"]) == 0
+    features = json.loads((tmp_path / "10003.geojson").read_text())["features"]
+    token_set, _ = read_tokens(path)
+    assert len(features) == len(token_set) > 30
+    for feature in features:
+        properties = feature["properties"]
+        assert properties["classification"]["name"] == "APF"
+        assert properties["size"] == token_set.leaf_size[properties["measurements"]["token"]]
+        assert properties["size"] * 2 ** properties["depth"] == 512
+        assert properties["measurements"]["depth"] == properties["depth"]
+    assert len({feature["properties"]["depth"] for feature in features}) > 1
+
+
+def test_uniform_squares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They cover the slide; TRIDENT's grid of that size has the same corners."""
+    path = build(CMU, tmp_path / "t", "--resolution", 256, "--patch", 16, "--length", 40)
+    for form in ("geojson", "coords"):
+        assert main(["export", str(path), "--out", str(tmp_path), "--format", form, "--uniform", "500"]) == 0
+    with h5py.File(tmp_path / "20x_500px_0px_overlap" / "patches" / f"{CMU.stem}_patches.h5") as file:
+        assert file["coords"].attrs["patch_size_level0"] == 500 and "token_index" not in file
+        coords = file["coords"][:].tolist()
+    assert coords == [[x, y] for y in range(0, 2967, 500) for x in range(0, 2220, 500)]
+    features = json.loads((tmp_path / f"{CMU.stem}.geojson").read_text())["features"]
+    rings = [feature["geometry"]["coordinates"][0] for feature in features]
+    assert [ring[0] for ring in rings] == coords
+    assert sum((c[0] - a[0]) * (c[1] - a[1]) for a, _, c, *_ in rings) == 2220 * 2967
+    capsys.readouterr()
+    assert main(["export", str(path), "--out", str(tmp_path), "--format", "coords", "--uniform", "0"]) == 64
+    assert main(["export", str(path), "--out", str(tmp_path), "--format", "coords", "--classification", "A"]) == 64
+    assert "--uniform 0: must be at least 1 pixel" in (said := capsys.readouterr().err) and "--classification:" in said
