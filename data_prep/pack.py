@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.files import sha256_of, write_atomic
-from data_prep.pack_format import Index, PackError, is_pack, read_index, unpack_file, write_pack
+from data_prep.pack_format import Index, PackArgumentError, PackError, is_pack, read_index, unpack_file, write_pack
 from data_prep.progress import Progress
 from data_prep.store import SUFFIX, check_bytes
 
@@ -23,19 +23,19 @@ def pack_folder(folder: Path, out: Path, shard_bytes: int) -> Index:
         shard_bytes: Size at which a shard is full.
 
     Raises:
-        PackError: Nothing to pack, or `out` is in use.
+        PackArgumentError: Nothing to pack, or `out` is in use.
         StoreError: A token file is damaged; nothing of it is packed.
         OSError: See `write_pack`.
     """
     if not folder.is_dir():
-        raise PackError(f"{folder}: no such folder")
+        raise PackArgumentError(f"{folder}: no such folder")
     if is_pack(folder):
-        raise PackError(f"{folder}: is a pack already")
+        raise PackArgumentError(f"{folder}: is a pack already")
     if out.resolve() == folder.resolve():
-        raise PackError(f"{out}: a pack needs a folder of its own")
+        raise PackArgumentError(f"{out}: a pack needs a folder of its own")
     files = {path.name: path for path in sorted(folder.glob(f"[!.]*{SUFFIX}"))}
     if not files:
-        raise PackError(f"{folder}: no *{SUFFIX} in it")
+        raise PackArgumentError(f"{folder}: no *{SUFFIX} in it")
     beside = {
         path.name: path for path in sorted(folder.iterdir())
         if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in BESIDE)
@@ -56,39 +56,53 @@ def pack_folder(folder: Path, out: Path, shard_bytes: int) -> Index:
         return write_pack(files, out, shard_bytes, beside, tell)
 
 
-def unpack_folder(pack: Path, out: Path, only: Sequence[str] = ()) -> list[Path]:
+def unpack_folder(pack: Path, out: Path, only: Sequence[str] = (), *, force: bool = False) -> list[Path]:
     """Write the files of a pack out again; those that are there already, as packed, are left alone.
 
     Args:
         pack: The pack.
         out: Folder for the files; made if missing.
         only: Slide names; none for all files.
+        force: Replace files that differ.
 
     Returns:
         The files.
 
     Raises:
-        PackError: No pack, a slide that it does not hold, or damage.
+        PackArgumentError: No pack, a slide that it does not hold, or a file that differs and no `force`; then nothing
+            was written.
+        PackError: Damage.
         OSError: A file cannot be written.
     """
     index = read_index(pack)
     names = [f"{stem}{SUFFIX}" for stem in only] or list(index.entries)
     missing = [name for name in names if name not in index.entries]
     if missing:
-        raise PackError(f"{pack}: holds no {missing[0]}")
+        raise PackArgumentError(f"{pack}: holds no {missing[0]}")
     if out.resolve() == pack.resolve():
-        raise PackError(f"{out}: unpack into another folder than the pack's")
-    out.mkdir(parents=True, exist_ok=True)
-    with Progress(len(names), "unpack", "files") as progress:
-        for name in names:
-            entry, target = index.entries[name], out / name
-            if not (target.is_file() and target.stat().st_size == entry.size and sha256_of(target) == entry.sha256):
-                unpack_file(pack, entry, target)
-            progress.update(1)
+        raise PackArgumentError(f"{out}: unpack into another folder than the pack's")
+    wanted = {name: (index.entries[name].size, index.entries[name].sha256) for name in names}
     if not only:
         for name, digest in index.beside.items():
             if not (pack / name).is_file() or sha256_of(pack / name) != digest:
                 raise PackError(f"{pack / name}: is missing or changed")
-            write_atomic(out / name, (pack / name).read_bytes())
-            names.append(name)
-    return [out / name for name in names]
+            wanted[name] = ((pack / name).stat().st_size, digest)
+    there = {name for name in wanted if (out / name).exists()}
+    kept = {name for name in there if _is(out / name, *wanted[name])}
+    if there - kept and not force:
+        first, more = out / min(there - kept), len(there - kept) - 1
+        also = f" (and {more} more)" if more else ""
+        raise PackArgumentError(f"{first}: differs from what the pack holds{also}; --force replaces it")
+    out.mkdir(parents=True, exist_ok=True)
+    with Progress(len(wanted), "unpack", "files") as progress:
+        for name in wanted:
+            if name in index.entries and name not in kept:
+                unpack_file(pack, index.entries[name], out / name)
+            elif name not in kept:
+                write_atomic(out / name, (pack / name).read_bytes())
+            progress.update(1)
+    return [out / name for name in wanted]
+
+
+def _is(path: Path, size: int, sha256: str) -> bool:
+    return path.is_file() and path.stat().st_size == size and sha256_of(path) == sha256

@@ -28,6 +28,10 @@ class PackError(ValueError):
     """A pack that cannot be made or read; one line that names the file."""
 
 
+class PackArgumentError(PackError):
+    """A folder or name that was asked for and does not fit; nothing was read or written."""
+
+
 class Entry(NamedTuple):
     """Where one file lies: `size` bytes from `offset` of shard `shard`, with their SHA-256."""
 
@@ -77,20 +81,21 @@ def write_pack(
         tell: Called with the bytes of every file that was packed.
 
     Raises:
-        PackError: `folder` already holds a pack, or something else; a name that is none.
+        PackArgumentError: `folder` already holds a pack, or something else.
+        PackError: A name that is none; a file that changes meanwhile.
         OSError: A file cannot be read or written, which is named; then no index and no temporary file is left.
     """
     beside = beside or {}
     for name in (*files, *beside):
         _check_name(folder, name)
     if is_pack(folder):
-        raise PackError(f"{folder}: already holds a pack")
+        raise PackArgumentError(f"{folder}: already holds a pack")
     folder.mkdir(parents=True, exist_ok=True)
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith((".shard-", ".pack.json")) and ".tmp-" in entry.name:
             entry.unlink()
         elif not entry.name.startswith("shard-") and entry.name not in beside:
-            raise PackError(f"{entry}: is in the way; a pack needs a folder of its own")
+            raise PackArgumentError(f"{entry}: is in the way; a pack needs a folder of its own")
     plan = _plan({name: path.stat().st_size for name, path in files.items()}, shard_bytes)
     entries: dict[str, Entry] = {}
     shards: list[Shard] = []
@@ -199,11 +204,15 @@ def read_index(folder: Path) -> Index:
     """The index of a pack; kept in memory, so that thousands of reads cost one.
 
     Raises:
-        PackError: No index, or not what was written.
+        PackArgumentError: No pack.
+        PackError: Its index is not what was written.
     """
     path = folder / INDEX
     try:
         stat = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        what = "not a pack" if folder.exists() else "no such folder"
+        raise PackArgumentError(f"{folder}: {what}" + (f" (no {INDEX} in it)" if folder.is_dir() else "")) from None
     except OSError as error:
         raise PackError(f"{path}: {error.strerror}") from None
     return _read_index(path, (stat.st_size, stat.st_mtime_ns))

@@ -12,9 +12,14 @@ ranks: a parallel file system serves few large files far better than many small 
 reads a pack like the folder it was made of, `verify PACK` checks it, `unpack` gives the same bytes back.
 
 Small files that belong to the folder (build_log.jsonl, split.json, *.volume.json) are copied along. Stopped and started
-again, it keeps the shards that are whole."""
+again, it keeps the shards that are whole.
 
-_UNPACK = """Write the token files of a pack out again, byte for byte. Files that are there already are left alone."""
+exit code: 0 done, 1 a token file is damaged or the disk is full, 64 bad arguments."""
+
+_UNPACK = """Write the token files of a pack out again, byte for byte. Files that are there already as packed are left
+alone; files that differ are kept, and nothing is written, unless --force says to replace them.
+
+exit code: 0 done, 1 damaged, 64 bad arguments."""
 
 
 def _bytes(text: str) -> int:
@@ -39,20 +44,35 @@ def add_command(commands: Any) -> None:
     unpack.add_argument("folder", type=Path, metavar="PACK_DIR")
     unpack.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
     unpack.add_argument("--only", nargs="+", default=[], metavar="SLIDE", help="names of slides (default: all files)")
+    unpack.add_argument("--force", action="store_true", help="replace files of the same names that differ")
     unpack.set_defaults(run=_unpack)
 
 
 def _pack(args: argparse.Namespace) -> int:
+    from data_prep.options import OptionError
     from data_prep.pack import pack_folder
+    from data_prep.pack_format import PackArgumentError
+    from data_prep.progress import counted
 
-    index = pack_folder(args.folder, args.out, args.shard_size)
+    try:
+        index = pack_folder(args.folder, args.out, args.shard_size)
+    except PackArgumentError as error:
+        raise OptionError(str(error)) from error
     mebibytes = sum(shard.size for shard in index.shards) / 2**20
-    print(f"{len(index.entries)} token files in {len(index.shards)} shards, {mebibytes:.1f} MiB -> {args.out}")
+    files, shards = counted(len(index.entries), "token file"), counted(len(index.shards), "shard")
+    print(f"{files} in {shards}, {mebibytes:.1f} MiB -> {args.out}")
     return 0
 
 
 def _unpack(args: argparse.Namespace) -> int:
+    from data_prep.options import OptionError
     from data_prep.pack import unpack_folder
+    from data_prep.pack_format import PackArgumentError
+    from data_prep.progress import counted
 
-    print(f"{len(unpack_folder(args.folder, args.out, args.only))} files -> {args.out}")
+    try:
+        files = unpack_folder(args.folder, args.out, args.only, force=args.force)
+    except PackArgumentError as error:
+        raise OptionError(str(error)) from error
+    print(f"{counted(len(files), 'file')} -> {args.out}")
     return 0

@@ -160,17 +160,50 @@ def test_what_is_in_the_way(tokens: Path, tmp_path: Path, capsys):
     pack = tmp_path / "pack"
     pack.mkdir()
     (pack / "other.txt").write_text("mine")
-    assert run("pack", tokens, "--out", pack) == 1 and "other.txt: is in the way" in capsys.readouterr().err
+    assert run("pack", tokens, "--out", pack) == 64 and "other.txt: is in the way" in capsys.readouterr().err
     (pack / "other.txt").unlink()
     assert run("pack", tokens, "--out", pack) == 0
-    assert run("pack", tokens, "--out", pack) == 1 and "already holds a pack" in capsys.readouterr().err
-    assert run("pack", pack, "--out", tmp_path / "q") == 1 and "is a pack already" in capsys.readouterr().err
-    assert run("pack", tmp_path / "none", "--out", tmp_path / "q") == 1
-    assert run("pack", tokens, "--out", tokens) == 1 and "folder of its own" in capsys.readouterr().err
+    assert run("pack", tokens, "--out", pack) == 64 and "already holds a pack" in capsys.readouterr().err
+    assert run("pack", pack, "--out", tmp_path / "q") == 64 and "is a pack already" in capsys.readouterr().err
+    assert run("pack", tmp_path / "none", "--out", tmp_path / "q") == 64
+    assert run("pack", tokens, "--out", tokens) == 64 and "folder of its own" in capsys.readouterr().err
     with pytest.raises(SystemExit) as left:
         run("pack", tokens, "--out", tmp_path / "q", "--shard-size", "lots")
     assert left.value.code == 64
     assert not (tmp_path / "q").exists()
+
+
+def test_what_is_no_pack(tokens: Path, tmp_path: Path, capsys):
+    assert run("unpack", tokens, "--out", tmp_path / "b") == 64
+    assert capsys.readouterr().err == f"error: {tokens}: not a pack (no {INDEX} in it)\n"
+    assert run("unpack", tmp_path / "none", "--out", tmp_path / "b") == 64
+    assert capsys.readouterr().err == f"error: {tmp_path / 'none'}: no such folder\n"
+    assert run("pack", tokens, "--out", tmp_path / "p") == 0
+    assert run("unpack", tmp_path / "p", "--out", tmp_path / "b", "--only", "slide9") == 64
+    assert run("unpack", tmp_path / "p", "--out", tmp_path / "p") == 64
+    assert not (tmp_path / "b").exists()
+
+
+def test_unpack_keeps_files_that_differ(tokens: Path, tmp_path: Path, capsys):
+    pack, back = tmp_path / "pack", tmp_path / "back"
+    assert run("pack", tokens, "--out", pack) == 0
+    back.mkdir()
+    (back / "slide3.tokens.h5").write_bytes(b"mine")
+    (back / "build_log.jsonl").write_bytes(b"mine too")
+    before = contents(back)
+    capsys.readouterr()
+    assert run("unpack", pack, "--out", back) == 64
+    said = capsys.readouterr().err
+    assert "build_log.jsonl: differs from what the pack holds (and 1 more); --force replaces it" in said
+    assert contents(back) == before
+    assert run("unpack", pack, "--out", back, "--only", "slide1") == 0      # it is not in the way of others
+    assert "1 file -> " in capsys.readouterr().out
+    assert run("unpack", pack, "--out", back, "--force") == 0
+    wanted = {name: data for name, data in contents(tokens).items() if name != "notes.txt"}
+    assert contents(back) == wanted
+    times = {path.name: path.stat().st_mtime_ns for path in back.iterdir()}
+    assert run("unpack", pack, "--out", back) == 0
+    assert times == {path.name: path.stat().st_mtime_ns for path in back.iterdir()}
 
 
 def test_a_damaged_token_file_is_not_packed(tokens: Path, tmp_path: Path, capsys):
