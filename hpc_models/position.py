@@ -98,7 +98,7 @@ class Position(nn.Module):
 
 
 def resize_table(table: Tensor, old_hw: tuple[int, int], new_hw: tuple[int, int]) -> Tensor:
-    """A learned table of positions for another grid, by bilinear interpolation of the picture it is.
+    """A learned table of positions for another grid, by bicubic interpolation of the picture it is (as DeiT does).
 
     Args:
         table: (1, h * w, D), rows in raster order.
@@ -111,4 +111,4 @@ def resize_table(table: Tensor, old_hw: tuple[int, int], new_hw: tuple[int, int]
     if old_hw == new_hw:
         return table
     picture = table.transpose(1, 2).unflatten(2, old_hw)
-    return F.interpolate(picture, size=new_hw, mode="bilinear").flatten(2).transpose(1, 2)
+    return F.interpolate(picture, size=new_hw, mode="bicubic").flatten(2).transpose(1, 2)

@@ -39,13 +39,13 @@ def norm2d(kind: str, channels: int) -> nn.Module:
 
 
 class DoubleConv(nn.Module):
-    """Two 3x3 convolutions with bias, each followed by norm and ReLU."""
+    """Two 3x3 convolutions, each followed by norm and ReLU; a norm would undo a bias, so they have one or the other."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=norm == "none")
         self.norm1 = norm2d(norm, out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=norm == "none")
         self.norm2 = norm2d(norm, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from hpc_models import build, names
 from hpc_models.registry import model_class
 from tests.hpc_models.trees import random_batch
-from tests.hpc_models.trees import random_batch
 
 # name: (registered name, small settings, shape of the picture (C, H, W), or None for tokens)
 PIXELS = {"classes": 3, "image_hw": (32, 48), "patch_px": 8, "width": 32, "depth": 2, "heads": 4}
@@ -16,19 +15,7 @@ REGIONS = {
     "classes": 3, "scales": (4, 16, 64), "widths": (24, 16), "depths": (2, 2, 1), "heads": (3, 2, 2), "table_side": 3,
     "dropout": 0.0,
 }
-PIXELS = {"classes": 3, "image_hw": (32, 48), "patch_px": 8, "width": 32, "depth": 2, "heads": 4}
-SLIDES = {"classes": 3, "size_px": 64, "patch": 8, "length": 25, "width": 32, "depth": 2, "heads": 4}
-REGIONS = {
-    "classes": 3, "scales": (4, 16, 64), "widths": (24, 16), "depths": (2, 2, 1), "heads": (3, 2, 2), "table_side": 3,
-    "dropout": 0.0,
-}
 MODELS = {
-    "vit": ("vit", PIXELS, (3, 32, 48)),
-    "vit-mean-other-size": ("vit", {**PIXELS, "pool": "mean", "position": "both"}, (3, 48, 32)),
-    "apf_vit": ("apf_vit", SLIDES, None),
-    "apf_vit-cls": ("apf_vit", {**SLIDES, "pool": "cls", "position": "both"}, None),
-    "apf_vit-packed": ("apf_vit", {**SLIDES, "attention": "packed"}, None),
-    "hipt": ("hipt", REGIONS, (3, 64, 128)),
     "vit": ("vit", PIXELS, (3, 32, 48)),
     "vit-mean-other-size": ("vit", {**PIXELS, "pool": "mean", "position": "both"}, (3, 48, 32)),
     "apf_vit": ("apf_vit", SLIDES, None),
@@ -65,9 +52,6 @@ def make(name, **more):
 
 def batch_of(name, images=4):
     """Pictures of a batch, smooth enough that 16-bit rounding does not decide everything."""
-    if MODELS[name][2] is None:
-        batches = [random_batch(seed, 64, 8, length=25, images=1, classes=1, split=0.35)[0] for seed in range(images)]
-        return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
     if MODELS[name][2] is None:
         batches = [random_batch(seed, 64, 8, length=25, images=1, classes=1, split=0.35)[0] for seed in range(images)]
         return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}

@@ -6,7 +6,7 @@ from torch import nn
 
 from hpc_models import build
 from hpc_models.batch import uniform_batch
-from hpc_models.unet import UNet, sliding_window
+from hpc_models.unet import DoubleConv, UNet, sliding_window
 
 
 def test_unet_of_2015_has_the_published_parameters():
@@ -14,6 +14,33 @@ def test_unet_of_2015_has_the_published_parameters():
         model = build("unet", in_channels=1, classes=2, widths=(64, 128, 256, 512, 1024), norm="none")
         assert sum(p.numel() for p in model.parameters()) == 31_030_658
         assert model.forward_image(torch.empty(1, 1, 96, 80)).shape == (1, 2, 96, 80)
+
+
+@pytest.mark.parametrize(
+    ("channels", "norm", "parameters"), [(3, "none", 31_031_745), (3, "batch", 31_037_633), (3, "instance", 31_037_633)]
+)
+def test_parameters_with_colour_and_norms(channels, norm, parameters):
+    with torch.device("meta"):
+        model = build("unet", in_channels=channels, classes=1, widths=(64, 128, 256, 512, 1024), norm=norm)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "instance"])
+def test_a_level_is_what_plain_torch_makes_of_it(norm):
+    torch.manual_seed(0)
+    level = DoubleConv(3, 6, norm)
+    x = torch.randn(2, 3, 9, 7)
+    layers = {"none": nn.Identity, "batch": nn.BatchNorm2d, "instance": lambda c: nn.InstanceNorm2d(c, affine=True)}
+    plain = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1, bias=norm == "none"), layers[norm](6) if norm != "none" else nn.Identity(),
+        nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1, bias=norm == "none"),
+        layers[norm](6) if norm != "none" else nn.Identity(), nn.ReLU(),
+    )  # fmt: skip
+    assert len(list(plain.parameters())) == len(list(level.parameters()))
+    with torch.no_grad():
+        for theirs, mine in zip(plain.parameters(), level.parameters(), strict=True):
+            theirs.copy_(mine)
+    torch.testing.assert_close(level(x), plain(x), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (37, 53), (16, 1), (65, 31)])
