@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+settings.register_profile("suite", deadline=None)  # a busy machine is not a failing test
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")
