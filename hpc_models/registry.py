@@ -8,6 +8,7 @@ from torch import nn
 
 from hpc_models.hct import GMIC, HCT, DefGMIC
 from hpc_models.hipt import HIPT
+from hpc_models.hiri_bodies import TwoBranchBody
 from hpc_models.hiri_vit import HIRIViT
 from hpc_models.rivit import RIViT
 from hpc_models.swin_unetr import SwinUNETR
@@ -23,6 +24,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "gmic": GMIC,
     "hct": HCT,
     "hipt": HIPT,
+    "hiri_body": TwoBranchBody,
     "hiri_vit": HIRIViT,
     "rivit": RIViT,
     "swin_unetr": SwinUNETR,

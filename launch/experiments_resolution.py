@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from launch.config import Config, DataConfig, EvalConfig, TrainConfig
-from launch.model_families.resolution import HIRIViTConfig, RIViTConfig
+from launch.model_families.resolution import HIRIBodyConfig, HIRIViTConfig, RIViTConfig
 from launch.registry import experiment, register
 
 Position = Literal["learned", "sinusoidal", "relative"]
@@ -33,23 +33,43 @@ def hiri_vit() -> Config:
     )  # fmt: skip
 
 
+def hiri_vit_row(row: int) -> Config:
+    """Row 1 to 10 of the ablation, without the averaged teacher."""
+    base = hiri_vit()
+    model = HIRIViTConfig.model_validate({"variant": f"row{row}"})
+    data = base.data.model_copy(update={"resolution": 448 if row >= 7 else 224})
+    train = base.train.model_copy(update={"distill": 0.0, "ema_decay": None})
+    return base.model_copy(update={"experiment": f"hiri_vit_row{row}", "model": model, "data": data, "train": train})
+
+
 def _ladder(row: int) -> None:
-    sizes = {7: 448, 8: 448, 9: 448, 10: 448}
-
-    def make() -> Config:
-        base = hiri_vit()
-        model = HIRIViTConfig.model_validate({"variant": f"row{row}"})
-        data = base.data.model_copy(update={"resolution": sizes.get(row, 224)})
-        train = base.train.model_copy(update={"distill": 0.0, "ema_decay": None})
-        return base.model_copy(
-            update={"experiment": f"hiri_vit_row{row}", "model": model, "data": data, "train": train}
-        )
-
-    register(f"hiri_vit_row{row}", make, f"Row {row} of HIRI-ViT's ablation (Table VII; a reconstruction), no teacher.")
+    text = f"Row {row} of HIRI-ViT's ablation (Table VII; a reconstruction), no teacher."
+    register(f"hiri_vit_row{row}", lambda: hiri_vit_row(row), text)
 
 
 for _row in range(1, 11):
     _ladder(_row)
+
+
+Body = Literal["pvt_v2_b2", "davit_tiny", "hrnet_w18"]
+
+
+def _body(body: Body, five_stages: bool) -> None:
+    name = f"hiri_{body}" + ("_448" if five_stages else "_224")
+
+    def make() -> Config:
+        base = hiri_vit_row(10)
+        model = HIRIBodyConfig(body=body, five_stages=five_stages)
+        data = base.data.model_copy(update={"resolution": 448 if five_stages else 224})
+        return base.model_copy(update={"experiment": name, "model": model, "data": data})
+
+    what = "with HIRI-ViT's front (a reconstruction) at 448 px" if five_stages else "as published at 224 px"
+    register(name, make, f"{body} {what}: HIRI-ViT's Table IX.")
+
+
+for _name in ("pvt_v2_b2", "davit_tiny", "hrnet_w18"):
+    for _five in (False, True):
+        _body(_name, _five)  # type: ignore[arg-type]
 
 
 @experiment

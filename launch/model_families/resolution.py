@@ -23,6 +23,21 @@ class HIRIViTConfig(ModelConfig):
     checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
 
 
+class HIRIBodyConfig(ModelConfig):
+    """`hiri_body`: PVTv2, DaViT or HRNet, plain or with HIRI-ViT's front (a reconstruction)."""
+
+    task: ClassVar[Task] = "classification"
+    inputs: ClassVar[tuple[Inputs, ...]] = ("images", "tiles")
+
+    name: Literal["hiri_body"] = Field(default="hiri_body", description="registered name of the model")
+    body: Literal["pvt_v2_b2", "davit_tiny", "hrnet_w18"] = Field(
+        default="pvt_v2_b2", description="the published network"
+    )
+    five_stages: bool = Field(default=False, description="HR-stem and two stages of HR blocks in front")
+    normalise: bool = Field(default=True, description="map the input from [0, 1] to [-1, 1] first")
+    checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+
+
 class RIViTConfig(ModelConfig):
     """`rivit`: every resolution becomes the same token grid; also the stock ViT it is compared with."""
 
@@ -48,4 +63,8 @@ class RIViTConfig(ModelConfig):
     checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
 
 
-MODELS: dict[str, type[ModelConfig]] = {"hiri_vit": HIRIViTConfig, "rivit": RIViTConfig}
+MODELS: dict[str, type[ModelConfig]] = {
+    "hiri_vit": HIRIViTConfig,
+    "hiri_body": HIRIBodyConfig,
+    "rivit": RIViTConfig,
+}
