@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from analysis.compare_cli import add_verb as add_compare
 from analysis.groups import BaselineError
 from analysis.records import RunsError, load
 from analysis.scaling import add_verb as add_scaling
@@ -30,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="{tables,plots,report,scaling}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="{tables,compare,plots,report,scaling}")
     texts = {
         "tables": "comparison table: Markdown on the terminal; Markdown, CSV and LaTeX files with --out",
         "plots": "training curves, sequence lengths, Dice against cost, Dice per slide, pictures side by side",
@@ -60,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
             help="experiment that is the denominator of every speedup (default: for each run the fair uniform run "
             "of its resolution with the smallest patch)",
         )
+    add_compare(verbs)
     add_scaling(verbs)
     return top
 
@@ -85,6 +87,12 @@ def _run(args: argparse.Namespace) -> int:
         from analysis.scaling import run
 
         return run(args)
+    if args.verb == "compare":
+        text, written = args.run(args)
+        print(text, end="")
+        for path in written:
+            print(f"wrote {path}", file=sys.stderr)
+        return 0
     from analysis import tables
 
     runs = load(args.runs)

@@ -10,6 +10,7 @@ from typing import Any
 
 from launch.record import SCHEMA_VERSION, STATUSES
 
+RECORD = "record.json"
 _PRUNED = {"checkpoints", "predictions", "logs", ".git", "__pycache__"}
 _REQUIRED = ("run_id", "experiment", "status")
 
@@ -148,6 +149,26 @@ def load(root: Path) -> Runs:
     return Runs(root, usable, problems)
 
 
+def load_run(path: Path) -> Run:
+    """Read one finished run.
+
+    Args:
+        path: A record file of any name. What lies beside it belongs to the run only if it is called record.json.
+
+    Raises:
+        RunsError: no such file (64), a record that cannot be used, or a run that did not finish (1).
+    """
+    if not path.is_file():
+        raise RunsError(f"{path}: no such record (give a run folder or a record.json)", 64)
+    problems: list[Problem] = []
+    run = _read(path.parent if path.name == RECORD else path, problems, path)
+    if run is None:
+        raise RunsError(f"{path}: {problems[0].reason}", 1)
+    if run.status != "ok":
+        raise RunsError(f"{path}: status is {run.status} ({run.reason or 'no reason given'}), not ok", 1)
+    return run
+
+
 def _run_folders(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, bool]]:
     """Yield (folder, has a record) for every run folder, without walking into what a run keeps inside."""
 
@@ -155,24 +176,24 @@ def _run_folders(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, bo
         problems.append(Problem(Path(error.filename), "unreadable", error.strerror or str(error)))
 
     for here, folders, files in os.walk(root, onerror=note):
-        if "record.json" in files or "config.yaml" in files or "metrics.jsonl" in files:
-            yield Path(here), "record.json" in files
+        if RECORD in files or "config.yaml" in files or "metrics.jsonl" in files:
+            yield Path(here), RECORD in files
             folders[:] = []
         else:
             folders[:] = [name for name in folders if name not in _PRUNED]
 
 
-def _read(folder: Path, problems: list[Problem]) -> Run | None:
+def _read(folder: Path, problems: list[Problem], path: Path | None = None) -> Run | None:
     """Return the checked record of a folder; a record that cannot be used is noted and gives None."""
     try:
-        raw = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        raw = json.loads((path or folder / RECORD).read_text(encoding="utf-8"))
         if not isinstance(raw, dict):
             raise ValueError("not a JSON object")
     except OSError as error:
         problems.append(Problem(folder, "unreadable", error.strerror or str(error)))
         return None
     except (ValueError, RecursionError) as error:
-        problems.append(Problem(folder, "broken", f"record.json is not whole JSON ({_one_line(error)})"))
+        problems.append(Problem(folder, "broken", f"the record is not whole JSON ({_one_line(error)})"))
         return None
     version = raw.get("schema_version")
     if version != SCHEMA_VERSION or isinstance(version, bool):

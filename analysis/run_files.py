@@ -15,7 +15,7 @@ from launch.record import read_metrics
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's training: arrays of equal length for the loss, and for the Dice on the validation slides."""
+    """One run's training: arrays of equal length for the loss, and for the quality (Dice) on the validation slides."""
 
     step: np.ndarray
     seconds: np.ndarray
@@ -25,30 +25,40 @@ class Curve:
     val_dice: np.ndarray
 
 
-def read_curve(run: Run) -> Curve | None:
+def read_curve(run: Run, quality: str = "dice") -> Curve | None:
     """Return the curves of a run, or None where it left no readable metrics.jsonl.
 
-    A validation line without a time takes the time of the last training line before it.
+    A line without a time takes the time that the lines around it give for its step: evaluations are logged by step
+    alone, and training need not log every step.
+
+    Args:
+        run: The run.
+        quality: What `val_dice` shall hold: the values logged as `val_<quality>` (dice, auc, accuracy).
     """
     try:
         lines = read_metrics(run.folder / "metrics.jsonl")
     except (OSError, ValueError):
         return None
-    train: list[tuple[float, float, float]] = []
-    val: list[tuple[float, float, float]] = []
-    seconds = 0.0
+    clock = [(0.0, 0.0)]
+    train: list[tuple[float, float | None, float]] = []
+    val: list[tuple[float, float | None, float]] = []
     for line in lines:
-        step = _finite(line.get("step"))
-        now = _finite(line.get("train_seconds"))
-        seconds = seconds if now is None else now
-        loss, dice = _finite(line.get("loss")), _finite(line.get("val_dice"))
-        if step is not None and loss is not None:
-            train.append((step, seconds, loss))
-        if step is not None and dice is not None:
-            val.append((step, seconds, dice))
+        step, now = _finite(line.get("step")), _finite(line.get("train_seconds"))
+        if step is None:
+            continue
+        if now is not None and step > clock[-1][0]:
+            clock.append((step, now))
+        for values, name in ((train, "loss"), (val, f"val_{quality}")):
+            if (value := _finite(line.get(name))) is not None:
+                values.append((step, now, value))
     if not train and not val:
         return None
-    return Curve(*np.array(train, dtype=float).reshape(-1, 3).T, *np.array(val, dtype=float).reshape(-1, 3).T)
+    steps, times = np.array(clock).T
+    arrays = []
+    for values in (train, val):
+        timed = [(s, np.interp(s, steps, times) if now is None else now, v) for s, now, v in values]
+        arrays += list(np.array(timed, dtype=float).reshape(-1, 3).T)
+    return Curve(*arrays)
 
 
 def _finite(value: Any) -> float | None:

@@ -29,6 +29,11 @@ def geomean(values: Iterable[float]) -> float:
     return math.exp(math.fsum(map(math.log, values)) / len(values))
 
 
+def resamples(n: int) -> int:
+    """Return how many bootstrap resamples a mean over n items gets: fewer where many items make each one dear."""
+    return BOOTSTRAP_RESAMPLES if n <= _MOST_CACHED_SLIDES else BOOTSTRAP_RESAMPLES // 10
+
+
 @lru_cache(maxsize=8)
 def _resamples(n: int) -> np.ndarray:
     """Return the (BOOTSTRAP_RESAMPLES, n) row numbers drawn with replacement, the same at every call."""
@@ -57,6 +62,6 @@ def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[fl
         means = data[_resamples(data.size)].mean(axis=1)
     else:
         rng = np.random.default_rng(BOOTSTRAP_SEED)
-        means = np.array([data[rng.integers(0, data.size, data.size)].mean() for _ in range(BOOTSTRAP_RESAMPLES // 10)])
+        means = np.array([data[rng.integers(0, data.size, data.size)].mean() for _ in range(resamples(data.size))])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

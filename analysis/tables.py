@@ -9,7 +9,7 @@ from analysis.formats import Column, Table, csv_text, latex, markdown, number, s
 from analysis.groups import Group, group_runs
 from analysis.records import Problem, Runs
 from analysis.speedups import Baselines, Speedup
-from analysis.stats import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
+from analysis.stats import BOOTSTRAP_SEED, resamples
 
 
 @dataclass(frozen=True)
@@ -160,10 +160,11 @@ def _speedup_cell(quotient: Speedup, group: Group, notes: _Notes) -> str:
 
 def _fixed_notes(comparison: Comparison) -> list[str]:
     notes = []
-    if any(g.dice_interval for g in comparison.groups):
+    if counts := sorted({resamples(len(g.dice_per_slide)) for g in comparison.groups if g.dice_interval}):
+        draws = " or ".join(f"{n:,}" for n in counts)
         notes.append(
             f"Dice: mean over the n test slides of the hard Dice in frame pixels; interval: percentile bootstrap over "
-            f"slides, {BOOTSTRAP_RESAMPLES:,} draws, seed {BOOTSTRAP_SEED}. It holds for these slides and seeds."
+            f"slides, {draws} draws, seed {BOOTSTRAP_SEED}. It holds for these slides and seeds."
         )
     ceilings = [(g.mean("dice"), g.mean("dice_ceiling")) for g in comparison.groups]
     if any(c is not None for _, c in ceilings):
