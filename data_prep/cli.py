@@ -24,10 +24,6 @@ CRASHED = 70
 
 _TOP = """Cut slides into token files for transformers.
 
-  build    slides -> one token file each (adaptive or uniform patches)
-  verify   check finished token files
-  inspect  draw one slide: edges, leaves, patches, mask
-
 Start with:  python -m data_prep inspect SLIDE --out look.png
 Help of one: python -m data_prep build --help
 How it works, and why it is exact: data_prep/README.md"""
@@ -143,11 +139,12 @@ def _add_tree_options(parser: argparse.ArgumentParser, inspect: bool) -> None:
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="python -m data_prep", description=_TOP, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
+    parser = _Parser(prog="python -m data_prep", description=_TOP,
+                     formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=26))
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND [ARGUMENTS]", title="commands", required=True)
 
-    build = commands.add_parser("build", help="slides to token files", description=_BUILD, epilog=_BUILD_EXAMPLES,
-                                formatter_class=raw, allow_abbrev=False)
+    build = commands.add_parser("build", help="slides to token files, adaptive or uniform patches",
+                                description=_BUILD, epilog=_BUILD_EXAMPLES, formatter_class=raw, allow_abbrev=False)
     build.add_argument("slides", nargs="+", type=Path, metavar="SLIDE_OR_DIR",
                        help="slides (.svs and all OpenSlide reads, TIFF, PNG, JPEG) or folders of them")
     build.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the token files")
@@ -171,15 +168,15 @@ def make_parser() -> argparse.ArgumentParser:
     build.add_argument("--rebuild", action="store_true", help="build also what is complete and valid")
     build.set_defaults(run=_run_build)
 
-    verify = commands.add_parser("verify", help="check token files", formatter_class=raw, allow_abbrev=False,
+    verify = commands.add_parser("verify", help="check token files, or a pack", formatter_class=raw, allow_abbrev=False,
                                  description="Check every token file under DIR: whole, unchanged since it was written, "
                                  "leaves tile\nthe frame in Morton order, counts add up. One line per fault; "
                                  "exit code 1 if there is any.")
     verify.add_argument("folder", type=Path, metavar="DIR", help="folder of token files, one file, or a pack")
     verify.set_defaults(run=_run_verify)
 
-    inspect = commands.add_parser("inspect", help="draw one slide", description=_INSPECT, formatter_class=raw,
-                                  allow_abbrev=False)
+    inspect = commands.add_parser("inspect", help="draw one slide: edges, leaves, patches, mask",
+                                  description=_INSPECT, formatter_class=raw, allow_abbrev=False)
     inspect.add_argument("slide", type=Path, metavar="SLIDE")
     inspect.add_argument("--out", type=Path, required=True, metavar="PNG", help="picture to write (.png or .pdf)")
     _add_tree_options(inspect, inspect=True)
@@ -322,8 +319,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code. argparse itself leaves with `SystemExit` on `--help` and on unknown flags.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["volume"] and words[1:2] in (["score"], ["reassemble"]):    # a folder of that name is ./score
+        words[:2] = [" ".join(words[:2])]
     with loading():
-        args = make_parser().parse_args(argv)
+        args = make_parser().parse_args(words)
     if args.command != "build" and _launcher_rank():     # rank 0 does it, once
         return 0
     run: Callable[[argparse.Namespace], int] = args.run

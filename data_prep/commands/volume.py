@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
+
+from data_prep.progress import counted
 
 _VOLUME = """Cut CT volumes into token files, one OUT/<case>_slice<NNN>.tokens.h5 per slice, with a sidecar
 OUT/<case>.volume.json that says how the slices lie. Reads NIfTI (.nii, .nii.gz), folders of DICOM files, and
@@ -13,13 +16,31 @@ the .npz / .h5 arrays `image` and `label` of common BTCV code.
 Slices are shown with the patient's right at the left and the front at the top, whatever the file's order. Values are
 windowed to 8 bit; arrays between 0 and 1 are taken as windowed. Complete and valid slices are skipped."""
 
+_SCORE = """Dice in three dimensions of predictions on the slices of volumes: per organ, and the mean over the organs
+that a volume holds. With --labels in the volume's own voxels, against the label files; without, in the pixels of the
+frames, exact from the counts in the token files (the same where frames are as fine as the slices).
+
+Predictions are class ids per cell, (N, p, p), 0 for none: PRED/<case>_slice<NNN>.npy, or PRED/<case>.npz with an array
+per slice. Without --predictions each cell has its most frequent class: what is lost by the cells alone.
+
+exit code: 0 all scored, 1 some could not be, 64 bad arguments."""
+
+_REASSEMBLE = """Put predictions on the slices of volumes (see volume score --help) together to label volumes,
+OUT/<case>.nii.gz each, in the volume's grid and at its place in space.
+
+exit code: 0 all written, 1 some could not be, 64 bad arguments."""
+
 _EXAMPLES = """examples:
   # the 13 organs of BTCV, 512 x 512 slices, 1024 tokens of 4 x 4 pixels each
   python -m data_prep volume imagesTr/ --labels labelsTr/ --out tokens/btcv --resolution 512 --patch 4 --length 1024
 
   # a DICOM series without labels, lung window, coronal
   python -m data_prep volume series/ --out tokens/lung --resolution 512 --patch 8 --length 256 --window=-1000,400 \\
-      --axis coronal"""
+      --axis coronal
+
+  # what predictions on the slices are worth in three dimensions, and as label volumes
+  python -m data_prep volume score tokens/btcv --predictions pred/ --labels labelsTr/
+  python -m data_prep volume reassemble tokens/btcv --predictions pred/ --out labelsPred/"""
 
 
 def _window(text: str) -> tuple[float, float]:
@@ -53,6 +74,88 @@ def add_command(commands: Any) -> None:
     add("--axis", choices=("axial", "coronal", "sagittal"), default="axial", help="axis of the slices (default axial)")
     add("--rebuild", action="store_true", help="build also what is complete and valid")
     parser.set_defaults(run=_run)
+    _add_score(commands)
+
+
+def _add_score(commands: Any) -> None:
+    """`cli.main` joins the two words of these commands."""
+    raw = argparse.RawDescriptionHelpFormatter
+    score = commands.add_parser("volume score", help="3-D Dice of predictions on slices", description=_SCORE,
+                                formatter_class=raw, allow_abbrev=False)
+    join = commands.add_parser("volume reassemble", help="predictions on slices to label volumes",
+                               description=_REASSEMBLE, formatter_class=raw, allow_abbrev=False)
+    for parser in (score, join):
+        parser.add_argument("tokens", type=Path, metavar="TOKENS_DIR", help="folder that volume wrote")
+        parser.add_argument("--predictions", type=Path, metavar="PRED", help="folder of the predictions")
+        parser.add_argument("--case", nargs="+", default=[], metavar="NAME", help="names of volumes (default: all)")
+    score.add_argument("--labels", type=Path, metavar="DIR", help="folder of labels with the volumes' names")
+    score.add_argument("--classes", type=int, default=13, metavar="K", help="with --labels: labels 1..K (default 13)")
+    score.add_argument("--json", type=Path, metavar="FILE", help="also write the scores there")
+    score.set_defaults(run=_run_score)
+    join.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the label volumes")
+    join.set_defaults(run=_run_reassemble)
+
+
+def _cases(args: argparse.Namespace) -> list[str]:
+    from data_prep.options import OptionError
+    from data_prep.slide_base import SlideError
+    from data_prep.volume_score import find_cases
+
+    for flag, folder in (("--predictions", args.predictions), ("--labels", getattr(args, "labels", None))):
+        if folder is not None and not folder.is_dir():
+            raise OptionError(f"{flag} {folder}: no such folder")
+    try:
+        return find_cases(args.tokens, args.case)
+    except SlideError as error:
+        raise OptionError(str(error)) from error
+
+
+def _run_score(args: argparse.Namespace) -> int:
+    import json
+
+    from data_prep.files import write_atomic
+    from data_prep.volume_score import score_cells, score_labels
+
+    scores: dict[str, Any] = {}
+    cases = _cases(args)
+    for case in cases:
+        try:
+            if args.labels is None:
+                found = score_cells(case, args.tokens, args.predictions)
+            else:
+                found = score_labels(case, args.tokens, args.predictions, args.labels, args.classes)
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            continue
+        scores[case] = found
+        organs = " ".join("-" if value is None else f"{value:.4f}" for value in found["dice"])
+        print(f"{case}: mean {_shown(found['mean'])}, {found['absent']} absent, per class {organs}", flush=True)
+    means = [found["mean"] for found in scores.values() if found["mean"] is not None]
+    mean = sum(means) / len(means) if means else None
+    print(f"mean over {counted(len(means), 'volume')}: {_shown(mean)}")
+    if args.json is not None:
+        write_atomic(args.json, json.dumps({"mean": mean, "volumes": scores}, indent=1).encode())
+    return int(len(scores) < len(cases))
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _run_reassemble(args: argparse.Namespace) -> int:
+    from data_prep.volume_score import write_labels
+
+    cases = _cases(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    written = 0
+    for case in cases:
+        try:
+            write_labels(case, args.tokens, args.predictions, args.out)
+            written += 1
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+    print(f"{counted(written, 'volume')} -> {args.out}")
+    return int(written < len(cases))
 
 
 def _run(args: argparse.Namespace) -> int:

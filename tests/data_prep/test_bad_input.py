@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -240,7 +241,12 @@ def test_exit_codes_of_the_process(tmp_path: Path):
     assert found.returncode == 1 and str(target) in found.stdout
     assert "0 of 1 token files are good, 1 are not" in found.stdout
     assert run("frobnicate").returncode == 64
-    assert run("--help").returncode == 0
+    done = run("--help")
+    assert done.returncode == 0
+    listed = done.stdout.split("commands:")[1]
+    for name in ("build", "verify", "inspect", "synth", "convert", "doctor", "export", "volume", "volume score",
+                 "volume reassemble", "pack", "unpack"):
+        assert re.search(rf"^    {name}  +\w", listed, re.MULTILINE), name
 
 
 def test_help_teaches():
