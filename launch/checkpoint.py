@@ -10,6 +10,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,33 @@ from data_prep.files import write_atomic
 
 COMPLETE = "COMPLETE"
 _BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a checkpoint goes, and which others stay.
+
+    Attributes:
+        folder: Folder of all checkpoints of the run.
+        step: Finished steps.
+        keep: Newest checkpoints to keep.
+        best: Step of the checkpoint with the best score, which is kept too.
+    """
+
+    folder: Path
+    step: int
+    keep: int
+    best: int | None = None
+
+    @property
+    def target(self) -> Path:
+        """The finished checkpoint."""
+        return self.folder / f"step-{self.step}"
+
+    @property
+    def temporary(self) -> Path:
+        """The one that is being written."""
+        return self.folder / f"step-{self.step}.tmp"
 
 
 def save(
@@ -52,21 +80,77 @@ def save(
         Exception: Writing failed on some rank (full disk...); raised on every rank. Earlier checkpoints stay, and
             what was written of this one is removed, so that a full disk has room for the record that tells of it.
     """
-    target, temporary = folder / f"step-{step}", folder / f"step-{step}.tmp"
+    place = Place(folder, step, keep, best)
+    prepare(place, notes)
+
+    if native is not None:
+        # Not caught: an engine that fails on one rank leaves the others inside its own collectives.
+        native(place.temporary)
+        dist.barrier()
+
+    def write() -> dict[str, list[int]]:
+        if state:
+            wait_for_shards(lambda: save_shards(state, storage_writer=Writer(place.temporary)))
+        own = fingerprints(place.temporary) if state else {}
+        return own if native is None else own | _native_fingerprints(place.temporary)
+
+    publish(place, write)
+    return place.target
+
+
+def prepare(place: Place, notes: dict[str, Any]) -> None:
+    """Make the folder of a checkpoint that is about to be written, together with all ranks."""
+
+    def work() -> None:
+        for old in (place.temporary, place.target):
+            shutil.rmtree(old, ignore_errors=True)
+        place.temporary.mkdir(parents=True)
+        write_atomic(place.temporary / "notes.json", json.dumps(notes).encode())
+
+    _on_first_rank(work)
+
+
+def publish(place: Place, written: Callable[[], dict[str, list[int]]]) -> None:
+    """Give a checkpoint its name and its mark once all ranks have written it, then remove the oldest.
+
+    Args:
+        place: Where.
+        written: Writes, or waits for, what is this rank's; returns the fingerprints of these files.
+
+    Raises:
+        Exception: What `written` raised on any rank; raised on every rank, and the folder is removed.
+    """
     try:
-        _on_first_rank(lambda: _prepare(temporary, target, notes))
-        files = _write_shards(temporary, state) if state else {}
-        if native is not None:
-            files |= _write_native(temporary, native)
-        _on_first_rank(lambda: _publish(temporary, target, step, files, keep, best))
+        mine: dict[str, list[int]] = {}
+        failure: Exception | None = None
+        try:
+            mine = written()
+        except Exception as error:
+            failure = error
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, (mine, failure))
+        if failure is not None:
+            raise failure
+        for _, other in everyone:
+            if other is not None:
+                raise other
+        files = {name: value for part, _ in everyone for name, value in part.items()}
+        _on_first_rank(lambda: _name_and_mark(place, files))
     except BaseException:
         if dist.get_rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(place.temporary, ignore_errors=True)
         raise
-    return target
 
 
-class _Writer(FileSystemWriter):
+def _name_and_mark(place: Place, files: dict[str, list[int]]) -> None:
+    place.temporary.replace(place.target)
+    write_atomic(place.target / COMPLETE, json.dumps({"step": place.step, "files": files}).encode())
+    for old_step in _steps(place.folder)[place.keep :]:
+        if old_step != place.best:
+            shutil.rmtree(place.folder / f"step-{old_step}", ignore_errors=True)
+
+
+class Writer(FileSystemWriter):
     """Writes as torch does, but a full disk is an OSError: torch's archive writer hides it behind an error of its own.
 
     It has to be found here, on the rank where it happened: what torch sends to the other ranks has lost it.
@@ -98,52 +182,29 @@ def _on_first_rank(work: Callable[[], None]) -> None:
         raise error[0]
 
 
-def _prepare(temporary: Path, target: Path, notes: dict[str, Any]) -> None:
-    for old in (temporary, target):
-        shutil.rmtree(old, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write_atomic(temporary / "notes.json", json.dumps(notes).encode())
-
-
-def _write_shards(temporary: Path, state: dict[str, Any]) -> dict[str, list[int]]:
-    """Write this rank's part; returns the fingerprints of the files of all ranks."""
-    rank = dist.get_rank()
+def wait_for_shards(save: Callable[[], Any]) -> None:
+    """Call what saves, or waits for it; what went wrong on any rank is raised bare: torch wraps it in many lines."""
     try:
-        save_shards(state, storage_writer=_Writer(temporary))
-    except CheckpointException as error:  # it wraps what went wrong, on any rank, in many lines
+        save()
+    except CheckpointException as error:
         cause, _ = next(iter(error.failures.values()))
         raise cause from error
+
+
+def fingerprints(temporary: Path) -> dict[str, list[int]]:
+    """Of the shards that this rank wrote; rank 0 adds the index and the notes."""
+    rank = dist.get_rank()
     mine = {path.name: _fingerprint(path) for path in sorted(temporary.glob(f"__{rank}_*"))}
     if rank == 0:
         mine |= {name: _fingerprint(temporary / name) for name in (".metadata", "notes.json")}
-    return _of_all_ranks(mine)
+    return mine
 
 
-def _write_native(temporary: Path, native: Callable[[Path], None]) -> dict[str, list[int]]:
-    """Let an engine write its files; returns their fingerprints, each taken by one rank."""
-    native(temporary)
-    dist.barrier()
+def _native_fingerprints(temporary: Path) -> dict[str, list[int]]:
+    """Of this rank's share of the files that an engine wrote by itself."""
     paths = sorted(p for p in temporary.rglob("*") if p.is_file() and not p.name.startswith(("__", ".metadata")))
     share = paths[dist.get_rank() :: dist.get_world_size()]
-    return _of_all_ranks({path.relative_to(temporary).as_posix(): _fingerprint(path) for path in share})
-
-
-def _of_all_ranks(mine: dict[str, list[int]]) -> dict[str, list[int]]:
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    return {name: value for part in everyone for name, value in part.items()}
-
-
-def _publish(
-    temporary: Path, target: Path, step: int, files: dict[str, list[int]], keep: int, best: int | None
-) -> None:
-    """Give the checkpoint its name and its mark, then remove the oldest."""
-    temporary.replace(target)
-    write_atomic(target / COMPLETE, json.dumps({"step": step, "files": files}).encode())
-    for old_step in _steps(target.parent)[keep:]:
-        if old_step == best:
-            continue
-        shutil.rmtree(target.parent / f"step-{old_step}", ignore_errors=True)
+    return {path.relative_to(temporary).as_posix(): _fingerprint(path) for path in share}
 
 
 def _fingerprint(path: Path) -> list[int]:

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from launch.log_config import LogConfig
-from launch.model_base import number_from_text
+from launch.model_base import OptionalBool, number_from_text
 from launch.model_config import MODELS, ModelConfig, OptionalFloat, OptionalInt, OptionalText, Section
 
 # Keys that say where and how often to write, not what is computed: they may differ between the lives of one run.
@@ -204,6 +204,9 @@ class CheckpointConfig(Section):
         default=300.0, gt=0, description="save after this much training time; null: never"
     )
     keep: int = Field(default=2, gt=0, description="newest checkpoints to keep")
+    background: OptionalBool = Field(
+        default=None, description="write while training goes on (ddp, fsdp); null: on GPUs only"
+    )
     keep_best: bool = Field(default=True, description="save and keep the one with the best score on val as well")
 
 
@@ -263,6 +266,8 @@ class Config(Section):
             self.checkpoint.keep_best and (self.eval.every_steps or self.eval.every_seconds)
         ):
             raise ValueError("eval.select=best needs checkpoint.keep_best=true and eval.every_steps or every_seconds")
+        if self.engine.name == "deepspeed" and self.checkpoint.background:
+            raise ValueError("engine.name=deepspeed writes its own checkpoints; set checkpoint.background=false")
         if self.engine.name == "deepspeed" and (self.train.ema_decay is not None or self.train.optimiser == "asam"):
             raise ValueError("engine.name=deepspeed has neither train.ema_decay nor train.optimiser=asam; use fsdp")
         if self.train.scale_distill and len(self.data.sizes) < 2:

@@ -20,6 +20,7 @@ def number_from_text(value: Any) -> Any:
 OptionalInt = Annotated[int | None, BeforeValidator(none_from_text)]
 OptionalFloat = Annotated[float | None, BeforeValidator(none_from_text)]
 OptionalText = Annotated[str | None, BeforeValidator(none_from_text)]
+OptionalBool = Annotated[bool | None, BeforeValidator(none_from_text)]
 
 
 class Section(BaseModel):

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from data_prep.progress import Progress
 from hpc_models import registry
 from launch import checkpoint, engines
+from launch.background import BackgroundSaver
 from launch.batches import Batch, Prefetch
 from launch.classify import Forward
 from launch.clock import Clock
@@ -93,6 +94,9 @@ class Trainer:
         self.loss: float | None = None
         self.val_score: float | None = None
         self.best: tuple[float, int] | None = None  # best score on val, and the step it was measured at
+        background = config.checkpoint.background
+        wanted = device.type == "cuda" if background is None else background
+        self._background = BackgroundSaver() if wanted and config.engine.name != "deepspeed" else None
         self._saved_step = -1
         self._saved_at_s = self._evaluated_at_s = 0.0
         self._resume()
@@ -128,6 +132,7 @@ class Trainer:
         with self.events.interval("run"):
             stopped = self._fit()
         self._save()
+        self._publish()
         if stopped:
             return Outcome(stopped, None, None)
         if self.config.eval.select == "best" and self.best is not None and self.best[1] != self.step:
@@ -182,12 +187,16 @@ class Trainer:
     def _agree(self) -> tuple[str, float]:
         """Name of the signal that any rank got ("" for none) and rank 0's training time, the same on every rank.
 
-        One reduction carries both: ranks that decided by their own clocks or flags would part ways and hang.
+        One reduction carries both, and whether anyone is still writing a checkpoint: ranks that decided by their own
+        clocks or flags would part ways and hang.
         """
         own = float(self.stop.number)
+        writing = float(self._background is not None and self._background.writing)
         elapsed_s = self.clock.train_seconds if self.ranks.rank == 0 else 0.0
-        values = torch.tensor([own, elapsed_s], dtype=torch.float64)
+        values = torch.tensor([own, elapsed_s, writing], dtype=torch.float64)
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        if not values[2]:
+            self._publish()
         number = int(values[0])
         return signal_name(number), float(values[1])
 
@@ -325,6 +334,8 @@ class Trainer:
         """Let go of files and of what the engine holds, once all ranks are done."""
         if self.metrics is not None:
             self.metrics.close()
+        if self._background is not None:
+            self._background.close()
         self.engine.destroy()
 
     # -- checkpoints ----------------------------------------------------------------------------------------------
@@ -341,10 +352,17 @@ class Trainer:
         state = self._state()
         native = self.engine.save if self.config.engine.name == "deepspeed" else None
         best = self.best[1] if self.best else None
-        checkpoint.save(
-            self.run_dir / "checkpoints", self.step, state, notes, self.config.checkpoint.keep, native, best
-        )
+        folder, keep = self.run_dir / "checkpoints", self.config.checkpoint.keep
+        if self._background is not None:
+            self._background.begin(checkpoint.Place(folder, self.step, keep, best), state, notes)
+        else:
+            checkpoint.save(folder, self.step, state, notes, keep, native, best)
         self._saved_step = self.step
+
+    def _publish(self) -> None:
+        """Give a checkpoint that was written in the background its name; waits for it."""
+        if self._background is not None:
+            self._background.publish()
 
     def _load(self, folder: Path, only: int | None = None) -> dict[str, Any] | None:
         """Weights, optimiser and average of a checkpoint, the newest or that of one step; returns its notes."""

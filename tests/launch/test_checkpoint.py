@@ -4,12 +4,14 @@ import errno
 import json
 import resource
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from launch import checkpoint
+from launch.background import BackgroundSaver
 from launch.config import load
 from launch.data import TokenFiles
 from launch.ranks import find_ranks
@@ -138,6 +140,46 @@ def test_files_that_cannot_be_written_raise_their_cause_and_leave_room(three):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert sorted(p.name for p in three.iterdir()) == ["step-10", "step-20", "step-30"]
     assert newest(three) == (30, 30.0, [])
+
+
+def test_in_the_background_it_is_the_state_of_the_moment_and_the_one_before_counts_until_then(three, monkeypatch):
+    held = threading.Event()
+    write = checkpoint.Writer.write_data
+
+    def slowly(self, plan, planner):
+        assert held.wait(60)
+        return write(self, plan, planner)
+
+    monkeypatch.setattr(checkpoint.Writer, "write_data", slowly)
+    saver, values = BackgroundSaver(), state(40.0)
+    saver.begin(checkpoint.Place(three, 40, keep=2, best=10), values, {"step": 40})
+    assert saver.under_way and saver.writing and newest(three) == (30, 30.0, [])
+    values["model"]["w"].fill_(-1.0)  # training goes on in place
+    held.set()
+    saver.publish()
+    assert not saver.under_way and newest(three) == (40, 40.0, [])
+    assert sorted(p.name for p in three.iterdir()) == ["step-10", "step-30", "step-40"], "two newest and the best"
+    saver.begin(checkpoint.Place(three, 50, keep=2), values, {"step": 50})
+    saver.begin(checkpoint.Place(three, 60, keep=2), values, {"step": 60})
+    assert newest(three)[0] == 50, "the next one waits for the one before"
+    saver.close()
+    assert newest(three) == (60, -1.0, [])
+
+
+def test_a_full_disk_in_the_background_is_found_when_all_meet(three):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    saver = BackgroundSaver()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 10, before[1]))
+    try:
+        saver.begin(checkpoint.Place(three, 40, keep=1), state(40), {"step": 40})
+        with pytest.raises(OSError, match="File too large"):
+            saver.publish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sorted(p.name for p in three.iterdir()) == ["step-10", "step-20", "step-30"]
+    saver.begin(checkpoint.Place(three, 40, keep=1), state(41), {"step": 40})
+    saver.close()
+    assert newest(three) == (40, 41.0, [])
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])

@@ -65,6 +65,8 @@ def test_what_does_not_change_the_numbers_does_not_change_the_hash():
         (["train.max_seconds=null"], ["max_steps or max_seconds"]),
         (["train.betas=[0.9,"], ["train.betas=[0.9,", "list"]),
         (["train.betas=[0.9,1.5]"], ["betas", "1.5"]),
+        (["engine.name=deepspeed", "checkpoint.background=true"], ["checkpoint.background=false"]),
+        (["log.sinks=paper"], ["log.sinks", "'tensorboard' or 'wandb'"]),
         (["train.lr=inf"], ["train.lr", "finite", "inf"]),
         (["train.max_seconds=inf"], ["train.max_seconds", "finite"]),
         (["train.batch=3", "train.accumulate=2"], ["batch=3", "accumulate=2"]),
