@@ -39,9 +39,9 @@ from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
 from data_prep.options import BuildOptions
 from data_prep.quadtree import Leaves, Nodes, candidates, first_nodes, pyramid, tree_of
 from data_prep.region import (
-    Luma,
+    Maxima,
     RegionSpec,
-    edges_of_luma,
+    edges_of_maxima,
     final_counts,
     light_regions,
     pack_edges,
@@ -118,9 +118,10 @@ class _Open:
     stack: ExitStack
     slide: Slide
     frame: Frame
-    read: Reader
+    reader: FrameReader
     read_mask: Reader | None
     notes: tuple[str, ...]  # about the mask
+    seen: Any = 0           # gradients of the regions that this process scanned, (2041,) int64
 
 
 _open_slides: dict[tuple[Any, ...], _Open] = {}
@@ -149,7 +150,7 @@ def _opened(task: Task) -> _Open:
     except BaseException:
         stack.close()
         raise
-    _open_slides[key] = _Open(stack, slide, frame, FrameReader(slide, frame).read, read_mask, notes)
+    _open_slides[key] = _Open(stack, slide, frame, FrameReader(slide, frame), read_mask, notes)
     return _open_slides[key]
 
 
@@ -214,8 +215,8 @@ def _begin(step: Step, result: StepResult, beat: Callable[[str], None] | None) -
     result.regions = tuple(y * (size_px // side) + x for y in range(rows) for x in range(columns))
     for kind, leaves_behind in (("scan", "scan"), ("edges", "edges"), ("plan", "plan"), ("tokens", "rows")):
         result.have[kind] = {i for i in result.regions if scratch.has(f"{leaves_behind}-{i}")}
-    # A scan is of use only with its edges, or with the luma that they come from.
-    result.have["scan"] = {i for i in result.have["scan"] if scratch.has(f"luma-{i}") or i in result.have["edges"]}
+    # A scan is of use only with its edges, or with the maxima that they come from.
+    result.have["scan"] = {i for i in result.have["scan"] if scratch.has(f"maxima-{i}") or i in result.have["edges"]}
     if task.options.thresholds != "auto":   # scans find the edges too
         result.have["edges"] = set(result.regions)
     for kind in ("limits", "light", "tree"):
@@ -231,9 +232,13 @@ def _scan(step: Step, result: StepResult) -> None:
     scratch, i = _scratch(step), step.index
     decoded = getattr(opened.slide, "decoded_px", 0)
     spec = _spec(step, opened.frame, opened.read_mask is not None)
-    scan = scan_region(opened.read, opened.read_mask, spec, *_corner(step, spec.size_px))
-    if scan.luma is not None:
-        scratch.save(f"luma-{i}", xy=scan.luma.xy, values=scan.luma.values)
+    scan = scan_region(
+        opened.reader.read, opened.read_mask, spec, *_corner(step, spec.size_px), opened.reader.parts, opened.seen
+    )
+    if scan.maxima is not None:
+        scratch.save(f"maxima-{i}", **vars(scan.maxima))
+    if scan.hist is not None:
+        opened.seen = scan.hist + opened.seen
     if scan.edges is not None:
         scratch.save(f"edges-{i}", **pack_edges(scan.edges))
     optional = {"mask_sums": scan.mask_sums, "hist": scan.hist}
@@ -261,14 +266,22 @@ def _limits(step: Step, result: StepResult) -> None:  # noqa: ARG001
     scratch.save("limits", lo_hi=np.array([lo, hi], np.int64))
 
 
-def _edges(step: Step, result: StepResult) -> None:  # noqa: ARG001
+def _edges(step: Step, result: StepResult) -> None:
     opened = _opened(step.task)
     scratch, i = _scratch(step), step.index
     lo, hi = scratch.load("limits")["lo_hi"].tolist()
     spec = _spec(step, opened.frame, False)
-    found = edges_of_luma(Luma(**scratch.load(f"luma-{i}")), spec, *_corner(step, spec.size_px), lo, hi)
+    corner_xy = _corner(step, spec.size_px)
+    found = edges_of_maxima(Maxima(**scratch.load(f"maxima-{i}")), spec, *corner_xy, lo, hi)
+    if found is None:   # more contrast than elsewhere, so what the scan kept is not enough
+        decoded = getattr(opened.slide, "decoded_px", 0)
+        found = scan_region(
+            opened.reader.read, None, replace(spec, thresholds=(lo, hi)), *corner_xy, opened.reader.parts
+        ).edges
+        assert found is not None
+        result.counted = {"decoded_px": getattr(opened.slide, "decoded_px", 0) - decoded, "regions_scanned_twice": 1}
     scratch.save(f"edges-{i}", **pack_edges(found))
-    scratch.drop(f"luma-{i}")
+    scratch.drop(f"maxima-{i}")
 
 
 def _light(step: Step, result: StepResult) -> None:  # noqa: ARG001
@@ -332,7 +345,7 @@ def _tokens(step: Step, result: StepResult) -> None:
     spec = _spec(step, opened.frame, opened.read_mask is not None)
     rows = region_rows(
         scratch.load(f"scan-{i}", "sums", "mask_sums"), Leaves(**scratch.load("tree", "xy", "size")), spec,
-        _corner(step, spec.size_px), opened.read, opened.read_mask,
+        _corner(step, spec.size_px), opened.reader.read, opened.read_mask,
     )  # fmt: skip
     scratch.save(f"rows-{i}", damaged=np.array(damaged_tiles([opened.slide]), np.int64).reshape(-1, 5), **rows)
     result.counted = {"decoded_px": getattr(opened.slide, "decoded_px", 0) - decoded}

@@ -316,7 +316,7 @@ def block_edges(
     if found is None:
         return None
     pixel, magnitude = found
-    return resolve_pixels(pixel, magnitude > hi, rectangle, p_min, keep_map)
+    return resolve_pixels(pixel, magnitude, (lo, hi), rectangle, p_min, keep_map)
 
 
 def weak_pixels(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,32 @@ class FastSlide(Slide):
                 left = column * tile_w
                 x0, x1 = max(x_px, left), min(x_px + w_px, left + tile_w)
                 tile = self._tile(level, row * self._levels[level].across + column)
+                if not tile.strides[0] and len(set(tile[0, 0].tolist())) == 1:  # one shade of gray: quicker to fill
+                    out[y0 - y_px : y1 - y_px, x0 - x_px : x1 - x_px] = tile[0, 0, 0]
+                    continue
                 out[y0 - y_px : y1 - y_px, x0 - x_px : x1 - x_px] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
         return out
+
+    def parts(
+        self, level: int, x_px: int, y_px: int, w_px: int, h_px: int
+    ) -> Iterator[tuple[npt.NDArray[np.uint8], int, int]]:
+        """As `Slide.parts`: the file's tiles as they were decoded, those of one colour broadcast."""
+        if self._file is None or (self._slow is not None and level in self._slow_levels):
+            yield from super().parts(level, x_px, y_px, w_px, h_px)
+            return
+        self._check_level(level)
+        self._check_region(self.level_sizes_wh[level], x_px, y_px, w_px, h_px)
+        tile_w, tile_h = self._levels[level].tile_wh
+        for row in range(y_px // tile_h, (y_px + h_px - 1) // tile_h + 1):
+            for column in range(x_px // tile_w, (x_px + w_px - 1) // tile_w + 1):
+                x, y = column * tile_w, row * tile_h
+                try:
+                    tile = self._tile(level, row * self._levels[level].across + column)
+                except SlideError:  # `read` knows what to do with damage
+                    x1, y1 = min(x + tile_w, x_px + w_px), min(y + tile_h, y_px + h_px)
+                    x, y = max(x, x_px), max(y, y_px)
+                    tile = self.read(level, x, y, x1 - x, y1 - y)
+                yield tile, x, y
 
     def _tile(self, level: int, index: int) -> npt.NDArray[np.uint8]:
         """A decoded tile at its full size; the last few are kept, as neighbouring reads share them."""
@@ -132,9 +157,9 @@ class FastSlide(Slide):
             return self._cache[key]
         tile = self._decoded(level, index)
         self._cache[key] = tile
-        self._cached_bytes += tile.nbytes
+        self._cached_bytes += _size(tile)
         while self._cached_bytes > CACHE_BYTES and len(self._cache) > 1:
-            self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+            self._cached_bytes -= _size(self._cache.popitem(last=False)[1])
         return tile
 
     def _decoded(self, level: int, index: int) -> npt.NDArray[np.uint8]:
@@ -160,6 +185,8 @@ class FastSlide(Slide):
             self.decoded_tiles += 1
             self.decoded_px += tile.shape[0] * tile.shape[1]
             if small is not None:
+                if (tile == tile[0, 0]).all():
+                    tile = np.broadcast_to(tile[0, 0].copy(), tile.shape)
                 self._alike[small] = tile
                 while len(self._alike) > _ALIKE_KEPT:
                     self._alike.popitem(last=False)
@@ -192,6 +219,11 @@ class FastSlide(Slide):
         if self._file is not None:
             os.close(self._file)
         self._file = fresh
+
+
+def _size(tile: npt.NDArray[np.uint8]) -> int:
+    """Bytes of memory of a tile; one colour, broadcast, takes next to none, but its entry in the cache does."""
+    return tile.nbytes if tile.strides[0] else 1024
 
 
 class _Level:

@@ -222,6 +222,16 @@ class FrameReader:
             out[:h_in, :w_in] = self._content(x_px, y_px, w_in, h_in)
         return out
 
+    def parts(
+        self, x_px: int, y_px: int, w_px: int, h_px: int
+    ) -> Iterator[tuple[npt.NDArray[np.uint8], int, int]]:
+        """The content of a rectangle in pieces, (pixels, x, y), see `Slide.parts`; arguments and errors as `read`."""
+        w_in, h_in = _content_part(self.frame, x_px, y_px, w_px, h_px)
+        if w_in and h_in and self._plain:
+            yield from self.slide.parts(self.level, x_px, y_px, w_in, h_in)
+        elif w_in and h_in:
+            yield self._content(x_px, y_px, w_in, h_in), x_px, y_px
+
     def _content(self, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[np.uint8]:
         if self._plain:
             return self.slide.read(self.level, x_px, y_px, w_px, h_px)

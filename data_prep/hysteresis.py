@@ -85,21 +85,24 @@ def resolve_block(
     """
     h, w = weak.shape
     pixel = np.flatnonzero(weak)
-    return resolve_pixels(pixel.astype(np.uint32), strong.ravel().take(pixel), (x_px, y_px, w, h), p_min, keep_map)
+    magnitude = 1 + strong.ravel().take(pixel).astype(np.uint16)
+    return resolve_pixels(pixel.astype(np.uint32), magnitude, (0, 1), (x_px, y_px, w, h), p_min, keep_map)
 
 
 def resolve_pixels(
     pixel: NDArray[np.uint32],
-    strong: NDArray[np.bool_],
+    magnitude: NDArray[np.uint16],
+    limits: tuple[int, int],
     rectangle: tuple[int, int, int, int],
     p_min: int,
     keep_map: bool = False,
 ) -> BlockEdges:
-    """`resolve_block` from a list of the weak pixels.
+    """`resolve_block` from a list of pixels with magnitudes.
 
     Args:
-        pixel: (n,) weak pixels as y * w + x in the block, ascending.
-        strong: (n,) whether each is strong.
+        pixel: (n,) maxima of the gradient as y * w + x in the block, ascending.
+        magnitude: (n,) how large each is.
+        limits: (lo, hi): those above lo are weak, those above hi strong.
         rectangle: (x, y, w, h) of the block in the frame.
         p_min: side of a counting cell, a power of two.
         keep_map: keep what `BlockEdges.edge_map` needs.
@@ -108,7 +111,7 @@ def resolve_pixels(
     left, top = x % p_min, y % p_min
     counts = np.zeros((-(-(top + h) // p_min), -(-(left + w) // p_min)), np.int32)
     code, sides = np.empty(len(pixel), np.int32), np.zeros(2 * (w + h), np.int32)
-    n_open = components(pixel, strong, (w, h), (p_min.bit_length() - 1, left, top), counts, code, sides)
+    n_open = components(pixel, magnitude, limits, (w, h), (p_min.bit_length() - 1, left, top), counts, code, sides)
     waiting = code >= _OPEN
     late, owner = pixel.compress(waiting).astype(np.int64), code.compress(waiting).astype(np.int64) - _OPEN
     cell = (late // w + top) // p_min * counts.shape[1] + (late % w + left) // p_min

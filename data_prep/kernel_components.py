@@ -25,48 +25,91 @@ def _root(parent, label):
 
 
 @part
-def _label_pixels(position, width, label, parent):
-    """Provisional labels from 1 on, and which are one; returns how many there are. Two rows of labels are enough."""
-    rows = np.zeros((2, width + 2), np.int32)
-    count = 1
-    row, begin, before = -2, 0, 0  # of the last row with pixels: number, its first pixel, the first of the one above
+def _label_row(position, magnitude, limits, x_of_first, w, over, here, count, label, parent, known):
+    """Provisional labels of the weak pixels of one row; `over` and `here` hold labels of pixel x at x + 1.
+
+    Hardly a branch: where edges go is nothing that a processor can guess. Unsigned numbers, for Numba checks others.
+    """
+    lo, hi = np.uint16(limits[0]), np.uint16(limits[1])
+    one, none = np.uint64(1), np.uint32(0)
     for k in range(len(position)):
-        y = np.int64(position[k]) // width
-        if y != row:
-            for i in range(before, begin):
-                rows[(row + 1) & 1, 1 + np.int64(position[i]) - (row - 1) * width] = 0
-            if y != row + 1:
-                for i in range(begin, k):
-                    rows[row & 1, 1 + np.int64(position[i]) - row * width] = 0
-                begin = k
-            before, begin, row = begin, k, y
-        x = np.int64(position[k]) - y * width
-        over, here = rows[(y + 1) & 1], rows[y & 1]
-        found, left, right = over[x + 1], over[x], over[x + 2]
-        if found == 0:
-            beside = max(left, here[x])
-            if left != 0 and here[x] != 0:  # both touch, so they are one already
-                beside = left
-            found = beside
-            if right != 0:
-                if beside == 0:
-                    found = right
-                else:
-                    a, b = _root(parent, beside), _root(parent, right)
-                    parent[max(a, b)] = min(a, b)
-            if found == 0:
-                found = count
-                parent[count] = count
-                count += 1
+        x = np.uint64(position[k] - x_of_first)
+        weak = magnitude[k] > lo
+        # One of these, any: up touches all others, and the two on the left touch each other.
+        up = over[x + one]
+        found = max(max(over[x], here[x]), up)
+        right = over[x + one + one] if up == none else none
+        if weak & (found != none) & (right != none) & (found != right):
+            a, b = _root(parent, found), _root(parent, right)
+            parent[max(a, b)] = min(a, b)
+        found = found if found != none else right
+        parent[count] = count
+        known[count] = 0
+        fresh = weak & (found == none)
+        found = np.uint32(count) if fresh else found
+        found = found if weak else none
+        count = np.uint32(count + np.uint32(fresh))
+        known[found] |= np.uint8(magnitude[k] > hi) | np.uint8(2 * ((x == 0) | (x + one == w)))
         label[k] = found
-        here[x + 1] = found
+        here[x + one] = found
     return count
+
+
+@part
+def _label_pixels(position, magnitude, limits, size_wh, starts, label, parent, known):
+    """Provisional labels of all weak pixels from 1 on; returns how many there are. Two rows of labels are enough.
+
+    `parent` says which are one, `known` what is seen of each: 1 a strong pixel, 2 a pixel on a side, 3 both.
+    """
+    w, h = size_wh
+    over, here = np.zeros(w + 2, np.uint32), np.zeros(w + 2, np.uint32)
+    count = np.uint32(1)
+    for y in range(h):
+        a, z = starts[y], starts[y + 1]
+        count = _label_row(position[a:z], magnitude[a:z], limits, np.uint32(y * w), np.uint64(w), over, here, count,
+                           label[a:z], parent, known)  # fmt: skip
+        if y == 0 or y == h - 1:
+            for k in range(a, z):
+                known[label[k]] |= np.uint8(2)
+        if y > 0:
+            for k in range(starts[y - 1], a):
+                over[np.uint64(position[k] - np.uint32((y - 1) * w)) + np.uint64(1)] = 0
+        over, here = here, over
+    return count
+
+
+@part
+def _row_starts(position, w, h):
+    """(h + 1,), where the pixels of every row begin."""
+    starts = np.zeros(h + 1, np.int64)
+    y, stop = 0, np.uint32(0)
+    for k in range(len(position)):
+        while position[k] >= stop:
+            starts[y] = k
+            y += 1
+            stop = np.uint32(stop + np.uint32(w))
+    starts[y:] = len(position)
+    return starts
+
+
+@part
+def _note_side(x, y, w, h, what, sides):
+    """Write a pixel's code to the sides it lies on: the top and bottom row, the left and right column."""
+    if y == 0:
+        sides[x] = what
+    if y == h - 1:
+        sides[w + x] = what
+    if x == 0:
+        sides[2 * w + y] = what
+    if x == w - 1:
+        sides[2 * w + h + y] = what
 
 
 @kernel
 def components(
     position: NDArray[np.uint32],
-    strong: NDArray[np.bool_],
+    magnitude: NDArray[np.uint16],
+    limits: tuple[int, int],
     size_wh: tuple[int, int],
     cells: tuple[int, int, int],
     counts: NDArray[np.int32],
@@ -76,12 +119,13 @@ def components(
     """Components of a block's pixels, and what is known of each: no edge (0), an edge (1), open (2, 3, ...).
 
     Args:
-        position: (n,) numbers y * w + x of the pixels, ascending.
-        strong: (n,) whether a pixel makes its component an edge.
+        position: (n,) numbers y * w + x of pixels, ascending.
+        magnitude: (n,) their magnitudes.
+        limits: (lo, hi): pixels above lo form components, one above hi makes its component an edge.
         size_wh: width and height of the block.
         cells: (log2 of a cell's side, column and row of the block's first pixel in its first cell).
         counts: (gh, gw) zeros; gets the pixels known to be edges.
-        code: (n,), gets the code of every pixel's component.
+        code: (n,), gets the code of every pixel's component; 0 for pixels not above lo.
         sides: (2 w + 2 h,) zeros; gets the codes along the top and bottom row and the left and right column.
 
     Returns:
@@ -89,38 +133,33 @@ def components(
     """
     w, h = size_wh
     n = len(position)
-    label, parent = np.empty(n, np.int32), np.zeros(n + 1, np.int32)
-    labels = _label_pixels(position, w, label, parent)
-    known = np.zeros(labels, np.int32)  # of roots: 1 holds a strong pixel, 2 reaches a side, 3 both
-    for k in range(n):
-        root = _root(parent, label[k])
-        y = np.int64(position[k]) // w
-        x = np.int64(position[k]) - y * w
-        label[k] = root
-        known[root] |= np.int32(strong[k])
-        if x == 0 or y == 0 or x == w - 1 or y == h - 1:
-            known[root] |= 2
+    label, parent, known = np.empty(n, np.uint32), np.empty(n + 2, np.uint32), np.empty(n + 2, np.uint8)
+    starts = _row_starts(position, w, h)
+    labels = _label_pixels(position, magnitude, limits, size_wh, starts, label, parent, known)
+    for i in range(labels - 1, 0, -1):  # a root has the smallest label
+        parent[i] = _root(parent, np.uint32(i))
+        if parent[i] != i:
+            known[parent[i]] |= known[i]
+    what = np.zeros(labels, np.int32)
     opened = 0
-    for root in range(1, labels):
-        if known[root] == 2:
-            known[root] = 2 + opened
+    for i in range(1, labels):
+        if parent[i] != i:
+            what[i] = what[parent[i]]
+        elif known[i] == 2:
+            what[i] = 2 + opened
             opened += 1
         else:
-            known[root] &= 1
+            what[i] = known[i] & 1
     shift, left, top = cells
-    for k in range(n):
-        what = known[label[k]]
-        code[k] = what
-        y = np.int64(position[k]) // w
-        x = np.int64(position[k]) - y * w
-        if what == 1:
-            counts[(y + top) >> shift, (x + left) >> shift] += 1
-        if y == 0:
-            sides[x] = what
-        if y == h - 1:
-            sides[w + x] = what
-        if x == 0:
-            sides[2 * w + y] = what
-        if x == w - 1:
-            sides[2 * w + h + y] = what
+    for y in range(h):
+        row, first = counts[(y + top) >> shift], np.uint32(y * w - left)
+        for k in range(starts[y], starts[y + 1]):
+            code[k] = what[label[k]]
+            row[np.uint32(position[k] - first) >> np.uint32(shift)] += np.int32(code[k] == 1)
+        # The first and the last pixel of a row may be on the sides, those of two rows are.
+        for k in range(starts[y], starts[y + 1] if y in (0, h - 1) else min(starts[y] + 1, starts[y + 1])):
+            _note_side(position[k] - y * w, y, w, h, code[k], sides)
+        if starts[y] < starts[y + 1]:
+            k = starts[y + 1] - 1
+            _note_side(position[k] - y * w, y, w, h, code[k], sides)
     return opened

@@ -1,33 +1,35 @@
 """One region of a frame: the unit of a distributed build. Pure functions of pixels; no files, no slides, no ranks.
 
 A region is an aligned square of the frame whose side is a power of two. `scan_region` reads its pixels once, in bands
-of rows with the halo that blur and Canny need, and leaves what later steps need instead of pixels: exact sums over
-small squares (patches of all but the smallest leaves are made of them), and the edges, or with `auto` thresholds the
-gradient histogram and the blurred luma of the blocks that are not flat. `light_regions` and `final_counts` then give
-the counts of the whole frame, bit for bit those of OpenCV on the whole frame: see `data_prep.edges` for why a block
-can know, and `data_prep.hysteresis` for what joins blocks, here those of a region and later the regions.
+of rows, and leaves what later steps need instead of pixels: exact sums over small squares (patches of all but the
+smallest leaves are made of them), and the edges, or with `auto` thresholds the gradient histogram and the maxima of
+the gradient that may become edges. `light_regions` and `final_counts` then give the counts of the whole frame, bit
+for bit those of OpenCV on the whole frame: see `data_prep.edges` for why a block can know, and `data_prep.hysteresis`
+for what joins blocks, here those of a region and later the regions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.cells import Sums, is_power_of_two, sum_pyramid
-from data_prep.edges import MAX_MAGNITUDE, REACH_PX, block_edges, blurred, gradient, is_flat, luma
-from data_prep.hysteresis import BlockEdges, final_counts, join_blocks, light
+from data_prep.edges import MAX_MAGNITUDE, REACH_PX, ROOM, auto_thresholds, gaussian, luma
+from data_prep.hysteresis import BlockEdges, final_counts, join_blocks, light, resolve_pixels
+from data_prep.kernel_maxima import maxima
+from data_prep.kernel_sums import cell_ranges, take
 
 __all__ = [
-    "Luma",
+    "Maxima",
     "RegionScan",
     "RegionSpec",
     "base_px",
-    "edges_of_luma",
+    "edges_of_maxima",
     "final_counts",
     "light_regions",
     "pack_edges",
@@ -36,10 +38,15 @@ __all__ = [
 ]
 
 Reader = Callable[[int, int, int, int], NDArray[np.uint8]]
+# As a reader, in pieces: (C-contiguous pixels or one colour broadcast, x, y of their top left). They may reach beyond
+# the rectangle and cover it, each pixel once.
+Parts = Callable[[int, int, int, int], Iterable[tuple[NDArray[np.uint8], int, int]]]
 Rectangle = tuple[int, int, int, int]
 
-BLOCK_PX = 512  # blurred luma, gradients and labels of one block stay in the second-level cache
-_AUTO_LEAST = 4  # `auto` never has a lower threshold below this: a block flat for it is flat for any
+BLOCK_PX = 512  # rows of one block stay in the first-level cache
+_CELL_PX = 32  # side of the squares that are skipped if they are flat
+_AUTO_LEAST = 4  # `auto` never has a lower threshold below this: what is flat for it is flat for any
+_ENOUGH = 2**20  # gradients that let the thresholds of the frame be guessed
 WHITE = 255
 
 
@@ -89,17 +96,22 @@ def base_px(spec: RegionSpec) -> int:
 
 
 @dataclass(frozen=True)
-class Luma:
-    """Blurred luma of the blocks of a region that are not flat, to be kept until the thresholds are known.
+class Maxima:
+    """Pixels of a region that Canny keeps above a low enough threshold, until the thresholds are known.
 
     Attributes:
-        xy: (n, 2) int32, top left of each block in the frame.
-        values: (n, BLOCK_PX + 2 * REACH_PX, same) uint8, block and halo from the top left on; what the frame's border
-            cuts off is zero at the far end and never looked at. May be memory-mapped.
+        blocks: (n, 4) int64, rectangle (x, y, w, h) of each block in the frame.
+        start: (n + 1,) int64, where the blocks' pixels begin in what follows.
+        pixel: (m,) uint32, y * w + x in the block, ascending.
+        magnitude: (m,) uint16, L1 magnitudes.
+        above: () int64, all with larger magnitudes than this are there.
     """
 
-    xy: NDArray[np.int32]
-    values: NDArray[np.uint8]
+    blocks: NDArray[np.int64]
+    start: NDArray[np.int64]
+    pixel: NDArray[np.uint32]
+    magnitude: NDArray[np.uint16]
+    above: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -111,8 +123,8 @@ class RegionScan:
         mask_sums: (K, S / b, S / b) uint8, content pixels of class k + 1 in the square; None without a mask.
         edges: the edges if the thresholds are fixed, else None.
         hist: (2041,) int64, content pixels per L1 gradient magnitude (from 1 on) with `auto`, else None.
-        luma: what `edges_of_luma` needs with `auto`, else None.
-        blocks_total: blocks of up to 512 x 512 pixels in the region, padding not counted.
+        maxima: what `edges_of_maxima` needs with `auto`, else None.
+        blocks_total: blocks of about 512 x 512 pixels in the region, padding not counted.
         blocks_skipped: those too flat for any edge.
     """
 
@@ -120,168 +132,222 @@ class RegionScan:
     mask_sums: NDArray[np.uint8] | None
     edges: BlockEdges | None
     hist: NDArray[np.int64] | None
-    luma: Luma | None
+    maxima: Maxima | None
     blocks_total: int
     blocks_skipped: int
 
 
 def scan_region(
-    read_rgb: Reader, read_mask: Reader | None, spec: RegionSpec, x_px: int, y_px: int
+    read_rgb: Reader,
+    read_mask: Reader | None,
+    spec: RegionSpec,
+    x_px: int,
+    y_px: int,
+    parts: Parts | None = None,
+    seen: NDArray[np.int64] | int = 0,
 ) -> RegionScan:
     """Read a region once, in bands of rows.
 
     Args:
-        read_rgb: colours of a rectangle (x, y, w, h) of the frame, (h, w, 3) uint8; white in the padding.
+        read_rgb: colours of a rectangle (x, y, w, h) of the frame's content, (h, w, 3) uint8.
         read_mask: class ids of a rectangle, (h, w) uint8; None without a mask.
         spec: the frame.
         x_px: left edge of the region, a multiple of its side.
         y_px: top edge.
+        parts: the same as `read_rgb` in pieces, used instead of it: saves a copy.
+        seen: (2041,) gradients of other regions of the frame, or 0. Decides with `auto` how many maxima are kept, that
+            they are enough but few; nothing else.
 
     Raises:
         ValueError: the mask has a class id above `spec.classes`.
     """
     side, b = spec.side_px, base_px(spec)
-    scan = _Scan(spec, x_px, y_px)
     cells = side // b
     sums = np.full((3, cells, cells), WHITE * b * b, np.uint16)
     mask_sums = np.zeros((spec.classes, cells, cells), np.uint8) if read_mask is not None else None
     # Rows and columns that are not white padding: content for sums, halo further for edges.
     wide, high = (min(side, max(0, end - at)) for end, at in zip(spec.end_wh, (x_px, y_px), strict=True))
+    wanted = parts or (lambda x, y, w, h: [(np.ascontiguousarray(read_rgb(x, y, w, h)), x, y)])
+    scan = _Scan(spec, (x_px, y_px), (wide, high) if wide else (0, 0), wanted, sums, seen)
     for top in range(0, high if wide else 0, BLOCK_PX):
-        rows = min(BLOCK_PX, high - top)
-        x0, y0, x1, y1 = scan.grown((x_px, y_px + top, wide, rows), spec.halo)
-        rgb = np.ascontiguousarray(read_rgb(x0, y0, x1 - x0, y1 - y0))
-        inner = rgb[y_px + top - y0 :][:rows, x_px - x0 :][:, :wide]
-        ranges = scan.ranges(rgb, (x0, y0), (x_px, y_px + top, wide, rows))
-        _sum_colours(sums, inner, top, b, [low == WHITE for low, _ in ranges])
-        if spec.blur is not None:
-            scan.add_band(rgb, (x0, y0), (x_px, y_px + top, wide, rows), ranges)
+        scan.add_rows(min(high, top + BLOCK_PX))
         if read_mask is not None and mask_sums is not None:
             _sum_mask(mask_sums, read_mask, spec, (x_px, y_px), top, b)
     return RegionScan(sums, mask_sums, *scan.result(), scan.total, scan.total - scan.kept)
 
 
 class _Scan:
-    """Blocks of one region as its bands come in."""
+    """A region as its rows come in. Places are relative to the region's top left where nothing else is said.
 
-    def __init__(self, spec: RegionSpec, x_px: int, y_px: int) -> None:
-        self.spec, self.x, self.y = spec, x_px, y_px
-        self.hist = np.zeros(MAX_MAGNITUDE + 1, np.int64)
-        self.blocks: list[BlockEdges] = []
-        side, spool = min(BLOCK_PX, spec.side_px), spec.thresholds == "auto" and spec.blur is not None
-        most = max(1, spec.side_px // BLOCK_PX) ** 2 if spool else 0
-        self.luma = np.zeros((most, side + 2 * REACH_PX, side + 2 * REACH_PX), np.uint8)
-        self.luma_xy = np.zeros((most, 2), np.int32)
-        self.total = self.kept = 0
+    What is at hand are rows of gray, `halo` pixels wider than the region on either side, from `self.top` to
+    `self.read_to`. A block is worked on once the rows below it are there, so blocks end a halo above the rows read.
+    """
 
-    def grown(self, rectangle: Rectangle, by: int) -> Rectangle:
-        """Corners (x0, y0, x1, y1) of a rectangle grown by a halo, clipped where the frame ends."""
-        x, y, w, h = rectangle
-        size = self.spec.size_px
-        return max(0, x - by), max(0, y - by), min(size, x + w + by), min(size, y + h + by)
-
-    def ranges(
-        self, rgb: NDArray[np.uint8], corner_xy: tuple[int, int], band: Rectangle
-    ) -> list[tuple[float, float]]:
-        """Smallest and largest value of any colour in every block of a band, halo included."""
-        found = [cv2.minMaxLoc(_flat_view(self._cut(rgb, corner_xy, block))) for block in _blocks(band)]
-        return [(low, high) for low, high, _, _ in found]
-
-    def add_band(
+    def __init__(
         self,
-        rgb: NDArray[np.uint8],
+        spec: RegionSpec,
         corner_xy: tuple[int, int],
-        band: Rectangle,
-        ranges: list[tuple[float, float]],
+        size_wh: tuple[int, int],
+        parts: Parts,
+        sums: NDArray[np.uint16],
+        seen: NDArray[np.int64] | int,
     ) -> None:
-        """Blur what is not flat in a band and take its blocks.
+        self.spec, self.parts, self.sums, self.seen = spec, parts, sums, seen
+        (self.x, self.y), (self.wide, self.high) = corner_xy, size_wh
+        self.halo, self.sought = spec.halo, spec.blur is not None
+        self.block = min(BLOCK_PX, spec.side_px)
+        rows = 2 * self.block + 4 * self.halo
+        self.gray = np.full((rows if self.sought else 0, self.wide + 2 * self.halo), WHITE, np.uint8)
+        self.top, self.read_to = -self.halo, max(-self.halo, -self.y)
+        self.hist = np.zeros((2, MAX_MAGNITUDE + 8), np.uint32)
+        self.pixel = np.empty(rows * self.block + ROOM, np.uint32)
+        self.magnitude = np.empty(rows * self.block + ROOM, np.uint16)
+        self.blocks: list[BlockEdges] = []
+        self.found: list[tuple[Rectangle, NDArray[np.uint32], NDArray[np.uint16]]] = []
+        self.above = self.total = self.kept = 0
 
-        Args:
-            rgb: colours of the band and its halo, rows of pixels without gaps inside.
-            corner_xy: where its top left lies in the frame.
-            band: the band without halo, at most BLOCK_PX high.
-            ranges: from `ranges`.
-        """
-        spec = self.spec
-        assert spec.blur is not None
+    def add_rows(self, stop: int) -> None:
+        """Read up to a row, and work on the blocks that have all they need."""
+        last = stop == self.high
+        self._read(min(stop + self.halo if last else stop, self.spec.size_px - self.y))
+        done, end = self.top + self.halo, stop if last else stop - self.halo
+        if not self.sought or end <= done:
+            return
+        self._mirror_rows(end + self.halo)
+        self._add_blocks(done, end)
+        keep = self.gray[end - self.halo - self.top : self.read_to - self.top]
+        self.gray[: len(keep)] = keep
+        self.top = end - self.halo
+
+    def _read(self, stop: int) -> None:
+        """Gray and sums of all rows before one, as far as the frame goes."""
+        x0, x1 = max(-self.halo, -self.x), min(self.wide + self.halo, self.spec.size_px - self.x)
+        y0, y1, self.read_to = self.read_to, stop, stop
+        if self.sought:
+            assert stop - self.top <= len(self.gray)
+            self.gray[y0 - self.top : y1 - self.top] = WHITE
+        x1, y1 = min(x1, self.spec.content_wh[0] - self.x), min(y1, self.spec.content_wh[1] - self.y)
+        if x0 < x1 and y0 < y1:
+            b, gray_xy = base_px(self.spec), (-self.halo, self.top)
+            for pixels, left, top in self.parts(self.x + x0, self.y + y0, x1 - x0, y1 - y0):
+                h, w, _ = pixels.shape
+                at = left - self.x, top - self.y
+                wanted = max(x0, at[0]), max(y0, at[1]), min(x1, at[0] + w), min(y1, at[1] + h)
+                if not pixels.strides[0] and self._one_colour(pixels, wanted, b):
+                    continue
+                rows = np.ascontiguousarray(pixels).reshape(h, 3 * w)
+                take(rows, at, wanted, self.gray, gray_xy, self.sums, b)
+        if self.sought:
+            size_px = self.spec.size_px
+            band = self.gray[y0 - self.top : stop - self.top]
+            for x in (*range(-self.halo, -self.x), *range(size_px - self.x, self.wide + self.halo)):
+                from_x = cv2.borderInterpolate(x + self.x, size_px, cv2.BORDER_REFLECT_101) - self.x
+                band[:, x + self.halo] = band[:, from_x + self.halo]
+
+    def _one_colour(self, pixels: NDArray[np.uint8], wanted: Rectangle, b: int) -> bool:
+        """Fill in a piece of one colour; False if that is not so simple."""
+        x0, y0, x1, y1 = wanted
+        if (pixels[0, 0] == WHITE).all():  # as all began
+            return True
+        a, c, d, e = max(x0, 0), max(y0, 0), min(x1, self.spec.side_px), min(y1, self.spec.side_px)
+        if a % b or c % b or d % b or e % b:
+            return False
+        if a < d and c < e:
+            self.sums[:, c // b : e // b, a // b : d // b] = pixels[0, 0].astype(np.uint16)[:, None, None] * (b * b)
+        if self.sought:
+            gray = luma(pixels[:1, :1].copy())
+            self.gray[y0 - self.top : y1 - self.top, x0 + self.halo : x1 + self.halo] = gray[0, 0]
+        return True
+
+    def _mirror_rows(self, stop: int) -> None:
+        """What the blur sees above and below the frame."""
+        size_px = self.spec.size_px
+        for y in (*range(self.top, -self.y), *range(size_px - self.y, stop)):
+            from_y = cv2.borderInterpolate(y + self.y, size_px, cv2.BORDER_REFLECT_101) - self.y
+            self.gray[y - self.top] = self.gray[from_y - self.top]
+
+    def _add_blocks(self, done: int, end: int) -> None:
+        """Work on the rows [done, end)."""
+        spec, halo = self.spec, self.halo
         lo = spec.thresholds[0] if spec.thresholds != "auto" else _AUTO_LEAST
-        self.total += len(ranges)
-        # Seen before the blur, which never widens the range of what it sees; neither does luma that of the colours.
-        pairs = zip(_blocks(band), ranges, strict=True)
-        for coloured in _runs([block for block, (low, high) in pairs if 8 * (high - low) > lo]):
-            whole = _around(coloured)
-            gray = luma(self._cut(rgb, corner_xy, whole))
-            origin_xy = self.grown(whole, spec.halo)[:2]
-            for run in _runs([block for block in coloured if not is_flat(self._cut(gray, origin_xy, block), lo)]):
-                part = _around(run)
-                smooth = blurred(self._cut(gray, origin_xy, part), spec.blur)
-                a, b, _, _ = self.grown(part, spec.halo)
-                for block in run:
-                    x0, y0, x1, y1 = self.grown(block, REACH_PX)
-                    self._add_block(smooth[y0 - b : y1 - b, x0 - a : x1 - a], (x0, y0), block, lo)
+        gray = self.gray[: end - done + 2 * halo]
+        cell = max(_CELL_PX, halo)
+        lively = _lively(gray, cell, lo)
+        limit = lo if spec.thresholds != "auto" else self._likely()
+        for x in range(0, self.wide, self.block):
+            w = min(self.block, self.wide - x)
+            self.total += 1
+            box = _around(lively, cell, (x + halo, halo, x + halo + w, halo + end - done))
+            if box is not None:
+                self.kept += 1
+                self._add_block(gray, box, (x, done, w, end - done), limit)
 
-    def _cut(self, pixels: NDArray[np.uint8], corner_xy: tuple[int, int], rectangle: Rectangle) -> NDArray[np.uint8]:
-        """A rectangle with halo out of pixels whose top left is `corner_xy`."""
-        x0, y0, x1, y1 = self.grown(rectangle, self.spec.halo)
-        return pixels[y0 - corner_xy[1] : y1 - corner_xy[1], x0 - corner_xy[0] : x1 - corner_xy[0]]
+    def _likely(self) -> int:
+        """A threshold below what `auto` is likely to give: five eighths of what it would be for all seen so far."""
+        hist = self._counts() + self.seen
+        return max(_AUTO_LEAST, 5 * auto_thresholds(hist)[0] // 8) if hist[1:].sum() >= _ENOUGH else _AUTO_LEAST
 
-    def _add_block(
-        self, values: NDArray[np.uint8], corner_xy: tuple[int, int], block: Rectangle, lo: int
-    ) -> None:
-        if is_flat(values, lo):
-            return
-        inside = _inside(corner_xy, block)
-        if self.spec.thresholds != "auto":
-            self.kept += 1
-            found = block_edges(values, inside, block, *self.spec.thresholds, self.spec.patch)
-            if found is not None:
-                self.blocks.append(found)
-            return
-        magnitude = gradient(values)[2][inside].view(np.uint16)
-        w, h = (min(block[2 + i], self.spec.content_wh[i] - block[i]) for i in (0, 1))
-        if w > 0 and h > 0:
-            # Counts come as float32, exact below 2**24: a block has fewer pixels than that.
-            counts: Any = cv2.calcHist([magnitude[:h, :w]], [0], None, [len(self.hist)], [0, len(self.hist)])
-            self.hist += counts.ravel().astype(np.int64)
-        if cv2.minMaxLoc(magnitude)[1] > lo:
-            # Untouched pages of the zeros cost nothing, so room for all blocks may be asked for.
-            self.luma[self.kept, : values.shape[0], : values.shape[1]] = values
-            self.luma_xy[self.kept] = block[:2]
-            self.kept += 1
+    def _add_block(self, gray: NDArray[np.uint8], box: Rectangle, block: Rectangle, limit: int) -> None:
+        """Edges or maxima of a block, all of which lie in a box of `gray`."""
+        spec, halo = self.spec, self.halo
+        assert spec.blur is not None
+        x, y, w, h = block
+        ahead = halo - self.x, halo - self.y - y  # of the frame's top left in `gray`
+        frame = (*ahead, ahead[0] + spec.size_px, ahead[1] + spec.size_px)
+        counted = (ahead[0] + spec.content_wh[0], ahead[1] + spec.content_wh[1])
+        first = (box[1] - halo) * w + box[0] - halo - x
+        n = maxima(
+            gray, frame, box, gaussian(spec.blur), limit, counted if spec.thresholds == "auto" else (0, 0), self.hist,
+            (first, w), self.pixel, self.magnitude,
+        )  # fmt: skip
+        place = (self.x + x, self.y + y, w, h)
+        if n and spec.thresholds != "auto":
+            found = self.pixel[:n], self.magnitude[:n]
+            self.blocks.append(resolve_pixels(*found, spec.thresholds, place, spec.patch))
+        elif spec.thresholds == "auto":
+            self.above = max(self.above, limit)
+            if n:
+                self.found.append((place, self.pixel[:n].copy(), self.magnitude[:n].copy()))
 
-    def result(self) -> tuple[BlockEdges | None, NDArray[np.int64] | None, Luma | None]:
-        """Edges, or histogram and luma."""
-        if self.spec.blur is None:
+    def _counts(self) -> NDArray[np.int64]:
+        hist: NDArray[np.int64] = self.hist.sum(0, dtype=np.int64)[: MAX_MAGNITUDE + 1]
+        hist[0] = 0
+        return hist
+
+    def result(self) -> tuple[BlockEdges | None, NDArray[np.int64] | None, Maxima | None]:
+        """Edges, or histogram and maxima."""
+        if not self.sought:
             return None, None, None
         if self.spec.thresholds != "auto":
             return _join(self.blocks, self.spec, self.x, self.y), None, None
-        self.hist[0] = 0
-        return None, self.hist, Luma(self.luma_xy[: self.kept], self.luma[: self.kept])
+        blocks = np.array([place for place, _, _ in self.found], np.int64).reshape(-1, 4)
+        start = np.cumsum([0, *(len(pixel) for _, pixel, _ in self.found)])
+        pixel = np.concatenate([np.zeros(0, np.uint32), *(pixel for _, pixel, _ in self.found)])
+        magnitude = np.concatenate([np.zeros(0, np.uint16), *(magnitude for _, _, magnitude in self.found)])
+        return None, self._counts(), Maxima(blocks, start, pixel, magnitude, np.array(self.above, np.int64))
 
 
-def edges_of_luma(kept: Luma, spec: RegionSpec, x_px: int, y_px: int, lo: int, hi: int) -> BlockEdges:
-    """Edges of a region from the blurred luma that its scan left, once `auto` thresholds are known.
+def edges_of_maxima(kept: Maxima, spec: RegionSpec, x_px: int, y_px: int, lo: int, hi: int) -> BlockEdges | None:
+    """Edges of a region from the maxima that its scan left, once `auto` thresholds are known.
 
     Args:
-        kept: `RegionScan.luma`.
+        kept: `RegionScan.maxima`.
         spec: the frame.
         x_px: left edge of the region.
         y_px: top edge.
         lo: lower threshold, at least 4.
         hi: upper threshold.
+
+    Returns:
+        The edges; None if the scan kept too few, because the region has more contrast than the frame: scan it again
+        with these thresholds.
     """
-    scan = _Scan(spec, x_px, y_px)
+    if lo < int(kept.above):
+        return None
     blocks = []
-    for (x, y), packed in zip(kept.xy.tolist(), kept.values, strict=True):
-        ends = [min(BLOCK_PX, at + spec.side_px - v, end - v)
-                for v, at, end in zip((x, y), (x_px, y_px), spec.end_wh, strict=True)]  # fmt: skip
-        block = (x, y, *ends)
-        x0, y0, x1, y1 = scan.grown(block, REACH_PX)
-        values = packed[: y1 - y0, : x1 - x0]
-        if not is_flat(values, lo):
-            found = block_edges(values, _inside((x0, y0), block), block, lo, hi, spec.patch)
-            if found is not None:
-                blocks.append(found)
+    for i, (x, y, w, h) in enumerate(kept.blocks.tolist()):
+        here = slice(int(kept.start[i]), int(kept.start[i + 1]))
+        blocks.append(resolve_pixels(kept.pixel[here], kept.magnitude[here], (lo, hi), (x, y, w, h), spec.patch))
     return _join(blocks, spec, x_px, y_px)
 
 
@@ -325,70 +391,32 @@ def _join(blocks: list[BlockEdges], spec: RegionSpec, x_px: int, y_px: int) -> B
     return join_blocks(blocks, (x_px, y_px, spec.side_px, spec.side_px), spec.patch)
 
 
-def _inside(corner_xy: tuple[int, int], block: Rectangle) -> tuple[slice, slice]:
-    """Where the block lies in an array whose top left is `corner_xy`."""
-    left, top = block[0] - corner_xy[0], block[1] - corner_xy[1]
-    return slice(top, top + block[3]), slice(left, left + block[2])
+def _lively(gray: NDArray[np.uint8], cell: int, lo: int) -> NDArray[np.bool_]:
+    """Squares of `cell` pixels that may hold an L1 magnitude above `lo`, of what is at most `cell` pixels around them.
+
+    A magnitude is at most 8 times the range of what it sees, and neither luma nor blur widens the range.
+    """
+    h, w = (-(-side // cell) for side in gray.shape)
+    low, high = np.empty((h, w), np.uint8), np.empty((h, w), np.uint8)
+    cell_ranges(gray, cell, low, high)
+    around = np.ones((3, 3), np.uint8)
+    spread: Any = cv2.dilate(high, around).astype(np.int32) - cv2.erode(low, around)
+    lively: NDArray[np.bool_] = 8 * spread > lo
+    return lively
 
 
-def _blocks(band: Rectangle) -> list[Rectangle]:
-    """The blocks of a band, from left to right."""
-    x, y, w, h = band
-    return [(left, y, min(BLOCK_PX, x + w - left), h) for left in range(x, x + w, BLOCK_PX)]
-
-
-def _runs(blocks: list[Rectangle]) -> Iterator[list[Rectangle]]:
-    """Neighbouring blocks together: OpenCV's blur is slower on narrow pictures."""
-    run: list[Rectangle] = []
-    for block in blocks:
-        if run and run[-1][0] + run[-1][2] != block[0]:
-            yield run
-            run = []
-        run.append(block)
-    if run:
-        yield run
-
-
-def _sum_colours(sums: NDArray[np.uint16], rgb: NDArray[np.uint8], top: int, b: int, white: list[bool]) -> None:
-    """Sums over b x b squares of a band that begins `top` rows below the region's top; `sums` are those of white."""
-    h, w = -(-rgb.shape[0] // b) * b, -(-rgb.shape[1] // b) * b
-    if (h, w) != rgb.shape[:2]:
-        padded = np.full((h, w, 3), WHITE, np.uint8)
-        padded[: rgb.shape[0], : rgb.shape[1]] = rgb
-        rgb = padded
-    for left, skip in zip(range(0, w, BLOCK_PX), white, strict=True):
-        if skip:
-            continue
-        part = rgb[:, left : left + BLOCK_PX]
-        target = sums[:, top // b : (top + h) // b, left // b : (left + part.shape[1]) // b]
-        target[:] = _square_sums(part, b)
-
-
-def _around(run: list[Rectangle]) -> Rectangle:
-    """The rectangle of neighbouring blocks of one row."""
-    x, y, _, h = run[0]
-    return x, y, run[-1][0] + run[-1][2] - x, h
-
-
-def _flat_view(part: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(h, w, 3) with contiguous pixels as (h, 3 w), without a copy though the rows are apart."""
-    h, w, c = part.shape
-    return np.lib.stride_tricks.as_strided(part, (h, w * c), (part.strides[0], 1))
-
-
-def _square_sums(part: NDArray[np.uint8], b: int) -> NDArray[np.uint16]:
-    """Sums of an (h, w, 3) picture over b x b squares, (3, h / b, w / b) uint16: down first, then across."""
-    h, w, _ = part.shape
-    flat = _flat_view(part)
-    if b == 1:
-        return part.transpose(2, 0, 1).astype(np.uint16)
-    rows = np.add(flat[0::b], flat[1::b], dtype=np.uint16)
-    for k in range(2, b):
-        rows += flat[k::b]
-    # The mean of b values times b: at most 255 * b * b, so exact in 16 bits.
-    np.multiply(rows, b, out=rows)
-    out: Any = cv2.resize(rows.reshape(h // b, w, 3), (w // b, h // b), interpolation=cv2.INTER_AREA)
-    return cast(NDArray[np.uint16], out).reshape(h // b, w // b, 3).transpose(2, 0, 1)
+def _around(lively: NDArray[np.bool_], cell: int, block: Rectangle) -> Rectangle | None:
+    """The part (x0, y0, x1, y1) of a block with all its lively squares; None if it has none."""
+    x0, y0, x1, y1 = block
+    column, row = x0 // cell, y0 // cell
+    here = lively[row : -(-y1 // cell), column : -(-x1 // cell)]
+    rows, columns = np.flatnonzero(here.any(1)), np.flatnonzero(here.any(0))
+    if not len(rows):
+        return None
+    return (
+        max(x0, (column + int(columns[0])) * cell), max(y0, (row + int(rows[0])) * cell),
+        min(x1, (column + int(columns[-1]) + 1) * cell), min(y1, (row + int(rows[-1]) + 1) * cell),
+    )  # fmt: skip
 
 
 def _sum_mask(

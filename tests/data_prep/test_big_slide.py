@@ -205,11 +205,11 @@ def test_only_what_was_not_done_is_done_again(steps: int, monkeypatch, tmp_path:
     assert len(before) + len(after) - len(everything) <= 2
 
 
-@pytest.mark.parametrize("kind", ["scan", "luma", "edges", "limits", "tree", "rows"])
+@pytest.mark.parametrize("kind", ["scan", "maxima", "edges", "limits", "tree", "rows"])
 def test_damaged_scratch_is_made_again(kind: str, monkeypatch, tmp_path: Path):
     out = tmp_path / "out"
     prepare_out(out)
-    _stop_after(monkeypatch, {"luma": 12, "scan": 30, "limits": 30}.get(kind, 55), out, OPTIONS)
+    _stop_after(monkeypatch, {"maxima": 12, "scan": 30, "limits": 30}.get(kind, 55), out, OPTIONS)
     files = sorted(out.glob(f".{CMU.stem}.*.work/{kind}*.npz"))
     assert files
     data = bytearray(files[0].read_bytes())

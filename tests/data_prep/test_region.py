@@ -14,7 +14,7 @@ from data_prep.edges import auto_thresholds, edge_map, gradient, is_flat, luma
 from data_prep.region import (
     RegionSpec,
     base_px,
-    edges_of_luma,
+    edges_of_maxima,
     final_counts,
     light_regions,
     pack_edges,
@@ -59,7 +59,7 @@ def frame_counts(whole, spec, mask=None):
     scans = [scan_region(read, None if mask is None else read_mask, spec, x, y) for x, y in corners]
     if spec.thresholds == "auto":
         lo, hi = auto_thresholds(sum(scan.hist for scan in scans))
-        edges = [edges_of_luma(scan.luma, spec, x, y, lo, hi) for scan, (x, y) in zip(scans, corners, strict=True)]
+        edges = [edges_of_maxima(scan.maxima, spec, x, y, lo, hi) for scan, (x, y) in zip(scans, corners, strict=True)]
     else:
         lo, hi = spec.thresholds
         edges = [scan.edges for scan in scans]
@@ -224,7 +224,7 @@ def test_impossible_region_sides(side):
 def test_uniform_regions_have_sums_only(tissue):
     spec = RegionSpec(1024, (1024, 1024), 16, None, "auto", 512)
     scan = scan_region(lambda x, y, w, h: tissue[y : y + h, x : x + w], None, spec, 512, 0)
-    assert scan.edges is None and scan.hist is None and scan.luma is None
+    assert scan.edges is None and scan.hist is None and scan.maxima is None
     expected = tissue[:512, 512:].astype(int).reshape(64, 8, 64, 8, 3).sum((1, 3))
     np.testing.assert_array_equal(scan.sums, expected.transpose(2, 0, 1))
 
