@@ -213,11 +213,17 @@ def _dicom(folder: Path) -> Volume:
     """A series of one slice per file; sorted by place along the slices' normal, not by number."""
     import pydicom
 
+    from data_prep.dicom_codecs import register
+
+    register()
     files = sorted(entry for entry in folder.iterdir() if _is_dicom(entry))
     if not files:
         raise SlideError(f"{folder}: no DICOM files in this folder")
     slices: list[tuple[Path, Any]] = [(file, pydicom.dcmread(file)) for file in files]
     first = slices[0][1]
+    for file, s in slices:
+        if "PixelData" not in s:
+            raise SlideError(f"{file}: holds no pixels, or is cut off")
     series = {str(s.get("SeriesInstanceUID")) for _, s in slices}
     if len(series) > 1:
         raise SlideError(f"{folder}: {len(series)} DICOM series in one folder; give each a folder of its own")

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import h5py
+import imagecodecs
 import nibabel as nib
 import numpy as np
 import pydicom
+import pydicom.encaps
+import pydicom.uid
 import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -319,3 +322,53 @@ def test_find_volumes(tmp_path: Path):
     for paths, words in (([tmp_path], "two volumes are called b"), ([tmp_path / "none"], "no such file")):
         with pytest.raises(SlideError, match=words):
             find_volumes(paths)
+
+
+ENCODERS = {
+    "JPEGLSLossless": lambda stored: imagecodecs.jpegls_encode(stored.view(np.uint16)),
+    "JPEGLosslessSV1": lambda stored: imagecodecs.ljpeg_encode(stored.view(np.uint16)),
+    "JPEG2000Lossless": lambda stored: imagecodecs.jpeg2k_encode(stored, codecformat="j2k", reversible=True),
+}
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("kind", ["JPEGLSLossless", "JPEGLosslessSV1", "JPEG2000Lossless", "RLELossless"])
+def test_compressed_dicom_is_the_same_volume(kind: str, signed: bool, tmp_path: Path):
+    hu, _ = body()
+    plain = write_dicom(tmp_path / "plain", hu.round())
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    for file in plain.iterdir():
+        ds = pydicom.dcmread(file)
+        stored = ds.pixel_array
+        if signed:
+            ds.PixelRepresentation, ds.RescaleIntercept = 1, 0
+            stored = stored.astype(np.int16) - 1024
+            ds.PixelData = stored.tobytes()
+            ds.save_as(file, enforce_file_format=True)
+        if kind == "RLELossless":
+            ds.compress(getattr(pydicom.uid, kind))
+        else:
+            frame = ENCODERS[kind](stored)
+            ds.file_meta.TransferSyntaxUID = getattr(pydicom.uid, kind)
+            ds.PixelData = pydicom.encaps.encapsulate([frame])
+            ds["PixelData"].is_undefined_length = True
+        ds.save_as(packed / file.name, enforce_file_format=True)
+    found, expected = load_volume(packed), load_volume(plain)
+    assert expected.voxels.min() < -900
+    np.testing.assert_array_equal(found.voxels, expected.voxels)
+    np.testing.assert_array_equal(found.affine, expected.affine)
+    damaged = sorted(packed.iterdir())[3]
+    data = damaged.read_bytes()
+    damaged.write_bytes(data[: len(data) - 500])
+    cut_off = f"^{damaged}: holds no pixels, or is cut off$"
+    with pytest.warns(UserWarning, match="End of file"), pytest.raises(SlideError, match=cut_off):
+        load_volume(packed)
+    ds = pydicom.dcmread(plain / damaged.name)
+    ds.file_meta.TransferSyntaxUID = getattr(pydicom.uid, kind)
+    ds.PixelData = pydicom.encaps.encapsulate([bytes(200)])
+    ds["PixelData"].is_undefined_length = True
+    ds.save_as(damaged, enforce_file_format=True)
+    with pytest.raises(SlideError, match=f"^{damaged}: its pixels cannot be decoded: .+$") as caught:
+        load_volume(packed)
+    assert "\n" not in str(caught.value)
