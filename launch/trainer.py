@@ -14,6 +14,8 @@ import torch.distributed as dist
 
 from data_prep.progress import Progress
 from hpc_models import registry
+from hpc_models.asam import neighbourhood
+from hpc_models.recompute import frozen_statistics
 from launch import checkpoint, engines
 from launch.background import BackgroundSaver
 from launch.batches import Batch, Prefetch
@@ -231,6 +233,11 @@ class Trainer:
         # Dropout must not depend on how often a run was restarted: the generator's state is a function of the step.
         torch.manual_seed(self._seed_of_step())
         total = self._gradients(batch)
+        if train.optimiser == "asam":
+            # The second pass sees the same batch and the same dropout; its batch statistics are not counted again.
+            with neighbourhood(self.engine.module.parameters(), train.rho), frozen_statistics(self.engine.module):
+                torch.manual_seed(self._seed_of_step())
+                self._gradients(batch)
         norm = self.engine.step(rate, train.clip)
         if not math.isfinite(norm):  # the same on every rank, at every step: no broken weights reach a checkpoint
             raise TrainingError(
