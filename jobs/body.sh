@@ -93,26 +93,29 @@ unpack_environment() {  # 128 ranks that import torch from a parallel file syste
 preflight() {
     [ "${PREFLIGHT:-1}" = 1 ] || return 0
     local rc=0 bad=$run_dir/slurm/$SLURM_JOB_ID.$life.bad_nodes
-    ranks "$SLURM_JOB_NUM_NODES" "$tasks_per_node" -m launch preflight --site "$SITE" --bad-nodes "$bad" || rc=$?
-    [ "$rc" = 0 ] && return
+    ranks "$SLURM_JOB_NUM_NODES" "$tasks_per_node" -m launch preflight --site "$SITE" --bad-nodes "$bad" \
+        --folder "$run_dir" || rc=$?
+    [ "$rc" != 0 ] || return 0
     [ ! -s "$bad" ] || die 65 "preflight: bad nodes; submit again with --exclude=$(paste -sd, "$bad")"
     die 65 "preflight failed with exit code $rc; PREFLIGHT=0 skips it"
 }
 
-# What each task does: the five variables of its rank, then Python. 75 is told by a file, not by the exit code: with
-# --kill-on-bad-exit srun would kill the ranks that are a moment behind, and report their death instead. USR1 is ignored
-# until Python takes it over: during its imports it would kill.
+# What each task does: the five variables of its rank, then Python. Ends that all ranks reach together (64, 65, 75) are
+# told by a file, not by the exit code alone: with --kill-on-bad-exit srun kills the ranks that are a moment behind, and
+# reports their death instead; a save in 75 is not to be disturbed at all. USR1 is ignored until Python takes it over:
+# during its imports it would kill.
 # shellcheck disable=SC2016  # each task expands it
 TASK='trap "" USR1; trap : TERM
 export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_STEP_NUM_TASKS
 eval "$TASK_ENV"
 rc=0; "$PYTHON" "$@" || rc=$?
-if [ "$rc" = 75 ]; then : >"$AGAIN"; exit 0; fi
+case $rc in 64 | 65 | 75) echo "$rc" >"$ENDED" ;; esac
+[ "$rc" != 75 ] || rc=0
 exit "$rc"'
 
 ranks() {  # nodes, tasks on each, then words for Python
-    export TASK_ENV PYTHON AGAIN=${run_dir:-/tmp}/slurm/$SLURM_JOB_ID.$life.again
-    rm -f "$AGAIN"
+    export TASK_ENV PYTHON ENDED=$run_dir/slurm/$SLURM_JOB_ID.$life.ended
+    rm -f "$ENDED"
     srun --nodes="$1" --ntasks-per-node="$2" --ntasks=$(($1 * $2)) --kill-on-bad-exit=1 --wait=60 --unbuffered \
         ${SITE_SRUN[@]+"${SITE_SRUN[@]}"} bash -c "$TASK" task "${@:3}" &
     step_pid=$!
@@ -124,7 +127,8 @@ ranks() {  # nodes, tasks on each, then words for Python
         rc=0; wait "$step_pid" || rc=$?
     done
     step_pid=''
-    [ ! -e "$AGAIN" ] || { rm -f "$AGAIN"; return 75; }
+    if [ -s "$ENDED" ]; then read -r rc <"$ENDED"; fi
+    rm -f "$ENDED"
     return "$rc"
 }
 

@@ -1,4 +1,4 @@
-"""The commands of `python -m launch` about jobs: render, where, ended, prep. Must not import torch."""
+"""The commands of `python -m launch` about jobs: render, where, ended, prep, submit, status. Must not import torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from launch.config import load
+from launch.submit_commands import add_submit_commands
 
 EXIT_OK, EXIT_BAD, EXIT_CONFIG = 0, 1, 64
 
@@ -43,6 +44,7 @@ def add_job_commands(commands: argparse._SubParsersAction[argparse.ArgumentParse
     prep.add_argument("--slides", default=os.environ.get("SLIDES", "data/paip/slides"), help="folder (or $SLIDES)")
     prep.add_argument("--masks", default=os.environ.get("MASKS"), help="folder (or $MASKS)")
     prep.set_defaults(run=_prep, open_ended=True)
+    add_submit_commands(commands)
 
 
 def _render(asked: argparse.Namespace) -> int:

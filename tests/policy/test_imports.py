@@ -24,6 +24,7 @@ FORBIDDEN = {
 }
 TORCH_FREE = [
     "launch.config", "launch.experiments", "launch.record", "launch.ranks", "launch.__main__",
+    "launch.render", "launch.submit", "launch.sweep", "launch.job_steps", "launch.job_commands",
     "analysis.records", "analysis.tables", "analysis.__main__",
     "data_prep.build", "data_prep.__main__", "data_prep.progress",
 ]

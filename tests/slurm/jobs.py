@@ -31,8 +31,12 @@ class Jobs:
             "sbatch", "--parsable", f"--chdir={ROOT}", f"--output={self.folder}/%j.out", *options, str(script), *words,
             **env,
         ).strip()  # fmt: skip
-        self._ids.append(number)
+        self.track(number)
         return number
+
+    def track(self, *numbers: str) -> None:
+        """Cancel these at the end too."""
+        self._ids += numbers
 
     def log(self, number: str) -> str:
         """What a job printed in all its lives."""
@@ -54,8 +58,8 @@ class Jobs:
         path = self.run_dir(run_id) / "metrics.jsonl"
 
         def there() -> bool:
-            ended = self.cluster.job(str(number))["JobState"] not in ("PENDING", "RUNNING", "COMPLETING")
-            assert not ended, self.log(str(number))
+            live = self.cluster.run("squeue", "--noheader", f"--jobs={number}", check=False).strip()
+            assert live, self.log(str(number))
             return path.exists() and len(path.read_text().splitlines()) >= count
 
         wait_for(there, 90, f"{count} steps of {run_id}")

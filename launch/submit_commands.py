@@ -1,0 +1,154 @@
+"""`python -m launch submit` and `status`: their options. Must not import torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+from launch.config import ConfigError
+from launch.ranks import EXIT_OK
+
+_SUBMIT = """\
+Submit runs as jobs and return. The sweep is every combination of experiments, patchings, GPU counts, varied settings
+and repetitions. `submit scaling [EXPERIMENT...] --mode strong --gpus 1,2,4` makes each a point of a scaling study.
+Without a scheduler (--site local) the runs are done here, one after the other.
+"""
+_EXAMPLES = """\
+examples:
+  python -m launch submit paip_16k --site frontier --account PROJ --gpus 128,256,512 --patching apf,uniform --repeat 3
+  python -m launch submit paip_1k --vary train.lr=1e-3,1e-4 --exclude gpus=8,train.lr=1e-3 --gpus 8,16 --dry-run
+  python -m launch submit paip_16k --slides data/paip/slides --masks data/paip/masks    # token files first
+  python -m launch submit scaling --mode weak --gpus 1,2,4,8 --site generic-cuda
+  python -m launch status
+  python -m launch submit --only failed,missing
+"""
+
+
+def add_submit_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add them to the parser; each sets `run`, a function of the parsed arguments that returns an exit code."""
+    raw = argparse.RawDescriptionHelpFormatter
+    submit = commands.add_parser(
+        "submit", help="submit runs as jobs", description=_SUBMIT, epilog=_EXAMPLES, formatter_class=raw
+    )
+    submit.add_argument(
+        "overrides", metavar="EXPERIMENT | key=value", nargs="*", help="experiments, and settings of all runs"
+    )
+    submit.add_argument("--site", help="jobs/sites/NAME.yaml (default: generic-cuda where there is sbatch, else local)")
+    submit.add_argument("--account", help="sbatch -A")
+    submit.add_argument("--gpus", type=_numbers, default=(), metavar="N[,N...]", help="ranks (default: the job's own)")
+    submit.add_argument("--patching", type=_patchings, default=("apf",), metavar="apf,uniform")
+    submit.add_argument("--repeat", type=int, default=1, metavar="N", help="runs of each, with N seeds")
+    submit.add_argument("--vary", type=_axis, action="append", default=[], metavar="key=a,b,c", help="vary a setting")
+    submit.add_argument("--zip", action="store_true", help="walk through the values of all --vary together")
+    submit.add_argument(
+        "--exclude", type=_rule, action="append", default=[], metavar="key=value[,...]",
+        help="leave out what matches all: experiment, patching, gpus, train.seed, varied settings",
+    )  # fmt: skip
+    submit.add_argument("--mode", choices=("strong", "weak"), help="with `scaling`: what stays the same")
+    submit.add_argument("--slides", help="make token files that are missing from this folder first")
+    submit.add_argument("--masks", help="with --slides: folder of the masks")
+    submit.add_argument("--hours", type=float, help="time limit of each job")
+    submit.add_argument("--sbatch", action="append", default=[], metavar="X", help="more for sbatch: --sbatch=-qdebug")
+    submit.add_argument("--dry-run", action="store_true", help="show what would be submitted")
+    submit.add_argument("--only", type=_words, metavar="STATE[,...]", help="submit runs in these states once more")
+    submit.add_argument("--runs", type=Path, default=Path("runs"), help="with --only: folder of the runs (run_root)")
+    submit.set_defaults(run=_submit)
+
+    status = commands.add_parser("status", help="how submitted runs are doing")
+    status.add_argument("runs", type=Path, nargs="?", default=Path("runs"), help="folder of the runs (run_root)")
+    status.set_defaults(run=_status)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    found = tuple(int(word) for word in _words(text))
+    if not found or min(found) < 1 or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r}: different numbers of at least 1, e.g. 8,128")
+    return found
+
+
+def _patchings(text: str) -> tuple[str, ...]:
+    found = _words(text)
+    if not found or set(found) - {"apf", "uniform"} or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r}: apf, uniform or apf,uniform")
+    return found
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form key=value")
+    return key, value
+
+
+def _axis(text: str) -> tuple[str, tuple[str, ...]]:
+    key, value = _pair(text)
+    return key, _words(value)
+
+
+def _rule(text: str) -> tuple[tuple[str, str], ...]:
+    return tuple(_pair(word) for word in _words(text))
+
+
+def _submit(asked: argparse.Namespace) -> int:
+    from launch.submit import submit_again
+
+    names = [word for word in asked.overrides if "=" not in word]
+    if asked.only is not None:
+        if names:
+            raise ConfigError(f"--only submits what was submitted before; leave {names[0]} out, or --only")
+        lines = submit_again(asked.runs, asked.only)
+        print("\n".join(lines) if lines else f"nothing under {asked.runs} is {' or '.join(asked.only)}")
+        return EXIT_OK
+    return _submit_new(asked, names)
+
+
+def _submit_new(asked: argparse.Namespace, names: list[str]) -> int:
+    from launch.jobs_table import JOBS
+    from launch.render import DEFAULT_SITE
+    from launch.scheduler import has_slurm
+    from launch.sites import load_site
+    from launch.submit import Options, make_plan, submit
+    from launch.sweep import Axes, members
+
+    study = names[:1] == ["scaling"]
+    if study != (asked.mode is not None):
+        raise ConfigError("a scaling study is: submit scaling [EXPERIMENT...] --mode strong|weak --gpus 1,2,4")
+    names = (names[1:] or [JOBS["scaling"].experiment]) if study else names
+    if not names:
+        raise ConfigError("submit needs an experiment (python -m launch experiments), or --only failed,missing")
+    site = load_site(asked.site or (DEFAULT_SITE if has_slurm() else "local"))
+    if site.slurm is not None and not has_slurm() and not asked.dry_run:
+        raise ConfigError(f"site {site.name} has SLURM, but there is no sbatch here; use --dry-run, or --site local")
+    axes = Axes(
+        asked.gpus, asked.patching, asked.repeat, tuple(asked.vary), asked.zip, tuple(asked.exclude), asked.mode
+    )
+    found = members(names, axes, [word for word in asked.overrides if "=" in word])
+    options = Options(asked.account, asked.hours, asked.slides, asked.masks, tuple(asked.sbatch))
+    plan = make_plan(found, site, options)
+    if asked.dry_run:
+        for data in plan.prep:
+            print(f"     prep  {data}")
+        for member in found:
+            print(f"{member.gpus:>4} gpus  {member.run_dir}")
+        return EXIT_OK
+    print("\n".join(submit(plan)), flush=True)
+    return EXIT_OK
+
+
+def _status(asked: argparse.Namespace) -> int:
+    from launch.submit import states
+
+    rows = states(asked.runs)
+    if not rows:
+        print(f"nothing was submitted under {asked.runs}", file=sys.stderr)
+        return EXIT_OK
+    for run, state, reason in rows:
+        print(f"{state:<10}{run}{'  ' + reason if reason else ''}")
+    print(", ".join(f"{count} {state}" for state, count in Counter(state for _, state, _ in rows).items()))
+    return EXIT_OK

@@ -1,0 +1,175 @@
+"""Sweeps: which members there are, duplicates, preparation first, a failing member, once more; on the real SLURM."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.config import ConfigError
+from launch.sweep import Axes, members, uniform_of
+from tests.launch.small import ROOT, clean_env, overrides, write_folder
+from tests.slurm.jobs import Jobs
+
+SAMPLE = ROOT / "data_prep" / "sample_data" / "glomeruli24"
+
+
+def launch(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "launch", *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=240,
+        env=clean_env() | {"PREFLIGHT": "0"} | env, check=False,
+    )  # fmt: skip
+
+
+def error(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line of a command that refused."""
+    assert done.returncode == 64, done.stdout + done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+# -- members, without any scheduler ---------------------------------------------------------------------------------
+
+
+def test_a_sweep_is_every_combination():
+    axes = Axes(gpus=(128, 256), patching=("apf", "uniform"), repeat=3, vary=(("train.lr", ("1e-3", "1e-4")),))
+    found = members(["paip_16k"], axes)
+    assert len(found) == 2 * 2 * 3 * 2 == len({member.run_dir for member in found})
+    assert {member.experiment for member in found} == {"paip_16k", "paip_16k_uniform"}
+    assert {member.config.train.seed for member in found} == {0, 1, 2}
+    assert {member.config.train.lr for member in found} == {1e-3, 1e-4}
+    labels = {1e-3: "_lr-1e-3", 1e-4: "_lr-1e-4"}
+    assert all(member.run_dir.name.endswith(labels[member.config.train.lr]) for member in found)
+
+
+def test_zip_walks_together_and_exclude_leaves_out():
+    vary = (("train.lr", ("1e-3", "1e-4")), ("train.weight_decay", ("0.1", "0.2")))
+    found = members(["paip_1k"], Axes(gpus=(8,), vary=vary, zipped=True))
+    assert [(m.config.train.lr, m.config.train.weight_decay) for m in found] == [(1e-3, 0.1), (1e-4, 0.2)]
+    rule = (("gpus", "4"), ("train.lr", "1e-3"))
+    left = members(["paip_1k"], Axes(gpus=(4, 8), vary=vary[:1], exclude=(rule,)))
+    assert [(m.gpus, m.config.train.lr) for m in left] == [(4, 1e-4), (8, 1e-3), (8, 1e-4)]
+    with pytest.raises(ConfigError, match=r"train\.lr has 2, train\.weight_decay has 1"):
+        members(["paip_1k"], Axes(vary=(vary[0], ("train.weight_decay", ("0.1",))), zipped=True))
+    with pytest.raises(ConfigError, match="no members"):
+        members(["paip_1k"], Axes(gpus=(4,), exclude=((("gpus", "4"),),)))
+
+
+def test_two_members_never_share_a_folder():
+    with pytest.raises(ConfigError, match="two members of the sweep would share runs/paip_1k/mine"):
+        members(["paip_1k"], Axes(repeat=2), ["run_id=mine"])
+
+
+def test_scaling_keeps_the_batch_or_the_images_per_rank():
+    strong = members(["paip_1k"], Axes(gpus=(1, 2, 8), scaling="strong"))
+    weak = members(["paip_1k"], Axes(gpus=(1, 2, 8), scaling="weak"))
+    assert [m.config.train.batch for m in strong] == [8, 8, 8]
+    assert [m.config.train.batch for m in weak] == [1, 2, 8]
+    assert {str(m.run_dir.parent) for m in strong} == {"runs/scaling-strong/paip_1k"}
+    with pytest.raises(ConfigError, match="3 ranks do not divide the 8"):
+        members(["paip_1k"], Axes(gpus=(3, 8), scaling="strong"))
+
+
+def test_every_paip_experiment_has_a_uniform_partner():
+    assert uniform_of("paip_64k") == "paip_64k_uniform"
+    with pytest.raises(ConfigError, match="rivit has no uniform variant"):
+        uniform_of("rivit")
+
+
+def test_what_cannot_be_submitted_is_one_line(tmp_path: Path):
+    here = f"run_root={tmp_path}"
+    for site, account in (("frontier", "PROJECT"), ("perlmutter", "PROJECT_g")):
+        done = launch("submit", "paip_1k", "--site", site, "--dry-run")
+        assert error(done).endswith(f"{site} needs an account: --account {account}")
+    assert "no such folder" in error(launch("submit", "paip_1k", "--site", "generic-cuda", "--dry-run", here))
+    assert "did you mean paip_1k" in error(launch("submit", "paip_1kk", "--dry-run"))
+    assert "unknown site 'mars'" in error(launch("submit", "paip_1k", "--site", "mars", "--dry-run"))
+    assert "not a state" in error(launch("submit", "--only", "borken", "--runs", tmp_path))
+    assert "--mode strong|weak" in error(launch("submit", "scaling", "--gpus", "1,2"))
+    assert not list(tmp_path.iterdir())
+
+
+def small_here(files: Path, tmp_path: Path) -> list[str]:
+    return overrides(files, tmp_path / "runs", model__decoder="leaf", train__max_steps=4, train__precision="fp32",
+                     train__schedule="constant")  # fmt: skip
+
+
+def test_without_a_scheduler_runs_are_done_here(files: Path, tmp_path: Path):
+    words = ("submit", "paip_1k", "--gpus", "1", "--site", "local", *small_here(files, tmp_path))
+    done = launch(*words, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert launch("status", tmp_path / "runs").stdout.splitlines()[-1] == "1 ok"
+    assert "is finished" in error(launch(*words))
+
+
+@pytest.mark.slow
+def test_a_scaling_study_on_this_machine(files: Path, tmp_path: Path):
+    done = launch("submit", "scaling", "paip_1k", "--mode", "strong", "--gpus", "1,2", "--site", "local",
+                  *small_here(files, tmp_path), OMP_NUM_THREADS="1")  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert launch("status", tmp_path / "runs").stdout.splitlines()[-1] == "2 ok"
+    records = [json.loads(p.read_text()) for p in (tmp_path / "runs").glob("scaling-strong/paip_1k/*/record.json")]
+    assert sorted(r["gpus"] for r in records) == [1, 2] and {r["global_batch"] for r in records} == {2}
+
+
+# -- on the real SLURM ----------------------------------------------------------------------------------------------
+
+
+def test_a_failing_member_is_told_and_only_it_runs_again(jobs: Jobs, tmp_path: Path):
+    good, bad = (write_folder(tmp_path / name) for name in ("good", "bad"))
+    damaged = bad / "a.tokens.h5"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2])
+    small = [word for word in jobs.settings("x", train__max_steps=2, eval__pictures_px=0) if not word.startswith(("run_id", "data.dir"))]
+    small += [f"data.split={good}/split.json"]
+    words = ["submit", "paip_1k", "--gpus", "1", "--site", "generic-cuda", "--vary", f"data.dir={good},{bad}", *small]
+    env = jobs.cluster.env
+    done = launch(*words, **env)
+    assert done.returncode == 0, done.stderr
+    numbers = [line.split()[0] for line in done.stdout.splitlines()]
+    jobs.track(*numbers)
+    assert "already" in error(launch(*words, **env)), "the same sweep twice is refused while it lives"
+    assert [jobs.cluster.wait_job(number) for number in numbers] == ["COMPLETED", "FAILED"]
+    shown = launch("status", jobs.runs, **env).stdout
+    assert "1 ok, 1 failed" in shown or "1 failed, 1 ok" in shown, shown
+    assert "a.tokens.h5" in next(iter((jobs.runs / "paip_1k").glob("*bad/slurm/*.out"))).read_text()
+    assert "is finished" in error(launch(*words, **env))
+
+    damaged.write_bytes(whole)
+    again = launch("submit", "--only", "failed,missing", "--runs", jobs.runs, **env)
+    (line,) = again.stdout.splitlines()
+    assert line.endswith("_dir-bad"), again.stdout + again.stderr
+    jobs.track(line.split()[0])
+    assert jobs.cluster.wait_job(line.split()[0]) == "COMPLETED"
+    assert "2 ok" in launch("status", jobs.runs, **env).stdout
+    nothing = launch("submit", "--only", "failed,missing", "--runs", jobs.runs, **env)
+    assert nothing.stdout.startswith("nothing under"), nothing.stdout
+
+
+@pytest.mark.slow
+def test_token_files_are_made_before_the_training_that_needs_them(jobs: Jobs, tmp_path: Path):
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    for path in sorted((SAMPLE / "images").glob("*.jpg"))[:5]:
+        (slides / path.name).symlink_to(path)
+    of_data = ("data.dir", "data.split", "data.resolution", "data.patch", "data.length", "train.batch")
+    small = jobs.settings("made", train__max_steps=2, eval__pictures_px=0)
+    small = [word for word in small if not word.startswith(of_data)]
+    data = [f"data.dir={tmp_path}/tokens", "data.resolution=1024", "data.patch=16", "data.length=64", "train.batch=1"]
+    done = launch(
+        "submit", "paip_1k", "--gpus", "1", "--site", "generic-cuda", "--slides", slides, "--masks", SAMPLE / "masks",
+        "--sbatch=--cpus-per-task=1", *small, *data, "data.fractions=[0.4,0.2,0.4]", **jobs.cluster.env,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    prep, train = (line.split()[0] for line in done.stdout.splitlines())
+    jobs.track(prep, train)
+    logs = lambda: [path.read_text() for path in tmp_path.rglob("slurm/*.out")]  # noqa: E731
+    waits = jobs.cluster.job(train)["Dependency"].startswith(f"afterok:{prep}")
+    assert waits or jobs.cluster.job(prep)["JobState"] == "COMPLETED", logs()
+    assert jobs.cluster.wait_job(prep) == "COMPLETED", logs()
+    assert jobs.cluster.wait_job(train) == "COMPLETED", logs()
+    assert len(list((tmp_path / "tokens").glob("*.tokens.h5"))) == 5
