@@ -1,6 +1,7 @@
 """Command line of the analysis; plots and page are imported only when asked for (no torch)."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -8,14 +9,15 @@ from analysis.compare_cli import add_verb as add_compare
 from analysis.groups import BaselineError
 from analysis.records import RunsError, load
 from analysis.scaling import add_verb as add_scaling
+from analysis.tables_cli import add_verb as add_tables
 
 EPILOG = """\
 RUNS is a folder of runs (runs/<experiment>/<run id>/record.json at any depth), or one run folder.
 
 examples:
-  python -m analysis tables runs                       the table on the terminal, as Markdown
-  python -m analysis tables runs --out out/tables      the same, and comparison.md, .csv, .tex, problems.csv
-  python -m analysis tables runs --baseline demo_uniform_patch
+  python -m analysis tables runs --out out/tables      comparison.md, .csv, .tex, problems.csv, and on the terminal
+  python -m analysis tables --which apf3,contradictions
+  python -m analysis compare runs/demo_apf runs/demo_uniform_patch
   python -m analysis plots  runs --out out/plots       each figure as .png, .svg and .pdf
   python -m analysis report runs --out out             out/index.html, one self-contained page
 
@@ -33,11 +35,11 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs = top.add_subparsers(dest="verb", required=True, metavar="{tables,compare,plots,report,scaling}")
     texts = {
-        "tables": "comparison table: Markdown on the terminal; Markdown, CSV and LaTeX files with --out",
         "plots": "training curves, sequence lengths, Dice against cost, Dice per slide, pictures side by side",
         "report": "one self-contained page with tables, plots, pictures, provenance and published numbers",
     }
-    outs = {"tables": None, "plots": "plots", "report": None}
+    outs = {"plots": "plots", "report": None}
+    add_tables(verbs)
     for verb, text in texts.items():
         sub = verbs.add_parser(
             verb,
@@ -72,8 +74,13 @@ def main(argv: list[str] | None = None) -> int:
         args = parser().parse_args(argv)
     except SystemExit as stop:
         return 64 if stop.code == 2 else int(stop.code or 0)
+    if hasattr(sys.stdout, "reconfigure"):  # a name in a record may hold what this terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return _run(args)
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except RunsError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -87,30 +94,28 @@ def _run(args: argparse.Namespace) -> int:
         from analysis.scaling import run
 
         return run(args)
+    text, runs = "", None
     if args.verb == "compare":
         text, written = args.run(args)
-        print(text, end="")
-        for path in written:
-            print(f"wrote {path}", file=sys.stderr)
-        return 0
-    from analysis import tables
-
-    runs = load(args.runs)
-    comparison = tables.compare(runs, args.baseline)
-    if args.verb == "tables":
-        print(tables.as_markdown(comparison), end="")
-        written = tables.write_tables(comparison, args.out) if args.out else []
-    elif args.verb == "plots":
-        from analysis.figures import write_figures
-
-        written = write_figures(comparison, args.out)
+    elif args.verb == "tables":
+        text, written, runs = args.run(args)
     else:
-        from analysis.report import write_report
+        from analysis.tables import compare
 
-        written = [write_report(comparison, args.out)]
+        runs = load(args.runs)
+        comparison = compare(runs, args.baseline)
+        if args.verb == "plots":
+            from analysis.figures import write_figures
+
+            written = write_figures(comparison, args.out)
+        else:
+            from analysis.report import write_report
+
+            written = [write_report(comparison, args.out)]
+    print(text, end="", flush=True)
     for path in written:
         print(f"wrote {path}", file=sys.stderr)
-    if not runs.ok:
+    if runs and not runs.ok:
         print(
             f"error: {args.runs}: no finished run among {len(runs.problems)} records and run folders", file=sys.stderr
         )

@@ -13,7 +13,8 @@ from analysis.contradictions import contradictions, finest_time_ratios
 from analysis.formats import Column, Table, csv_text, significant, whole
 from analysis.published import table2_geomean, table3_gains
 
-MEASURED, MODELLED, MISSING = "measured", "modelled", "missing"
+SUITE = "this suite"  # the "paper" of cells that are not published
+MEASURED, MODELLED, MISSING = "measured", "modelled", "missing"  # their statuses
 _RANK = {"published": 0, MEASURED: 1, MODELLED: 2}
 _SIZES = {1024: "1K", 4096: "4K", 8192: "8K", 16384: "16K", 32768: "32K", 65536: "64K"}
 _WHOLE = {"tokens", "tokens_min", "tokens_max", "gpus", "depth", "images", "positive_images", "negative_images"}
@@ -40,6 +41,7 @@ class PaperTable:
     tables: tuple[str, ...] = ()
 
 
+_MIXED = {"s/image/GPU": "s/image", "stated gain (%)": "gain (%)"}  # heads where not all rows are published
 _COST = (("gpus", "GPUs"), ("seconds_per_image", "s/image"))
 TABLES = {
     t.name: t
@@ -164,7 +166,8 @@ def paper_table(name: str, cells: Sequence[Cell], remarks: Sequence[str] = ()) -
         previous = group
     words = {c.quantity for c in cells if c.unit == TEXT}
     columns = [Column("resolution"), Column("row"), Column("source")]
-    columns += [Column(head, quantity not in words) for quantity, head in spec.columns]
+    only = all(source(c) == "published" for c in cells)
+    columns += [Column(head if only else _MIXED.get(head, head), q not in words) for q, head in spec.columns]
     kept = [i for i in range(len(columns)) if i < 3 or any(line[i] != "" for line in lines) or not lines]
     kinds_here = sorted({k[0] for k, _ in ordered}, key=lambda kind: _RANK[kind])
     state = "as published" if kinds_here == ["published"] else f"({', '.join(kinds_here) or 'no row'})"
@@ -180,9 +183,9 @@ def paper_table(name: str, cells: Sequence[Cell], remarks: Sequence[str] = ()) -
 
 def source(cell: Cell) -> str:
     """Return published, measured or modelled; derived and lost cells belong to a published row."""
-    if cell.paper == MEASURED or cell.status == MEASURED:
-        return MEASURED
-    return MODELLED if MODELLED in (cell.paper, cell.status) else "published"
+    if cell.paper != SUITE:
+        return "published"
+    return MODELLED if cell.status == MODELLED else MEASURED
 
 
 def _resolution(row: dict[str, Cell]) -> int:
@@ -238,8 +241,17 @@ def _notes(name: str, cells: Sequence[Cell]) -> list[str]:
         )
     if name in ("apf2", "apf3") and published:
         notes.append("APF's resolutions are derived from depth = log2(R / p).")
-    said = dict.fromkeys(f"{c.row}, {c.quantity}: {c.note}" for c in published if c.note and c.status == "derived")
-    return notes + [f"(derived) {text}." for text in said]
+    if name == "apf3" and len(published) < len(cells):
+        notes.append("s/image of measured rows is wall time over all GPUs; the paper heads its own Sec/Image/GPU.")
+    said: dict[tuple[str, str], list[str]] = {}
+    for cell in published:
+        if cell.note and cell.status == "derived":
+            said.setdefault((cell.quantity, cell.note), []).append(cell.row)
+    heads = dict(TABLES[name].columns)
+    return notes + [
+        f"(derived) {heads.get(quantity, quantity)} of {', '.join(rows)}: {note}."
+        for (quantity, note), rows in said.items()
+    ]
 
 
 def _notes_of_table3(cells: Sequence[Cell]) -> list[str]:
@@ -249,12 +261,12 @@ def _notes_of_table3(cells: Sequence[Cell]) -> list[str]:
     mean = sum(g.recomputed or 0 for g in good) / len(good)
     times = ", ".join(f"{_size(str(r))}: {v:.2f}" for r, v in finest_time_ratios(cells).items())
     shown_gains = ", ".join(
-        f"{_size(str(g.resolution))}: {g.stated} % over {(g.base or '').split(' ', 1)[1]}" for g in good
+        f"{_size(str(g.resolution))}: {g.stated:.2f} % over {(g.base or '').split(' ', 1)[1]}" for g in good
     )
     return [
         f"{len(good)} of {len(gains)} stated gains follow from the printed Dice ({shown_gains}); their mean is "
         f"{mean:.2f} %. Not reproduced: "
-        + ", ".join(f"{_size(str(g.resolution))} ({g.stated} %)" for g in bad)
+        + ", ".join(f"{_size(str(g.resolution))} ({g.stated:.2f} %)" for g in bad)
         + ".",
         f"Time of the finest UNETR over time of the finest APF: {times}.",
     ]
