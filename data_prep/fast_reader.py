@@ -21,7 +21,7 @@ from data_prep.readers import OpenSlideSlide
 from data_prep.slide_base import ClosedError, Slide, SlideError, one_line
 from data_prep.tiff_io import open_tiff
 
-CACHE_BYTES = 96 * 2**20  # decoded tiles: two rows of 512 px tiles under a region of 8192 px take 30 MiB
+CACHE_BYTES = 256 * 2**20  # decoded tiles: the sides of the last regions, which the next ones look at again
 _ALIKE_BYTES = 8192  # tiles compressed to less are mostly background, of which many are the same
 _ALIKE_KEPT = 32
 _JPEG = 7
@@ -185,7 +185,7 @@ class FastSlide(Slide):
             self.decoded_tiles += 1
             self.decoded_px += tile.shape[0] * tile.shape[1]
             if small is not None:
-                if (tile == tile[0, 0]).all():
+                if (tile[0] == tile[0, 0]).all() and (tile == tile[0, 0]).all():
                     tile = np.broadcast_to(tile[0, 0].copy(), tile.shape)
                 self._alike[small] = tile
                 while len(self._alike) > _ALIKE_KEPT:

@@ -102,16 +102,42 @@ class Maxima:
     Attributes:
         blocks: (n, 4) int64, rectangle (x, y, w, h) of each block in the frame.
         start: (n + 1,) int64, where the blocks' pixels begin in what follows.
-        pixel: (m,) uint32, y * w + x in the block, ascending.
+        ahead: (m,) uint8, how much a pixel's number y * w + x in the block is larger than the one's before (0 before
+            the first), less whole multiples of 256: those are in `far`, as numbers are mostly close.
+        far: (n, 2) uint32 rows (pixel of the list, multiple of 256), ascending.
         magnitude: (m,) uint16, L1 magnitudes.
         above: () int64, all with larger magnitudes than this are there.
     """
 
     blocks: NDArray[np.int64]
     start: NDArray[np.int64]
-    pixel: NDArray[np.uint32]
+    ahead: NDArray[np.uint8]
+    far: NDArray[np.uint32]
     magnitude: NDArray[np.uint16]
     above: NDArray[np.int64]
+
+    @classmethod
+    def pack(cls, found: list[tuple[Rectangle, NDArray[np.uint32], NDArray[np.uint16]]], above: int) -> Maxima:
+        """From blocks as (rectangle, pixels, magnitudes)."""
+        steps = [np.diff(pixel, prepend=np.uint32(0)) for _, pixel, _ in found]
+        step = np.concatenate([np.zeros(0, np.uint32), *steps])
+        where = np.flatnonzero(step > 255)
+        return cls(
+            np.array([place for place, _, _ in found], np.int64).reshape(-1, 4),
+            np.cumsum([0, *map(len, steps)]),
+            (step & 255).astype(np.uint8),
+            np.stack([where, step[where] >> 8], 1).astype(np.uint32),
+            np.concatenate([np.zeros(0, np.uint16), *(magnitude for _, _, magnitude in found)]),
+            np.array(above, np.int64),
+        )
+
+    def block(self, i: int) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
+        """Pixels and magnitudes of a block."""
+        a, z = self.start[i : i + 2].tolist()
+        step = self.ahead[a:z].astype(np.uint32)
+        far = self.far[slice(*np.searchsorted(self.far[:, 0], (a, z)))]
+        step[far[:, 0] - a] += far[:, 1] << 8
+        return np.cumsum(step, dtype=np.uint32), self.magnitude[a:z]
 
 
 @dataclass(frozen=True)
@@ -283,9 +309,9 @@ class _Scan:
                 self._add_block(gray, box, (x, done, w, end - done), limit)
 
     def _likely(self) -> int:
-        """A threshold below what `auto` is likely to give: five eighths of what it would be for all seen so far."""
+        """A threshold below what `auto` is likely to give: three quarters of what it would be for all seen so far."""
         hist = self._counts() + self.seen
-        return max(_AUTO_LEAST, 5 * auto_thresholds(hist)[0] // 8) if hist[1:].sum() >= _ENOUGH else _AUTO_LEAST
+        return max(_AUTO_LEAST, 3 * auto_thresholds(hist)[0] // 4) if hist[1:].sum() >= _ENOUGH else _AUTO_LEAST
 
     def _add_block(self, gray: NDArray[np.uint8], box: Rectangle, block: Rectangle, limit: int) -> None:
         """Edges or maxima of a block, all of which lie in a box of `gray`."""
@@ -320,11 +346,7 @@ class _Scan:
             return None, None, None
         if self.spec.thresholds != "auto":
             return _join(self.blocks, self.spec, self.x, self.y), None, None
-        blocks = np.array([place for place, _, _ in self.found], np.int64).reshape(-1, 4)
-        start = np.cumsum([0, *(len(pixel) for _, pixel, _ in self.found)])
-        pixel = np.concatenate([np.zeros(0, np.uint32), *(pixel for _, pixel, _ in self.found)])
-        magnitude = np.concatenate([np.zeros(0, np.uint16), *(magnitude for _, _, magnitude in self.found)])
-        return None, self._counts(), Maxima(blocks, start, pixel, magnitude, np.array(self.above, np.int64))
+        return None, self._counts(), Maxima.pack(self.found, self.above)
 
 
 def edges_of_maxima(kept: Maxima, spec: RegionSpec, x_px: int, y_px: int, lo: int, hi: int) -> BlockEdges | None:
@@ -346,8 +368,7 @@ def edges_of_maxima(kept: Maxima, spec: RegionSpec, x_px: int, y_px: int, lo: in
         return None
     blocks = []
     for i, (x, y, w, h) in enumerate(kept.blocks.tolist()):
-        here = slice(int(kept.start[i]), int(kept.start[i + 1]))
-        blocks.append(resolve_pixels(kept.pixel[here], kept.magnitude[here], (lo, hi), (x, y, w, h), spec.patch))
+        blocks.append(resolve_pixels(*kept.block(i), (lo, hi), (x, y, w, h), spec.patch))
     return _join(blocks, spec, x_px, y_px)
 
 
