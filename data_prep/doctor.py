@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import csv
 import re
+import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from data_prep.masks import find_masks, open_mask
+from data_prep.masks import MASK_SUFFIXES, POLYGON_SUFFIXES, Mask, find_masks, open_mask
 from data_prep.slide_base import DamagedTile, Slide, SlideError, one_line
 from data_prep.slides import SLIDE_SUFFIXES, open_slide
 from data_prep.tiff_io import open_tiff
@@ -27,8 +28,10 @@ _BAND_PX = 64 * 2**20  # pixels of one decoding task
 _STEP_PX = 2048
 _FACTORS = (2, 4, 8)
 _BURDEN_TOLERANCE = 0.01
+SLOW_S = 1.0  # to decode a mask
+MPP_OF_SCANNERS = (0.05, 4.5)  # um per pixel: from oil immersion at 100x to half of 5x
+_NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)%?")
 _PARTS = re.compile(r"_(whole|viable)$", re.IGNORECASE)
-_MASK_SUFFIXES = (".tif", ".tiff", ".png")
 
 
 @dataclass(frozen=True)
@@ -203,12 +206,10 @@ def _mask_findings(path: Path, slide: Slide, masks: Path) -> list[Finding]:
                     found.append(Finding(path.name, "error", f"mask {file.name} is {sizes[0]}, the slide {sizes[1]}",
                                          "it belongs to another slide or level"))
                     continue
-                tiff = file.suffix.lower() in (".tif", ".tiff")
-                if tiff and max(mask.size_wh) > 8192 and not _is_tiled(file):
-                    what = f"mask {file.name} is not tiled: every rank decodes it whole"
-                    remedy = "python -m data_prep convert makes it tiled, once"
-                    found.append(Finding(path.name, "warning", what, remedy))
+                started_s = time.perf_counter()
                 held = _classes(mask.bands(_STEP_PX))
+                seconds = time.perf_counter() - started_s
+                found += _whole_findings(path, file, mask, seconds)
         except SlideError as error:
             found.append(Finding(path.name, "error", f"mask {_without(file, error)}", "see how it was made"))
             continue
@@ -224,12 +225,26 @@ def _mask_findings(path: Path, slide: Slide, masks: Path) -> list[Finding]:
     return found
 
 
+def _whole_findings(path: Path, file: Path, mask: Mask, seconds: float) -> list[Finding]:
+    """What the mask itself tells, and masks without tiles that took long, whatever their size."""
+    remedy = "python -m data_prep convert makes it tiled, once"
+    if mask.notes:
+        drawn = file.suffix.lower() in POLYGON_SUFFIXES
+        return [Finding(path.name, "note" if drawn else "warning", f"mask {note}", "see that this is meant" if drawn
+                        else remedy) for note in mask.notes]
+    picture = file.suffix.lower() in MASK_SUFFIXES
+    if picture and seconds > SLOW_S and (file.suffix.lower() == ".png" or not _is_tiled(file)):
+        what = f"mask {file.name} has no tiles and took {seconds:.1f} s to decode, once per process"
+        return [Finding(path.name, "warning", what, remedy)]
+    return []
+
+
 def _mask_files(path: Path, masks: Path) -> list[Path]:
     """PAIP's pair of masks if there is one, else the mask of the slide's name."""
     stem = path.stem.casefold()
     parts = [
         p for p in sorted(masks.iterdir())
-        if p.suffix.lower() in _MASK_SUFFIXES and p.stem.casefold() in (f"{stem}_whole", f"{stem}_viable")
+        if p.suffix.lower() in MASK_SUFFIXES and p.stem.casefold() in (f"{stem}_whole", f"{stem}_viable")
     ]  # fmt: skip
     return parts or [file for file in find_masks(path, masks) if file.resolve() != path.resolve()]
 
@@ -277,7 +292,21 @@ def over_the_folder(slides: list[Path], mpps: dict[Path, float | None]) -> list[
     if len({suffix.lower() for suffix in suffixes}) < len(suffixes):
         found.append(Finding(slides[0].parent.name, "note", f"suffixes in two cases: {', '.join(sorted(suffixes))}",
                              "nothing here; scripts with *.svs miss some"))
+    return found + _resolution_findings(slides, mpps)
+
+
+def _resolution_findings(slides: list[Path], mpps: dict[Path, float | None]) -> list[Finding]:
+    """Slides of another resolution than most, and resolutions that no scanner has."""
+    found = []
     known = sorted(value for value in mpps.values() if value)
+    low, high = MPP_OF_SCANNERS
+    absurd = {path: value for path, value in mpps.items() if value and not low <= value <= high}
+    remedy = "see where it comes from: a printer's resolution, a default, or that of another level"
+    if len(absurd) == len(known) > 1 and known[0] == known[-1]:
+        what = f"all {len(known)} slides that say it have {known[0]:.3f} um per pixel, which no slide scanner has"
+        return [Finding(slides[0].parent.name, "warning", what, remedy)]
+    for path, odd in absurd.items():
+        found.append(Finding(path.name, "warning", f"{odd:.3f} um per pixel, which no slide scanner has", remedy))
     if known:
         middle = known[len(known) // 2]
         for path, value in mpps.items():
@@ -287,29 +316,49 @@ def over_the_folder(slides: list[Path], mpps: dict[Path, float | None]) -> list[
     return found
 
 
-def read_burdens(path: Path) -> dict[str, float]:
-    """Tumour burden (viable over whole area) per slide from a CSV of either known format: percent or fraction.
+def read_burdens(path: Path, columns: Sequence[str] = ()) -> dict[str, float]:
+    """Tumour burden (viable over whole area) per slide from a CSV: percent or fraction, slides in the first column.
 
-    The first column that looks like names of slides and the first column of numbers count, whatever they are called.
+    Args:
+        path: The table, with a row of names at the top.
+        columns: Names that the column of burdens may have, in any case; empty: the only column of numbers.
 
     Raises:
-        SlideError: The file cannot be read or has no such columns.
+        SlideError: The file cannot be read, has no such column, or several columns of numbers and none is named.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+            rows = [[cell.strip() for cell in row] for row in csv.reader(file) if any(cell.strip() for cell in row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SlideError(f"{path}: cannot be read: {one_line(error)}") from error
-    found: dict[str, float] = {}
-    for row in rows:
-        numbers = [cell.strip().rstrip("%") for cell in row[1:] if re.fullmatch(r"[\d.]+%?", cell.strip())]
-        if row[0].strip() and numbers:
-            found[Path(row[0].strip()).stem.casefold()] = float(numbers[0])
+    header, rows = (rows[0], rows[1:]) if rows else ([], [])
+    at = _burden_column(path, header, rows, columns)
+    found = {
+        Path(row[0]).stem.casefold(): float(row[at].rstrip("%"))
+        for row in rows if len(row) > at and row[0] and _NUMBER.fullmatch(row[at])
+    }  # fmt: skip
     if not found:
-        raise SlideError(f"{path}: no column of slide names with a column of numbers after it")
+        raise SlideError(f"{path}: no numbers in column {header[at]!r}")
     if max(found.values()) > 1.5:
         found = {name: value / 100 for name, value in found.items()}
     return found
+
+
+def _burden_column(path: Path, header: list[str], rows: list[list[str]], columns: Sequence[str]) -> int:
+    wanted = {name.strip().casefold() for name in columns}
+    if wanted:
+        named = [i for i, name in enumerate(header) if name.casefold() in wanted]
+        if len(named) != 1:
+            listed = ", ".join(header) or "nothing"
+            raise SlideError(f"{path}: {len(named)} columns called {' or '.join(columns)}; its columns are {listed}")
+        return named[0]
+    numbers = [i for i in range(1, len(header)) if any(len(row) > i and _NUMBER.fullmatch(row[i]) for row in rows)]
+    if not numbers:
+        raise SlideError(f"{path}: no column of numbers after the names of slides")
+    if len(numbers) > 1:
+        listed = ", ".join(header[i] for i in numbers)
+        raise SlideError(f"{path}: several columns of numbers ({listed}); say with --burden-column which holds burdens")
+    return numbers[0]
 
 
 def check_burden(path: Path, masks: Path, burdens: dict[str, float]) -> list[Finding]:

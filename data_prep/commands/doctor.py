@@ -15,7 +15,8 @@ exit code: 0 no errors (warnings and notes may be), 1 errors, 64 bad arguments."
 
 _EXAMPLES = """examples:
   python -m data_prep doctor slides/ --masks masks/ --jobs 8
-  python -m data_prep doctor paip/ --masks paip/ --burden Phase_1_tumor_burden.csv --json findings.json"""
+  python -m data_prep doctor paip/ --masks paip/ --burden Phase_1_tumor_burden.csv --burden-column "pixel ratio" \\
+      --json findings.json"""
 
 
 def add_command(commands: Any) -> None:
@@ -29,6 +30,8 @@ def add_command(commands: Any) -> None:
     add("--masks", type=Path, metavar="DIR", help="folder of the masks, PAIP's _whole and _viable pairs included")
     add("--burden", type=Path, action="append", default=[], metavar="CSV",
         help="table of tumour burdens (viable over whole area) to hold against the masks; may be given twice")
+    add("--burden-column", action="append", default=[], metavar="NAME",
+        help="column of the burdens in the tables; may be given once per table (default: the only column of numbers)")
     add("--jobs", type=int, default=0, metavar="N", help="processes, 0 for one per core allowed (default 0)")
     add("--json", type=Path, metavar="FILE", help="also write the findings there")
     parser.set_defaults(run=_run)
@@ -43,18 +46,22 @@ def _run(args: argparse.Namespace) -> int:
     from data_prep.files import write_atomic
     from data_prep.options import OptionError
     from data_prep.pool import run_pool
-    from data_prep.progress import Progress
+    from data_prep.progress import Progress, counted
     from data_prep.slide_base import SlideError
 
     if args.jobs < 0:
         raise OptionError(f"--jobs {args.jobs}: must be 0 (one per core) or more")
     if args.masks is not None and not args.masks.is_dir():
         raise OptionError(f"--masks {args.masks}: no such folder")
+    if args.burden_column and not args.burden:
+        raise OptionError("--burden-column: needs --burden")
     if args.burden and args.masks is None:
         raise OptionError("--burden: needs --masks")
     try:
         slides = slides_of(args.slides)
-        burdens = {name: value for path in args.burden for name, value in read_burdens(path).items()}
+        burdens: dict[str, float] = {}
+        for path in args.burden:
+            burdens |= read_burdens(path, args.burden_column)
     except SlideError as error:
         raise OptionError(str(error)) from error
     jobs = args.jobs or len(os.sched_getaffinity(0))
@@ -83,7 +90,7 @@ def _run(args: argparse.Namespace) -> int:
     for finding in findings:
         print(f"{finding.severity:<8} {finding.slide}: {finding.text}\n         -> {finding.remedy}")
     count = {kind: sum(finding.severity == kind for finding in findings) for kind in ORDER}
-    print(f"{len(slides)} slides: {count['error']} errors, {count['warning']} warnings, {count['note']} notes")
+    print(f"{counted(len(slides), 'slide')}: {', '.join(counted(count[kind], kind) for kind in ORDER)}")
     return int(count["error"] > 0)
 
 

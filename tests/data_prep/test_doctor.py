@@ -9,8 +9,9 @@ import pytest
 import tifffile
 
 from data_prep.cli import main
-from data_prep.doctor import read_burdens
+from data_prep.doctor import _mask_findings, over_the_folder, read_burdens
 from data_prep.slide_base import SlideError
+from data_prep.slides import open_slide
 from tests.data_prep.builds import GLOMERULI, WSI
 from tests.data_prep.test_big_slide import damaged_slide
 
@@ -107,9 +108,56 @@ def test_burden_tables(tmp_path: Path):
     two.write_text("name, viable %, note\n01_01_0083.svs, 50%, fine\n01_01_0085.SVS, 91.2, x\n")
     assert read_burdens(one) == pytest.approx({"01_01_0083": 0.5, "01_01_0085": 0.912})
     assert read_burdens(two) == pytest.approx(read_burdens(one))
+    assert read_burdens(two, ["tumor burden", "Viable %"]) == read_burdens(two)
+    with pytest.raises(SlideError, match=r"1\.csv: 0 columns called area; its columns are wsi_id, tumor burden"):
+        read_burdens(one, ["area"])
+    two.write_text("name,area,burden\na,512,0.3\nb,77,\n")
+    with pytest.raises(SlideError, match=r"2\.csv: several columns of numbers \(area, burden\); say with"):
+        read_burdens(two)
+    assert read_burdens(two, ["burden"]) == {"a": 0.3}
     bad.write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(SlideError, match=r"3\.csv: cannot be read"):
         read_burdens(bad)
+    bad.write_text("")
+    with pytest.raises(SlideError, match=r"3\.csv: no column of numbers"):
+        read_burdens(bad)
+
+
+def test_resolutions_that_no_scanner_has(tmp_path: Path, capsys):
+    paths = [slide(tmp_path / f"s{number}.tif", mpp=35.278) for number in range(2)]     # 720 dots per inch
+    code, text = doctor(capsys, tmp_path)
+    assert code == 0
+    assert f"warning  {tmp_path.name}: all 2 slides that say it have 35.278 um per pixel, which no slide" in text
+    assert text.count("35.278") == 1 and "2 slides: 0 errors, 1 warning, 0 notes" in text
+    found = over_the_folder([*paths, tmp_path / "a.tif"], {paths[0]: 35.278, paths[1]: 0.5, tmp_path / "a.tif": 0.5})
+    assert (found[0].slide, found[0].text[:28]) == ("s0.tif", "35.278 um per pixel, which n")
+
+
+def test_masks_that_are_slow_or_tell_something(tmp_path: Path, monkeypatch):
+    slides, masks = tmp_path / "s", tmp_path / "m"
+    slides.mkdir()
+    masks.mkdir()
+    ids = np.zeros((300, 300), np.uint8)
+    ids[50:90, 50:90] = 1
+    for name in ("strips", "tiles", "drawn"):
+        slide(slides / f"{name}.tif")
+    write(masks / "strips.tif", ids)
+    write(masks / "tiles.tif", ids, tile=(128, 128))
+    (masks / "drawn.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [
+        {"type": "Feature", "geometry": {"type": kind, "coordinates": where}}
+        for kind, where in (("Point", [1, 2]), ("Polygon", [[[0, 0], [9, 0], [9, 9]]]))]}))
+    with open_slide(slides / "drawn.tif") as opened:
+        (note,) = _mask_findings(slides / "drawn.tif", opened, masks)
+    assert note.severity == "note" and note.text == (
+        "mask drawn.geojson: 1 thing drawn has no area and is left out: feature 0 (Point)")
+    with open_slide(slides / "strips.tif") as opened:
+        assert _mask_findings(slides / "strips.tif", opened, masks) == []
+    monkeypatch.setattr("data_prep.doctor.SLOW_S", 0.0)
+    with open_slide(slides / "strips.tif") as opened:
+        found = [f.text for f in _mask_findings(slides / "strips.tif", opened, masks)]
+    assert len(found) == 1 and found[0].startswith("mask strips.tif has no tiles and took 0.")
+    with open_slide(slides / "tiles.tif") as opened:
+        assert _mask_findings(slides / "tiles.tif", opened, masks) == []
 
 
 def test_over_the_folder(tmp_path: Path, capsys):
@@ -130,6 +178,7 @@ def test_over_the_folder(tmp_path: Path, capsys):
     (["none"], "no such file or folder"),
     ([".", "--masks", "none"], "--masks none: no such folder"),
     ([".", "--burden", "x.csv"], "--burden: needs --masks"),
+    ([".", "--burden-column", "x"], "--burden-column: needs --burden"),
 ])
 def test_bad_arguments(args: list[str], words: str, capsys):
     code, text = doctor(capsys, *args)
