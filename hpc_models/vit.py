@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_models.attention import Block, Exchange
@@ -65,6 +67,26 @@ class ViTEncoder(nn.Module):
             return self._shared(x, valid, self.exchange)
         if self.kind == "packed" and valid is not None:
             return self._packed(x, valid)
+        if valid is not None and x.shape[1] > 1:
+            return self._trimmed(x, valid)
+        return self._dense(x, valid)
+
+    def _trimmed(self, x: Tensor, valid: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Without the padding that all sequences of the batch have at their end.
+
+        Trees have 3 n + 1 leaves and lengths are often other numbers: with the last one or two tokens gone, no mask is
+        left, and attention may use its fastest kernel.
+        """
+        length = x.shape[1]
+        longest = max(1, int(torch.where(valid, torch.arange(1, length + 1, device=x.device), 0).max()))
+        kept = valid[:, :longest]
+        last, taps = self._dense(x[:, :longest], None if bool(kept.all()) else kept)
+        if longest == length:
+            return last, taps
+        return F.pad(last, (0, 0, 0, length - longest)), [F.pad(t, (0, 0, 0, length - longest)) for t in taps]
+
+    def _dense(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """Every token through every block, with a key mask where there is padding."""
         if valid is not None:
             # An image without any token would have a softmax over nothing (NaN): let it attend to its zeros.
             valid = valid | ~valid.any(dim=1, keepdim=True)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The suite's own benchmarks of data preparation, on one node.
+# Seconds per image of the paper's rows on one GPU (`python -m launch bench`).
 # Made by `python -m launch render`; numbers come from the experiments and from jobs/sites/generic-cuda.yaml: edit those.
 #   sbatch jobs/bench.sh [key=value ...]: settings as `python -m launch train` takes them
 #   sbatch -N2 --time=1:00:00 jobs/bench.sh ...: sbatch's own options win over those below

@@ -207,7 +207,7 @@ under_slurm() {
     train) train "$@" ;;
     prep) prepare "$@" ;;
     scaling) scaling "$@" ;;
-    bench) srun --nodes=1 --ntasks=1 "$PYTHON" tests/benchmarks/bench_build.py "$@" ;;
+    bench) srun --nodes=1 --ntasks=1 "${SITE_SRUN[@]}" "$PYTHON" -m launch bench "$@" ;;
     esac
 }
 
@@ -221,7 +221,7 @@ on_this_machine() {
     case $KIND in
     train) exec "${start[@]}" -m launch train "$EXPERIMENT" "$@" ;;
     prep) exec "$PYTHON" -m launch prep "$EXPERIMENT" --jobs "${RANKS:-1}" "$@" ;;
-    bench) exec "$PYTHON" tests/benchmarks/bench_build.py "$@" ;;
+    bench) exec "$PYTHON" -m launch bench "$@" ;;
     scaling)
         for ((n = 1; n <= ${RANKS:-1}; n *= 2)); do
             local settings; settings=$("$PYTHON" -m launch where "$EXPERIMENT" --scaling "${MODE:-strong}" --ranks "$n" --of "${RANKS:-1}" "$@") || exit $?

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from data_prep.interrupts import leave_at_once
+from launch.bench import add_bench_command
 from launch.config import Config, ConfigError, load
 from launch.erf import add_erf_command
 from launch.experiments import EXPERIMENTS, describe
+from launch.export_weights import add_export_command
 from launch.job_commands import add_job_commands
 from launch.models import add_models_command
 from launch.preflight import add_preflight_command
@@ -50,8 +52,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "overrides", metavar="key=value", nargs="*", help="settings to change, e.g. train.max_seconds=60"
         )
+    add_bench_command(commands)
     add_job_commands(commands)
     add_preflight_command(commands)
+    add_export_command(commands)
     add_models_command(commands)
     add_erf_command(commands)
     return parser

@@ -8,6 +8,7 @@ import torch
 from hpc_models import attend, build
 from hpc_models.attention import Attention, Block
 from hpc_models.batch import Batch
+from hpc_models.vit import ViTEncoder
 from tests.hpc_models.trees import random_batch
 
 
@@ -106,6 +107,26 @@ def test_packed_batches_equal_sequences_one_by_one():
     for i, batch in enumerate(batches):
         alone = model(batch)[0][batch["valid"][0]]
         torch.testing.assert_close(alone, answers["packed"][i][valid[i]], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ends", [(7, 7), (7, 5), (7, 0), (12, 12)])
+def test_padding_at_the_end_of_all_sequences_is_cut_and_needs_no_mask(ends, monkeypatch):
+    """With equal lengths attention sees no mask, so that its fastest kernel may run; the answers do not change."""
+    torch.manual_seed(0)
+    encoder = ViTEncoder(16, 2, 2, 32, taps=(0,)).eval()
+    x = torch.randn(2, 12, 16)
+    valid = torch.arange(12) < torch.tensor(ends)[:, None]
+    masks = []
+    monkeypatch.setattr(Block, "forward", lambda self, x, mask=None, lengths=None: (
+        masks.append((x.shape[1], mask)), self._forward(x, mask, lengths))[1])  # fmt: skip
+    last, (tap,) = encoder(x, valid)
+    assert last.shape == tap.shape == x.shape
+    assert {n for n, _ in masks} == {max(ends)}
+    assert all((mask is None) == (len(set(ends)) == 1) for _, mask in masks)
+    want, (want_tap,) = encoder._dense(x, valid)
+    torch.testing.assert_close(last[valid], want[valid], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(tap[valid], want_tap[valid], atol=1e-6, rtol=1e-5)
+    assert torch.isfinite(last).all()
 
 
 def test_exchange_sees_every_part():
