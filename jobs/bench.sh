@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Seconds per image of the paper's rows on one GPU (`python -m launch bench`).
+# Seconds per image of the paper's rows on one GPU: `python -m launch bench`.
 # Made by `python -m launch render`; numbers come from the experiments and from jobs/sites/generic-cuda.yaml: edit those.
 #   sbatch jobs/bench.sh [key=value ...]: settings as `python -m launch train` takes them
 #   sbatch -N2 --time=1:00:00 jobs/bench.sh ...: sbatch's own options win over those below
@@ -8,7 +8,7 @@
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=8
-#SBATCH --time=01:00:00
+#SBATCH --time=02:00:00
 #SBATCH --output=%x-%j.out
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@180
