@@ -7,7 +7,7 @@ from typing import Any
 
 from analysis.equal_quality import EqualQuality, equal_quality, label
 from analysis.formats import Column, Table, csv_text, significant, whole
-from analysis.groups import Group, group_runs, read_config
+from analysis.groups import Group, group_runs, read_config, task_of
 from analysis.item_scores import interval, read_scores
 from analysis.records import RECORD, Run, RunsError, load, load_run
 from analysis.run_files import read_curve, read_environment
@@ -111,15 +111,11 @@ def unfair(a: Group, b: Group) -> list[str]:
     """
     x, y = a.first, b.first
     reasons = differences(x, y)
-    if (x.task or _task(x)) != (y.task or _task(y)):
-        reasons.append(f"task {x.task or _task(x)} against {y.task or _task(y)}")
+    if task_of(x) != task_of(y):
+        reasons.append(f"task {task_of(x)} against {task_of(y)}")
     reasons += _other_settings(x, y)
     budget = _budget(a, b)
     return [*reasons, budget] if budget else reasons
-
-
-def _task(run: Run) -> str:
-    return "segmentation" if run.dice is not None else "not recorded"
 
 
 def _other_settings(x: Run, y: Run) -> list[str]:
@@ -286,7 +282,7 @@ def _interval(row: Row) -> str:
     if row.low is None or row.high is None:
         return ""
     if row.kind == "ratio":
-        return f"{significant(row.low)}x to {significant(row.high)}x (seeds)"
+        return f"seeds: {significant(row.low)}x to {significant(row.high)}x"
     return f"[{row.low:+.3f}, {row.high:+.3f}]"
 
 

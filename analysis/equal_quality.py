@@ -102,8 +102,8 @@ def equal_quality(a: Sequence[Curve], b: Sequence[Curve], shares: Sequence[float
 
 
 def label(value: EqualQuality) -> str:
-    """Return the speedup with the sign that its bounds leave: "2.3x", ">= 2.3x", "<= 2.3x" or "?"."""
+    """Return the speedup as far as its bounds leave it: "2.3x", "at least 2.3x", "at most 2.3x" or "?"."""
     if value.unresolved == "A and B":
         return "?" if not math.isclose(value.speedup, 1) else "1.00x"
-    sign = {"A": ">= ", "B": "<= "}.get(value.unresolved, "")
+    sign = {"A": "at least ", "B": "at most "}.get(value.unresolved, "")
     return f"{sign}{value.speedup:.3g}x"

@@ -6,7 +6,7 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -133,36 +133,54 @@ def escape_latex(text: str) -> str:
     return "{[}" + escaped[1:] if escaped.startswith("[") else escaped  # after \\ a bracket would be a length
 
 
+_TALLEST = 40  # rows of a table that still fits on one page
+_LONG_TEXT = 32  # characters; a text column with longer cells gets lines of this length
+
+
 def latex(table: Table) -> str:
-    r"""Return a table environment in booktabs style; floors are set apart by a \midrule, notes follow the table."""
-    spec = "".join("r" if c.numeric else "l" for c in table.columns)
-    lines = [
-        "% needs \\usepackage{booktabs}, \\usepackage{graphicx} and \\usepackage[T1]{fontenc}",
-        "\\begin{table*}",
-        "  \\centering",
-        f"  \\caption{{{escape_latex(table.caption)}}}",
-        f"  \\label{{tab:{re.sub(r'[^a-z0-9-]', '-', table.slug.lower())}}}",
-        f"  \\resizebox{{\\textwidth}}{{!}}{{\\begin{{tabular}}{{{spec}}}",
-        "    \\toprule",
-        "    " + " & ".join(escape_latex(c.head) for c in table.columns) + r" \\",
-        "    \\midrule",
-    ]
+    r"""Return a booktabs table: a float shrunk to the text width, or a longtable where it does not fit on one page.
+
+    A \midrule sets groups of rows apart (floors, the rows of one resolution, another source); notes follow the table.
+    """
+    tall = len(table.rows) > _TALLEST
+    packages = "longtable" if tall else "graphicx"
+    caption = f"\\caption{{{escape_latex(table.caption)}}}"
+    label = f"\\label{{tab:{re.sub(r'[^a-z0-9-]', '-', table.slug.lower())}}}"
+    heads = [" & ".join(escape_latex(c.head) for c in table.columns) + r" \\", "\\midrule"]
+    body = ["\\toprule", *heads, *(["\\endhead"] if tall else []), *_latex_rows(table), "\\bottomrule"]
+    spec = _latex_columns(table)
+    comment = f"% needs \\usepackage{{booktabs}}, \\usepackage{{{packages}}} and \\usepackage[T1]{{fontenc}}"
+    notes = [f"  {escape_latex(note)}\\par" for note in table.notes]
+    if tall:  # breaks over pages; LaTeX has it for one-column text only
+        lines = [comment, "\\begingroup\\footnotesize", f"\\begin{{longtable}}{{{spec}}}", f"  {caption}{label}\\\\"]
+        lines += [*(f"  {line}" for line in body), "\\end{longtable}"]
+        return "\n".join([*lines, *(["\\noindent", *notes] if notes else []), "\\endgroup"]) + "\n"
+    shrink = "\\resizebox{\\ifdim\\width>\\textwidth\\textwidth\\else\\width\\fi}{!}"
+    lines = [comment, "\\begin{table*}", "  \\centering", f"  {caption}", f"  {label}"]
+    lines += [f"  {shrink}{{\\begin{{tabular}}{{{spec}}}", *(f"    {line}" for line in body), "  \\end{tabular}}"]
+    if notes:
+        lines += ["  \\par\\smallskip", "  \\begin{minipage}{\\textwidth}\\footnotesize", *notes, "  \\end{minipage}"]
+    return "\n".join([*lines, "\\end{table*}"]) + "\n"
+
+
+def _latex_columns(table: Table) -> str:
+    """Return the column specification; long texts are set in lines instead of making the table tiny."""
+    spec = []
+    for i, column in enumerate(table.columns):
+        longest = max((len(row[i] or "") for row in table.rows), default=0)
+        text = f"p{{{_LONG_TEXT / 2:g}em}}" if longest > _LONG_TEXT else "l"
+        spec.append("r" if column.numeric else text)
+    return "".join(spec)
+
+
+def _latex_rows(table: Table) -> Iterator[str]:
     previous = None
     for row, kind in zip(table.rows, table.kinds, strict=True):
         if previous is not None and (kind.split()[:1] != previous.split()[:1] or kind.endswith(" first")):
-            lines.append("    \\midrule")
+            yield "\\midrule"
         cells = ["--" if cell is None or cell == MISSING else escape_latex(cell) for cell in row]
-        lines.append("    " + " & ".join(cells) + r" \\")
+        yield " & ".join(cells) + r" \\"
         previous = kind
-    lines += ["    \\bottomrule", "  \\end{tabular}}"]
-    if table.notes:
-        lines += [
-            "  \\par\\smallskip",
-            "  \\begin{minipage}{\\textwidth}\\footnotesize",
-            *(f"  {escape_latex(note)}\\par" for note in table.notes),
-            "  \\end{minipage}",
-        ]
-    return "\n".join([*lines, "\\end{table*}"]) + "\n"
 
 
 # ---- HTML

@@ -150,6 +150,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
+def task_of(run: Run) -> str:
+    """Return segmentation or classification; a record from before tasks were written is told by its scores."""
+    scored = run.accuracy is not None or run.auc is not None
+    return run.task or ("classification" if scored and run.dice is None else "segmentation")
+
+
 def is_tiled(run: Run) -> bool:
     """Whether a run trains on crops: a convolutional model, which has no attention kernel to compare."""
     return "tiled" in (run.model or "") or run.patching == "tiles"

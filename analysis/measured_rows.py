@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from analysis.cells import TEXT, Cell
 from analysis.equal_quality import equal_quality
-from analysis.groups import Group, is_tiled
+from analysis.groups import Group, is_tiled, task_of
 from analysis.item_scores import interval, read_scores
 from analysis.paper_tables import MEASURED, MISSING, SUITE
 from analysis.records import Run
@@ -20,7 +20,7 @@ _HCT, _HIRI, _RIVIT = {"hct", "gmic", "def_gmic"}, {"hiri_vit"}, {"rivit"}
 
 
 def _segments(run: Run) -> bool:
-    return run.task != "classification" and run.accuracy is None
+    return task_of(run) == "segmentation"
 
 
 def _btcv(run: Run) -> bool:

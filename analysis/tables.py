@@ -6,7 +6,7 @@ from pathlib import Path
 
 from analysis.floors import Floor, find_floors
 from analysis.formats import Column, Table, csv_text, latex, markdown, number, significant, whole, write_atomically
-from analysis.groups import Group, group_runs
+from analysis.groups import Group, group_runs, task_of
 from analysis.records import Problem, Runs
 from analysis.speedups import Baselines, Speedup
 from analysis.stats import BOOTSTRAP_SEED, resamples
@@ -53,69 +53,74 @@ def ratio(value: float) -> str:
     return f"{significant(value)}x"
 
 
+DICE, ACCURACY = "Dice [95 % CI]", "accuracy"
+_TEXT_HEADS = ("run", "model", "decoder", "patching")
+
+
 def comparison_table(comparison: Comparison) -> Table:
-    """Return the table for people: measured runs, then the floors, footnotes below."""
-    several = any(len(g.runs) > 1 for g in comparison.groups)
-    columns = [
-        Column("run"),
-        Column("model"),
-        Column("decoder"),
-        Column("patching"),
-        Column("R (px)", True),
-        Column("p (px)", True),
-        Column("L", True),
-        Column("tokens/image", True),
-        Column("steps", True),
-        Column("train (s)", True),
-        Column("s/image", True),
-        Column("Dice [95 % CI]", True),
-        Column("n", True),
-        Column("ceiling", True),
-        Column("speedup", True),
-    ]
-    columns += [Column("seeds", True)] if several else []
+    """Return the table for people: measured runs, then the floors, footnotes below.
+
+    Columns of segmentation or classification appear where a run has that task; a floor stands in the column of its
+    task, so that an accuracy is never read as a Dice.
+    """
+    tasks = {task_of(g.first) for g in comparison.groups} | {f.task for f in comparison.floors}
+    heads = [*_TEXT_HEADS, "R (px)", "p (px)", "L", "tokens/image", "steps", "train (s)", "s/image"]
+    heads += [DICE] if "segmentation" in tasks else []
+    heads += [ACCURACY, "AUC"] if "classification" in tasks else []
+    heads += ["n", *(["ceiling"] if "segmentation" in tasks else []), "speedup"]
+    heads += ["seeds"] if any(len(g.runs) > 1 for g in comparison.groups) else []
     notes = _Notes()
-    rows, kinds = [], []
+    rows: list[dict[str, str | None]] = []
     for group, quotient in zip(comparison.groups, comparison.speedups, strict=True):
-        run = group.first
-        row = [
-            group.label,
-            run.model,
-            run.decoder,
-            run.patching,
-            whole(run.resolution),
-            whole(run.patch),
-            whole(run.length),
-            whole(group.mean("tokens_per_image")),
-            whole(group.mean("steps")),
-            number(group.mean("train_seconds"), 0),
-            _seconds_cell(group, notes),
-            dice_cell(group),
-            whole(group.n_test),
-            number(group.mean("dice_ceiling")),
-            _speedup_cell(quotient, group, notes),
-        ]
-        rows.append(row + ([str(len(group.runs))] if several else []))
-        kinds.append("run")
-    resolutions = {g.first.resolution for g in comparison.groups}
-    alike = Counter((f.name, f.resolution) for f in comparison.floors)
-    for floor in comparison.floors:
-        label = f"floor: {floor.label}"
-        if alike[floor.name, floor.resolution] > 1:
-            label += f" ({', '.join(run for run, _ in floor.values)})"
-        row: list[str | None] = [""] * len(columns)  # not applicable, which is not the same as missing
-        row[0], row[11], row[12] = label, floor.text, whole(floor.n_test)
-        row[4] = (whole(floor.resolution) or "") if len(resolutions) > 1 else ""
-        rows.append(row)
-        kinds.append("floor")
+        rows.append(_run_cells(group, quotient, notes))
+    kinds = ["run"] * len(rows) + ["floor"] * len(comparison.floors)
+    rows += _floor_cells(comparison)
     return Table(
         "Comparison of the measured runs",
-        columns,
-        rows,
+        [Column(head, head not in _TEXT_HEADS) for head in heads],
+        [[row.get(head, "") for head in heads] for row in rows],  # "" does not apply, None is missing
         kinds,
         (*notes.lines(), *_fixed_notes(comparison)),
         "comparison",
     )
+
+
+def _run_cells(group: Group, quotient: Speedup, notes: "_Notes") -> dict[str, str | None]:
+    run = group.first
+    cells = {
+        "run": group.label,
+        "model": run.model,
+        "decoder": run.decoder,
+        "patching": run.patching,
+        "R (px)": whole(run.resolution),
+        "p (px)": whole(run.patch),
+        "L": whole(run.length),
+        "tokens/image": whole(group.mean("tokens_per_image")),
+        "steps": whole(group.mean("steps")),
+        "train (s)": number(group.mean("train_seconds"), 0),
+        "s/image": _seconds_cell(group, notes),
+        "n": whole(group.n_test),
+        "speedup": _speedup_cell(quotient, group, notes),
+        "seeds": str(len(group.runs)),
+    }
+    if task_of(run) == "classification":
+        return {**cells, ACCURACY: number(group.mean("accuracy")), "AUC": number(group.mean("auc"))}
+    return {**cells, DICE: dice_cell(group), "ceiling": number(group.mean("dice_ceiling"))}
+
+
+def _floor_cells(comparison: Comparison) -> list[dict[str, str | None]]:
+    several = len({g.first.resolution for g in comparison.groups}) > 1
+    alike = Counter((f.name, f.resolution) for f in comparison.floors)
+    rows = []
+    for floor in comparison.floors:
+        label = f"floor: {floor.label}"
+        if alike[floor.name, floor.resolution] > 1:
+            label += f" ({', '.join(run for run, _ in floor.values)})"
+        row: dict[str, str | None] = {"run": label, "n": whole(floor.n_test)}
+        row[ACCURACY if floor.task == "classification" else DICE] = floor.text
+        row["R (px)"] = (whole(floor.resolution) or "") if several else ""
+        rows.append(row)
+    return rows
 
 
 class _Notes:
@@ -221,6 +226,9 @@ CSV_HEADS = (
     "dice_pooled",
     "n_test",
     "dice_ceiling",
+    "task",
+    "accuracy",
+    "auc",
     "speedup",
     "speedup_baseline",
     "speedup_refused",
@@ -260,6 +268,8 @@ def comparison_csv(comparison: Comparison) -> str:
                 "peak_memory_gib",
                 "mfu",
                 "loss_final",
+                "accuracy",
+                "auc",
             )
         }
         known = {
@@ -269,6 +279,7 @@ def comparison_csv(comparison: Comparison) -> str:
             "label": group.label,
             "run_ids": " ".join(r.run_id for r in group.runs),
             "seeds": " ".join("?" if r.seed is None else str(r.seed) for r in group.runs),
+            "task": task_of(run),
             "resolution_px": run.resolution,
             "patch_px": run.patch,
             "dice_low": interval[0],
@@ -281,13 +292,14 @@ def comparison_csv(comparison: Comparison) -> str:
         }
         rows.append([known[h] for h in CSV_HEADS])
     for floor in comparison.floors:
-        for dice in sorted({dice for _, dice in floor.values}):
+        for value in sorted({value for _, value in floor.values}):
             known = {
                 "kind": "floor",
                 "label": floor.label,
-                "experiment": " ".join(run for run, value in floor.values if value == dice),
+                "experiment": " ".join(run for run, found in floor.values if found == value),
                 "resolution_px": floor.resolution,
-                "dice": dice,
+                "task": floor.task,
+                "accuracy" if floor.task == "classification" else "dice": value,
                 "n_test": floor.n_test,
             }
             rows.append([known.get(h) for h in CSV_HEADS])

@@ -77,9 +77,9 @@ def test_a_quality_that_the_first_evaluation_passed_is_a_bound():
     early, late = curve([10, 20], [0.5, 0.6]), curve([10, 40], [0.1, 0.6])
     (value,) = equal_quality([early], [late], (0.5,))
     assert value.unresolved == "A"
-    assert label(value).startswith(">= ")
+    assert label(value).startswith("at least ")
     (value,) = equal_quality([late], [early], (0.5,))
-    assert label(value).startswith("<= ")
+    assert label(value).startswith("at most ")
     (value,) = equal_quality([early], [curve([30], [0.6])], (0.5,))
     assert label(value) == "?"
 

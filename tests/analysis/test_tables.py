@@ -1,6 +1,7 @@
 import csv
 import io
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from analysis.formats import (
     whole,
     write_atomically,
 )
+from analysis.paper_tables import contradictions_table, paper_table, table_cells
 from analysis.records import Runs, load
 from analysis.tables import as_markdown, compare, comparison_csv, comparison_table
 from tests.analysis.generator import FLOORS, ROOT, SHAPES, record, write_run
@@ -88,6 +90,31 @@ def test_floors_of_other_data_are_rows_of_their_own(tmp_path: Path):
     rows = rows_of(comparison_table(compare(load(tmp_path))))
     assert rows["floor: Otsu threshold (demo_apf)"]["Dice [95 % CI]"] == "0.103"
     assert rows["floor: Otsu threshold (other)"]["Dice [95 % CI]"] == "0.500"
+
+
+def test_an_accuracy_is_never_in_the_column_of_the_dice(tmp_path: Path):
+    write_run(tmp_path, record("demo_apf"))
+    plain = {"dice": None, "dice_pooled": None, "dice_per_slide": None, "dice_ceiling": None}
+    scores = {"task": "classification", "accuracy": 0.8, "auc": 0.9, "floors": {"most_frequent_class": 0.55}}
+    write_run(tmp_path, record(experiment="who", run_id="w", model="vit", **plain, **scores))
+    comparison = compare(load(tmp_path))
+    rows = rows_of(comparison_table(comparison))
+    assert (rows["who"]["accuracy"], rows["who"]["AUC"], rows["who"]["Dice [95 % CI]"]) == ("0.800", "0.900", "")
+    assert (rows["demo_apf"]["accuracy"], rows["demo_apf"]["ceiling"]) == ("", "0.987")
+    floor = rows["floor: most frequent class"]
+    assert (floor["accuracy"], floor["Dice [95 % CI]"]) == ("0.550", "")
+    assert rows["floor: Otsu threshold"]["accuracy"] == ""
+    lines = {r["label"]: r for r in csv.DictReader(io.StringIO(comparison_csv(comparison)))}
+    assert (lines["most frequent class"]["accuracy"], lines["most frequent class"]["dice"]) == ("0.55", "")
+    assert (lines["who"]["task"], lines["who"]["auc"]) == ("classification", "0.9")
+
+
+def test_classification_alone_has_no_dice_column(tmp_path: Path):
+    write_run(tmp_path, record(task="classification", accuracy=0.8, dice=None, dice_per_slide=None, floors=None))
+    heads = [c.head for c in comparison_table(compare(load(tmp_path))).columns]
+    assert "accuracy" in heads
+    assert "Dice [95 % CI]" not in heads
+    assert "ceiling" not in heads
 
 
 def test_missing_stays_missing(tmp_path: Path):
@@ -257,6 +284,32 @@ def test_numbers():
 def test_a_table_whose_rows_do_not_fit_is_refused():
     with pytest.raises(ValueError, match="do not fit"):
         Table("t", [Column("x")], [["a", "b"]], ["run"])
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is missing")
+def test_latex_compiles(tmp_path: Path):
+    write_run(tmp_path / "runs", record("demo_apf", experiment=NASTY.replace("\n", " ")), folder="x")
+    write_run(tmp_path / "runs", record("demo_uniform_patch"))
+    texts = [latex(comparison_table(compare(load(tmp_path / "runs")))), latex(contradictions_table())]
+    texts += [latex(paper_table(name, table_cells(name))) for name in ("apf2", "apf3", "hct")]
+    packages = "\\usepackage{booktabs,graphicx,longtable}\\usepackage[T1]{fontenc}\\usepackage[margin=2cm]{geometry}"
+    page = f"\\documentclass{{article}}{packages}\\begin{{document}}" + "\\clearpage".join(texts) + "\\end{document}"
+    (tmp_path / "all.tex").write_text(page)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Float too large" not in done.stdout
+
+
+def test_a_table_for_one_page_is_shrunk_and_a_longer_one_breaks():
+    def table(rows: int) -> str:
+        return latex(Table("t", [Column("x"), Column("y")], [["a", "b" * 40]] * rows, ["run"] * rows))
+
+    assert "\\begin{table*}" in table(40)
+    assert "\\resizebox{\\ifdim\\width>\\textwidth" in table(40)
+    assert "{lp{16em}}" in table(40)
+    assert "\\begin{longtable}" in table(41)
+    assert "table*" not in table(41)
 
 
 # ---- files and command line
