@@ -4,9 +4,9 @@ PYTHON ?= python3.11
 VENV := .venv
 STAMP := $(VENV)/.installed-$(shell sha256sum pyproject.toml | cut -c1-16)
 
-.PHONY: help setup demo test slow lint bench clean
+.PHONY: help setup demo demo-slurm test slow lint bench clean
 help:            ## this list
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP)  ## make .venv with every pinned package (a second call does nothing)
 
@@ -16,6 +16,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)   ## real images -> tokens -> four trained models -> table, plots and one page in demo/ (at most 12 min)
 	@source $(VENV)/bin/activate && bash jobs/demo.sh
+
+demo-slurm: $(STAMP)  ## a real SLURM of four nodes on this machine runs the job scripts (root, slurm-wlm, munge; 2 min)
+	@source $(VENV)/bin/activate && bash jobs/demo_slurm.sh
 
 test: $(STAMP)   ## the default tests, as CI runs them
 	@source $(VENV)/bin/activate && python -m pytest -m "not slow" $(PYTEST_ARGS)

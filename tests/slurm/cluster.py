@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -306,3 +307,16 @@ def _free_port(nodes: int) -> int:
                 continue
     raise ClusterError("no free port")
 
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m tests.slurm.cluster NODES COMMAND...`: run a command with a cluster around it; its exit code."""
+    if lacks := missing():
+        print(f"error: no SLURM cluster here: {lacks}", file=sys.stderr)
+        return 65
+    with Cluster(int(arguments[0])) as cluster:
+        return subprocess.run(arguments[1:], env={**os.environ, **cluster.env}, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -73,7 +73,7 @@ def test_scripts_of_every_site_are_clean_shell(site: str, tmp_path: Path):
 
 
 def test_every_job_has_a_script_and_its_experiments_exist():
-    assert {path.stem for path in FOLDER.glob("*.sh")} == {*JOBS, "body", "demo"}
+    assert {path.stem for path in FOLDER.glob("*.sh")} == {*JOBS, "body", "demo", "demo_slurm"}
     wanted = {name for job in JOBS.values() for name in (job.experiment, job.uniform) if name}
     assert wanted <= set(EXPERIMENTS), sorted(wanted - set(EXPERIMENTS))
 

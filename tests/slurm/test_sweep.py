@@ -124,8 +124,8 @@ def test_a_failing_member_is_told_and_only_it_runs_again(jobs: Jobs, tmp_path: P
     damaged = bad / "a.tokens.h5"
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[: len(whole) // 2])
-    small = [word for word in jobs.settings("x", train__max_steps=2, eval__pictures_px=0) if not word.startswith(("run_id", "data.dir"))]
-    small += [f"data.split={good}/split.json"]
+    small = jobs.settings("x", train__max_steps=2, eval__pictures_px=0, data__split=f"{good}/split.json")
+    small = [word for word in small if not word.startswith(("run_id", "data.dir"))]
     words = ["submit", "paip_1k", "--gpus", "1", "--site", "generic-cuda", "--vary", f"data.dir={good},{bad}", *small]
     env = jobs.cluster.env
     done = launch(*words, **env)
