@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from analysis.auc_cli import add_verb as add_auc
 from analysis.compare_cli import add_verb as add_compare
 from analysis.groups import BaselineError
 from analysis.records import RunsError, load
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="{tables,compare,plots,report,scaling}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="{tables,compare,auc,plots,report,scaling}")
     texts = {
         "plots": "training curves, sequence lengths, Dice against cost, Dice per slide, pictures side by side",
         "report": "one self-contained page with tables, plots, pictures, provenance and published numbers",
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
             "of its resolution with the smallest patch)",
         )
     add_compare(verbs)
+    add_auc(verbs)
     add_scaling(verbs)
     return top
 
@@ -95,7 +97,7 @@ def _run(args: argparse.Namespace) -> int:
 
         return run(args)
     text, runs = "", None
-    if args.verb == "compare":
+    if args.verb in ("compare", "auc"):
         text, written = args.run(args)
     elif args.verb == "tables":
         text, written, runs = args.run(args)
