@@ -228,6 +228,33 @@ def newest_complete(folder: Path) -> Path | None:
     return folder / f"step-{steps[0]}" if steps else None
 
 
+def find_sound(folder: Path, which: str, say: Callable[[str], None]) -> Path | None:
+    """A complete checkpoint whose files have not changed, looked for by this process alone.
+
+    Args:
+        folder: Folder of all checkpoints of the run.
+        which: `last`, `best` (by the score on val that the newest one remembers) or a step.
+        say: Told in one line about every newer checkpoint that is damaged.
+
+    Returns:
+        Its folder; None when there is none.
+    """
+    steps = _steps(folder)
+    if which == "best":
+        notes = [json.loads((folder / f"step-{s}" / "notes.json").read_text()) for s in steps[:1]]
+        best = notes[0].get("best") if notes else None
+        steps = [int(best[1])] if best and int(best[1]) in steps else []
+    elif which != "last":
+        steps = [s for s in steps if str(s) == which]
+    for step in steps:
+        source = folder / f"step-{step}"
+        fault = _fault(source, 0, 1)
+        if fault is None:
+            return source
+        say(f"checkpoint {source} is damaged ({fault})")
+    return None
+
+
 def load_newest(
     folder: Path,
     state: dict[str, Any],
