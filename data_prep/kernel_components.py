@@ -25,20 +25,21 @@ def _root(parent, label):
 
 
 @part
-def _label_row(position, magnitude, limits, x_of_first, w, over, here, count, label, parent, known):
-    """Provisional labels of the weak pixels of one row; `over` and `here` hold labels of pixel x at x + 1.
+def _label_row(position, magnitude, first, stop, limits, x_of_first, w, rows, over, here, count, label, parent, known):
+    """Provisional labels of the weak pixels of one row; `rows` holds that of pixel x at over + x + 1 and here + x + 1.
 
-    Hardly a branch: where edges go is nothing that a processor can guess. Unsigned numbers, for Numba checks others.
+    Hardly a branch: where edges go is nothing that a processor can guess. Whole arrays and unsigned places in them:
+    Numba counts references to every slice, and checks signed numbers.
     """
     lo, hi = np.uint16(limits[0]), np.uint16(limits[1])
     one, none = np.uint64(1), np.uint32(0)
-    for k in range(len(position)):
+    for k in range(first, stop):
         x = np.uint64(position[k] - x_of_first)
         weak = magnitude[k] > lo
         # One of these, any: up touches all others, and the two on the left touch each other.
-        up = over[x + one]
-        found = max(max(over[x], here[x]), up)
-        right = over[x + one + one] if up == none else none
+        up = rows[over + x + one]
+        found = max(max(rows[over + x], rows[here + x]), up)
+        right = rows[over + x + one + one] if up == none else none
         if weak & (found != none) & (right != none) & (found != right):
             a, b = _root(parent, found), _root(parent, right)
             parent[max(a, b)] = min(a, b)
@@ -51,7 +52,7 @@ def _label_row(position, magnitude, limits, x_of_first, w, over, here, count, la
         count = np.uint32(count + np.uint32(fresh))
         known[found] |= np.uint8(magnitude[k] > hi) | np.uint8(2 * ((x == 0) | (x + one == w)))
         label[k] = found
-        here[x + one] = found
+        rows[here + x + one] = found
     return count
 
 
@@ -62,18 +63,19 @@ def _label_pixels(position, magnitude, limits, size_wh, starts, label, parent, k
     `parent` says which are one, `known` what is seen of each: 1 a strong pixel, 2 a pixel on a side, 3 both.
     """
     w, h = size_wh
-    over, here = np.zeros(w + 2, np.uint32), np.zeros(w + 2, np.uint32)
+    over, here = np.uint64(0), np.uint64(w + 2)
+    rows = np.zeros(2 * (w + 2), np.uint32)
     count = np.uint32(1)
     for y in range(h):
-        a, z = starts[y], starts[y + 1]
-        count = _label_row(position[a:z], magnitude[a:z], limits, np.uint32(y * w), np.uint64(w), over, here, count,
-                           label[a:z], parent, known)  # fmt: skip
+        a, z = np.uint64(starts[y]), np.uint64(starts[y + 1])
+        count = _label_row(position, magnitude, a, z, limits, np.uint32(y * w), np.uint64(w), rows, over, here, count,
+                           label, parent, known)  # fmt: skip
         if y == 0 or y == h - 1:
             for k in range(a, z):
                 known[label[k]] |= np.uint8(2)
         if y > 0:
-            for k in range(starts[y - 1], a):
-                over[np.uint64(position[k] - np.uint32((y - 1) * w)) + np.uint64(1)] = 0
+            for k in range(np.uint64(starts[y - 1]), a):
+                rows[over + np.uint64(position[k] - np.uint32((y - 1) * w)) + np.uint64(1)] = 0
         over, here = here, over
     return count
 
@@ -151,11 +153,12 @@ def components(
         else:
             what[i] = known[i] & 1
     shift, left, top = cells
+    cell = counts.reshape(counts.size)
     for y in range(h):
-        row, first = counts[(y + top) >> shift], np.uint32(y * w - left)
-        for k in range(starts[y], starts[y + 1]):
+        row, first = np.uint64(((y + top) >> shift) * counts.shape[1]), np.uint32(y * w - left)
+        for k in range(np.uint64(starts[y]), np.uint64(starts[y + 1])):
             code[k] = what[label[k]]
-            row[np.uint32(position[k] - first) >> np.uint32(shift)] += np.int32(code[k] == 1)
+            cell[row + np.uint64(np.uint32(position[k] - first) >> np.uint32(shift))] += np.int32(code[k] == 1)
         # The first and the last pixel of a row may be on the sides, those of two rows are.
         for k in range(starts[y], starts[y + 1] if y in (0, h - 1) else min(starts[y] + 1, starts[y + 1])):
             _note_side(position[k] - y * w, y, w, h, code[k], sides)

@@ -24,141 +24,149 @@ _SHIFT = 15
 
 
 @part
-def _add_down(a0, b0, a1, b1, a2, b2, a3, b3, weights, acc):
-    w0, w1, w2, w3 = weights[0], weights[1], weights[2], weights[3]
-    for x in range(len(acc)):
+def _add_down(gray, a0, b0, a1, b1, a2, b2, a3, b3, w0, w1, w2, w3, acc, n):
+    for x in range(n):
         acc[x] += np.uint16(
-            w0 * (np.uint16(a0[x]) + np.uint16(b0[x])) + w1 * (np.uint16(a1[x]) + np.uint16(b1[x]))
-            + w2 * (np.uint16(a2[x]) + np.uint16(b2[x])) + w3 * (np.uint16(a3[x]) + np.uint16(b3[x]))
-        )  # fmt: skip
+            w0 * (np.uint16(gray[a0 + x]) + np.uint16(gray[b0 + x]))
+            + w1 * (np.uint16(gray[a1 + x]) + np.uint16(gray[b1 + x]))
+            + w2 * (np.uint16(gray[a2 + x]) + np.uint16(gray[b2 + x]))
+            + w3 * (np.uint16(gray[a3 + x]) + np.uint16(gray[b3 + x]))
+        )
 
 
 @part
-def _blur_down(gray, y, first, stop, reach, weights, acc):
+def _blur_down(gray, at, stride, reach, weights, acc, n):
     """Weighted sum of the rows around one, in 256ths: at most 255 * 256."""
-    row = gray[y][first:stop]
-    for x in range(len(acc)):
-        acc[x] = weights[0] * np.uint16(row[x])
-    for j in range(1, reach + 1, 4):  # weights beyond the reach are 0
-        j1, j2, j3 = min(j + 1, reach), min(j + 2, reach), min(j + 3, reach)
-        _add_down(gray[y - j][first:stop], gray[y + j][first:stop], gray[y - j1][first:stop], gray[y + j1][first:stop],
-                  gray[y - j2][first:stop], gray[y + j2][first:stop], gray[y - j3][first:stop],
-                  gray[y + j3][first:stop], weights[j : j + 4], acc)
+    w0 = weights[0]
+    for x in range(n):
+        acc[x] = w0 * np.uint16(gray[at + x])
+    one, j = np.uint64(1), np.uint64(1)
+    while j <= reach:  # weights beyond the reach are 0
+        d0, d1 = j * stride, min(j + one, reach) * stride
+        d2, d3 = min(j + one + one, reach) * stride, min(j + one + one + one, reach) * stride
+        _add_down(gray, at - d0, at + d0, at - d1, at + d1, at - d2, at + d2, at - d3, at + d3,
+                  weights[j], weights[j + one], weights[j + one + one], weights[j + one + one + one],
+                  acc, n)  # fmt: skip
+        j += np.uint64(4)
 
 
 @part
-def _add_across(a0, b0, a1, b1, a2, b2, a3, b3, weights, acc):
-    w0, w1, w2, w3 = np.uint32(weights[0]), np.uint32(weights[1]), np.uint32(weights[2]), np.uint32(weights[3])
-    for x in range(len(acc)):
+def _add_across(v, a0, b0, a1, b1, a2, b2, a3, b3, w0, w1, w2, w3, acc, n):
+    for x in range(n):
         acc[x] += np.uint32(
-            w0 * (np.uint32(a0[x]) + np.uint32(b0[x])) + w1 * (np.uint32(a1[x]) + np.uint32(b1[x]))
-            + w2 * (np.uint32(a2[x]) + np.uint32(b2[x])) + w3 * (np.uint32(a3[x]) + np.uint32(b3[x]))
+            w0 * (np.uint32(v[a0 + x]) + np.uint32(v[b0 + x])) + w1 * (np.uint32(v[a1 + x]) + np.uint32(v[b1 + x]))
+            + w2 * (np.uint32(v[a2 + x]) + np.uint32(v[b2 + x])) + w3 * (np.uint32(v[a3 + x]) + np.uint32(v[b3 + x]))
         )  # fmt: skip
 
 
 @part
-def _blur_across(v, reach, weights, acc, out):
+def _blur_across(v, reach, weights, acc, out, at, n):
     """The same along a row of such sums, and the one rounding."""
-    n = len(out)
-    row = v[reach : reach + n]
+    w0 = np.uint32(weights[0])
     for x in range(n):
-        acc[x] = np.uint32(weights[0]) * np.uint32(row[x]) + np.uint32(1 << 15)
-    for j in range(1, reach + 1, 4):
-        j1, j2, j3 = min(j + 1, reach), min(j + 2, reach), min(j + 3, reach)
-        before, after = reach - j, reach + j
-        _add_across(v[before : before + n], v[after : after + n],
-                    v[reach - j1 : reach - j1 + n], v[reach + j1 : reach + j1 + n],
-                    v[reach - j2 : reach - j2 + n], v[reach + j2 : reach + j2 + n],
-                    v[reach - j3 : reach - j3 + n], v[reach + j3 : reach + j3 + n], weights[j : j + 4], acc)
+        acc[x] = w0 * np.uint32(v[reach + x]) + np.uint32(1 << 15)
+    one, j = np.uint64(1), np.uint64(1)
+    while j <= reach:
+        j1, j2, j3 = min(j + one, reach), min(j + one + one, reach), min(j + one + one + one, reach)
+        _add_across(v, reach - j, reach + j, reach - j1, reach + j1, reach - j2, reach + j2, reach - j3, reach + j3,
+                    np.uint32(weights[j]), np.uint32(weights[j + one]), np.uint32(weights[j + one + one]),
+                    np.uint32(weights[j + one + one + one]), acc, n)  # fmt: skip
+        j += np.uint64(4)
     for x in range(n):
-        out[x] = np.uint8(acc[x] >> np.uint32(16))
+        out[at + x] = np.uint8(acc[x] >> np.uint32(16))
 
 
 @part
-def _sobel_row(r0, r1, r2, smooth, step):
-    for x in range(len(r0)):
-        smooth[x] = np.int16(r0[x]) + np.int16(r1[x]) * np.int16(2) + np.int16(r2[x])
-        step[x] = np.int16(r2[x]) - np.int16(r0[x])
-
-
-@part
-def _gradient_row(smooth, step, dx, dy, m):
-    n = len(m)
-    smooth2, step1, step2 = smooth[2:], step[1:], step[2:]
+def _sobel_row(soft, r0, r1, r2, smooth, step, lead, n):
+    """Sums and differences down three rows, and what is beyond the ends of the frame: the last value again."""
     for x in range(n):
-        dx[x] = smooth2[x] - smooth[x]
-        dy[x] = step[x] + step1[x] * np.int16(2) + step2[x]
+        smooth[lead + x] = np.int16(soft[r0 + x]) + np.int16(soft[r1 + x]) * np.int16(2) + np.int16(soft[r2 + x])
+        step[lead + x] = np.int16(soft[r2 + x]) - np.int16(soft[r0 + x])
+    for x in range(lead):
+        smooth[x], step[x] = smooth[lead], step[lead]
+    end = lead + n
+    for x in range(end, np.uint64(len(smooth))):
+        smooth[x], step[x] = smooth[end - np.uint64(1)], step[end - np.uint64(1)]
+
+
+@part
+def _gradient_row(smooth, step, dx, dy, row, m, at, n):
+    one, two = np.uint64(1), np.uint64(2)
     for x in range(n):
-        m[x] = abs(dx[x]) + abs(dy[x])
+        dx[row + x] = smooth[x + two] - smooth[x]
+        dy[row + x] = step[x] + step[x + one] * np.int16(2) + step[x + two]
+    for x in range(n):
+        m[at + x] = abs(dx[row + x]) + abs(dy[row + x])
 
 
 @part
-def _count_row(m, hist):
-    h0, h1 = hist[0], hist[1]  # in turn: one table would wait for its own last write
-    for x in range(len(m) // 2):
-        h0[np.uint64(m[2 * x])] += np.uint32(1)
-        h1[np.uint64(m[2 * x + 1])] += np.uint32(1)
-    if len(m) & 1:
-        h0[np.uint64(m[len(m) - 1])] += np.uint32(1)
+def _count_row(m, at, n, h0, h1):
+    one = np.uint64(1)  # two tables in turn: one would wait for its own last write
+    for x in range(n // np.uint64(2)):
+        h0[np.uint64(m[at + x + x])] += np.uint32(1)
+        h1[np.uint64(m[at + x + x + one])] += np.uint32(1)
+    if n & one:
+        h0[np.uint64(m[at + n - one])] += np.uint32(1)
 
 
 @part
-def _largest(m):
+def _largest(m, at, n):
     top = np.int16(0)
-    for x in range(len(m)):
-        top = max(top, m[x])
+    for x in range(n):
+        top = max(top, m[at + x])
     return top
 
 
 @part
-def _maxima_row(above, here, below, dx, dy, limit, flag):
+def _maxima_row(m, above, here, below, dx, dy, row, limit, flag, n):
     """Canny's rule for one row: larger than the pixel before along the gradient, not smaller than the one after."""
-    g, right = here[1:], here[2:]
-    up, up_right, down, down_right = above[1:], above[2:], below[1:], below[2:]
-    for i in range(len(dx)):
-        across, along = np.int32(abs(dx[i])), np.int32(abs(dy[i]))
+    one, two = np.uint64(1), np.uint64(2)
+    for x in range(n):
+        i, up, down = here + x, above + x, below + x
+        g = m[i + one]
+        across, along = np.int32(abs(dx[row + x])), np.int32(abs(dy[row + x]))
         t = (across * np.int32(_TANGENT)) >> np.int32(_SHIFT)
         level = along <= t
         steep = along > t + np.int32(2) * across
-        falls = (dx[i] ^ dy[i]) < 0
-        found = level & (g[i] > here[i]) & (g[i] >= right[i])
-        found |= steep & (g[i] > up[i]) & (g[i] >= down[i])
-        one = falls & (g[i] > up_right[i]) & (g[i] > below[i])
-        other = (not falls) & (g[i] > above[i]) & (g[i] > down_right[i])
-        found |= (not level) & (not steep) & (one | other)
-        flag[i] = found & (g[i] > limit)
+        falls = (dx[row + x] ^ dy[row + x]) < 0
+        found = level & (g > m[i]) & (g >= m[i + two])
+        found |= steep & (g > m[up + one]) & (g >= m[down + one])
+        slanted = falls & (g > m[up + two]) & (g > m[down])
+        slanted |= (not falls) & (g > m[up]) & (g > m[down + two])
+        found |= (not level) & (not steep) & slanted
+        flag[x] = found & (g > limit)
 
 
 @kernel
 def is_maximum(
-    above: NDArray[np.int16], here: NDArray[np.int16], below: NDArray[np.int16],
-    dx: NDArray[np.int16], dy: NDArray[np.int16], limit: int, flag: NDArray[np.uint8],
-) -> None:  # fmt: skip
+    magnitude: NDArray[np.int16], dx: NDArray[np.int16], dy: NDArray[np.int16], limit: int, flag: NDArray[np.uint8]
+) -> None:
     """Canny's suppression for one row, `cv2.Canny(dx, dy, limit, limit)`, given derivatives.
 
     OpenCV compares |dy| * 2**15 with |dx| * 13573 (the tangent of 22.5 degrees) and |dx| * (13573 + 2**16) (of 67.5).
     |dy| is an integer and 13573 odd, so that is |dy| <= t and |dy| > t + 2 |dx| with t = |dx| * 13573 >> 15.
 
     Args:
-        above: (w + 2,) L1 magnitudes of the row above, one pixel more on either side.
-        here: those of the row.
-        below: those of the row below.
+        magnitude: (3 * (w + 2),) L1 magnitudes of the row above, the row and the row below, one pixel more at each end.
         dx: (w,) of the row.
         dy: (w,).
         limit: only magnitudes above it count.
         flag: (w,), gets 1 where the magnitude is a maximum, else 0.
     """
-    _maxima_row(above, here, below, dx, dy, np.int16(limit), flag)
+    n, zero = np.uint64(len(dx)), np.uint64(0)
+    stride = n + np.uint64(2)
+    _maxima_row(magnitude, zero, stride, stride + stride, dx, dy, zero, np.int16(limit), flag, n)
 
 
 @part
-def _emit_row(words, flag, m, base, n, position, magnitude):
-    for k in range(len(words)):
+def _emit_row(words, flag, m, at, base, n, position, magnitude):
+    for k in range(np.uint64(len(words))):
         if words[k] != 0:
-            for i in range(8 * k, 8 * k + 8):
-                position[n] = base + i
-                magnitude[n] = m[i]
-                n += flag[i]
+            first = np.uint64(8) * k
+            for i in range(first, first + np.uint64(8)):
+                position[n] = base + np.uint32(i)
+                magnitude[n] = m[at + i]
+                n += np.uint64(flag[i])
     return n
 
 
@@ -193,46 +201,50 @@ def maxima(
     Returns:
         How many were found.
     """
+    # Whole arrays and unsigned places in them: Numba counts references to every slice, and checks signed numbers.
     fx0, fy0, fx1, fy1 = frame
     x0, y0, x1, y1 = box
-    reach = len(weights) - 4
-    n = x1 - x0
+    reach, stride, n = np.uint64(len(weights) - 4), np.uint64(gray.shape[1]), np.uint64(x1 - x0)
     first, stop = max(x0 - 2, fx0), min(x1 + 2, fx1)
-    lead, filled = first - x0 + 2, stop - x0 + 2
-    v, acc = np.empty(stop - first + 2 * reach, np.uint16), np.empty(stop - first, np.uint32)
-    smooth, step = np.zeros(n + 4, np.int16), np.zeros(n + 4, np.int16)
-    soft = np.empty((3, stop - first), np.uint8)
-    m = np.zeros((3, n + 2 + _SPARE), np.int16)
-    dx, dy = np.zeros((2, n + 2), np.int16), np.zeros((2, n + 2), np.int16)
-    words = np.zeros((n + 7) // 8, np.uint64)
+    lead, wide, begin = np.uint64(first - x0 + 2), np.uint64(stop - first), np.uint64(first) - reach
+    one, two = np.uint64(1), np.uint64(2)
+    pixels, h0, h1 = gray.reshape(gray.size), hist[0], hist[1]
+    v, acc = np.empty(wide + two * reach, np.uint16), np.empty(wide, np.uint32)
+    soft = np.empty(np.uint64(3) * wide, np.uint8)
+    smooth, step = np.zeros(n + np.uint64(4), np.int16), np.zeros(n + np.uint64(4), np.int16)
+    row = n + two + np.uint64(_SPARE)
+    m = np.zeros(np.uint64(3) * row, np.int16)
+    dx, dy = np.zeros(two * row, np.int16), np.zeros(two * row, np.int16)
+    words = np.zeros((n + np.uint64(7)) // np.uint64(8), np.uint64)
     flag = words.view(np.uint8)
-    found, limit16 = 0, np.int16(limit)
-    next_soft = max(y0 - 2, fy0)
+    counted_n = np.uint64(max(0, min(x1, counted[0]) - x0))
+    found, limit16, next_soft = np.uint64(0), np.int16(limit), max(y0 - 2, fy0)
     for r in range(y0 - 1, y1 + 1):
-        size = m[(r + 3) % 3]
+        size, slope = np.uint64((r + 3) % 3) * row, np.uint64(r & 1) * row
         if r < fy0 or r >= fy1:
-            size[:] = 0
+            for x in range(size, size + row):
+                m[x] = 0
         else:
             while next_soft <= min(r + 1, fy1 - 1):
-                _blur_down(gray, next_soft, first - reach, stop + reach, reach, weights, v)
-                _blur_across(v, reach, weights, acc, soft[next_soft % 3])
+                _blur_down(pixels, np.uint64(next_soft) * stride + begin, stride, reach, weights, v, wide + two * reach)
+                _blur_across(v, reach, weights, acc, soft, np.uint64(next_soft % 3) * wide, wide)
                 next_soft += 1
-            _sobel_row(soft[max(r - 1, fy0) % 3], soft[r % 3], soft[min(r + 1, fy1 - 1) % 3],
-                       smooth[lead:filled], step[lead:filled])  # fmt: skip
-            smooth[:lead], step[:lead] = smooth[lead], step[lead]
-            smooth[filled:], step[filled:] = smooth[filled - 1], step[filled - 1]
-            _gradient_row(smooth, step, dx[r & 1], dy[r & 1], size[: n + 2])
+            _sobel_row(soft, np.uint64(max(r - 1, fy0) % 3) * wide, np.uint64(r % 3) * wide,
+                       np.uint64(min(r + 1, fy1 - 1) % 3) * wide, smooth, step, lead, wide)  # fmt: skip
+            _gradient_row(smooth, step, dx, dy, slope, m, size, n + two)
             if x0 == fx0:
-                size[0] = 0
+                m[size] = 0
             if x1 == fx1:
-                size[n + 1] = 0
+                m[size + n + one] = 0
         y = r - 1
         if y < y0:
             continue
-        here = m[y % 3]
-        if y < counted[1] and x0 < counted[0]:
-            _count_row(here[1 : 1 + min(n, counted[0] - x0)], hist)
-        if _largest(here[1 : n + 1]) > limit16:
-            _maxima_row(m[(y + 2) % 3], here, m[(y + 1) % 3], dx[y & 1][1 : n + 1], dy[y & 1][1 : n + 1], limit16, flag)
-            found = _emit_row(words, flag, here[1:], at[0] + (y - y0) * at[1], found, position, magnitude)
-    return found
+        here, slope = np.uint64(y % 3) * row, np.uint64(y & 1) * row
+        if y < counted[1]:
+            _count_row(m, here + one, counted_n, h0, h1)
+        if _largest(m, here + one, n) > limit16:
+            above, below = np.uint64((y + 2) % 3) * row, np.uint64((y + 1) % 3) * row
+            _maxima_row(m, above, here, below, dx, dy, slope + one, limit16, flag, n)
+            base = np.uint32(at[0] + (y - y0) * at[1])
+            found = _emit_row(words, flag, m, here + one, base, found, position, magnitude)
+    return np.int64(found)

@@ -193,7 +193,7 @@ def test_maxima_of_every_direction():
             expected = cv2.Canny(dx, dy, 0, 0) != 0
             magnitude = np.pad(np.abs(dx) + np.abs(dy), ((0, 0), (1, 1)))
             for y in range(1, len(dx), 3):
-                is_maximum(magnitude[y - 1], magnitude[y], magnitude[y + 1], dx[y], dy[y], 0, flag)
+                is_maximum(magnitude[y - 1 : y + 2].ravel(), dx[y], dy[y], 0, flag)
                 np.testing.assert_array_equal(flag[1::3], expected[y, 1::3])
 
 
