@@ -15,6 +15,7 @@ from launch.experiments import EXPERIMENTS, describe
 from launch.export_weights import add_export_command
 from launch.job_commands import add_job_commands
 from launch.models import add_models_command
+from launch.plan.command import add_plan_command
 from launch.preflight import add_preflight_command
 from launch.ranks import EXIT_CONFIG, EXIT_OK, RankError, find_ranks
 
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     add_bench_command(commands)
     add_job_commands(commands)
+    add_plan_command(commands)
     add_preflight_command(commands)
     add_export_command(commands)
     add_models_command(commands)

@@ -28,6 +28,7 @@ class Hardware(Section):
     reserved_gib: float = Field(default=0.0, ge=0, description="of it for context, communication and fragmentation")
     peak_tflops: dict[Literal["fp32", "bf16"], float] = Field(description="dense matrix peak of a gpu")
     memory_gb_s: float = Field(gt=0, description="peak bandwidth of a gpu's memory, 1e9 bytes/s")
+    launch_us: float = Field(default=6.0, ge=0, description="host time to start one kernel in eager torch")
 
 
 class Link(Section):

@@ -151,6 +151,7 @@ class Ledger(TorchDispatchMode):
         if block is None:
             self._see(storage, "gathered")
         elif storage.nbytes() != block.size_bytes:
+            block.kind = "gathered"
             self._events.append((block, storage.nbytes() - block.size_bytes))
             block.size_bytes = storage.nbytes()
 
@@ -214,6 +215,8 @@ class Ledger(TorchDispatchMode):
         tensors = tree_leaves(out if whole < 0 else args[whole])
         size = sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
         self.collectives.append(Collective(kind, size, _group_ranks(args[group])))
+        if kind == "all_gather":
+            self.hold(tensors, "gathered")
 
     def _operation(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         schema = func._schema

@@ -7,8 +7,6 @@ The model, the loss, the optimiser and the engine are the experiment's own; the 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,6 +22,7 @@ from launch.config import Config
 from launch.data import TokenFiles
 from launch.ema import Average
 from launch.engines.base import Engine
+from launch.engines.deepspeed import import_deepspeed
 from launch.optim import make_optimizer
 from launch.plan.ledger import KINDS, Collective, Ledger, Work, held_by
 from launch.plan.world import pretend
@@ -33,6 +32,8 @@ from launch.trainer import build_model
 from launch.ulysses import spread_sequences
 
 _FINEST_CELLS = 512  # side of the grid that made-up trees are grown on; deeper frames get no smaller leaves than that
+# The first step makes the optimiser's moments and settles DDP's buckets; ZeRO-3 follows its trace from the third on.
+_WARM_UPS = {"ddp": 1, "fsdp": 1, "deepspeed": 2}
 
 
 class _Unlabelled(Classification):
@@ -186,8 +187,8 @@ def one_step(
             with average.applied():
                 return engine.forward(inputs)
 
-    # Words of the real loop: ranks agree on signals and time, then step, then share the loss.
-    dist.all_reduce(torch.zeros(2, dtype=torch.float64), op=dist.ReduceOp.MAX)
+    # As in the real loop: ranks agree on signal, time and best score, then step, then share the loss.
+    dist.all_reduce(torch.zeros(3, dtype=torch.float64), op=dist.ReduceOp.MAX)
     for piece in range(train.accumulate):
         inputs = {k: v[piece * micro : (piece + 1) * micro] for k, v in batch.items()}
         losses = task.losses(engine.forward, inputs, teacher)
@@ -195,10 +196,13 @@ def one_step(
             last = piece == train.accumulate - 1 and part == task.parts - 1
             with engine.micro_step(last=last):
                 loss = next(losses).sum() / (share * task.parts)
+                if ledger is not None:
+                    _hold_extras(ledger, engine, average)  # ZeRO has its buckets for the backward pass only
                 engine.backward(loss)
             total += loss.detach()
     if ledger is not None:
         ledger.hold([p.grad for p in engine.module.parameters() if p.grad is not None], "gradients")
+        _hold_extras(ledger, engine, average)
     engine.step(train.lr, train.clip)
     if average is not None:
         average.update(1)
@@ -206,7 +210,7 @@ def one_step(
 
 
 def count(config: Config, world: int, local_world: int) -> Counts:
-    """Count the second step of a run: the first one makes the optimiser's moments and settles DDP's buckets.
+    """Count a step as it is when a run has settled.
 
     Args:
         config: The experiment.
@@ -218,6 +222,8 @@ def count(config: Config, world: int, local_world: int) -> Counts:
     """
     started = time.perf_counter()
     check_world(config, world)
+    if config.engine.name == "deepspeed":
+        import_deepspeed()  # before there is a world, which it would remember
     with pretend(world):
         engine, task, micro, average = make_step(config, world, local_world)
         batch = made_up_batch(config, micro * config.train.accumulate)
@@ -226,7 +232,8 @@ def count(config: Config, world: int, local_world: int) -> Counts:
         _hold_extras(ledger, engine, average)
         with ledger:
             ledger.hold(batch, "activations")
-            one_step(config, engine, task, micro, average, batch, ledger)
+            for _ in range(_WARM_UPS[config.engine.name]):
+                one_step(config, engine, task, micro, average, batch, ledger)
             _hold_extras(ledger, engine, average)
             ledger.start_counting()
             mark = ledger.events()
@@ -242,23 +249,29 @@ def count(config: Config, world: int, local_world: int) -> Counts:
 
 
 def _hold_extras(ledger: Ledger, engine: Engine, average: Average | None) -> None:
-    """Memory that the model does not own."""
-    optimizer = getattr(engine, "optimizer", None)
-    if optimizer is not None:
-        ledger.hold([list(state.values()) for state in optimizer.state.values()], "optimizer")
+    """Say what memory is for that the model does not own."""
     buckets = getattr(getattr(engine, "_ddp", None), "buckets", None)
     if buckets is not None:
         ledger.hold(buckets, "gradients")
     if average is not None:
         ledger.hold(average.weights, "optimizer")
+    optimizer = getattr(engine, "optimizer", None)
+    if optimizer is None:
+        optimizer = _hold_zero(ledger, engine)
+    ledger.hold([list(state.values()) for state in optimizer.state.values()], "optimizer")
 
 
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    """torch on this many threads: nothing is computed, so more would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _hold_zero(ledger: Ledger, engine: Engine) -> Any:
+    """The same for DeepSpeed's buckets, shards and fp32 copies; returns the optimiser inside."""
+    zero = engine._engine.optimizer  # type: ignore[attr-defined]
+    for bucket in getattr(zero, "ipg_buckets", {}).values():
+        ledger.hold(bucket.buffer, "gradients")
+    for name in ("grad_partitions_flat_buffer", "averaged_gradients"):
+        ledger.hold(getattr(zero, name, None), "gradients")
+    own = list(engine.module.parameters())
+    ledger.hold([p.ds_tensor for p in own if hasattr(p, "ds_tensor")], "parameters")
+    inner = getattr(zero, "optimizer", zero)
+    copies = [p for group in inner.param_groups for p in group["params"]]
+    if not {id(p) for p in copies} & {id(p) for p in own}:
+        ledger.hold(copies, "optimizer")
+    return inner

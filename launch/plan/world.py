@@ -7,6 +7,7 @@ So shapes that depend on them are right, and only floating point numbers are fak
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -147,6 +148,20 @@ class CountedDDP(nn.Module):
 
 
 @contextmanager
+def _forgetful_deepspeed() -> Iterator[None]:
+    """DeepSpeed keeps process groups in module globals, where those of one pretended world would meet the next."""
+    names = ("deepspeed.utils.groups", "deepspeed.comm.comm")
+    kept = {name: dict(vars(sys.modules[name])) for name in names if name in sys.modules}
+    copies = {name: {k: dict(v) for k, v in values.items() if type(v) is dict} for name, values in kept.items()}
+    try:
+        yield
+    finally:
+        for name, values in kept.items():
+            vars(sys.modules[name]).update(values)
+            vars(sys.modules[name]).update(copies[name])
+
+
+@contextmanager
 def pretend(world: int) -> Iterator[None]:
     """Inside the block this process is rank 0 of `world`, floating point tensors are fake, and DDP is `CountedDDP`.
 
@@ -163,9 +178,10 @@ def pretend(world: int) -> Iterator[None]:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)  # type: ignore[no-untyped-call]
     try:
         names["DistributedDataParallel"] = CountedDDP
-        with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), RealIntegers():
+        with _forgetful_deepspeed(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield
+            with FakeTensorMode(allow_non_fake_inputs=True), RealIntegers():
+                yield
     finally:
         names["DistributedDataParallel"] = real_ddp
         dist.destroy_process_group()

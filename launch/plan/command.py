@@ -1,0 +1,121 @@
+"""The command line of `python -m launch plan`. Must not import torch when it is imported: the parser asks it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+from launch.config import Config, ConfigError, apply_overrides, load
+from launch.sites import Site, load_site
+
+if TYPE_CHECKING:
+    from launch.plan.report import Row
+
+ENGINES = ("ddp", "fsdp", "hsdp", "zero0", "zero1", "zero2", "zero3")
+ADVICE_S = 40.0  # how long to look for a change that fits
+
+
+def add_plan_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add it to the parser; it sets `run`, a function of the parsed arguments that returns an exit code."""
+    command = commands.add_parser(
+        "plan",
+        help="what a training step costs on any number of gpus: memory, collectives, FLOPs, seconds; needs no gpu",
+        description="Runs one training step of an experiment as rank 0 of N gpus on tensors without numbers, in this "
+        "one process, and counts what it does. Adaptive images are taken to have data.length tokens, or as many as a "
+        "tree of that length has. Memory is that of tensors; work space inside kernels is the site's reserve.",
+    )
+    command.add_argument("experiment", metavar="EXPERIMENT", help="a name from `python -m launch experiments`")
+    command.add_argument("overrides", metavar="key=value", nargs="*", help="settings to change, as for train")
+    command.add_argument("--gpus", default="1", metavar="N[,N...]", help="several numbers print a table")
+    command.add_argument("--engine", choices=ENGINES, help="default: the experiment's own")
+    command.add_argument("--site", default="generic-cuda", help="name of jobs/sites/NAME.yaml, or a .yaml file")
+    command.add_argument(
+        "--micro", type=int, metavar="IMAGES", help="images per gpu and forward pass; sets train.batch for each N"
+    )
+    command.add_argument("--json", action="store_true", help="print everything as JSON")
+    command.add_argument("--no-advice", action="store_true", help="do not look for a change that would fit")
+    command.set_defaults(run=run)
+
+
+def engine_overrides(name: str, world: int) -> list[str]:
+    """`--engine` as settings."""
+    if name.startswith("zero"):
+        return ["engine.name=deepspeed", f"engine.zero={name[-1]}"]
+    if name == "hsdp":
+        return ["engine.name=fsdp", "engine.shard=null"]
+    return [f"engine.name={name}", *([f"engine.shard={world}"] if name == "fsdp" else [])]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(word) for word in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise ConfigError(f"--gpus={text!r} must be numbers like 1,8,2048")
+    return numbers
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Count, print; 0 also when it does not fit, since that is an answer.
+
+    Raises:
+        ConfigError: Bad arguments or settings; exit code 64.
+    """
+    site, numbers = load_site(asked.site), _numbers(asked.gpus)
+    if asked.micro is not None and asked.micro < 1:
+        raise ConfigError(f"--micro={asked.micro} must be at least 1")
+    base = load(asked.experiment, asked.overrides)
+    import torch
+
+    from launch.plan import report
+    from launch.run import check_model
+
+    logging.disable(logging.WARNING)  # DeepSpeed and torch tell of the pretended ranks
+    torch.set_num_threads(1)  # nothing is computed
+    check_model(base)
+    rows: list[Row] = []
+    for world in numbers:
+        if not asked.json and len(numbers) > 1 and sys.stderr.isatty():
+            print(f"counting {world} gpus ...", file=sys.stderr)
+        rows.append(_row(base, site, world, asked, advise=not any(row.change for row in rows)))
+    if all(row.counts is None for row in rows):
+        raise ConfigError(rows[0].error)
+    if asked.json:
+        print(json.dumps(report.as_json(base, site, rows), indent=1))
+        return 0
+    print(report.table(rows, site))
+    counted = [row for row in rows if row.counts is not None]
+    if len(counted) == 1:
+        print(report.page(counted[0], site))
+    for row in counted:
+        print(report.verdict(row, site))
+    return 0
+
+
+def _row(base: Config, site: Site, world: int, asked: argparse.Namespace, advise: bool) -> Row:
+    from launch.plan.changes import cheapest_change
+    from launch.plan.cost import fits
+    from launch.plan.report import Row
+    from launch.plan.step import Counts, count
+
+    local_world = min(world, site.hardware.gpus_per_node)
+
+    def counted(config: Config) -> Counts:
+        return count(config, world, local_world)
+
+    try:
+        config = apply_overrides(base, engine_overrides(asked.engine, world)) if asked.engine else base
+        if asked.micro is not None:
+            shares = max(1, world // config.engine.sequence) * config.train.accumulate
+            config = apply_overrides(config, [f"train.batch={asked.micro * shares}"])
+        counts = counted(config)
+    except ConfigError as error:
+        return Row(world, None, str(error))
+    if fits(counts, site) or asked.no_advice or not advise:
+        return Row(world, counts)
+    change, tried = cheapest_change(config, site, world, counted, ADVICE_S)
+    return Row(world, counts, "", change, tried)

@@ -1,0 +1,157 @@
+"""A plan as a table, as a page for one number of gpus, and as JSON; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from launch.config import Config
+from launch.plan.changes import Change
+from launch.plan.cost import GIB, cost, fits, memory_gib, summed
+from launch.plan.step import Counts
+from launch.sites import Site
+
+HEADINGS = (
+    "gpus", "engine", "images/gpu", "tokens", "memory GiB", "TFLOP/gpu", "sent GiB/gpu", "step s", "images/s", "fits",
+)  # fmt: skip
+_KIND_NAMES = {
+    "parameters": "parameters, buffers", "gradients": "gradients", "optimizer": "optimiser, averages",
+    "gathered": "gathered shards", "activations": "activations, batch, temporary",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of gpus: its counts, or why there are none; and what would fit when it does not."""
+
+    gpus: int
+    counts: Counts | None
+    error: str = ""
+    change: Change | None = None
+    tried: int = 0
+
+
+def as_json(config: Config, site: Site, rows: Sequence[Row]) -> dict[str, Any]:
+    """Everything, in the units that the names say."""
+    return {
+        "experiment": config.experiment,
+        "site": site.name,
+        "memory_limit_gib": memory_gib(site),
+        "plans": [_row_json(row, site) for row in rows],
+    }
+
+
+def _row_json(row: Row, site: Site) -> dict[str, Any]:
+    if row.counts is None:
+        return {"gpus": row.gpus, "error": row.error}
+    counts = row.counts
+    seconds = cost(counts, site)
+    change = row.change
+    return {
+        "gpus": row.gpus,
+        "nodes": -(-row.gpus // site.hardware.gpus_per_node),
+        "engine": counts.engine,
+        "parameters": counts.parameters,
+        "global_batch": counts.images,
+        "images_per_forward": counts.micro,
+        "tokens_per_image": counts.tokens,
+        "peak_memory_gib": counts.peak_bytes / GIB,
+        "memory_gib": {kind: size / GIB for kind, size in counts.memory.items()},
+        "fits": fits(counts, site),
+        "flops": counts.flops,
+        "macs": counts.flops // 2,
+        "operations": counts.operations,
+        "collectives": summed(counts.collectives),
+        "time": {
+            "matrix_s": seconds.matrix_s, "traffic_s": seconds.traffic_s, "launch_s": seconds.launch_s,
+            "bandwidth_s": seconds.bandwidth_s, "latency_s": seconds.latency_s,
+            "step_s": seconds.step_s, "overlapped_s": seconds.overlapped_s,
+        },
+        "images_per_s": counts.images / seconds.step_s,
+        "would_fit": None if change is None else {
+            "overrides": list(change.overrides),
+            "peak_memory_gib": change.counts.peak_bytes / GIB,
+            "step_s": cost(change.counts, site).step_s,
+        },
+        "changes_tried": row.tried,
+        "counting_s": counts.seconds,
+    }  # fmt: skip
+
+
+def table(rows: Sequence[Row], site: Site) -> str:
+    """One line per number of gpus."""
+    cells = [list(HEADINGS)]
+    notes = []
+    for row in rows:
+        if row.counts is None:
+            notes.append(f"{row.gpus} gpus: {row.error}")
+            continue
+        counts = row.counts
+        seconds = cost(counts, site)
+        sent = sum(c.size_bytes for c in counts.collectives if len(c.ranks) > 1) / GIB
+        cells.append([
+            str(row.gpus), counts.engine, str(counts.micro), "-" if counts.tokens is None else str(counts.tokens),
+            f"{counts.peak_bytes / GIB:.2f}", f"{counts.flops / 1e12:.4g}", f"{sent:.3g}",
+            f"{seconds.overlapped_s:.3g}-{seconds.step_s:.3g}", f"{counts.images / seconds.step_s:.3g}",
+            "yes" if fits(counts, site) else "NO",
+        ])  # fmt: skip
+    widths = [max(len(line[i]) for line in cells) for i in range(len(HEADINGS))]
+    lines = ["  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in cells]
+    return "\n".join([*(lines if len(cells) > 1 else []), *notes])
+
+
+def page(row: Row, site: Site) -> str:
+    """What one plan consists of."""
+    counts = row.counts
+    assert counts is not None
+    seconds = cost(counts, site)
+    lines = [f"\n{row.gpus} gpus, {counts.engine}: memory of one gpu at its peak, {memory_gib(site):.4g} GiB usable"]
+    lines += [f"  {_KIND_NAMES[kind]:<30}{size / GIB:>10.3f} GiB" for kind, size in counts.memory.items()]
+    lines.append(f"  {'sum':<30}{counts.peak_bytes / GIB:>10.3f} GiB")
+    lines.append("collectives of one step and gpu")
+    for entry in summed(counts.collectives):
+        size = int(str(entry["bytes"]))
+        text = f"{entry['kind']} over {entry['ranks']}"
+        lines.append(f"  {text:<30}{entry['count']:>6} x {_amount(size):>12}")
+    lines.append(f"arithmetic of one step and gpu: {counts.flops:.6g} FLOP, {counts.flops // 2:.6g} MAC")
+    lines += [f"  in {precision:<27}{work.flops:>14.6g} FLOP" for precision, work in sorted(counts.work.items())]
+    lines.append(f"predicted seconds of one step on {site.name} (rates of its file, nothing measured)")
+    for name in ("matrix_s", "traffic_s", "launch_s", "bandwidth_s", "latency_s", "overlapped_s", "step_s"):
+        lines.append(f"  {_TERMS[name]:<48}{getattr(seconds, name):>12.4g}")
+    return "\n".join(lines)
+
+
+_TERMS = {
+    "matrix_s": "matrix products, convolutions, attention",
+    "traffic_s": "other operations, by their memory traffic",
+    "launch_s": "starting kernels (hidden behind the work, if less)",
+    "bandwidth_s": "collectives, bytes",
+    "latency_s": "collectives, hops",
+    "overlapped_s": "step, all communication hidden",
+    "step_s": "step, nothing hidden",
+}
+
+
+def _amount(size: int) -> str:
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= factor:
+            return f"{size / factor:.4g} {unit}"
+    return f"{size} B"
+
+
+def verdict(row: Row, site: Site) -> str:
+    """One line: does it fit, and if not, what would."""
+    counts = row.counts
+    assert counts is not None
+    need, have = counts.peak_bytes / GIB, memory_gib(site)
+    if fits(counts, site):
+        return f"{row.gpus} gpus: fits, {need:.2f} of {have:.4g} GiB"
+    head = f"{row.gpus} gpus: does not fit, {need:.2f} of {have:.4g} GiB; "
+    if row.change is None:
+        return head + f"none of {row.tried} changes of shards, micro batch, precision and recomputation fits either"
+    change = row.change
+    return head + (
+        f"cheapest change: {' '.join(change.overrides)} ({change.counts.peak_bytes / GIB:.2f} GiB, "
+        f"step {cost(change.counts, site).step_s:.3g} s)"
+    )
