@@ -7,7 +7,7 @@ from typing import Any
 
 from analysis.equal_quality import EqualQuality, equal_quality, label
 from analysis.formats import Column, Table, csv_text, significant, whole
-from analysis.groups import Group, group_runs, read_config, task_of
+from analysis.groups import Group, group_runs, read_config
 from analysis.item_scores import interval, read_scores
 from analysis.records import RECORD, Run, RunsError, load, load_run
 from analysis.run_files import read_curve, read_environment
@@ -68,7 +68,8 @@ def read_side(path: Path) -> Group:
         RunsError: no such path, or several experiments in a folder (64); no finished run (1).
     """
     if path.is_file() or not path.exists():
-        return Group(path.stem if path.name != RECORD else path.parent.name, (load_run(path),))
+        run = load_run(path)
+        return Group(run.experiment, (run,))
     if (path / RECORD).exists():
         run = load_run(path / RECORD)
         return Group(run.experiment, (run,))
@@ -110,10 +111,7 @@ def unfair(a: Group, b: Group) -> list[str]:
     training time (5 %).
     """
     x, y = a.first, b.first
-    reasons = differences(x, y)
-    if task_of(x) != task_of(y):
-        reasons.append(f"task {task_of(x)} against {task_of(y)}")
-    reasons += _other_settings(x, y)
+    reasons = [*differences(x, y), *_other_settings(x, y)]
     budget = _budget(a, b)
     return [*reasons, budget] if budget else reasons
 

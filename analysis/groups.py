@@ -157,5 +157,5 @@ def task_of(run: Run) -> str:
 
 
 def is_tiled(run: Run) -> bool:
-    """Whether a run trains on crops: a convolutional model, which has no attention kernel to compare."""
-    return "tiled" in (run.model or "") or run.patching == "tiles"
+    """Whether a run trains on crops of the image: its patch is the crop, so it is no uniform row of that patch."""
+    return "tiled" in (run.model or "") or run.patching == "tiles" or run.samples_per_image not in (None, 1)

@@ -1,10 +1,11 @@
 """Which two rows a speedup may divide, and the speedup of every row over its fair baseline (no torch, no files)."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.groups import BaselineError, Group, is_tiled
+from analysis.groups import BaselineError, Group, is_tiled, task_of
 from analysis.records import Run
 
 # What two runs must share before their times are divided (design, section 5), and the word for it.
@@ -17,8 +18,10 @@ FAIR = (
     ("optimiser", "optimiser"),
     ("split_sha256", "data split"),
     ("resolution", "resolution"),
+    ("task", "task"),
     ("warmup_rule", "timing window"),
 )
+_CONVOLUTIONAL = {"unet", "unet_tiled", "gmic", "def_gmic"}  # no attention, so no kernel of it to compare
 _NO_ATTENTION = "none"
 
 
@@ -35,7 +38,7 @@ class Speedup:
 def differences(a: Run, b: Run) -> list[str]:
     """Return why the times of two runs must not be divided: one reason per difference, none if the two are alike.
 
-    A backend is compared only between models that have attention: the tiled ones are convolutional.
+    A backend is compared only between models that have attention.
     A value that one record lacks is a reason too: what is not known to be equal is not compared.
     """
     reasons = []
@@ -95,7 +98,8 @@ class Baselines:
         """Return sec/image of a uniform baseline over sec/image of this row.
 
         Without `baseline`, the baseline is the row's fair counterpart among the uniform, untiled rows of its
-        resolution: the one with the smallest patch, which is what adaptive patching claims to replace.
+        resolution, of the same model if there is one: that with the smallest patch, which is what adaptive patching
+        claims to replace.
 
         Args:
             group: The row.
@@ -122,13 +126,13 @@ class Baselines:
             kernel = _fair_value(run, "attention_backend")
             for other, finest in self._fair.get(key, {}).items():
                 if kernel == _NO_ATTENTION or (other is not None and other == kernel):
-                    found.append(finest.best(run.decoder))
+                    found.append(finest.best(run))
         if id(group) in self._candidates:
             found.append(group)
         if found:
-            return min(found, key=lambda g: _preference(g, run.decoder))
+            return min(found, key=lambda g: _preference(g, run.model, run.decoder))
         near = self._near.get(run.resolution)
-        return near.best(run.decoder) if near else None
+        return near.best(run) if near else None
 
     def _best_named(self, group: Group, name: str) -> Group | None:
         candidates = self._named.get(name)
@@ -138,29 +142,37 @@ class Baselines:
             )
         timed = [g for g in candidates if g.seconds_per_image]
         unfair = {id(g): bool(g is not group and differences(group.first, g.first)) for g in timed}
-        return min(timed, key=lambda g: (unfair[id(g)], *_preference(g, group.first.decoder)), default=None)
+        mine = group.first
+        return min(timed, key=lambda g: (unfair[id(g)], *_preference(g, mine.model, mine.decoder)), default=None)
 
 
 class _Finest:
-    """The uniform rows of one kind with the smallest patch; keeps the first by label of each decoder."""
+    """The uniform rows of one kind: for each model and decoder, and for any, the smallest patch, then first label."""
 
     def __init__(self) -> None:
-        self._by_decoder: dict[str | None, Group] = {}
+        self._known: dict[tuple[str | None, str | None], Group] = {}
 
     def add(self, group: Group) -> None:
-        for decoder in (group.first.decoder, "any"):
-            known = self._by_decoder.get(decoder)
-            if known is None or _preference(group, decoder) < _preference(known, decoder):
-                self._by_decoder[decoder] = group
+        for key in itertools.product((group.first.model, _ANY), (group.first.decoder, _ANY)):
+            known = self._known.get(key)
+            if known is None or (group.first.patch or 0, group.label) < (known.first.patch or 0, known.label):
+                self._known[key] = group
 
-    def best(self, decoder: str | None) -> Group:
-        """The smallest patch; then the same decoder; then the first label."""
-        found = [self._by_decoder[d] for d in (decoder, "any") if d in self._by_decoder]
-        return min(found, key=lambda g: _preference(g, decoder))
+    def best(self, run: Run) -> Group:
+        """The same model if there is one; then the smallest patch, the same decoder, the first label."""
+        keys = itertools.product((run.model, _ANY), (run.decoder, _ANY))
+        return min(
+            (self._known[key] for key in keys if key in self._known),
+            key=lambda g: _preference(g, run.model, run.decoder),
+        )
 
 
-def _preference(group: Group, decoder: str | None) -> tuple:
-    return (group.first.patch or 0, group.first.decoder != decoder, group.label)
+_ANY = "any of them"
+
+
+def _preference(group: Group, model: str | None, decoder: str | None) -> tuple:
+    run = group.first
+    return (run.model != model, run.patch or 0, run.decoder != decoder, group.label)
 
 
 def _fair_key(run: Run) -> tuple | None:
@@ -170,8 +182,10 @@ def _fair_key(run: Run) -> tuple | None:
 
 
 def _fair_value(run: Run, name: str):
-    if name == "attention_backend" and is_tiled(run):
+    if name == "attention_backend" and run.model in _CONVOLUTIONAL:
         return _NO_ATTENTION
+    if name == "task":
+        return task_of(run)
     return (run.device_name or run.device) if name == "hardware" else getattr(run, name)
 
 

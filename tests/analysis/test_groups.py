@@ -135,6 +135,34 @@ def test_the_tiled_rival_is_never_the_uniform_baseline(tmp_path: Path):
     assert speedup(by_label(groups)["demo_apf"], groups).baseline is None
 
 
+def test_crops_are_no_uniform_patches(tmp_path: Path):
+    crops = {"model": "transunet", "patch": 256, "samples_per_image": 65_536.0, "seconds_per_image": 9.0}
+    groups = load_all(
+        tmp_path,
+        record("demo_apf", seconds_per_image=1.0),
+        record("demo_uniform_patch", experiment="crops", run_id="c", **crops),
+        record("demo_uniform_patch", experiment="whole", run_id="w", patch=512, seconds_per_image=3.0),
+    )
+    found = speedup(by_label(groups)["demo_apf"], groups)
+    assert (found.ratio, found.baseline.label) == (3.0, "whole")
+
+
+def test_the_same_model_goes_before_a_finer_other_one(tmp_path: Path):
+    groups = load_all(
+        tmp_path,
+        record("demo_apf", seconds_per_image=1.0),
+        record("demo_uniform_patch", experiment="other", run_id="o", model="vit", patch=8, seconds_per_image=9.0),
+        record("demo_uniform_patch", seconds_per_image=2.0),
+    )
+    assert speedup(by_label(groups)["demo_apf"], groups).baseline.label == "demo_uniform_patch"
+
+
+def test_another_task_is_not_compared(tmp_path: Path):
+    groups = load_all(tmp_path, record("demo_apf"), record("demo_uniform_patch", task="classification"))
+    found = speedup(by_label(groups)["demo_apf"], groups)
+    assert "task segmentation against classification" in found.refused
+
+
 def test_an_unknown_baseline_lists_the_known(tmp_path: Path):
     groups = load_all(tmp_path, record("demo_apf"))
     with pytest.raises(BaselineError, match="demo_apf"):
@@ -159,7 +187,8 @@ KINDS = st.fixed_dictionaries(
         "decoder": st.sampled_from(["leaf", "token"]),
         "gpus": st.sampled_from([1, 2, None]),
         "attention_backend": st.sampled_from(["math", "flash", None]),
-        "model": st.sampled_from(["unetr", "unet_tiled"]),
+        "model": st.sampled_from(["unetr", "transunet", "unet_tiled"]),
+        "samples_per_image": st.sampled_from([1.0, 16.0]),
         "resolution": st.sampled_from([512, 1024]),
         "seconds_per_image": st.sampled_from([0.5, 1.0, None]),
     }
@@ -181,11 +210,12 @@ def test_the_sorted_baselines_find_what_a_search_over_all_rows_finds(kinds):
             g
             for g in groups
             if g.first.patching == "uniform" and g.first.model != "unet_tiled" and g.seconds_per_image
-            and g.first.resolution == mine.resolution
+            and g.first.samples_per_image == 1 and g.first.resolution == mine.resolution
         ]  # fmt: skip
         search.sort(
             key=lambda g: (
                 g is not group and bool(differences(mine, g.first)),
+                g.first.model != mine.model,
                 g.first.patch,
                 g.first.decoder != mine.decoder,
                 g.label,
