@@ -7,6 +7,7 @@ from pathlib import Path
 
 from analysis.auc_cli import add_verb as add_auc
 from analysis.compare_cli import add_verb as add_compare
+from analysis.erf import add_verb as add_erf
 from analysis.groups import BaselineError
 from analysis.records import RunsError, load
 from analysis.scaling import add_verb as add_scaling
@@ -34,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="{tables,compare,auc,plots,report,scaling}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="{tables,compare,auc,erf,plots,report,scaling}")
     texts = {
         "plots": "training curves, sequence lengths, Dice against cost, Dice per slide, pictures side by side",
         "report": "one self-contained page with tables, plots, pictures, provenance and published numbers",
@@ -66,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
         )
     add_compare(verbs)
     add_auc(verbs)
+    add_erf(verbs)
     add_scaling(verbs)
     return top
 
@@ -97,7 +99,7 @@ def _run(args: argparse.Namespace) -> int:
 
         return run(args)
     text, runs = "", None
-    if args.verb in ("compare", "auc"):
+    if args.verb in ("compare", "auc", "erf"):
         text, written = args.run(args)
     elif args.verb == "tables":
         text, written, runs = args.run(args)
