@@ -105,6 +105,8 @@ class TransUNet(PictureModel):
         self.dropout = dropout
         self.vit = ViTEncoder(width, depth, heads, mlp_dim or 4 * width, (), qkv_bias=True, dropout=dropout)
         set_norm_eps(self.vit, 1e-6)
+        for block in self.vit.blocks:
+            block.attn.dropout = 0.0  # type: ignore[union-attr,assignment]
         first = 2 * decoder_widths[0]
         self.bridge = ConvNorm(width, first, norm)
         skips = [*reversed(self.resnet.widths[:3]), 0]

@@ -4,29 +4,19 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from launch.model_base import Inputs, ModelConfig, OptionalInt, Task
+from launch.model_base import Inputs, ModelConfig, Task
+from launch.model_families.parts import TransformerSizes
 
 
-class _ViTBase(ModelConfig):
-    """Sizes that ViT and APF-ViT share; ViT-B by default."""
+class _ViTBase(TransformerSizes):
+    """What ViT and APF-ViT share."""
 
     task: ClassVar[Task] = "classification"
 
-    width: int = Field(default=768, gt=0, description="channels of a token")
-    depth: int = Field(default=12, gt=0, description="transformer blocks")
-    heads: int = Field(default=12, gt=0, description="attention heads; must divide width")
-    mlp_dim: OptionalInt = Field(default=None, gt=0, description="hidden channels of a block's MLP; null: 4 * width")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="in attention and MLP")
     normalise: bool = Field(default=True, description="map the input from [0, 1] to [-1, 1] first")
     checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
-
-    @model_validator(mode="after")
-    def _check(self) -> _ViTBase:
-        if self.width % self.heads:
-            raise ValueError(f"heads={self.heads} does not divide width={self.width}")
-        return self
 
 
 class ViTConfig(_ViTBase):

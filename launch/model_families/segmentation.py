@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from launch.model_base import Inputs, ModelConfig, OptionalFloat, OptionalInt
+from launch.model_families.parts import TransformerSizes
 from launch.model_families.spine import UNETRConfig
 
 
@@ -28,14 +29,11 @@ class PictureConfig(ModelConfig):
     )
 
 
-class TransUNetConfig(PictureConfig):
+class TransUNetConfig(TransformerSizes, PictureConfig):
     """`transunet`: ResNet-50, vision transformer on its map, convolutional decoder."""
 
     name: Literal["transunet"] = Field(default="transunet", description="registered name of the model")
-    width: int = Field(default=768, gt=0, description="channels of the transformer")
-    depth: int = Field(default=12, gt=0, description="transformer blocks")
-    heads: int = Field(default=12, gt=0, description="attention heads; must divide width")
-    mlp_dim: OptionalInt = Field(default=None, gt=0, description="hidden channels of a block's MLP; null: 4 * width")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="in the MLPs and behind the embedding")
     stem_width: int = Field(default=64, gt=0, description="channels of the ResNet's first map")
     units: tuple[int, int, int] = Field(default=(3, 4, 9), description="units of the ResNet's stages")
     decoder_widths: tuple[int, int, int, int] = Field(
@@ -44,13 +42,6 @@ class TransUNetConfig(PictureConfig):
     norm: Literal["instance", "batch", "none"] = Field(
         default="batch", description="of the decoder; batch (the paper) only on one rank"
     )
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="in the MLPs and behind the embedding")
-
-    @model_validator(mode="after")
-    def _check(self) -> TransUNetConfig:
-        if self.width % self.heads:
-            raise ValueError(f"heads={self.heads} does not divide width={self.width}")
-        return self
 
 
 class SwinUNETRConfig(PictureConfig):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from launch.model_base import Inputs, ModelConfig, OptionalFloat, OptionalInt
+from launch.model_families.parts import TransformerSizes
 
 
-class UNETRConfig(ModelConfig):
+class UNETRConfig(TransformerSizes):
     """`unetr`: vision transformer over tokens with one of four decoders."""
 
     name: Literal["unetr"] = Field(default="unetr", description="registered name of the model")
@@ -17,14 +18,9 @@ class UNETRConfig(ModelConfig):
         default="raster", description="how tokens become cells; raster is what the paper's authors did"
     )
     position: Literal["slot", "geom", "both", "none"] = Field(default="slot", description="position code of a token")
-    width: int = Field(default=768, gt=0, description="channels of a token")
-    depth: int = Field(default=12, gt=0, description="transformer blocks")
-    heads: int = Field(default=12, gt=0, description="attention heads; must divide width")
-    mlp_dim: OptionalInt = Field(default=None, gt=0, description="hidden channels of a block's MLP; null: 4 * width")
     feature_size: int = Field(default=16, gt=0, description="channels of the convolutional decoder's finest level")
     grid: OptionalInt = Field(default=None, gt=0, description="geometric decoder: side of its token grid; null: chosen")
     qkv_bias: bool = Field(default=False, description="bias in the attention's first linear map")
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="in attention and MLP")
     attention: Literal["full", "packed", "window"] = Field(
         default="full", description="packed: the same on valid tokens only; window: within `window` tokens in order"
     )
@@ -36,12 +32,6 @@ class UNETRConfig(ModelConfig):
     prior: OptionalFloat = Field(
         default=None, gt=0, lt=1, description="expected share of foreground, sets the last bias; null: as initialised"
     )
-
-    @model_validator(mode="after")
-    def _check(self) -> UNETRConfig:
-        if self.width % self.heads:
-            raise ValueError(f"heads={self.heads} does not divide width={self.width}")
-        return self
 
 
 class UNetTiledConfig(ModelConfig):

@@ -170,6 +170,7 @@ def test_decoder_norms_and_dropout():
     assert len(batch_norms) == 9  # bridge and two per doubling
     torch.manual_seed(0)
     model = build("transunet", size_px=32, patch=8, length=16, dropout=0.5, **SMALL)
+    assert [(block.attn.dropout, block.mlp.dropout) for block in model.vit.blocks] == [(0.0, 0.5)] * 2
     image = torch.rand(1, 3, 32, 32)
     assert not torch.equal(model(image), model(image))
     assert torch.equal(model.eval()(image), model(image))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from launch.record import read_record
-from tests.launch.small import ROOT, clean_env, losses
+from tests.launch.small import ROOT, Group, clean_env, finish_well, free_port, launch_rank, losses
 
 GLOMERULI = ROOT / "data_prep" / "sample_data" / "glomeruli24"
 FRAME_PX, CROP_PX, SIDE_PX = 256, 256, 64
@@ -152,3 +152,22 @@ def test_classification(crops, tmp_path, name):
         f"model.name={model}", "train.batch=16", "train.lr=2e-3", "model.checkpointing=false", *settings,
     )  # fmt: skip
     assert record["model"] == model and record["auc"] is not None and record["accuracy"] > 0.5
+
+
+@pytest.mark.gloo
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["transunet", "swin_unetr"])
+def test_sharded_over_two_ranks_they_learn_what_one_learns(slides, tmp_path, name):
+    model, files, settings, _ = SEGMENTATION[name]
+    words = [
+        "smoke", f"data.dir={slides(files)}", f"data.split={GLOMERULI / 'split.json'}", f"data.patching={files}",
+        f"data.resolution={FRAME_PX}", "data.patch=8", "data.length=64", f"model.name={model}", "train.batch=4",
+        "run_id=run", "train.max_steps=4", "eval.every_steps=null", "eval.pictures_px=0", "engine.threads=1", *settings,
+    ]  # fmt: skip
+    curves = []
+    for world, engine in ((1, "ddp"), (2, "fsdp")):
+        root, port = tmp_path / str(world), str(free_port())
+        program = ["-m", "launch", "train", *words, f"run_root={root}", f"engine.name={engine}"]
+        finish_well(Group([launch_rank(rank, world, port, program) for rank in range(world)]))
+        curves.append(losses(root / "smoke" / "run"))
+    assert curves[0] == pytest.approx(curves[1], abs=2e-5)
