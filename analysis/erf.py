@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MOST_FIELDS = 5
 _SIDE_PX = 300  # longest side of a map in the figure
+_POINTS = 100  # of a profile, each the mean of neighbours: single rows of a random network are noisy
 EPILOG = """\
 FILE is what `python -m launch erf EXPERIMENT --out DIR` wrote.
 
@@ -80,13 +81,16 @@ def shrunk(values: NDArray[np.float64], side_px: int = _SIDE_PX) -> NDArray[np.f
 def draw(fields: Sequence[Field]) -> Drawing:
     """Maps, square roots and profiles of up to `MOST_FIELDS` fields.
 
-    Profiles are shares of a field's sum per pixel, over the distance from the picture's centre.
+    Profiles are shares of a field's sum per pixel (means of neighbours), over the distance from the picture's centre.
     """
     fields = fields[:MOST_FIELDS]
     columns = max(2, len(fields))
+    tallest = max(field.map.shape[0] / field.map.shape[1] for field in fields)
     with style():
-        figure = new_figure(max(COLUMN_IN, min(PAGE_IN, 1.75 * columns)), 5.4)
-        grid = figure.add_gridspec(3, 2 * columns, height_ratios=(1.2, 1.2, 1))
+        width = max(COLUMN_IN, min(PAGE_IN, 1.75 * columns))
+        tall = min(3.0, 0.9 * tallest * width / columns)  # of a row of maps
+        figure = new_figure(width, 2 * tall + 2.2)
+        grid = figure.add_gridspec(3, 2 * columns, height_ratios=(tall, tall, 1.5))
         for i, field in enumerate(fields):
             small = shrunk(field.map)
             for row, values in enumerate((small, np.sqrt(small))):
@@ -104,16 +108,18 @@ def draw(fields: Sequence[Field]) -> Drawing:
         _profiles(over_cols, fields, 0, "column")
         over_rows.set_ylabel("share per pixel (%)")
         if len(fields) > 1:
-            over_cols.legend()
+            figure.legend(*over_cols.get_legend_handles_labels(), loc="outside lower center", ncols=min(3, len(fields)))
     return Drawing("erf", "Effective receptive fields", _caption(fields), _words(fields), figure)
 
 
 def _profiles(axis: "Axes", fields: Sequence[Field], over: int, name: str) -> None:
     for i, field in enumerate(fields):
-        profile = field.map.sum(over)
-        place = np.arange(len(profile)) - len(profile) // 2
+        profile = 100 * field.map.sum(over) / field.map.sum()
+        step = -(-len(profile) // _POINTS)
+        means = profile[: len(profile) // step * step].reshape(-1, step).mean(1)
+        place = (np.arange(len(means)) + 0.5) * step - 0.5 - len(profile) // 2
         own = look(i)
-        axis.plot(place, 100 * profile / profile.sum(), color=own.colour, ls=own.dash, lw=0.8, label=field.label)
+        axis.plot(place, means, color=own.colour, ls=own.dash, lw=0.9, label=field.label)
     axis.set_xlabel(f"{name}, px from the centre")
     axis.set_ylim(bottom=0)
 

@@ -49,10 +49,13 @@ def test_what_is_drawn(files):
     assert [axis.get_ylabel() for axis in maps] == ["field", "square root", "", ""]
     plain, root = (np.asarray(axis.images[0].get_array()) for axis in maps[:2])
     np.testing.assert_allclose(root**2, plain)
-    gmic = rows.lines[0]
-    assert len(gmic.get_xdata()) == 600 and gmic.get_xdata()[np.argmax(gmic.get_ydata())] == 0
-    assert sum(gmic.get_ydata()) == pytest.approx(100)
-    assert len(cols.lines[1].get_xdata()) == 400 and [line.get_label() for line in cols.lines] == ["gmic", "hct"]
+    x, y = rows.lines[0].get_data()  # 600 rows in means of 6, 400 columns in means of 4
+    assert len(x) == 100 and abs(x[np.argmax(y)]) < 6 and x[0] == -297.5 and x[1] - x[0] == 6
+    assert 6 * sum(y) == pytest.approx(100)
+    x, y = cols.lines[1].get_data()
+    assert len(x) == 100 and x[-1] == 197.5 and 4 * sum(y) == pytest.approx(100)
+    assert [line.get_label() for line in cols.lines] == ["gmic", "hct"]
+    assert [text.get_text() for text in drawing.figure.legends[0].get_texts()] == ["gmic", "hct"]
     alone = draw([read_field(files[0])])
     assert len([axis for axis in alone.figure.axes if axis.images]) == 2
 
