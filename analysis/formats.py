@@ -67,8 +67,8 @@ def whole(value: float | None) -> str | None:
 
 
 def escape_markdown(text: str) -> str:
-    """Return text that GitHub's Markdown shows literally in a table cell, with underscores inside words left alone."""
-    text = re.sub(r"([\\`*|~])", r"\\\1", _one_line(text))
+    """Return text that GitHub's Markdown (and its $math$) shows literally in a table cell; a_b keeps its underscore."""
+    text = re.sub(r"([\\`*|~$])", r"\\\1", _one_line(text))
     text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return text.replace("](", "]\\(")

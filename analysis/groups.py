@@ -108,13 +108,11 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
         sets += by_config.values()
     sets = [sorted(s, key=lambda r: (-1 if r.seed is None else r.seed, r.run_id, r.folder.as_posix())) for s in sets]
     rows_of = Counter(s[0].experiment for s in sets)
-    groups = []
-    for seeds in sets:
-        unique = rows_of[seeds[0].experiment] == 1
-        groups.append(
-            Group(seeds[0].experiment if unique else f"{seeds[0].experiment}/{seeds[0].run_id}", tuple(seeds))
-        )
-    return sorted(groups, key=_order)
+    labels = [s[0].experiment if rows_of[s[0].experiment] == 1 else f"{s[0].experiment}/{s[0].run_id}" for s in sets]
+    for more in (lambda run: f"on {run.device_name or run.device}", lambda run: f"in {run.folder.as_posix()}"):
+        alike = Counter(labels)
+        labels = [x if alike[x] == 1 else f"{x} {more(s[0])}" for x, s in zip(labels, sets, strict=True)]
+    return sorted((Group(x, tuple(s)) for x, s in zip(labels, sets, strict=True)), key=_order)
 
 
 def _order(group: Group) -> tuple:

@@ -43,6 +43,18 @@ def test_other_settings_are_other_rows_with_names_that_tell_them_apart(tmp_path:
     assert sorted(g.label for g in groups) == ["demo_apf/other", f"demo_apf/{record()['run_id']}"]
 
 
+def test_one_run_on_two_machines_is_two_rows_with_names_of_their_own(tmp_path: Path):
+    groups = load_all(tmp_path, record(), record(device_name="NVIDIA H200"))
+    assert [g.label.removeprefix(f"demo_apf/{record()['run_id']} ") for g in groups] == [
+        "on AMD EPYC 7B13", "on NVIDIA H200",
+    ]  # fmt: skip
+
+
+def test_rows_that_nothing_else_tells_apart_are_named_by_their_folders(tmp_path: Path):
+    groups = load_all(tmp_path, record(), record(nodes=2))
+    assert sorted(g.label.rsplit("/", 1)[1] for g in groups) == ["r0", "r1"]
+
+
 def test_the_interval_is_left_out_where_slides_and_mean_disagree(tmp_path: Path):
     (group,) = load_all(tmp_path, record(dice=0.9, dice_per_slide={"a": 0.1, "b": 0.2}))
     assert group.dice_interval is None

@@ -155,3 +155,17 @@ def test_missing_and_empty_folders(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunsError, match="not a folder"):
         load(tmp_path / "file")
+
+
+def test_an_experiment_may_have_any_name(tmp_path: Path):
+    for name in ("logs", "checkpoints", "predictions"):
+        write_run(tmp_path, record(experiment=name))
+    assert [run.experiment for run in load(tmp_path).ok] == ["checkpoints", "logs", "predictions"]
+
+
+def test_the_same_run_on_another_machine_is_no_duplicate(tmp_path: Path):
+    write_run(tmp_path, record(), folder="a")
+    write_run(tmp_path, record(device_name="NVIDIA H200"), folder="b")
+    runs = load(tmp_path)
+    assert len(runs.ok) == 2
+    assert not runs.problems

@@ -214,6 +214,7 @@ def test_escape_markdown():
     assert escape_markdown("_x_") == "\\_x\\_"
     assert escape_markdown("a|b") == "a\\|b"
     assert escape_markdown("a\nb") == "a b"
+    assert escape_markdown("$x$") == "\\$x\\$"
     assert escape_markdown("<b>&") == "&lt;b&gt;&amp;"
     assert escape_markdown("[a](b)") == "[a]\\(b)"
 
