@@ -196,7 +196,7 @@ class Start:
         Returns:
             The exit code, once all ranks have come to the end.
         """
-        stop = StopFlag()
+        stop = StopFlag(self.run_dir / "STOP" if self.ranks.rank == 0 else None)
         stop.install()
         watchdog = Watchdog(self.config.log.hang_seconds, self.logs, self.ranks.rank, self._hangs)
         watchdog.start()

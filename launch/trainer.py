@@ -192,7 +192,7 @@ class Trainer:
         One reduction carries both, and whether anyone is still writing a checkpoint: ranks that decided by their own
         clocks or flags would part ways and hang.
         """
-        own = float(self.stop.number)
+        own = float(self.stop.look())
         writing = float(self._background is not None and self._background.writing)
         elapsed_s = self.clock.train_seconds if self.ranks.rank == 0 else 0.0
         values = torch.tensor([own, elapsed_s, writing], dtype=torch.float64)

@@ -101,6 +101,21 @@ def test_sinks_get_the_metrics_or_are_refused_at_once(name, apf_files, tmp_path,
 
 
 @pytest.mark.gloo
+def test_a_file_stops_all_ranks_and_is_gone_when_they_have(apf_files, tmp_path, start):
+    group = start(2, overrides(apf_files, tmp_path, run_id="r", train__max_steps=10**6))
+    run_dir = tmp_path / "smoke" / "r"
+    while not (run_dir / "metrics.jsonl").exists():
+        assert all(p.poll() is None for p in group.processes), group.wait()
+        time.sleep(0.01)
+    (run_dir / "STOP").touch()
+    assert group.wait() == [75, 75], group.errors
+    record = read_record(run_dir)
+    assert record["status"] == "preempted" and "file STOP: checkpointed" in record["reason"]
+    assert (run_dir / "checkpoints" / f"step-{record['steps']}" / "COMPLETE").exists()
+    assert not (run_dir / "STOP").exists()
+
+
+@pytest.mark.gloo
 def test_a_rank_that_hangs_is_a_timeout_record_and_the_run_goes_on(apf_files, tmp_path, start):
     more = {"run_id": "r", "train__max_steps": 24, "eval__pictures_px": 0}
     words = overrides(apf_files, tmp_path, **more, checkpoint__every_steps=2, log__hang_seconds=8)
