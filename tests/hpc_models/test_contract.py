@@ -44,6 +44,8 @@ MODELS = {
     "unet-batch": ("unet", {"classes": 2, "widths": (4, 8, 16), "norm": "batch"}),
 }
 ALL = pytest.mark.parametrize("name", list(MODELS))
+# Models that see the order of the tokens instead of their places, or every token alone.
+BLIND = ("unet", "unetr-raster", "transunet-sequence", "swin_unetr-sequence")
 
 
 def make(name, **more):
@@ -143,9 +145,11 @@ def test_more_padding_changes_nothing(name):
     torch.testing.assert_close(model(longer)[:, :n], model(batch), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["unetr-geometric", "unetr-token", "unetr-leaf", "unetr-leaf-halo", "unet"])
+@pytest.mark.parametrize(
+    "name", ["unetr-geometric", "unetr-token", "unetr-leaf", "unetr-leaf-halo", "unet", "transunet", "swin_unetr"]
+)
 def test_order_of_tokens_does_not_matter_without_a_slot_table(name):
-    model = make(name, **({"position": "geom"} if "unetr" in name else {})).eval()
+    model = make(name, **({"position": "geom"} if MODELS[name][0] == "unetr" else {})).eval()
     batch = batch_of()
     order = torch.randperm(25, generator=torch.Generator().manual_seed(3))
     shuffled = {key: value[:, order] for key, value in batch.items()}
@@ -178,7 +182,7 @@ def test_bf16_is_close_to_fp32(name):
     torch.testing.assert_close(losses[0], losses[1], atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("name", [n for n in MODELS if n.startswith("unetr")])
+@pytest.mark.parametrize("name", [n for n in MODELS if not n.startswith("unet-")])
 def test_an_image_without_any_token_stays_finite(name):
     batch = batch_of()
     batch["valid"][1] = False
@@ -189,7 +193,7 @@ def test_an_image_without_any_token_stays_finite(name):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("name", [n for n in MODELS if n.startswith("unetr") and n != "unetr-raster"])
+@pytest.mark.parametrize("name", [n for n in MODELS if not n.startswith("unet-") and n not in BLIND])
 def test_geometry_reaches_the_model(name):
     """The same patches elsewhere in the frame give another answer, unless the model has no notion of place."""
     model = make(name).eval()
