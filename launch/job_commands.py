@@ -1,4 +1,4 @@
-"""The commands of `python -m launch` about jobs: render, where, ended, prep, submit, status. Must not import torch."""
+"""The commands of `python -m launch` about jobs, from render to submit. Must not import torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from launch.config import load
+from launch.each import add_each_command
 from launch.submit_commands import add_submit_commands
 
 EXIT_OK, EXIT_BAD, EXIT_CONFIG = 0, 1, 64
@@ -45,6 +46,7 @@ def add_job_commands(commands: argparse._SubParsersAction[argparse.ArgumentParse
     prep.add_argument("--masks", default=os.environ.get("MASKS"), help="folder (or $MASKS)")
     prep.set_defaults(run=_prep, open_ended=True)
     add_submit_commands(commands)
+    add_each_command(commands)
 
 
 def _render(asked: argparse.Namespace) -> int:

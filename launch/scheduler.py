@@ -20,6 +20,16 @@ def has_slurm() -> bool:
     return shutil.which("sbatch") is not None
 
 
+def slurm_answers() -> bool:
+    """Is there a SLURM that answers? Its programs may be installed where no cluster is."""
+    if not has_slurm():
+        return False
+    try:
+        return subprocess.run(["scontrol", "ping"], capture_output=True, timeout=60, check=False).returncode == 0
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
 def sbatch(script: Path, options: Sequence[str] = ()) -> str:
     """Submit a script from the repository's folder; returns the job's number.
 

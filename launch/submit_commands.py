@@ -35,7 +35,7 @@ def add_submit_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     submit.add_argument(
         "overrides", metavar="EXPERIMENT | key=value", nargs="*", help="experiments, and settings of all runs"
     )
-    submit.add_argument("--site", help="jobs/sites/NAME.yaml (default: generic-cuda where there is sbatch, else local)")
+    submit.add_argument("--site", help="jobs/sites/NAME.yaml (default: generic-cuda where SLURM answers, else local)")
     submit.add_argument("--account", help="sbatch -A")
     submit.add_argument("--gpus", type=_numbers, default=(), metavar="N[,N...]", help="ranks (default: the job's own)")
     submit.add_argument("--patching", type=_patchings, default=("apf",), metavar="apf,uniform")
@@ -111,7 +111,7 @@ def _submit(asked: argparse.Namespace) -> int:
 def _submit_new(asked: argparse.Namespace, names: list[str]) -> int:
     from launch.jobs_table import JOBS
     from launch.render import DEFAULT_SITE
-    from launch.scheduler import has_slurm
+    from launch.scheduler import has_slurm, slurm_answers
     from launch.sites import load_site
     from launch.submit import Options, make_plan, submit
     from launch.sweep import Axes, members
@@ -122,7 +122,7 @@ def _submit_new(asked: argparse.Namespace, names: list[str]) -> int:
     names = (names[1:] or [JOBS["scaling"].experiment]) if study else names
     if not names:
         raise ConfigError("submit needs an experiment (python -m launch experiments), or --only failed,missing")
-    site = load_site(asked.site or (DEFAULT_SITE if has_slurm() else "local"))
+    site = load_site(asked.site or (DEFAULT_SITE if slurm_answers() else "local"))
     if site.slurm is not None and not has_slurm() and not asked.dry_run:
         raise ConfigError(f"site {site.name} has SLURM, but there is no sbatch here; use --dry-run, or --site local")
     axes = Axes(
