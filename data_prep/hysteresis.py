@@ -112,7 +112,7 @@ def resolve_pixels(
     counts = np.zeros((-(-(top + h) // p_min), -(-(left + w) // p_min)), np.int32)
     code, sides = np.empty(len(pixel), np.int32), np.zeros(2 * (w + h), np.int32)
     n_open = components(pixel, magnitude, limits, (w, h), (p_min.bit_length() - 1, left, top), counts, code, sides)
-    waiting = code >= _OPEN
+    waiting = code >= _OPEN if n_open else np.zeros(len(code), np.bool_)
     late, owner = pixel.compress(waiting).astype(np.int64), code.compress(waiting).astype(np.int64) - _OPEN
     cell = (late // w + top) // p_min * counts.shape[1] + (late % w + left) // p_min
     key, number = np.unique(owner * counts.size + cell, return_counts=True)
@@ -121,7 +121,7 @@ def resolve_pixels(
         y,
         w,
         h,
-        tuple(np.split(sides, [w, 2 * w, 2 * w + h])),
+        (sides[:w], sides[w : 2 * w], sides[2 * w : 2 * w + h], sides[2 * w + h :]),
         n_open,
         (x // p_min, y // p_min),
         counts,

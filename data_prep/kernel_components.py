@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data_prep.compiled import kernel, part
 
-__all__ = ["components"]
+__all__ = ["components", "pixels_of", "steps_of"]
 
 
 @part
@@ -166,3 +166,44 @@ def components(
             k = starts[y + 1] - 1
             _note_side(position[k] - y * w, y, w, h, code[k], sides)
     return opened
+
+
+@kernel
+def steps_of(pixel: NDArray[np.uint32], ahead: NDArray[np.uint8], far: NDArray[np.uint32]) -> int:
+    """Numbers of pixels as the steps between them, most of which fit a byte.
+
+    Args:
+        pixel: (n,) ascending.
+        ahead: (n,), gets the steps modulo 256, the first one from 0.
+        far: (n + 1, 2), gets the others: index, and step in whole 256ths.
+
+    Returns:
+        Rows of `far` that are used.
+    """
+    last, used = np.uint32(0), np.uint64(0)
+    for k in range(np.uint64(len(pixel))):
+        step = np.uint32(pixel[k] - last)
+        last = pixel[k]
+        ahead[k] = np.uint8(step & np.uint32(255))
+        far[used, 0], far[used, 1] = np.uint32(k), step >> np.uint32(8)
+        used += np.uint64(step > np.uint32(255))
+    return np.int64(used)
+
+
+@kernel
+def pixels_of(ahead: NDArray[np.uint8], far: NDArray[np.uint32], pixel: NDArray[np.uint32]) -> None:
+    """The inverse of `steps_of`.
+
+    Args:
+        ahead: (n,).
+        far: (m, 2).
+        pixel: (n,), gets the numbers.
+    """
+    last = np.uint32(0)
+    for k in range(np.uint64(len(ahead))):
+        pixel[k] = ahead[k]
+    for k in range(np.uint64(len(far))):
+        pixel[far[k, 0]] += far[k, 1] << np.uint32(8)
+    for k in range(np.uint64(len(ahead))):
+        last = np.uint32(last + pixel[k])
+        pixel[k] = last

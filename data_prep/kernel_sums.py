@@ -19,44 +19,51 @@ WHITE = 255
 
 
 @part
-def _gray_row(rgb, out):
-    for x in range(len(out)):
+def _gray_row(rgb, at, gray, to, n):
+    for x in range(n):
+        i = at + np.uint64(3) * x
         total = (
-            np.int32(rgb[3 * x]) * np.int32(9798)
-            + np.int32(rgb[3 * x + 1]) * np.int32(19235)
-            + np.int32(rgb[3 * x + 2]) * np.int32(3735)
+            np.int32(rgb[i]) * np.int32(9798)
+            + np.int32(rgb[i + np.uint64(1)]) * np.int32(19235)
+            + np.int32(rgb[i + np.uint64(2)]) * np.int32(3735)
         )
-        out[x] = (total + np.int32(1 << 14)) >> np.int32(15)
+        gray[to + x] = (total + np.int32(1 << 14)) >> np.int32(15)
 
 
 @part
-def _add_rows(r0, r1, r2, r3, more, acc):
+def _add_rows(rgb, at, stride, more, acc, n):
+    r1, r2, r3 = at + stride, at + stride + stride, at + stride + stride + stride
     if more:
-        for x in range(len(acc)):
-            acc[x] += np.uint16(r0[x]) + np.uint16(r1[x]) + np.uint16(r2[x]) + np.uint16(r3[x])
+        for x in range(n):
+            acc[x] += (
+                np.uint16(rgb[at + x]) + np.uint16(rgb[r1 + x]) + np.uint16(rgb[r2 + x]) + np.uint16(rgb[r3 + x])
+            )
     else:
-        for x in range(len(acc)):
-            acc[x] = np.uint16(r0[x]) + np.uint16(r1[x]) + np.uint16(r2[x]) + np.uint16(r3[x])
+        for x in range(n):
+            acc[x] = (
+                np.uint16(rgb[at + x]) + np.uint16(rgb[r1 + x]) + np.uint16(rgb[r2 + x]) + np.uint16(rgb[r3 + x])
+            )
 
 
 @part
-def _sum_squares(acc, b, red, green, blue):
-    for j in range(len(red)):
-        first = 3 * b * j
-        r = g = a = np.uint32(0)
-        for q in range(b):
-            r += np.uint32(acc[first + 3 * q])
-            g += np.uint32(acc[first + 3 * q + 1])
-            a += np.uint32(acc[first + 3 * q + 2])
-        red[j], green[j], blue[j] = r, g, a
+def _sum_squares(acc, b, sums, row, i0, i1):
+    i = np.uint64(0)
+    for j in range(i0, i1):
+        red = green = blue = np.uint32(0)
+        for _ in range(b):
+            red += np.uint32(acc[i])
+            green += np.uint32(acc[i + np.uint64(1)])
+            blue += np.uint32(acc[i + np.uint64(2)])
+            i += np.uint64(3)
+        sums[0, row, j], sums[1, row, j], sums[2, row, j] = red, green, blue
 
 
 @part
-def _sum_pixels(rgb, x0, x1, left, sums, row, b):
-    """Some pixels of one row, each as what it takes off the white that `sums` starts from."""
+def _sum_pixels(rgb, at, x0, x1, sums, row, b):
+    """Some pixels of one row, each as what it takes off the white that `sums` starts from; `at` is that of column 0."""
     for x in range(x0, x1):
         for c in range(3):
-            sums[c, row, x // b] -= np.uint16(WHITE) - np.uint16(rgb[3 * (x - left) + c])
+            sums[c, row, x // b] -= np.uint16(WHITE) - np.uint16(rgb[at + 3 * x + c])
 
 
 @kernel
@@ -85,24 +92,27 @@ def take(
     side = sums.shape[1] * b
     begin, end = max(x0, 0), min(x1, side)  # columns that are summed; [a, z) in whole squares
     a, z = -(-begin // b) * b, end // b * b
-    u, v, i0, i1 = 3 * (a - left), 3 * (z - left), a // b, z // b
-    acc = np.empty(max(0, v - u), np.uint16)
+    # Whole arrays and unsigned places in them: Numba counts references to every slice, and checks signed numbers.
+    pixels, flat, stride = rgb.reshape(rgb.size), gray.reshape(gray.size), rgb.shape[1]
+    acc = np.empty(max(0, 3 * (z - a)), np.uint16)
     y = y0
     while y < y1:
         whole = b >= 4 and z > a and y >= 0 and y % b == 0 and y + b <= min(y1, side)
         rows = b if whole else 1
         if gray.shape[0]:
             for r in range(y, y + rows):
-                out = gray[r - gray_xy[1]][x0 - gray_xy[0] : x1 - gray_xy[0]]
-                _gray_row(rgb[r - top][3 * (x0 - left) : 3 * (x1 - left)], out)
+                at, to = (r - top) * stride + 3 * (x0 - left), (r - gray_xy[1]) * gray.shape[1] + x0 - gray_xy[0]
+                _gray_row(pixels, np.uint64(at), flat, np.uint64(to), np.uint64(x1 - x0))
         if 0 <= y < side:
             if whole:
                 for k in range(y - top, y - top + b, 4):
-                    _add_rows(rgb[k][u:v], rgb[k + 1][u:v], rgb[k + 2][u:v], rgb[k + 3][u:v], k > y - top, acc)
-                _sum_squares(acc, b, sums[0, y // b][i0:i1], sums[1, y // b][i0:i1], sums[2, y // b][i0:i1])
+                    at = k * stride + 3 * (a - left)
+                    _add_rows(pixels, np.uint64(at), np.uint64(stride), k > y - top, acc, np.uint64(len(acc)))
+                _sum_squares(acc, b, sums, np.uint64(y // b), np.uint64(a // b), np.uint64(z // b))
             for r in range(y, y + rows):
-                _sum_pixels(rgb[r - top], begin, a if whole else end, left, sums, r // b, b)
-                _sum_pixels(rgb[r - top], z if whole else end, end, left, sums, r // b, b)
+                at = (r - top) * stride - 3 * left
+                _sum_pixels(pixels, at, begin, a if whole else end, sums, r // b, b)
+                _sum_pixels(pixels, at, z if whole else end, end, sums, r // b, b)
         y += rows
 
 

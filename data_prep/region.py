@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from data_prep.cells import Sums, is_power_of_two, sum_pyramid
 from data_prep.edges import MAX_MAGNITUDE, REACH_PX, ROOM, auto_thresholds, gaussian, luma
 from data_prep.hysteresis import BlockEdges, final_counts, join_blocks, light, resolve_pixels
+from data_prep.kernel_components import pixels_of, steps_of
 from data_prep.kernel_maxima import maxima
 from data_prep.kernel_sums import cell_ranges, take
 
@@ -43,7 +44,7 @@ Reader = Callable[[int, int, int, int], NDArray[np.uint8]]
 Parts = Callable[[int, int, int, int], Iterable[tuple[NDArray[np.uint8], int, int]]]
 Rectangle = tuple[int, int, int, int]
 
-BLOCK_PX = 512  # rows of one block stay in the first-level cache
+BLOCK_PX = 1024  # rows of one block stay close to the first-level cache
 _CELL_PX = 32  # side of the squares that are skipped if they are flat
 _AUTO_LEAST = 4  # `auto` never has a lower threshold below this: what is flat for it is flat for any
 _ENOUGH = 2**20  # gradients that let the thresholds of the frame be guessed
@@ -102,9 +103,9 @@ class Maxima:
     Attributes:
         blocks: (n, 4) int64, rectangle (x, y, w, h) of each block in the frame.
         start: (n + 1,) int64, where the blocks' pixels begin in what follows.
-        ahead: (m,) uint8, how much a pixel's number y * w + x in the block is larger than the one's before (0 before
-            the first), less whole multiples of 256: those are in `far`, as numbers are mostly close.
-        far: (n, 2) uint32 rows (pixel of the list, multiple of 256), ascending.
+        ahead: (m,) uint8, see `kernel_components.steps_of`, of y * w + x in the block.
+        far_start: (n + 1,) int64, where the blocks' rows begin in `far`.
+        far: (k, 2) uint32.
         magnitude: (m,) uint16, L1 magnitudes.
         above: () int64, all with larger magnitudes than this are there.
     """
@@ -112,32 +113,47 @@ class Maxima:
     blocks: NDArray[np.int64]
     start: NDArray[np.int64]
     ahead: NDArray[np.uint8]
+    far_start: NDArray[np.int64]
     far: NDArray[np.uint32]
     magnitude: NDArray[np.uint16]
     above: NDArray[np.int64]
 
-    @classmethod
-    def pack(cls, found: list[tuple[Rectangle, NDArray[np.uint32], NDArray[np.uint16]]], above: int) -> Maxima:
-        """From blocks as (rectangle, pixels, magnitudes)."""
-        steps = [np.diff(pixel, prepend=np.uint32(0)) for _, pixel, _ in found]
-        step = np.concatenate([np.zeros(0, np.uint32), *steps])
-        where = np.flatnonzero(step > 255)
-        return cls(
-            np.array([place for place, _, _ in found], np.int64).reshape(-1, 4),
-            np.cumsum([0, *map(len, steps)]),
-            (step & 255).astype(np.uint8),
-            np.stack([where, step[where] >> 8], 1).astype(np.uint32),
-            np.concatenate([np.zeros(0, np.uint16), *(magnitude for _, _, magnitude in found)]),
-            np.array(above, np.int64),
-        )
-
     def block(self, i: int) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
-        """Pixels and magnitudes of a block."""
-        a, z = self.start[i : i + 2].tolist()
-        step = self.ahead[a:z].astype(np.uint32)
-        far = self.far[slice(*np.searchsorted(self.far[:, 0], (a, z)))]
-        step[far[:, 0] - a] += far[:, 1] << 8
-        return np.cumsum(step, dtype=np.uint32), self.magnitude[a:z]
+        """Pixels (y * w + x, ascending) and magnitudes of a block."""
+        here = slice(*self.start[i : i + 2].tolist())
+        pixel = np.empty(here.stop - here.start, np.uint32)
+        pixels_of(self.ahead[here], self.far[slice(*self.far_start[i : i + 2].tolist())], pixel)
+        return pixel, self.magnitude[here]
+
+
+class _Kept:
+    """Maxima block by block."""
+
+    def __init__(self) -> None:
+        self.above = 0
+        self.blocks: list[Rectangle] = []
+        self.ahead, self.far = [np.zeros(0, np.uint8)], [np.zeros((0, 2), np.uint32)]
+        self.magnitude = [np.zeros(0, np.uint16)]
+        self.room = np.empty((0, 2), np.uint32)
+
+    def add(self, block: Rectangle, pixel: NDArray[np.uint32], magnitude: NDArray[np.uint16]) -> None:
+        """Keep a copy."""
+        ahead = np.empty(len(pixel), np.uint8)
+        if len(self.room) <= len(pixel):
+            self.room = np.empty((2 * len(pixel) + 1, 2), np.uint32)
+        used = steps_of(pixel, ahead, self.room)
+        self.blocks.append(block)
+        self.ahead.append(ahead)
+        self.far.append(self.room[:used].copy())
+        self.magnitude.append(magnitude.copy())
+
+    def all(self) -> Maxima:
+        """What was kept."""
+        start, far_start = (np.cumsum([len(part) for part in parts]) for parts in (self.ahead, self.far))
+        return Maxima(
+            np.array(self.blocks, np.int64).reshape(-1, 4), start, np.concatenate(self.ahead), far_start,
+            np.concatenate(self.far), np.concatenate(self.magnitude), np.array(self.above, np.int64),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -150,7 +166,7 @@ class RegionScan:
         edges: the edges if the thresholds are fixed, else None.
         hist: (2041,) int64, content pixels per L1 gradient magnitude (from 1 on) with `auto`, else None.
         maxima: what `edges_of_maxima` needs with `auto`, else None.
-        blocks_total: blocks of about 512 x 512 pixels in the region, padding not counted.
+        blocks_total: blocks of about 1024 x 1024 pixels in the region, padding not counted.
         blocks_skipped: those too flat for any edge.
     """
 
@@ -229,8 +245,8 @@ class _Scan:
         self.pixel = np.empty(rows * self.block + ROOM, np.uint32)
         self.magnitude = np.empty(rows * self.block + ROOM, np.uint16)
         self.blocks: list[BlockEdges] = []
-        self.found: list[tuple[Rectangle, NDArray[np.uint32], NDArray[np.uint16]]] = []
-        self.above = self.total = self.kept = 0
+        self.found = _Kept()
+        self.total = self.kept = 0
 
     def add_rows(self, stop: int) -> None:
         """Read up to a row, and work on the blocks that have all they need."""
@@ -331,9 +347,9 @@ class _Scan:
             found = self.pixel[:n], self.magnitude[:n]
             self.blocks.append(resolve_pixels(*found, spec.thresholds, place, spec.patch))
         elif spec.thresholds == "auto":
-            self.above = max(self.above, limit)
+            self.found.above = max(self.found.above, limit)
             if n:
-                self.found.append((place, self.pixel[:n].copy(), self.magnitude[:n].copy()))
+                self.found.add(place, self.pixel[:n], self.magnitude[:n])
 
     def _counts(self) -> NDArray[np.int64]:
         hist: NDArray[np.int64] = self.hist.sum(0, dtype=np.int64)[: MAX_MAGNITUDE + 1]
@@ -346,7 +362,7 @@ class _Scan:
             return None, None, None
         if self.spec.thresholds != "auto":
             return _join(self.blocks, self.spec, self.x, self.y), None, None
-        return None, self._counts(), Maxima.pack(self.found, self.above)
+        return None, self._counts(), self.found.all()
 
 
 def edges_of_maxima(kept: Maxima, spec: RegionSpec, x_px: int, y_px: int, lo: int, hi: int) -> BlockEdges | None:
