@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -48,13 +49,14 @@ from data_prep.region import (
     scan_region,
     unpack_edges,
 )
-from data_prep.scratch import Scratch, remove_scratch, scratch_key, scratch_sides
+from data_prep.scratch import BusyError, Scratch, remove_scratch, scratch_key, scratch_sides
 from data_prep.slide_plan import Step, StepResult
 from data_prep.slides import Slide, SlideError, open_slide
 from data_prep.tokens import Reader
 
 IN_MEMORY_PX = 4096  # frames up to this side are built in one step
 _SLIDES_OPEN = 2
+_STEPS = 2  # goes up when steps leave other results behind, so that those of older code are not gone on with
 
 
 def region_side(options: BuildOptions, workers: int) -> int:
@@ -99,12 +101,22 @@ def run_step(step: Step, beat: Callable[[str], None] | None = None) -> StepResul
             result.outcome.stage_seconds = {step.kind: round(time.perf_counter() - started_s, 4)}
     except (ValueError, OSError, MemoryError) as error:
         result.ended, result.outcome.reason = True, one_line(error)
+        if isinstance(error, SlideError):   # trying again would not help; a full disk or a lost node is another matter
+            _forget(step)
     except Exception as error:      # one bad slide must not cost the other thousand
         result.ended, result.outcome.reason = True, f"{type(error).__name__}: {one_line(error)}"
         result.outcome.traceback = traceback.format_exc()
     if not result.ended:
         result.outcome.status = "done"
     return result
+
+
+def _forget(step: Step) -> None:
+    """Remove the results of a slide that cannot be built."""
+    try:
+        _scratch(step).remove()
+    except (ValueError, OSError):   # the slide is gone, so nobody knows the folder's name; the next build clears it
+        pass
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -125,6 +137,7 @@ class _Open:
 
 
 _open_slides: dict[tuple[Any, ...], _Open] = {}
+_last_tree: dict[tuple[Path, int], Leaves] = {}  # by folder and time
 
 
 def _opened(task: Task) -> _Open:
@@ -177,7 +190,7 @@ def _about(task: Task) -> dict[str, Any]:
     return {
         "params": task.options.params(blur_of(task.options), None, None),
         "files": [[str(path.resolve()), *stamp_of(path)] for path in [task.slide, *masks_of(task)]],
-        "code": code_version(),
+        "code": [code_version(), _STEPS],
         "strict": task.options.strict,
     }
 
@@ -189,7 +202,7 @@ def _about(task: Task) -> dict[str, Any]:
 def _begin(step: Step, result: StepResult, beat: Callable[[str], None] | None) -> None:
     """Skip what is valid, build a small frame at once, or find the regions and what an earlier run left of them."""
     task = step.task
-    if step.side_px >= task.options.resolution:
+    if step.side_px >= task.options.resolution and not _begun_sides(task):
         result.outcome = build_one(task, beat)
         result.ended = True
         remove_scratch(task.out, task.slide.stem)
@@ -202,10 +215,11 @@ def _begin(step: Step, result: StepResult, beat: Callable[[str], None] | None) -
             remove_scratch(task.out, task.slide.stem)
             return
     opened = _opened(task)
-    about, sides = _about(task), scratch_sides(task.out, task.slide.stem, _about(task))
-    if task.options.tile_px is None and sides:
-        result.side_px = sides[-1]
-    scratch = Scratch(task.out, task.slide.stem, scratch_key(about, result.side_px))
+    result.side_px = (_begun_sides(task) or [step.side_px])[-1]
+    scratch = Scratch(task.out, task.slide.stem, scratch_key(_about(task), result.side_px))
+    other = scratch.worked_on_by()
+    if other is not None:
+        raise BusyError(f"{task.slide}: {other} is building it into {task.out}; wait for it, or stop it")
     if remove_scratch(task.out, task.slide.stem, scratch.folder) and not result.outcome.reason:
         result.outcome.reason = "results of an interrupted build with other parameters or another slide were removed"
     scratch.begin()
@@ -221,6 +235,13 @@ def _begin(step: Step, result: StepResult, beat: Callable[[str], None] | None) -
         result.have["edges"] = set(result.regions)
     for kind in ("limits", "light", "tree"):
         result.have[kind] = {0} if scratch.has(kind) else set()
+
+
+def _begun_sides(task: Task) -> list[int]:
+    """Sides of regions of an earlier build that may be gone on with: all, if no side is asked for."""
+    if task.options.tile_px is not None or task.options.patching == "uniform":
+        return []
+    return scratch_sides(task.out, task.slide.stem, _about(task))
 
 
 def _hash(step: Step, result: StepResult) -> None:
@@ -242,9 +263,8 @@ def _scan(step: Step, result: StepResult) -> None:
     if scan.edges is not None:
         scratch.save(f"edges-{i}", **pack_edges(scan.edges))
     optional = {"mask_sums": scan.mask_sums, "hist": scan.hist}
-    damaged = np.array(damaged_tiles([opened.slide]), np.int64).reshape(-1, 5)
     scratch.save(
-        f"scan-{i}", sums=scan.sums, damaged=damaged, **{k: v for k, v in optional.items() if v is not None}
+        f"scan-{i}", sums=scan.sums, **_damaged(opened.slide), **{k: v for k, v in optional.items() if v is not None}
     )  # last: what is there is whole
     result.counted = {
         "blocks_total": scan.blocks_total,
@@ -344,11 +364,27 @@ def _tokens(step: Step, result: StepResult) -> None:
     decoded = getattr(opened.slide, "decoded_px", 0)
     spec = _spec(step, opened.frame, opened.read_mask is not None)
     rows = region_rows(
-        scratch.load(f"scan-{i}", "sums", "mask_sums"), Leaves(**scratch.load("tree", "xy", "size")), spec,
+        scratch.load(f"scan-{i}", "sums", "mask_sums"), _leaves(scratch), spec,
         _corner(step, spec.size_px), opened.reader.read, opened.read_mask,
     )  # fmt: skip
-    scratch.save(f"rows-{i}", damaged=np.array(damaged_tiles([opened.slide]), np.int64).reshape(-1, 5), **rows)
+    scratch.save(f"rows-{i}", **_damaged(opened.slide), **rows)
     result.counted = {"decoded_px": getattr(opened.slide, "decoded_px", 0) - decoded}
+
+
+def _leaves(scratch: Scratch) -> Leaves:
+    """The tree of a slide, read once per process however many regions there are."""
+    key = (scratch.folder, scratch.stamp("tree"))
+    if key not in _last_tree:
+        _last_tree.clear()
+        _last_tree[key] = Leaves(**scratch.load("tree", "xy", "size"))
+    return _last_tree[key]
+
+
+def _damaged(slide: Slide) -> dict[str, Any]:
+    """Tiles that could not be decoded so far, (n, 5) int64, and why, (n,) text, as arrays to keep."""
+    found = damaged_tiles(slide)
+    tiles, causes = np.array(list(found), np.int64), np.array(list(found.values()), np.str_)
+    return {"damaged": tiles.reshape(-1, 5), "causes": causes}
 
 
 def _write(step: Step, result: StepResult) -> None:
@@ -357,20 +393,20 @@ def _write(step: Step, result: StepResult) -> None:
     tree = scratch.load("tree")
     lo, hi = scratch.load("limits")["lo_hi"].tolist()
     spec = _spec(step, opened.frame, opened.read_mask is not None)
-    damaged: set[tuple[int, ...]] = set()
+    damaged: dict[tuple[int, ...], str] = {}
 
     def rows() -> Any:
         for i in step.regions:
             part = scratch.load(f"rows-{i}")
-            for tiles in (part.pop("damaged"), scratch.load(f"scan-{i}", "damaged")["damaged"]):
-                damaged.update(map(tuple, tiles.tolist()))
+            for found in (part, scratch.load(f"scan-{i}", "damaged", "causes")):
+                tiles, causes = found.pop("damaged").tolist(), found.pop("causes").tolist()
+                damaged.update(zip(map(tuple, tiles), causes, strict=True))
             yield part
 
     whole = assemble(Leaves(tree["xy"], tree["size"]), rows(), spec)
     found = {"blur": spec.blur, "lo": lo, "hi": hi, "edge_pixels": int(tree["edge_pixels"])}
-    bad = [list(tile) for tile in sorted(damaged)]
     result.outcome.warnings += opened.notes
-    token_set, meta = finish(opened.slide, opened.frame, whole, found, options, result.outcome, bad)
+    token_set, meta = finish(opened.slide, opened.frame, whole, found, options, result.outcome, damaged)
     assert step.hashes is not None
     write_result(step.task, token_set, meta, step.hashes, result.outcome)
     result.ended = True

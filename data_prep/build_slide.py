@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -72,16 +72,14 @@ class Outcome:
     tokens: int | None = None
     ceiling: list[float] | None = None
     edge_pixels: int | None = None
+    damaged: list[dict[str, Any]] = field(default_factory=list)
     sources: dict[str, tuple[str, int, int, int]] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
     traceback: str = ""
 
     def entry(self) -> dict[str, Any]:
-        """As a log line, without empty fields that only failures have."""
-        line = asdict(self)
-        if not line["traceback"]:
-            del line["traceback"]
-        return line
+        """As a log line, without empty fields that only failures and damaged slides have."""
+        return {name: value for name, value in asdict(self).items() if value or name not in ("traceback", "damaged")}
 
 
 def code_version() -> str:
@@ -239,7 +237,7 @@ def make_tokens(
                 read, leaves, options.patch, frame.size_px, frame.content_wh,
                 read_mask=read_mask, classes=options.classes, tile_px=TILE_PX,
             )
-        return finish(slide, frame, whole, found, options, outcome, damaged_tiles([slide]))
+        return finish(slide, frame, whole, found, options, outcome, damaged_tiles(slide))
 
 
 def mask_of(slide: Slide, mask_paths: list[Path], options: BuildOptions) -> Mask:
@@ -265,7 +263,7 @@ def finish(
     found: dict[str, Any],
     options: BuildOptions,
     outcome: Outcome,
-    damaged: list[list[int]],
+    damaged: Mapping[tuple[int, ...], str],
 ) -> tuple[TokenSet, dict[str, Any]]:
     """Metadata, ceiling and warnings of a finished set of leaves, and the comparison habits `fit` and `packing`.
 
@@ -276,7 +274,8 @@ def finish(
         found: `blur`, `lo`, `hi` and `edge_pixels` as used; None for uniform patching.
         options: Parameters.
         outcome: Gets tokens, edge pixels, ceiling and warnings.
-        damaged: [level, x, y, w, h] of the slide's tiles that could not be decoded.
+        damaged: (level, x, y, w, h) of the slide's tiles that could not be decoded, and why. The cause goes into the
+            log, not into the token file: the words are the decoder's.
 
     Raises:
         SlideError: Nothing of the slide could be decoded.
@@ -294,22 +293,22 @@ def finish(
         code_version=code_version(),
         budget_used=round(leaves / options.length, 6) if options.length else None,
         edge_pixels=found["edge_pixels"],
-        damaged=damaged,
+        damaged=[list(tile) for tile in sorted(damaged)],
     )
+    outcome.damaged = [{"tile": list(tile), "cause": damaged[tile]} for tile in sorted(damaged)]
     token_set = _fit(whole, options)
     outcome.tokens, outcome.edge_pixels = len(token_set), found["edge_pixels"]
     if whole.mask_counts is not None:
         meta["mask_pixels"] = whole.mask_counts.sum(axis=(0, 1, 2), dtype=np.int64).tolist()
         meta["ceiling"] = outcome.ceiling = rounded_ceiling(token_set, meta["mask_pixels"])
     outcome.warnings += slide.faults
-    _warn(options, leaves, outcome, damaged)
+    _warn(options, leaves, outcome, [(*tile, damaged[tile]) for tile in sorted(damaged)])
     return token_set, meta
 
 
-def damaged_tiles(slides: list[Slide]) -> list[list[int]]:
-    """[level, x, y, w, h] of tiles that open slides could not decode, sorted."""
-    found = {tuple(int(v) for v in tile) for slide in slides for tile in getattr(slide, "damaged", [])}
-    return [list(tile) for tile in sorted(found)]
+def damaged_tiles(slide: Slide) -> dict[tuple[int, ...], str]:
+    """(level, x, y, w, h) of tiles that an open slide could not decode so far, and why."""
+    return {tuple(int(v) for v in tile): cause for tile, cause in sorted(slide.causes.items())}
 
 
 def _held(read: Reader, frame: Frame) -> Reader:
@@ -387,12 +386,13 @@ def plan_leaves(
     return leaves, found | {"counts": edges.counts}
 
 
-def _warn(options: BuildOptions, used: int, outcome: Outcome, damaged: list[list[int]]) -> None:
+def _warn(options: BuildOptions, used: int, outcome: Outcome, damaged: Sequence[Sequence[Any]]) -> None:
     """Damage, and the two silent failures of adaptive patching: a tree without edges, one that cannot show the mask."""
     if damaged:
         level, x, y = damaged[0][:3]
         what = f"{len(damaged)} damaged tiles" if len(damaged) > 1 else "a damaged tile"
-        outcome.warnings.append(f"{what} filled with white, first at level {level}, x={x} y={y}")
+        why = f": {damaged[0][5]}" if len(damaged[0]) > 5 else ""   # the token file does not tell
+        outcome.warnings.append(f"{what} filled with white, first at level {level}, x={x} y={y}{why}")
     if options.split_value is None and options.length is not None and used < 1 + 3 * ((options.length - 1) // 3):
         why = "no edges are left to split at" + (", use --thresholds auto" if options.thresholds != "auto" else "")
         if used == (options.resolution // options.patch) ** 2:

@@ -118,6 +118,11 @@ def writer_lives(writer: str, touched_s: float) -> bool:
     return maybe_alive and time.time() - touched_s < _STALE_AFTER_S
 
 
+def same_host(writer: str) -> bool:
+    """Whether `writer`, from `writer_name`, is a process of this host."""
+    return writer.rpartition("-")[0] == _host()
+
+
 def _host() -> str:
     return "".join(c if c.isalnum() else "-" for c in socket.gethostname())
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.files import remove_stale, temporary_name, writer_lives, writer_name
+from data_prep.files import remove_stale, same_host, temporary_name, writer_lives, writer_name
 
 _MANIFEST = "manifest.json"
+_OTHER_HOST_S = 60.0
 
 
 class ScratchError(ValueError):
     """A step's result that is missing or damaged; one line that names the file."""
+
+
+class BusyError(ValueError):
+    """Another build is working on the same; one line that says who."""
 
 
 def scratch_key(about: dict[str, Any], side_px: int) -> str:
@@ -54,15 +60,20 @@ def remove_scratch(out: Path, stem: str, but: Path | None = None) -> list[Path]:
     for folder in out.glob(".*.work"):
         if folder == but or folder.name[1 : -len(".work")].rpartition(".")[0] != stem:
             continue
-        try:
-            owner = json.loads((folder / _MANIFEST).read_text())["owner"]
-            newest_s = max(path.stat().st_mtime for path in folder.iterdir())
-        except (OSError, ValueError, KeyError, TypeError):     # without a manifest it is of no use to anyone
-            owner, newest_s = "", 0.0
-        if not writer_lives(str(owner), newest_s):
+        owner, newest_s = _owner(folder) or ("", 0.0)   # without a manifest it is of no use to anyone
+        if not writer_lives(owner, newest_s):
             shutil.rmtree(folder, ignore_errors=True)
             removed.append(folder)
     return removed
+
+
+def _owner(folder: Path) -> tuple[str, float] | None:
+    """Who began or took over a folder, and when it was last written to; None without a manifest."""
+    try:
+        owner = str(json.loads((folder / _MANIFEST).read_text())["owner"])
+        return owner, max(path.stat().st_mtime for path in folder.iterdir())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 class Scratch:
@@ -94,6 +105,29 @@ class Scratch:
         for result in self.folder.glob("*.npz"):
             if not _whole(result):
                 result.unlink(missing_ok=True)
+
+    def worked_on_by(self) -> str | None:
+        """Who else builds from this folder now, None if nobody does as far as one can tell.
+
+        A process of this host is asked. Of another host only the last sign of life counts, and only for a minute: a
+        job that was killed there and is started again here must not wait for itself.
+        """
+        found = _owner(self.folder)
+        if found is None:
+            return None
+        owner, newest_s = found
+        age_s = time.time() - newest_s
+        if not writer_lives(owner, newest_s) or (age_s > _OTHER_HOST_S and not same_host(owner)):
+            return None
+        host, _, pid = owner.rpartition("-")
+        return f"process {pid} on {host}"
+
+    def stamp(self, name: str) -> int:
+        """When the result `name` was made, in ns; 0 if it is not there."""
+        try:
+            return self._path(name).stat().st_mtime_ns
+        except OSError:
+            return 0
 
     def has(self, name: str) -> bool:
         """Whether the result `name` is there."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -86,6 +86,7 @@ class Slide(Opened):
         reader: "fast" (`data_prep.fast_reader`), "openslide", "tifffile" or "raster".
         strict: raise at a tile that cannot be decoded; else it is white, and noted in `damaged`.
         damaged: tiles that could not be decoded so far, sorted.
+        causes: why, for each of them.
         faults: what does not fit in the file's directories, one line each; pixels that it shows may be wrong.
     """
 
@@ -94,12 +95,17 @@ class Slide(Opened):
     reader: str
     strict: bool = True
     faults: tuple[str, ...] = ()
-    _damaged: frozenset[DamagedTile] = frozenset()
+    _causes: Mapping[DamagedTile, str] = MappingProxyType({})
+
+    @property
+    def causes(self) -> dict[DamagedTile, str]:
+        """Why, for each tile that could not be decoded so far; one line each, in the words of the decoder."""
+        return dict(self._causes)
 
     @property
     def damaged(self) -> list[DamagedTile]:
         """Tiles that could not be decoded so far, sorted."""
-        return sorted(self._damaged)
+        return sorted(self._causes)
 
     def level_scale_xy(self, level: int) -> tuple[Fraction, Fraction]:
         """Return level-0 pixels per pixel of `level` along x and y, exactly (W0 / Wk, H0 / Hk)."""
@@ -153,11 +159,11 @@ class Slide(Opened):
                 tile = DamagedTile(level, left, top, min(tile_w, width - left), min(tile_h, height - top))
                 x0, y0 = max(x_px, left), max(y_px, top)
                 x1, y1 = min(x_px + w_px, left + tile.w_px), min(y_px + h_px, top + tile.h_px)
-                if tile not in self._damaged:
+                if tile not in self._causes:
                     try:
                         out[y0 - y_px : y1 - y_px, x0 - x_px : x1 - x_px] = self._read(level, x0, y0, x1 - x0, y1 - y0)
-                    except SlideError:
-                        self._damaged |= {tile}
+                    except SlideError as error:
+                        self._causes = {**self._causes, tile: one_line(error.__cause__ or error)}
         return out
 
     def _tile_grid(self, level: int) -> tuple[int, int]:  # noqa: ARG002

@@ -205,7 +205,7 @@ def _build_slice(
             reader.read, leaves, build.patch, frame.size_px, frame.content_wh, read_mask=read_mask,
             classes=build.classes,
         )  # fmt: skip
-    token_set, meta = finish(slide, frame, whole, found, build, outcome, [])
+    token_set, meta = finish(slide, frame, whole, found, build, outcome, {})
     write_result(task, token_set, meta, (of_picture, of_labels), outcome)
 
 

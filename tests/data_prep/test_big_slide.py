@@ -324,7 +324,9 @@ def test_a_damaged_tile_is_in_file_log_and_table(tmp_path: Path):
         done = run("build", slide, "--out", out, *tree, "--rebuild", *more)
         assert done.returncode == 0, done.stderr
         where = f"first at level 0, x={tile[1]} y={tile[2]}"
-        assert f"warning: bad: a damaged tile filled with white, {where}" in done.stderr
+        assert f"warning: bad: a damaged tile filled with white, {where}: " in done.stderr
+        (noted,) = read_log(out)[-1]["damaged"]
+        assert noted["tile"] == tile and "DEFLATE" in noted["cause"].upper() and noted["cause"] in done.stderr
         assert "a damaged tile" in done.stdout and "a damaged tile" in json.dumps(read_log(out)[-1]["warnings"])
         assert read_meta(out / "bad.tokens.h5")["damaged"] == [tile] and verify_file(out / "bad.tokens.h5") == []
         files.append((out / "bad.tokens.h5").read_bytes())
@@ -434,3 +436,94 @@ def test_16384_in_bounded_memory(tmp_path: Path):
             assert int(done.stderr.split()[-1]) < 2**20, "more than 1 GiB resident"
         files.append(token_bytes(out))
     assert files[0] == files[1] == files[2]
+
+
+def test_a_frame_in_memory_goes_on_with_the_regions_of_a_killed_build(monkeypatch, tmp_path: Path):
+    """The same parameters without --tile: what was done is used, and the file is the same."""
+    out = tmp_path / "out"
+    prepare_out(out)
+    before = _stop_after(monkeypatch, 20, out, OPTIONS)
+    after = _stop_after(monkeypatch, 10**6, out, BuildOptions(2048, 8, length=512))
+    assert before.count("scan") > 8 and after.count("scan") == 4 * 4 - before.count("scan") and "write" in after
+    assert token_bytes(out) == made([CMU], tmp_path / "calm", resolution=2048, patch=8, length=512)
+    assert leftovers(out) == []
+    assert _stop_after(monkeypatch, 10**6, out, BuildOptions(2048, 8, length=512)) == ["begin"]     # skipped
+
+
+def test_what_cannot_be_built_leaves_no_scratch(monkeypatch, tmp_path: Path):
+    slide = tmp_path / "bad.tif"
+    damaged_slide(slide)
+    outcome = build([slide], BuildOptions(1024, 8, length=256, tile_px=128, strict=True), _made(tmp_path / "strict"))[0]
+    assert outcome.status == "failed" and "cannot read level 0" in outcome.reason
+    assert leftovers(tmp_path / "strict") == []
+
+    real = big_slide.Scratch.save
+
+    def full(scratch, name, **arrays):
+        if name == "plan-3":
+            raise OSError(28, "No space left on device", str(scratch.folder / name))
+        real(scratch, name, **arrays)
+
+    monkeypatch.setattr(big_slide.Scratch, "save", full)
+    outcome = build([slide], BuildOptions(1024, 8, length=256, tile_px=128), _made(tmp_path / "full"))[0]
+    assert outcome.status == "failed" and "No space left" in outcome.reason
+    (left,) = leftovers(tmp_path / "full")
+    assert left.endswith(".work") and len(list((tmp_path / "full" / left).glob("scan-*.npz"))) == 64
+
+
+def _made(out: Path) -> Path:
+    prepare_out(out)
+    return out
+
+
+def test_a_second_build_of_the_same_says_who_is_at_it(monkeypatch, tmp_path: Path):
+    out = _made(tmp_path / "out")
+    _stop_after(monkeypatch, 20, out, OPTIONS)
+    (folder,) = out.glob(".*.work")
+    before = {path.name: path.read_bytes() for path in folder.glob("*.npz")}
+    (folder / "manifest.json").write_text(json.dumps({"owner": writer_name().replace(str(os.getpid()), "1")}))
+    outcome = build([CMU], OPTIONS, out)[0]
+    host = writer_name().rpartition("-")[0]
+    assert outcome.status == "failed"
+    assert outcome.reason == f"{CMU}: process 1 on {host} is building it into {out}; wait for it, or stop it"
+    assert {path.name: path.read_bytes() for path in folder.glob("*.npz")} == before
+    # A job that was killed on another host goes on here when there was no sign of life for a minute.
+    (folder / "manifest.json").write_text(json.dumps({"owner": "node7-4242"}))
+    assert "process 4242 on node7 is building it" in build([CMU], OPTIONS, out)[0].reason
+    old = time.time() - 61
+    for path in folder.iterdir():
+        os.utime(path, (old, old))
+    assert build([CMU], OPTIONS, out)[0].status == "done" and leftovers(out) == []
+
+
+def test_two_builds_at_once_end_well(tmp_path: Path):
+    out = tmp_path / "out"
+    first = subprocess.Popen(command("build", CMU, "--out", out, *SHARED), cwd=ROOT, env=plain_env(), text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    until_s = time.monotonic() + 60
+    while first.poll() is None and not list(out.glob(".*.work/scan-*.npz")) and time.monotonic() < until_s:
+        time.sleep(0.005)
+    os.kill(first.pid, signal.SIGSTOP)      # so that it lives, however slow this machine is
+    try:
+        second = run("build", CMU, "--out", out, *SHARED)
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    assert second.returncode == 1 and f"process {first.pid} on " in second.stderr and "Traceback" not in second.stderr
+    _, text = first.communicate(timeout=120)
+    assert first.returncode == 0, text
+    assert token_bytes(out).keys() == {f"{CMU.stem}.tokens.h5"} and leftovers(out) == []
+
+
+def test_many_regions_read_the_tree_once(monkeypatch, tmp_path: Path):
+    loads: list[str] = []
+    real = big_slide.Scratch.load
+
+    def counting(scratch, name, *keys):
+        loads.append(name)
+        return real(scratch, name, *keys)
+
+    monkeypatch.setattr(big_slide.Scratch, "load", counting)
+    options = {"resolution": 1024, "patch": 16, "length": 128}
+    assert build([CMU], BuildOptions(tile_px=128, **options), _made(tmp_path / "a"))[0].status == "done"
+    assert loads.count("tree") == 2     # for the tokens of all regions, and to write
+    assert token_bytes(tmp_path / "a") == made([CMU], tmp_path / "b", **options)
