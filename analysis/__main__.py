@@ -11,6 +11,7 @@ from analysis.erf import add_verb as add_erf
 from analysis.groups import BaselineError
 from analysis.records import RunsError, load
 from analysis.scaling import add_verb as add_scaling
+from analysis.sweep_figures import add_verb as add_lengths
 from analysis.tables_cli import add_verb as add_tables
 
 EPILOG = """\
@@ -35,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="{tables,compare,auc,erf,plots,report,scaling}")
+    names = "{tables,compare,auc,erf,lengths,plots,report,scaling}"
+    verbs = top.add_subparsers(dest="verb", required=True, metavar=names)
     texts = {
         "plots": "training curves, sequence lengths, Dice against cost, Dice per slide, pictures side by side",
         "report": "one self-contained page with tables, plots, pictures, provenance and published numbers",
@@ -68,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     add_compare(verbs)
     add_auc(verbs)
     add_erf(verbs)
+    add_lengths(verbs)
     add_scaling(verbs)
     return top
 
@@ -99,7 +102,7 @@ def _run(args: argparse.Namespace) -> int:
 
         return run(args)
     text, runs = "", None
-    if args.verb in ("compare", "auc", "erf"):
+    if args.verb in ("lengths", "compare", "auc", "erf"):
         text, written = args.run(args)
     elif args.verb == "tables":
         text, written, runs = args.run(args)

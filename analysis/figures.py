@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from analysis.cost_figures import against_tokens, preparation
 from analysis.figure_style import (
     COLUMN_IN,
     GREY,
@@ -33,10 +34,12 @@ def draw_all(comparison: Comparison) -> list[Drawing]:
     with style():
         drawings = [
             dice_against_cost(comparison),
+            against_tokens(comparison),
             measured_scaling(comparison.groups),
             training_curves(comparison),
             dice_per_slide(comparison),
             sequence_lengths(comparison),
+            preparation(comparison),
             panels(comparison),
         ]
     return [d for d in drawings if d is not None]

@@ -93,6 +93,23 @@ def hash_split(names: list[str], fractions: tuple[float, float, float]) -> dict[
     return split
 
 
+def split_lengths(folder: Path) -> list[tuple[int, int, int, str, int]]:
+    """(resolution, patch, split value, slide, tokens) of every token file that was built with a split value.
+
+    Raises:
+        ValueError: Not a folder, or a file that cannot be read; one line names it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
+    found = []
+    for name in token_names(folder):
+        meta = read_meta(token_path(folder, name))
+        value = meta["params"].get("split_value")
+        if value is not None:
+            found.append((int(meta["frame_px"]), int(meta["patch"]), int(value), name, int(meta["rows"])))
+    return found
+
+
 class TokenFiles:
     """The token files of one configuration, in splits, read lazily and kept in memory up to a limit.
 

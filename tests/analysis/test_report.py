@@ -86,7 +86,7 @@ def test_the_page_can_be_read_without_eyes_or_mouse(html: str):
     found = Page(html)
     assert found.all("html") == [{"lang": "en"}]
     assert len(found.all("h1")) == len(found.all("main")) == len(found.all("title")) == 1
-    assert len(found.all("img")) == 5
+    assert len(found.all("img")) == 7
     assert all(len(img["alt"]) > 40 for img in found.all("img"))
     assert all(th.get("scope") in ("col", "row") for th in found.all("th"))
     assert len(found.all("caption")) == len(found.all("table")) == 4
@@ -166,7 +166,10 @@ def test_every_figure_is_written_in_three_forms(runs_dir: Path, capsys):
     out = runs_dir.parent / "plots"
     assert main(["plots", str(runs_dir), "--out", str(out)]) == 0
     names = {p.stem for p in out.iterdir()}
-    assert names == {"training_curves", "sequence_lengths", "dice_against_cost", "dice_per_slide", "predictions"}
+    assert names == {
+        "training_curves", "sequence_lengths", "dice_against_cost", "dice_per_slide", "predictions", "against_tokens",
+        "preparation",
+    }  # fmt: skip
     for name in names:
         with Image.open(out / f"{name}.png") as picture:
             assert picture.width > 900
