@@ -24,6 +24,9 @@ NOT_COMPARED = (
     "force", "run_root", "run_id", "checkpoint", "log", "engine.threads", "data.cache_gib", "data.prefetch",
 )  # fmt: skip
 
+# Keys that may be typed in a second way.
+SHORT = {"train.steps": "train.max_steps"}
+
 
 class ConfigError(ValueError):
     """A setting is wrong. The message is one line that names it and what would be valid; exit code 64."""
@@ -381,7 +384,7 @@ def apply_overrides(base: Config, overrides: Sequence[str]) -> Config:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise ConfigError(f"{text!r} is not of the form key=value, e.g. train.lr=1e-3")
-        pairs.append((key.strip(), value.strip()))
+        pairs.append((SHORT.get(key.strip(), key.strip()), value.strip()))
     tree = base.model_dump(mode="json")
     name = dict(pairs).get("model.name", tree["model"]["name"])
     if name != tree["model"]["name"]:

@@ -42,6 +42,10 @@ def test_override_changes_one_key_and_its_type():
     assert base.sha256() != changed.sha256()
 
 
+def test_steps_is_short_for_max_steps_and_the_last_one_counts():
+    assert load("paip_64k", ["train.max_steps=7", "train.steps=10"]).train.max_steps == 10
+
+
 def test_what_does_not_change_the_numbers_does_not_change_the_hash():
     words = ["run_root=x", "run_id=y", "checkpoint.every_steps=3", "engine.threads=2", "data.prefetch=0"]
     base, changed = load("demo_apf"), load("demo_apf", words)
