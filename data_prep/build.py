@@ -17,7 +17,7 @@ from data_prep.build_slide import Outcome, Task
 from data_prep.files import remove_stale
 from data_prep.options import BuildOptions, OptionError
 from data_prep.pool import run_pool
-from data_prep.progress import Progress, format_duration
+from data_prep.progress import Progress, counted, format_duration
 from data_prep.schedule import Queue, Schedule
 from data_prep.share import share
 from data_prep.slide_plan import Moved, SlidePlan, died
@@ -159,7 +159,7 @@ def summary(outcomes: Sequence[Outcome], out: Path, seconds: float) -> str:
         lines.append(f"... and {len(outcomes) - len(shown)} more, all in {out / LOG_NAME}")
     count = Counter(outcome.status for outcome in outcomes)
     lines.append(
-        f"{count['done']} done, {count['skipped']} skipped, {count['failed']} failed of {len(outcomes)} slides "
+        f"{count['done']} done, {count['skipped']} skipped, {count['failed']} failed of {counted(len(outcomes), 'slide')} "
         f"in {format_duration(seconds) if seconds >= 60 else f'{seconds:.1f} s'} -> {out}"
     )
     return "\n".join(lines)

@@ -196,12 +196,14 @@ def _options(args: argparse.Namespace, **changed: Any) -> BuildOptions:
 
 
 def _run_build(args: argparse.Namespace) -> int:
-    from data_prep.share import check_world, wants_mpi
+    from data_prep.share import check_world, lonely, wants_mpi
 
     options = _options(args)
     if args.jobs < 0:
         raise OptionError(f"--jobs {args.jobs}: must be 0 (one per core) or more")
     if not wants_mpi():
+        if args.jobs == 1 and (hint := lonely()) is not None:
+            print(f"warning: {hint}", file=sys.stderr, flush=True)
         return _build(args, options, None)
     if args.jobs != 1:
         raise OptionError("--jobs: only in a plain run; under an MPI launcher start more ranks instead")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 #: Goes up when the same slide and parameters give other bytes, so that old token files are built again.
 ALGORITHM = 3
+MAX_TILE_PX = 16384  # regions of this side need about 1 GiB per rank
 
 
 class OptionError(ValueError):
@@ -75,8 +76,9 @@ class BuildOptions:
                 raise OptionError(f"--thresholds {low},{high}: must be LOW,HIGH with 0 <= LOW <= HIGH, or auto")
         if not 1 <= self.classes <= 255:
             raise OptionError(f"--classes {self.classes}: must be 1 to 255")
-        if self.tile_px is not None and self.tile_px < 64:
-            raise OptionError(f"--tile {self.tile_px}: must be at least 64 pixels")
+        if self.tile_px is not None and not 64 <= self.tile_px <= MAX_TILE_PX:
+            more = "; what a rank holds grows with its square" if self.tile_px > MAX_TILE_PX else ""
+            raise OptionError(f"--tile {self.tile_px}: must be 64 to {MAX_TILE_PX} pixels{more}")
         if self.masks is not None and not self.masks.is_dir():
             raise OptionError(f"--masks {self.masks}: no such folder")
         if self.mask_kind is not None and self.masks is None:

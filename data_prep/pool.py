@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
@@ -96,16 +97,21 @@ def run_pool(
 ) -> Generator[Any, None, None]:
     """What the queue of tasks tells of as they are done, until it is over. Closing it stops the workers.
 
+    A task whose worker died is done once more by a new worker, since the system may have ended it for want of memory
+    that another one used; if that dies too, the task has failed.
+
     Args:
         function: Importable function of one task; runs in the workers and does not raise.
         tasks: A queue, or tasks in the order in which they are begun, whose results are then told; picklable.
         jobs: Worker processes.
-        died: Makes the result of a task whose worker died; gets the task and a sentence.
+        died: Makes the result of a task whose worker died twice; gets the task and a sentence.
         idle: Called when nothing was ready for `idle_s` seconds (progress lines of long tasks).
         idle_s: See `idle`.
     """
     queue: Queue = Flat(tasks) if isinstance(tasks, Iterable) else tasks
     workers: list[_Worker[Any]] = []
+    again: deque[Any] = deque()
+    tried: list[Any] = []   # tasks whose worker died once, until they are done
 
     def feed() -> None:
         """Give every task that is possible now to a worker that is free, or to a new one."""
@@ -113,7 +119,7 @@ def run_pool(
             free = next((worker for worker in workers if worker.task is None), None)
             if free is None and len(workers) >= jobs:
                 return
-            task = queue.take()
+            task = again.popleft() if again else queue.take()
             if task is None:
                 return
             if free is None:
@@ -136,9 +142,15 @@ def run_pool(
                     result = worker.pipe.recv()
                 except (EOFError, OSError):     # OSError: in the middle of a result
                     worker.process.join()
-                    result = died(task, _cause(worker.process.exitcode))
                     worker.stop()
                     workers.remove(worker)
+                    if not any(task is other for other in tried):
+                        tried.append(task)
+                        again.append(task)
+                        feed()
+                        continue
+                    result = died(task, f"{_cause(worker.process.exitcode)}, twice")
+                tried[:] = [other for other in tried if other is not task]
                 told = queue.done(task, result)
                 feed()
                 yield from told
@@ -150,6 +162,6 @@ def run_pool(
 def _cause(code: int | None) -> str:
     if code is not None and code < 0:
         name = signal.Signals(-code).name
-        hint = ": out of memory?" if name == "SIGKILL" else ""
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
         return f"its worker process was killed by {name}{hint}"
     return f"its worker process ended with exit code {code}"

@@ -28,14 +28,36 @@ def wants_mpi(env: Mapping[str, str] = os.environ) -> bool:
 
     Plain runs return False, and so never need mpi4py. A step of one task, or the batch script itself, is a plain run.
     """
-    if int(env.get("PMI_SIZE") or env.get("OMPI_COMM_WORLD_SIZE") or 1) > 1:
+    if _number(env, "PMI_SIZE", "OMPI_COMM_WORLD_SIZE") > 1:
         return True
     return _slurm_tasks(env) > 1
 
 
 def _slurm_tasks(env: Mapping[str, str]) -> int:
     """Tasks of the SLURM step this process is in; 1 outside of steps."""
-    return int(env.get("SLURM_NTASKS") or 1) if "SLURM_STEP_ID" in env else 1
+    return _number(env, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS") if "SLURM_STEP_ID" in env else 1
+
+
+def _number(env: Mapping[str, str], *names: str) -> int:
+    """The first of these variables that is there, 1 if none is.
+
+    Raises:
+        LaunchError: It is no number.
+    """
+    name = next((name for name in names if env.get(name)), None)
+    if name is None:
+        return 1
+    if not env[name].isdecimal():
+        raise LaunchError(f"{name}={env[name]!r} is not a number of tasks")
+    return int(env[name])
+
+
+def lonely(env: Mapping[str, str] = os.environ) -> str | None:
+    """What to say to a process that is alone in a SLURM job of several tasks, outside of any step; None else."""
+    tasks = _number(env, "SLURM_NTASKS") if "SLURM_JOB_ID" in env and "SLURM_STEP_ID" not in env else 1
+    if tasks <= 1 or wants_mpi(env):
+        return None
+    return f"SLURM gave this job {tasks} tasks, but this is one process: start it with srun, or use --jobs"
 
 
 def check_world(size: int, env: Mapping[str, str] = os.environ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.build_log import read_log
-from data_prep.share import LaunchError, check_world, wants_mpi
+from data_prep.share import LaunchError, check_world, lonely, wants_mpi
 from data_prep.verify import verify_file
 from tests.data_prep.builds import ROOT, TREE, command, leftovers, plain_env, run, some_slides, token_bytes
 
@@ -104,9 +104,35 @@ def test_a_launcher_without_mpi4py_names_the_extra(tmp_path: Path):
     ({"SLURM_NTASKS": "8"}, False),
     ({"SLURM_NTASKS": "8", "SLURM_STEP_ID": "0"}, True),
     ({"SLURM_NTASKS": "1", "SLURM_STEP_ID": "3"}, False),
+    ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "3"}, False),     # srun -n 1 in a job of 8
 ])
 def test_who_is_started_by_a_launcher(env: dict[str, str], wanted: bool):
     assert wants_mpi(env) is wanted
+
+
+@pytest.mark.parametrize(("env", "words"), [
+    ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}, "SLURM gave this job 8 tasks, but this is one process"),
+    ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}, None),
+    ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_STEP_ID": "0"}, None),
+    ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "PMI_SIZE": "8"}, None),
+    ({"SLURM_NTASKS": "8"}, None),
+])
+def test_one_process_in_a_job_of_many_is_told(env: dict[str, str], words: str | None):
+    said = lonely(env)
+    assert said is None if words is None else said is not None and said.startswith(words)
+
+
+def test_a_number_of_tasks_that_is_none():
+    with pytest.raises(LaunchError, match=r"^SLURM_NTASKS='8\(x2\)' is not a number of tasks$"):
+        wants_mpi({"SLURM_NTASKS": "8(x2)", "SLURM_STEP_ID": "0"})
+
+
+def test_a_job_of_many_tasks_without_srun(tmp_path: Path):
+    images, _ = some_slides(tmp_path, 1)
+    env = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}
+    done = run("build", images, "--out", tmp_path / "out", *TREE, **env)
+    assert done.returncode == 0 and done.stderr.count("start it with srun, or use --jobs") == 1
+    assert "SLURM" not in run("build", images, "--out", tmp_path / "out", *TREE, "--jobs", "2", **env).stderr
 
 
 @pytest.mark.parametrize(("size", "env", "fine"), [

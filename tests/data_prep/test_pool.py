@@ -90,7 +90,23 @@ def test_closing_the_results_stops_the_workers():
 
 def test_a_worker_that_dies_in_the_middle_of_its_result_costs_its_task_only():
     assert list(run_pool(half_a_result, [1, 2], 1, lambda task, why: f"{task}: {why}")) == [
-        f"{task}: its worker process was killed by SIGKILL: out of memory?" for task in (1, 2)]
+        f"{task}: its worker process was killed by SIGKILL (out of memory?), twice" for task in (1, 2)]
+
+
+def dies_the_first_time(mark: str) -> int:
+    """Process id of the worker that got it done."""
+    try:
+        Path(mark).touch(exist_ok=False)
+    except FileExistsError:
+        return os.getpid()
+    os._exit(3)
+
+
+def test_what_a_dead_worker_was_at_is_done_again_by_a_new_one(tmp_path: Path):
+    tasks = [str(tmp_path / name) for name in "abcd"]
+    results = list(run_pool(dies_the_first_time, tasks, 2, lambda task, why: why))
+    assert len(results) == 4 and all(isinstance(result, int) for result in results)
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
