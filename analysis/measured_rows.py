@@ -63,12 +63,13 @@ def measured_cells(name: str, comparison: Comparison) -> tuple[list[Cell], list[
             kinds[group.first.resolution].add(group.first.patching)
         found = [(g, q) for g, q in found if {"apf", "uniform"} <= kinds[g.first.resolution]]
     cells: list[Cell] = []
-    notes: list[str] = []
+    notes: dict[str, list[str]] = defaultdict(list)
     curves = _Curves()
     for group, quotient in found:
         for quantity, value, unit in _VALUES[name](_Row(group, quotient, curves, notes)):
             cells.append(_cell(group, name, quantity, value, unit))
-    return cells, [*_provenance([g for g, _ in found]), *dict.fromkeys(notes)]
+    said = [text.replace("{}", _names(labels)) for text, labels in notes.items()]
+    return cells, [*_provenance([g for g, _ in found]), *said]
 
 
 Value = tuple[str, float | str | None, str]
@@ -102,12 +103,19 @@ class _Curves:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row in the making: its runs, its speedup over the fair baseline, and where notes go."""
+    """A row in the making: its runs, its speedup over the fair baseline, and where notes go.
+
+    A note has {} where the labels of the rows go that it holds for: thousands of rows have few different notes.
+    """
 
     group: Group
     quotient: Speedup
     curves: _Curves
-    notes: list[str]
+    notes: dict[str, list[str]]
+
+    def say(self, text: str) -> None:
+        """Add this row to the rows that a note holds for."""
+        self.notes[text].append(self.group.label)
 
 
 def _cost(group: Group) -> Iterator[Value]:
@@ -134,9 +142,9 @@ def _speedup(row: _Row) -> Iterator[Value]:
     yield "speedup", quotient.ratio, "ratio"
     if quotient.baseline is None or quotient.ratio is None:
         against = f" against {quotient.baseline.label}" if quotient.baseline else ""
-        row.notes.append(f"No measured speedup of {group.label}{against}: {'; '.join(quotient.refused)}.")
+        row.say(f"No measured speedup of {{}}{against}: {'; '.join(quotient.refused)}.")
     else:
-        row.notes.append(f"Measured speedup of {group.label}: over {quotient.baseline.describe()}.")
+        row.say(f"Measured speedup of {{}}: over {quotient.baseline.describe()}.")
 
 
 def _apf2(row: _Row) -> Iterator[Value]:
@@ -151,8 +159,8 @@ def _apf2(row: _Row) -> Iterator[Value]:
     found = equal_quality(curves.of(group), curves.of(quotient.baseline), (1.0,))
     if found and not found[0].unresolved:
         yield "speedup_to_convergence", found[0].speedup, "ratio"
-        row.notes.append(
-            f"Measured speedup to convergence of {group.label}: training time to validation Dice "
+        row.say(
+            f"Measured speedup to convergence of {{}}: training time to validation Dice "
             f"{found[0].quality:.3f}, the best that both reach."
         )
     else:
@@ -171,13 +179,13 @@ def _apf3(row: _Row) -> Iterator[Value]:
     if mine is None or theirs is None or theirs <= floor:
         yield "stated_gain", None, "%"
         if mine is not None and theirs is not None:
-            row.notes.append(
-                f"No gain of {group.label}: {base.label} with Dice {theirs:.3f} is not above the best score without "
+            row.say(
+                f"No gain of {{}}: {base.label} with Dice {theirs:.3f} is not above the best score without "
                 f"learning, {floor:.3f}."
             )
         return
     yield "stated_gain", 100 * (mine / theirs - 1), "%"
-    row.notes.append(f"Measured gain of {group.label}: relative Dice over {base.describe()}.")
+    row.say(f"Measured gain of {{}}: relative Dice over {base.describe()}.")
 
 
 def _apf4(row: _Row) -> Iterator[Value]:
@@ -221,7 +229,7 @@ def _rivit(row: _Row) -> Iterator[Value]:
     seconds, images = row.group.seconds_per_image, row.group.first.n_train
     yield from _scored(row.group, "accuracy", "accuracy")
     yield "seconds_per_epoch", None if seconds is None or images is None else seconds * images, "s"
-    row.notes.append("Measured s/epoch: s/image times the number of training images.")
+    row.say("Measured s/epoch of {}: s/image times the number of training images.")
 
 
 _VALUES = {
@@ -237,8 +245,9 @@ def _provenance(groups: list[Group]) -> list[str]:
         commit = (run.commit or "unknown")[:12]
         where = f"{run.device_name or run.device}, {run.precision}, {run.engine}, commit {commit}"
         alike[where].append(group.label)
-    notes = []
-    for where, labels in sorted(alike.items()):
-        more = f" and {len(labels) - _MOST_NAMED} more" if len(labels) > _MOST_NAMED else ""
-        notes.append(f"measured: on {where}, this suite's data ({', '.join(labels[:_MOST_NAMED])}{more}).")
-    return notes
+    return [f"measured: on {where}, this suite's data ({_names(labels)})." for where, labels in sorted(alike.items())]
+
+
+def _names(labels: list[str]) -> str:
+    more = f" and {len(labels) - _MOST_NAMED} more" if len(labels) > _MOST_NAMED else ""
+    return ", ".join(labels[:_MOST_NAMED]) + more

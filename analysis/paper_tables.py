@@ -152,14 +152,14 @@ def paper_table(name: str, cells: Sequence[Cell], remarks: Sequence[str] = ()) -
         ordered.sort(key=lambda item: (_resolution(item[1]), _RANK[item[0][0]]))
     else:
         ordered.sort(key=lambda item: _RANK[item[0][0]])
+    several = len({table for kind, _, table, _ in rows if kind == "published"}) > 1
     lines, kinds, previous = [], [], None
     for (kind, _, table, row), mine in ordered:
         sizes = list(dict.fromkeys(_size(c.size) for c in mine.values() if c.size))
         size = ", ".join(sizes)
         label = row.split(" ", 1)[1] if spec.by_resolution and kind == "published" else row
-        if table.startswith(("text", "abstract", "Figure")) or len({k[2] for k, _ in ordered if k[0] == kind}) > 1:
-            where = f"Table {table}" if table[0].isdigit() and " " not in table else table
-            label = f"{label} ({where})" if kind == "published" else label
+        if kind == "published" and (several or table.startswith(("text", "abstract", "Figure"))):
+            label += f" (Table {table})" if table.isdigit() else f" ({table})"
         lines.append([size, label, kind, *(shown(q, mine) for q, _ in spec.columns)])
         group = (kind, size) if spec.by_resolution else kind
         kinds.append(kind if group == previous else f"{kind} first")
