@@ -11,6 +11,7 @@ from typing import Any
 from launch.record import SCHEMA_VERSION, STATUSES
 
 RECORD = "record.json"
+KEPT = ".record.json"  # how a record is called that was kept without its run
 _PRUNED = {".git", "__pycache__"}
 _REQUIRED = ("run_id", "experiment", "status")
 
@@ -111,7 +112,7 @@ class Runs:
 
 
 def load(root: Path) -> Runs:
-    """Read every record.json under a folder.
+    """Read every record.json under a folder, and every kept record NAME.record.json outside of run folders.
 
     Args:
         root: a folder of run folders at any depth, or one run folder.
@@ -130,7 +131,7 @@ def load(root: Path) -> Runs:
     for folder, has_record in _run_folders(root, problems):
         found += 1
         if has_record:
-            run = _read(folder, problems)
+            run = _read(folder, problems, folder if folder.name.endswith(KEPT) else None)
             if run is not None:
                 runs.append(run)
         else:
@@ -170,7 +171,10 @@ def load_run(path: Path) -> Run:
 
 
 def _run_folders(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, bool]]:
-    """Yield (folder, has a record) for every run folder, without walking into what a run keeps inside."""
+    """Yield (folder, has a record) for every run folder, without walking into what a run keeps inside.
+
+    A kept record stands for a folder of its own name, which does not exist: nothing beside it belongs to it.
+    """
 
     def note(error: OSError) -> None:
         problems.append(Problem(Path(error.filename), "unreadable", error.strerror or str(error)))
@@ -181,6 +185,7 @@ def _run_folders(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, bo
             folders[:] = []
         else:
             folders[:] = [name for name in folders if name not in _PRUNED]
+            yield from ((Path(here) / name, True) for name in files if name.endswith(KEPT))
 
 
 def _read(folder: Path, problems: list[Problem], path: Path | None = None) -> Run | None:

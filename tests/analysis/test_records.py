@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from analysis.records import RunsError, load
+from analysis.run_files import read_curve
 from launch.record import RECORD_KEYS, STATUSES
-from tests.analysis.generator import record, write_run
+from tests.analysis.generator import ROOT, record, write_run
 
 
 def kinds(runs) -> dict[str, str]:
@@ -168,4 +169,24 @@ def test_the_same_run_on_another_machine_is_no_duplicate(tmp_path: Path):
     write_run(tmp_path, record(device_name="NVIDIA H200"), folder="b")
     runs = load(tmp_path)
     assert len(runs.ok) == 2
+    assert not runs.problems
+
+
+def test_kept_records_are_read_and_own_nothing(tmp_path: Path):
+    run = write_run(tmp_path / "runs", record(), metrics=True)
+    (tmp_path / "kept").mkdir()
+    for name in ("a", "b"):
+        text = json.dumps(record(experiment=name))
+        (tmp_path / "kept" / f"{name}.record.json").write_text(text)
+        (run / f"{name}.record.json").write_text(text)
+    (tmp_path / "kept" / "c.record.json").write_text("{")
+    runs = load(tmp_path)
+    assert [r.experiment for r in runs.ok] == ["a", "b", "demo_apf"], "what lies in a run folder is not a kept record"
+    assert [(p.kind, p.path.name) for p in runs.problems] == [("broken", "c.record.json")]
+    assert read_curve(runs.ok[0]) is None
+
+
+def test_the_measured_records_of_this_repository_are_whole():
+    runs = load(ROOT / "analysis" / "measured")
+    assert {"demo_apf", "demo_uniform_patch", "demo_uniform_tokens"} <= {r.experiment for r in runs.ok}
     assert not runs.problems
