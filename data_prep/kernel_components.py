@@ -187,7 +187,7 @@ def steps_of(pixel: NDArray[np.uint32], ahead: NDArray[np.uint8], far: NDArray[n
         ahead[k] = np.uint8(step & np.uint32(255))
         far[used, 0], far[used, 1] = np.uint32(k), step >> np.uint32(8)
         used += np.uint64(step > np.uint32(255))
-    return np.int64(used)
+    return int(used)
 
 
 @kernel

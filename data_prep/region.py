@@ -267,6 +267,7 @@ class _Scan:
         y0, y1, self.read_to = self.read_to, stop, stop
         if self.sought:
             assert stop - self.top <= len(self.gray)
+        if self.sought and (x1 > self.spec.content_wh[0] - self.x or y1 > self.spec.content_wh[1] - self.y):
             self.gray[y0 - self.top : y1 - self.top] = WHITE
         x1, y1 = min(x1, self.spec.content_wh[0] - self.x), min(y1, self.spec.content_wh[1] - self.y)
         if x0 < x1 and y0 < y1:
@@ -289,12 +290,11 @@ class _Scan:
     def _one_colour(self, pixels: NDArray[np.uint8], wanted: Rectangle, b: int) -> bool:
         """Fill in a piece of one colour; False if that is not so simple."""
         x0, y0, x1, y1 = wanted
-        if (pixels[0, 0] == WHITE).all():  # as all began
-            return True
         a, c, d, e = max(x0, 0), max(y0, 0), min(x1, self.spec.side_px), min(y1, self.spec.side_px)
-        if a % b or c % b or d % b or e % b:
+        white = bool((pixels[0, 0] == WHITE).all())  # as the sums began
+        if not white and (a % b or c % b or d % b or e % b):
             return False
-        if a < d and c < e:
+        if not white and a < d and c < e:
             self.sums[:, c // b : e // b, a // b : d // b] = pixels[0, 0].astype(np.uint16)[:, None, None] * (b * b)
         if self.sought:
             gray = luma(pixels[:1, :1].copy())
