@@ -29,7 +29,7 @@ from tests.launch.small import ROOT, SIZE, Group, clean_env, free_port, launch_r
 TINY = [f"model.{key}" for key in ("depth=2", "grid_px=16", "width=32", "heads=2", "head_width=16", "mlp_dim=32")]
 SMALL = [
     "data.resolution=32", "data.classes=2", "data.sizes=[]", "train.batch=4", "train.max_steps=12",
-    "train.log_every=1", "eval.every_steps=6", "data.rotate_deg=0", *TINY,
+    "train.log_every=1", "eval.every_steps=6", "data.rotate_deg=0", "engine.threads=1", *TINY,
 ]  # fmt: skip
 
 
