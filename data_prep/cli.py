@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from data_prep.options import BuildOptions, OptionError, class_ids
 BAD_ARGUMENTS = 64
 SOME_FAILED = 1
 CRASHED = 70
+_RANK_0_FIRST_S = 1.0
 
 _TOP = """Cut slides into token files for transformers.
 
@@ -84,9 +86,12 @@ def _complain(message: str) -> None:
 
 
 def _interrupted(command: str) -> None:
-    if _launcher_rank() == 0:
-        goes_on = ": the same command goes on where this one stopped" if command == "build" else ""
-        print(f"interrupted{goes_on}", file=sys.stderr, flush=True)
+    """One line. Of many ranks the first says it and ends the others; if it was not interrupted, another one does."""
+    if _launcher_rank():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        time.sleep(_RANK_0_FIRST_S)
+    goes_on = ": the same command goes on where this one stopped" if command == "build" else ""
+    print(f"interrupted{goes_on}", file=sys.stderr, flush=True)
 
 
 def _thresholds(text: str) -> Literal["auto"] | tuple[int, int]:

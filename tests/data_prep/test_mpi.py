@@ -189,10 +189,28 @@ def test_a_rank_that_dies_ends_the_run(tmp_path: Path, rank: int, number: signal
     os.kill(pids_of_ranks(out)[rank], number)
     _, text = process.communicate(timeout=60)       # must not hang
     assert process.returncode != 0
+    if number == signal.SIGINT:
+        assert text.count("interrupted: the same command goes on where this one stopped") == 1, text
     assert len(token_bytes(out)) < 24 and all(verify_file(path) == [] for path in out.glob("*.tokens.h5"))
     assert "Traceback" not in text
     assert run("build", images, "--out", out, *TREE).returncode == 0
     assert len(token_bytes(out)) == 24 and leftovers(out) == []
+
+
+@needs_mpi
+@pytest.mark.mpi
+def test_ctrl_c_of_all_ranks_is_one_line(tmp_path: Path):
+    images, _ = some_slides(tmp_path, 24)
+    out = tmp_path / "out"
+    process = start(3, "build", images, "--out", out, *TREE)
+    give_up_s = time.monotonic() + 60
+    while not (out.is_dir() and token_bytes(out)) and time.monotonic() < give_up_s:
+        time.sleep(0.005)
+    for pid in pids_of_ranks(out).values():
+        os.kill(pid, signal.SIGINT)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode != 0 and "Traceback" not in text
+    assert text.count("interrupted: the same command goes on where this one stopped") == 1, text
 
 
 @needs_mpi
