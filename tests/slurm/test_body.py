@@ -1,0 +1,103 @@
+"""The rest of what jobs/body.sh does: no SLURM at all, a study in one allocation, environments put on the nodes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from launch.jobs_table import JOBS
+from launch.render import render
+from launch.sites import Site, load_site
+from tests.launch.small import ROOT, clean_env, overrides
+from tests.slurm.jobs import Jobs
+
+
+def bash(script: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", script, *words], cwd=ROOT, env=clean_env() | env, capture_output=True, text=True, timeout=240,
+        check=False,
+    )  # fmt: skip
+
+
+def small(files: Path, run_root: Path, **more: object) -> list[str]:
+    settings = {"model__decoder": "leaf", "train__precision": "fp32", "train__schedule": "constant",
+                "train__max_steps": 3, "eval__pictures_px": 0}  # fmt: skip
+    return overrides(files, run_root, **(settings | more))
+
+
+def records(root: Path) -> list[dict[str, object]]:
+    return [json.loads(path.read_text()) for path in sorted(root.rglob("record.json"))]
+
+
+def test_the_same_script_without_slurm(files: Path, tmp_path: Path):
+    done = bash("jobs/paip_512.sh", *small(files, tmp_path))
+    assert done.returncode == 0, done.stderr
+    (record,) = records(tmp_path)
+    assert (record["experiment"], record["status"], record["gpus"]) == ("paip_512", "ok", 1)
+
+
+def test_errors_without_slurm_are_one_line(tmp_path: Path):
+    done = bash("jobs/paip_512.sh", "data.dir=/nowhere", f"run_root={tmp_path}")
+    assert done.returncode == 64 and done.stderr.startswith("error: data.dir=/nowhere: no such folder")
+    done = bash("jobs/rivit.sh", PATCHING="uniform")
+    assert done.returncode == 64 and done.stderr == "error: rivit has no uniform variant: leave PATCHING out\n"
+    script = tmp_path / "alone.sh"
+    script.write_text((ROOT / "jobs" / "rivit.sh").read_text())
+    done = subprocess.run(["bash", script], cwd=tmp_path, capture_output=True, text=True, env=clean_env(), check=False)
+    assert done.returncode == 64 and "submit from the repository's folder" in done.stderr
+
+
+@pytest.mark.slow
+def test_several_ranks_and_a_study_without_slurm(files: Path, tmp_path: Path):
+    done = bash("jobs/scaling.sh", *small(files, tmp_path), RANKS="2", MODE="weak")
+    assert done.returncode == 0, done.stderr
+    found = {record["gpus"]: record["global_batch"] for record in records(tmp_path / "scaling-weak")}
+    assert found == {1: 1, 2: 2}
+
+
+@pytest.mark.slow
+def test_a_scaling_study_in_one_allocation(jobs: Jobs):
+    number = jobs.sbatch("jobs/scaling.sh", *small(jobs.files, jobs.runs), options=("-N2", "--ntasks-per-node=2"))
+    assert jobs.cluster.wait_job(number, 240) == "COMPLETED", jobs.log(number)
+    found = {(r["gpus"], r["nodes"], r["global_batch"], r["status"]) for r in records(jobs.runs / "scaling-strong")}
+    assert found == {(1, 1, 4, "ok"), (2, 1, 4, "ok"), (4, 2, 4, "ok")}
+
+
+@pytest.mark.slow
+def test_the_environment_is_put_on_the_nodes_own_disks(jobs: Jobs, tmp_path: Path):
+    """The archive holds a Python that says where it lies; on a node without room the shared one is used."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/bash\n[ "${{RANK:-0}}" != 0 ] || echo "python of $0" >&2\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    with tarfile.open(tmp_path / "env.tar", "w") as archive:
+        archive.add(tmp_path / "bin", "bin")
+    for run_id, disk, where in (("own", "/dev/shm", "python of /dev/shm/env-"), ("shared", "/proc/none", "using ")):
+        tree = load_site("generic-cuda").model_dump(mode="json")
+        tree["node_local"] = {"path": disk, "sbcast": "-pf", "from_nodes": 2}
+        script = tmp_path / f"{run_id}.sh"
+        script.write_text(render(JOBS["paip_64k"], Site.model_validate(tree)))
+        number = jobs.sbatch(
+            script, *small(jobs.files, jobs.runs, run_id=run_id), options=("-N2", "--ntasks-per-node=1"),
+            ENV_ARCHIVE=str(tmp_path / "env.tar"),
+        )  # fmt: skip
+        assert jobs.cluster.wait_job(number) == "COMPLETED", jobs.log(number)
+        assert where in jobs.log(number), jobs.log(number)
+
+
+@pytest.mark.slow
+def test_submitted_from_the_folder_of_the_scripts_and_without_an_environment(jobs: Jobs):
+    words = small(jobs.files, jobs.runs, run_id="bare")
+    number = jobs.cluster.run(
+        "sbatch", "--parsable", f"--chdir={ROOT}/jobs", f"--output={jobs.folder}/%j.out", "--export=NONE", "-N2",
+        "--ntasks-per-node=1", str(ROOT / "jobs" / "paip_64k.sh"), *words, SLURM_SUBMIT_DIR=str(ROOT / "jobs"),
+    ).strip()  # fmt: skip
+    jobs.track(number)
+    # --export=NONE leaves out PREFLIGHT=0 as well, so the nodes are measured, and these have no gpus
+    assert jobs.cluster.wait_job(number) == "FAILED"
+    assert "preflight: bad nodes" in jobs.log(number) and "no cuda gpu" in jobs.log(number), jobs.log(number)
