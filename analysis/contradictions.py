@@ -44,6 +44,7 @@ def contradictions(cells: Cells) -> list[Contradiction]:
         *_gains(three),
         *_same_cost(three),
         *_apf_text(cells),
+        *_column_heads(two, three),
         *_hct(cells),
         *_rivit(cells["rivit"]),
         *_shf(cells["shf"], three),
@@ -200,6 +201,10 @@ def _apf_text(cells: Cells) -> Iterator[Contradiction]:
             f"the mean of all {len(gains)} stated gains is {everything:.2f} %, without 512 px {larger:.2f} %",
             "the average leaves out the smallest resolution, whose gain does not follow from the table",
         )
+
+
+def _column_heads(two: Sequence[Cell], three: Sequence[Cell]) -> Iterator[Contradiction]:
+    """One number is headed Sec/Image in Table II and Sec/Image/GPU in Table III."""
     head_two, head_three = _rows(two), _rows(three)
     many = [
         row
@@ -211,7 +216,7 @@ def _apf_text(cells: Cells) -> Iterator[Contradiction]:
     ]
     if many:
         yield Contradiction(
-            claim.paper,
+            two[0].paper,
             f"Table II and Table III, {', '.join(many)}",
             "the column is headed Sec/Image",
             "the same numbers at the same GPU counts are headed Sec/Image/GPU",
