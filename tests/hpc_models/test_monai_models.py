@@ -31,6 +31,22 @@ def test_swin_unetr_has_the_measured_parameters_and_cost(features, parameters, g
     assert (count, shape) == (parameters, (1, 1, 512, 512)) and cost == pytest.approx(gflop, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("size", "parameters", "gflop"),
+    [(224, 87_681_265, 39.88), (256, 87_727_345, 52.65), (512, 88_317_169, 239.60), (1024, 90_676_465, 1422.27)],
+)
+def test_unetr_grows_by_one_row_per_token(size, parameters, gflop):
+    """MONAI's counts, and ours beside them where the frame is a power of two: 14 x 14 tokens have no quadtree."""
+    with torch.device("meta"):
+        nets = [build_net("UNETR", in_channels=3, out_channels=1, img_size=size, spatial_dims=2, norm_name="instance")]
+        if size != 224:
+            nets.append(build("unetr", size_px=size, patch=16, length=(size // 16) ** 2))
+    for net in nets:
+        count, cost, _ = counted(net, 1, 3, size, size)
+        assert count == parameters == 88_317_169 + 768 * ((size // 16) ** 2 - 1024)
+        assert cost == pytest.approx(gflop, abs=0.01)
+
+
 def test_volumes():
     with torch.device("meta"):
         model = unetr3d()
