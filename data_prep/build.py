@@ -158,8 +158,9 @@ def summary(outcomes: Sequence[Outcome], out: Path, seconds: float) -> str:
     if len(shown) < len(outcomes):
         lines.append(f"... and {len(outcomes) - len(shown)} more, all in {out / LOG_NAME}")
     count = Counter(outcome.status for outcome in outcomes)
+    of = counted(len(outcomes), "slide")
     lines.append(
-        f"{count['done']} done, {count['skipped']} skipped, {count['failed']} failed of {counted(len(outcomes), 'slide')} "
+        f"{count['done']} done, {count['skipped']} skipped, {count['failed']} failed of {of} "
         f"in {format_duration(seconds) if seconds >= 60 else f'{seconds:.1f} s'} -> {out}"
     )
     return "\n".join(lines)

@@ -65,7 +65,7 @@ BAD_ARGUMENTS = {
     "thresholds-order": ("--resolution 64 --patch 16 --length 64 --thresholds 9,1", "9,1: must be LOW,HIGH"),
     "classes": ("--resolution 1024 --patch 16 --length 64 --classes 0", "--classes 0: must be 1 to 255"),
     "tile": ("--resolution 1024 --patch 16 --length 64 --tile 8", "--tile 8: must be 64 to 16384 pixels"),
-    "tile-large": ("--resolution 32768 --patch 16 --length 64 --tile 32768", "--tile 32768: must be 64 to 16384 pixels; what"),
+    "tile-large": ("--resolution 32768 --patch 16 --length 64 --tile 32768", "--tile 32768: must be 64 to 16384"),
     "jobs": ("--resolution 1024 --patch 16 --length 64 --jobs -2", "--jobs -2: must be 0"),
     "drop": ("--resolution 1024 --patch 16 --split-value 64 --fit drop", "--fit drop: needs --length"),
     "seed": ("--resolution 64 --patch 16 --length 64 --seed -1", "--seed -1: must be 0"),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from data_prep import big_slide, build_slide
+from data_prep import big_slide, build_slide, fast_reader
 from data_prep.big_slide import region_side
 from data_prep.build import build, prepare_out
 from data_prep.build_log import read_log
@@ -527,3 +527,19 @@ def test_many_regions_read_the_tree_once(monkeypatch, tmp_path: Path):
     assert build([CMU], BuildOptions(tile_px=128, **options), _made(tmp_path / "a"))[0].status == "done"
     assert loads.count("tree") == 2     # for the tokens of all regions, and to write
     assert token_bytes(tmp_path / "a") == made([CMU], tmp_path / "b", **options)
+
+
+@pytest.mark.parametrize(("length", "most"), [(256, 1.5), (1024, 1.5), (4096, 2.0)])
+def test_how_often_a_pixel_is_decoded(length: int, most: float, monkeypatch, tmp_path: Path):
+    """A 64K build in small: 16 file tiles along a region's side, and a cache of one and a third regions.
+
+    With leaves of 128 px and more on average (cells of 16) hardly any pixel is read again; leaves with cells below 8 px
+    have theirs decoded a second time.
+    """
+    rgb = np.asarray(tifffile.imread(CMU, key=0))[:2048, :2048]
+    tifffile.imwrite(tmp_path / "x.tif", np.tile(rgb, (2, 2, 1)), tile=(64, 64), photometric="rgb", compression="jpeg")
+    monkeypatch.setattr(fast_reader, "CACHE_BYTES", 4 * 2**20)
+    monkeypatch.setattr(fast_reader, "_ALIKE_BYTES", 0)     # or equal tiles would be decoded once
+    options = BuildOptions(4096, 8, length=length, tile_px=1024)
+    outcome = build([tmp_path / "x.tif"], options, _made(tmp_path / "out"))[0]
+    assert outcome.status == "done" and 4096**2 <= outcome.counted["decoded_px"] <= most * 4096**2

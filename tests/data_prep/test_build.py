@@ -288,8 +288,10 @@ def test_a_worker_that_dies_costs_its_task_only():
     # raise_signal returns None; SIGCONT does nothing to a running process, SIGKILL ends it.
     tasks = [signal.SIGCONT, signal.SIGKILL, signal.SIGCONT, signal.SIGCONT]
     results = list(run_pool(signal.raise_signal, tasks, 2, died=lambda task, why: f"{task}: {why}"))
-    assert sorted(map(str, results)) == ["9: its worker process was killed by SIGKILL (out of memory?), twice", *["None"] * 3]
-    assert list(run_pool(os._exit, [5], 2, died=lambda task, why: why)) == ["its worker process ended with exit code 5, twice"]
+    why = "its worker process was killed by SIGKILL (out of memory?), twice"
+    assert sorted(map(str, results)) == [f"9: {why}", *["None"] * 3]
+    why = "its worker process ended with exit code 5, twice"
+    assert list(run_pool(os._exit, [5], 2, died=lambda task, why: why)) == [why]
     assert list(run_pool(abs, [], 2, died=lambda task, why: 0)) == []
     idle: list[int] = []
     assert list(run_pool(time.sleep, [0.5], 1, lambda task, why: None, lambda: idle.append(1), idle_s=0.05)) == [None]
