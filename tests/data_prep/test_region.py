@@ -1,5 +1,6 @@
 """Regions of a frame against OpenCV on the whole frame, and against each other."""
 
+import itertools
 from pathlib import Path
 
 import cv2
@@ -284,3 +285,62 @@ def large():
 def test_regions_of_a_large_frame(large, side, thresholds, blur, patch):
     found, _, _ = check(large, RegionSpec(8192, (8192, 8000), patch, blur, thresholds, side))
     assert found > 500_000
+
+
+def test_too_few_maxima_are_noticed_and_enough_give_the_same_edges(tissue):
+    spec = RegionSpec(1024, (1024, 1024), 8, 9, "auto", 1024)
+
+    def read(x, y, w, h):
+        return tissue[y : y + h, x : x + w]
+
+    blind = scan_region(read, None, spec, 0, 0)
+    lo, hi = auto_thresholds(blind.hist)
+    harsh = np.zeros(2041, np.int64)
+    harsh[900:1000] = 10**6  # a frame of black and white: far more is asked for than this region has
+    assert edges_of_maxima(scan_region(read, None, spec, 0, 0, seen=harsh).maxima, spec, 0, 0, lo, hi) is None
+    likely = scan_region(read, None, spec, 0, 0, seen=8 * blind.hist)
+    assert likely.maxima.above > 4 and len(likely.maxima.ahead) < len(blind.maxima.ahead)
+    fixed = scan_region(read, None, RegionSpec(1024, (1024, 1024), 8, 9, (lo, hi), 1024), 0, 0).edges
+    for scan in (blind, likely):
+        found = edges_of_maxima(scan.maxima, spec, 0, 0, lo, hi)
+        np.testing.assert_array_equal(found.counts, fixed.counts)
+        for one, other in zip(found.sides, fixed.sides, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(20, 60), "auto"]), st.sampled_from([None, 1, 7]))
+def test_pieces_of_any_shape_are_as_good_as_the_whole(seed, thresholds, blur):
+    rng = np.random.default_rng(seed)
+    wh = tuple(int(side) for side in rng.integers(40, 129, 2))
+    rgb = np.full((128, 128, 3), 255, np.uint8)
+    rgb[: wh[1], : wh[0]] = rng.integers(0, 256, (wh[1], wh[0], 3))
+    cuts = [[0, *sorted(rng.choice(np.arange(1, 128), 4, replace=False).tolist()), 128] for _ in range(2)]
+    one_colour = rng.random((5, 5)) < 0.4
+    for i, (top, bottom) in enumerate(itertools.pairwise(cuts[1])):
+        for j, (left, right) in enumerate(itertools.pairwise(cuts[0])):
+            if one_colour[i, j]:
+                rgb[top:bottom, left:right] = rng.choice([255, 200, 7, 90]) - rng.integers(0, 2, 3)
+    rgb[wh[1] :], rgb[:, wh[0] :] = 255, 255
+
+    def parts(x, y, w, h):
+        for top, bottom in itertools.pairwise(cuts[1]):
+            for left, right in itertools.pairwise(cuts[0]):
+                if left < x + w and x < right and top < y + h and y < bottom:
+                    piece = rgb[top:bottom, left:right].copy()
+                    if (piece == piece[0, 0]).all():
+                        piece = np.broadcast_to(piece[0, 0].copy(), piece.shape)
+                    yield piece, left, top
+
+    spec = RegionSpec(128, wh, 4, blur, thresholds, 64)
+    for x, y in ((0, 0), (64, 0), (0, 64), (64, 64)):
+        whole = scan_region(lambda x, y, w, h: rgb[y : y + h, x : x + w], None, spec, x, y)
+        pieces = scan_region(lambda *_: None, None, spec, x, y, parts)
+        np.testing.assert_array_equal(pieces.sums, whole.sums)
+        for name in ("hist", "maxima", "edges"):
+            one, other = getattr(pieces, name), getattr(whole, name)
+            if name == "maxima" and one is not None:
+                one, other = one.ahead, other.ahead
+            if name == "edges" and one is not None:
+                one, other = one.counts, other.counts
+            assert one is other is None or np.array_equal(one, other)

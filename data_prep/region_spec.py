@@ -1,0 +1,103 @@
+"""What regions of a frame have in common, and what a scan of one keeps until thresholds are known. Data only.
+
+Must not import readers, files or ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.cells import is_power_of_two
+from data_prep.edges import REACH_PX
+from data_prep.kernel_components import pixels_of
+
+__all__ = ["WHITE", "Maxima", "Parts", "Reader", "Rectangle", "RegionSpec", "base_px"]
+
+Reader = Callable[[int, int, int, int], NDArray[np.uint8]]
+# As a reader, in pieces: (C-contiguous pixels or one colour broadcast, x, y of their top left). They may reach beyond
+# the rectangle and cover it, each pixel once.
+Parts = Callable[[int, int, int, int], Iterable[tuple[NDArray[np.uint8], int, int]]]
+Rectangle = tuple[int, int, int, int]
+
+WHITE = 255
+_UNIT_PX = 512  # what is white and without edges is known in steps of this, or of a cell if that is smaller
+
+
+@dataclass(frozen=True)
+class RegionSpec:
+    """What the regions of one frame have in common.
+
+    Attributes:
+        size_px: side R of the frame.
+        content_wh: width and height of the content at the frame's top left; the rest is white padding.
+        patch: side p of the smallest leaf, a power of two.
+        blur: side of the Gaussian in pixels, odd, 1 for none; None where no edges are wanted (uniform patching).
+        thresholds: Canny's (lo, hi), or "auto".
+        side_px: side of the regions, a power of two, at least `patch`, at most `size_px`.
+        classes: K, foreground classes of the mask; 0 without one.
+    """
+
+    size_px: int
+    content_wh: tuple[int, int]
+    patch: int
+    blur: int | None
+    thresholds: tuple[int, int] | Literal["auto"]
+    side_px: int
+    classes: int = 0
+
+    def __post_init__(self) -> None:
+        if not is_power_of_two(self.side_px) or not self.patch <= self.side_px <= self.size_px:
+            raise ValueError(f"a region of {self.side_px} px is no power of two from {self.patch} to {self.size_px}")
+
+    @property
+    def halo(self) -> int:
+        """Pixels around a region that its edges depend on."""
+        return 0 if self.blur is None else self.blur // 2 + REACH_PX
+
+    @property
+    def end_wh(self) -> tuple[int, int]:
+        """Beyond this corner all is white and without edges: content, halo, and the rest of the last cell."""
+        unit = min(self.patch, _UNIT_PX)
+        ends = (-(-(content + self.halo) // unit) * unit for content in self.content_wh)
+        width, height = (min(self.size_px, end) for end in ends)
+        return width, height
+
+
+def base_px(spec: RegionSpec) -> int:
+    """Side of the squares whose sums a scan keeps: 8, less where a whole frame is that small."""
+    return min(8, spec.side_px)
+
+
+@dataclass(frozen=True)
+class Maxima:
+    """Pixels of a region that Canny keeps above a low enough threshold, until the thresholds are known.
+
+    Attributes:
+        blocks: (n, 4) int64, rectangle (x, y, w, h) of each block in the frame.
+        start: (n + 1,) int64, where the blocks' pixels begin in what follows.
+        ahead: (m,) uint8, see `kernel_components.steps_of`, of y * w + x in the block.
+        far_start: (n + 1,) int64, where the blocks' rows begin in `far`.
+        far: (k, 2) uint32.
+        magnitude: (m,) uint16, L1 magnitudes.
+        above: () int64, all with larger magnitudes than this are there.
+    """
+
+    blocks: NDArray[np.int64]
+    start: NDArray[np.int64]
+    ahead: NDArray[np.uint8]
+    far_start: NDArray[np.int64]
+    far: NDArray[np.uint32]
+    magnitude: NDArray[np.uint16]
+    above: NDArray[np.int64]
+
+    def block(self, i: int) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
+        """Pixels (y * w + x, ascending) and magnitudes of a block."""
+        here = slice(*self.start[i : i + 2].tolist())
+        pixel = np.empty(here.stop - here.start, np.uint32)
+        pixels_of(self.ahead[here], self.far[slice(*self.far_start[i : i + 2].tolist())], pixel)
+        return pixel, self.magnitude[here]
