@@ -57,15 +57,15 @@ def build(
     import torch
     import torch.distributed as dist
 
-    from launch.engines.base import EngineError, units_of
+    from launch.engines.base import EngineError, repeated, units_of
 
     world = dist.get_world_size()
     make = make_optimizer or (lambda module: torch.optim.AdamW(module.parameters()))
     if config.compile:
         if device.type == "cpu" and shutil.which("g++") is None:
             raise ConfigError("engine.compile=true needs a C++ compiler on CPUs; g++ is not on PATH")
-        for unit in units_of(model):
-            unit.compile()
+        for block in repeated(units_of(model)):
+            block.compile()
     try:
         if config.name == "deepspeed":
             from launch.engines.deepspeed import DeepSpeedEngine

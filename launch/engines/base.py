@@ -156,3 +156,12 @@ def grad_norm_and_clip(module: nn.Module, max_norm: float) -> float:
 def units_of(model: nn.Module) -> list[nn.Module]:
     """The modules that a model wants sharded or compiled one by one, in forward order."""
     return model.fsdp_units() if hasattr(model, "fsdp_units") else []  # type: ignore[operator,no-any-return]
+
+
+def repeated(units: list[nn.Module]) -> list[nn.Module]:
+    """Those of a class that occurs more than once: one compilation serves them all, the others are seldom worth one.
+
+    Patch encoders and decoders among them see another number of patches at every step, which would compile them anew.
+    """
+    kinds = [type(unit) for unit in units]
+    return [unit for unit in units if kinds.count(type(unit)) > 1] or units

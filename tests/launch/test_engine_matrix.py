@@ -135,7 +135,10 @@ def shorten(run_dir: Path, steps: int) -> None:
             shutil.rmtree(checkpoint)
 
 
-@pytest.mark.parametrize(("stage", "again"), [(2, 2), pytest.param(3, 2, marks=pytest.mark.slow), (3, 1)])
+@pytest.mark.parametrize(
+    ("stage", "again"),
+    [(2, 2), (3, 1), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((3, 2), (0, 1), (1, 1), (2, 1)))],
+)
 def test_zero_resumes_to_the_losses_of_an_undisturbed_run(apf_files, tmp_path, stage, again):
     """From step 2 to 4; on another number of ranks through DeepSpeed's universal format."""
     more = {**BASE, **ZERO[f"zero{stage}"], "checkpoint__every_steps": 2, "checkpoint__keep": 9}
