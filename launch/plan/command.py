@@ -68,7 +68,8 @@ def run(asked: argparse.Namespace) -> int:
     site, numbers = load_site(asked.site), _numbers(asked.gpus)
     if asked.micro is not None and asked.micro < 1:
         raise ConfigError(f"--micro={asked.micro} must be at least 1")
-    base = load(asked.experiment, asked.overrides)
+    # The weights that a run starts from cost nothing, and need not be there yet.
+    base = apply_overrides(load(asked.experiment, asked.overrides), ["train.init_from=null"])
     import torch
 
     from launch.plan import report

@@ -161,7 +161,6 @@ def make_step(config: Config, world: int, local_world: int) -> tuple[Engine, Tas
     model = build_model(config)
     if config.engine.sequence > 1:
         spread_sequences(model, config.engine.sequence)
-    model.to = lambda *_to, **_more: model  # type: ignore[method-assign,assignment]  # is there; fakes cannot be swapped
     micro = train.batch // (world // config.engine.sequence) // train.accumulate
     engine = engines.build(
         model, config.engine, device=torch.device("cpu"), precision=train.precision, micro=micro,

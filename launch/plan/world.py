@@ -162,6 +162,22 @@ def _forgetful_deepspeed() -> Iterator[None]:
 
 
 @contextmanager
+def _modules_stay() -> Iterator[None]:
+    """Moving a module to a device does nothing: there is one, and torch cannot swap fake parameters."""
+    real_to = nn.Module.to
+
+    def to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        dtype = torch._C._nn._parse_to(*args, **kwargs)[1]
+        return module if dtype is None else real_to(module, *args, **kwargs)
+
+    nn.Module.to = to  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.to = real_to  # type: ignore[method-assign]
+
+
+@contextmanager
 def pretend(world: int) -> Iterator[None]:
     """Inside the block this process is rank 0 of `world`, floating point tensors are fake, and DDP is `CountedDDP`.
 
@@ -178,7 +194,7 @@ def pretend(world: int) -> Iterator[None]:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)  # type: ignore[no-untyped-call]
     try:
         names["DistributedDataParallel"] = CountedDDP
-        with _forgetful_deepspeed(), warnings.catch_warnings():
+        with _forgetful_deepspeed(), _modules_stay(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with FakeTensorMode(allow_non_fake_inputs=True), RealIntegers():
                 yield
