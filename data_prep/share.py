@@ -1,7 +1,8 @@
 """The same tasks shared over MPI ranks, each rank taking the next one when it is free.
 
 `comm` is an argument and never imported here. Rank 0 hands out tasks and works too (in a thread of its own; only the
-main thread speaks MPI), so two ranks do the work of two.
+main thread speaks MPI), so two ranks do the work of two. Messages, and no counter that ranks take numbers from: which
+task is possible depends on which are done, and only rank 0 knows.
 """
 
 from __future__ import annotations
