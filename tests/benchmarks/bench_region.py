@@ -24,9 +24,11 @@ import numpy as np  # noqa: E402
 import tifffile  # noqa: E402
 
 from data_prep import region as kernel  # noqa: E402
-from data_prep.edges import REACH_PX, auto_thresholds, block_edges, blurred, gradient, luma, maxima  # noqa: E402
-from data_prep.hysteresis import resolve_block  # noqa: E402
-from data_prep.region import RegionScan, RegionSpec, edges_of_luma, scan_region  # noqa: E402
+from data_prep.edges import ROOM, auto_thresholds, blurred, gaussian, gradient, luma  # noqa: E402
+from data_prep.hysteresis import resolve_pixels  # noqa: E402
+from data_prep.kernel_maxima import maxima  # noqa: E402
+from data_prep.kernel_sums import cell_ranges, take  # noqa: E402
+from data_prep.region import RegionScan, RegionSpec, edges_of_maxima, scan_region  # noqa: E402
 from tests.benchmarks.bench_build import TILE_PX, mosaic_block, texture  # noqa: E402
 
 BLUR = 15
@@ -73,60 +75,60 @@ def specs(side: int, patch: int) -> dict[str, RegionSpec]:
 
 
 def region_seconds(rgb: np.ndarray, spec: RegionSpec) -> tuple[float, float]:
-    """Seconds of the scan, and of the edges from spooled luma (0 with fixed thresholds)."""
+    """Seconds of the scan, and of the edges from the maxima it kept (0 with fixed thresholds)."""
     scan_s = seconds(lambda: scan(rgb, spec))
     if spec.thresholds != "auto":
         return scan_s, 0.0
     done = scan(rgb, spec)
     lo, hi = auto_thresholds(done.hist)
-    return scan_s, seconds(lambda: edges_of_luma(done.luma, spec, 0, 0, lo, hi))
+    return scan_s, seconds(lambda: edges_of_maxima(done.maxima, spec, 0, 0, lo, hi))
 
 
 def bench_stages(rgb: np.ndarray, patch: int) -> None:
-    """Every stage over all blocks of a picture, so that caches and branches see what they see in a run."""
-    step, pixels = kernel.BLOCK_PX, rgb.shape[0] * rgb.shape[1]
-    bands = [rgb[y : y + step] for y in range(0, len(rgb), step)]
-    grays = [luma(band) for band in bands]
-    smooth = [blurred(gray, BLUR) for gray in grays]
-    blocks = [band[:, x : x + step] for band in smooth for x in range(0, rgb.shape[1], step)]
-    grads = [gradient(block) for block in blocks]
-    sums = np.zeros((3, *(n // 8 for n in rgb.shape[:2])), np.uint16)
-    hist = sum(np.bincount(size.ravel(), minlength=2041) for _, _, size in grads)
-    auto = auto_thresholds(hist)
-    print(f"stages on tissue, {rgb.shape[1]} x {rgb.shape[0]}, blur {BLUR}, patch {patch}")
+    """Every stage over all blocks of a picture, beside what OpenCV takes for the same, each a pass of its own."""
+    step, halo, (h, w) = kernel.BLOCK_PX, BLUR // 2, rgb.shape[:2]
+    pixels, flat = h * w, np.ascontiguousarray(rgb).reshape(h, 3 * w)
+    gray = cv2.copyMakeBorder(luma(rgb), halo, halo, halo, halo, cv2.BORDER_REFLECT_101)
+    sums, hist = np.zeros((3, h // 8, w // 8), np.uint16), np.zeros((2, 2048), np.uint32)
+    low, high = (np.zeros([-(-side // 32) for side in gray.shape], np.uint8) for _ in range(2))
+    frame = (halo, halo, halo + w, halo + h)
+    corners = [(x, y) for y in range(0, h, step) for x in range(0, w, step)]
+    sizes = {(x, y): (min(step, w - x), min(step, h - y)) for x, y in corners}
+    place, size = np.empty(step * step + ROOM, np.uint32), np.empty(step * step + ROOM, np.uint16)
+
+    def find(at: tuple[int, int], lo: int, counted: bool) -> tuple[np.ndarray, np.ndarray]:
+        (x, y), (across, down) = (at[0] + halo, at[1] + halo), sizes[at]
+        n = maxima(gray, frame, (x, y, x + across, y + down), gaussian(BLUR), lo, frame[2:] if counted else (0, 0),
+                   hist, (0, across), place, size)  # fmt: skip
+        return place[:n], size[:n]
+
+    for at in corners:
+        find(at, 2040, True)
+    auto = auto_thresholds(hist.sum(0)[:2041])
+    smooth = blurred(luma(rgb), BLUR)
+    grads = gradient(smooth)
+    print(f"stages on tissue, {w} x {h}, blur {BLUR}, patch {patch}")
     for name, stage in {
-        "minimum and maximum of RGB": lambda: [cv2.minMaxLoc(band.reshape(len(band), -1)) for band in bands],
-        "sums over 8 x 8": lambda: [
-            kernel._sum_colours(sums, band, i * step, 8, [False] * -(-band.shape[1] // step))
-            for i, band in enumerate(bands)
-        ],
-        "gray": lambda: [luma(band) for band in bands],
-        f"blur {BLUR}": lambda: [blurred(gray, BLUR) for gray in grays],
-        "gradient": lambda: [int(gradient(block)[2][0, 0]) for block in blocks],
-        "histogram": lambda: [cv2.calcHist([size.view(np.uint16)], [0], None, [2041], [0, 2041]) for *_, size in grads],
+        "gray and sums over 8 x 8": lambda: take(flat, (0, 0), (0, 0, w, h), gray, (-halo, -halo), sums, 8),
+        "  OpenCV: gray alone": lambda: luma(rgb),
+        "smallest and largest of 32 x 32": lambda: cell_ranges(gray, 32, low, high),
+        f"  OpenCV: blur {BLUR} alone": lambda: blurred(gray, BLUR),
+        "  OpenCV: gradient alone": lambda: gradient(smooth),
+        "  OpenCV: histogram alone": lambda: cv2.calcHist([grads[2].view(np.uint16)], [0], None, [2041], [0, 2041]),
     }.items():
         line(name, seconds(stage), pixels)
     for lo, hi in (auto, FIXED):
-        weak = [cv2.Canny(dx, dy, lo, lo) != 0 for dx, dy, _ in grads]
-        strong = [size > hi for *_, size in grads]
-        print(f"  thresholds {lo},{hi}: {100 * np.mean([w.mean() for w in weak]):.1f} % weak pixels")
+        found = [tuple(part.copy() for part in find(at, lo, False)) for at in corners]
+        print(f"  thresholds {lo},{hi}: {100 * sum(len(pixel) for pixel, _ in found) / pixels:.1f} % weak pixels")
         for name, stage in {
-            "  Canny(lo, lo)": lambda lo=lo: [cv2.Canny(dx, dy, lo, lo).any() for dx, dy, _ in grads],
-            "  the same by arithmetic (maxima)": lambda lo=lo: [maxima(*grad, lo).any() for grad in grads],
-            "  components": lambda weak=weak: [
-                cv2.connectedComponentsWithAlgorithm(w.view(np.uint8), 8, cv2.CV_16U, cv2.CCL_BOLELLI) for w in weak
+            "  blur, gradient, histogram, maxima": lambda lo=lo: [find(at, lo, True) for at in corners],
+            "  the same without the histogram": lambda lo=lo: [find(at, lo, False) for at in corners],
+            "    OpenCV: Canny(lo, lo) of the gradient": lambda lo=lo: cv2.Canny(*grads[:2], lo, lo),
+            "  components, decisions and counts": lambda found=found, lo=lo, hi=hi: [
+                resolve_pixels(*part, (lo, hi), (*at, *sizes[at]), patch)
+                for part, at in zip(found, corners, strict=True)
             ],
-            "  components, decisions and counts": lambda weak=weak, strong=strong: [
-                resolve_block(w, s, 0, 0, patch) for w, s in zip(weak, strong, strict=True)
-            ],
-            "  a whole block from blurred luma": lambda lo=lo, hi=hi: [
-                block_edges(
-                    block, (slice(REACH_PX, -REACH_PX),) * 2, (0, 0, *(n - 2 * REACH_PX for n in block.shape[::-1])),
-                    lo, hi, patch,
-                )
-                for block in blocks
-            ],
-        }.items():  # fmt: skip
+        }.items():
             line(name, seconds(stage), pixels)
 
 
@@ -139,7 +141,7 @@ def bench_regions(rgb: np.ndarray, patch: int) -> None:
             scan_s, edges_s = region_seconds(picture, spec)
             line(f"thresholds {name}: scan", scan_s, side * side)
             if edges_s:
-                line("  and edges of its luma", edges_s, side * side)
+                line("  and edges of its maxima", edges_s, side * side)
 
 
 def bench_against_decode(rgb: np.ndarray, share: float, patch: int) -> None:
