@@ -12,7 +12,7 @@
 # Exit codes: 0 done, 64 bad settings, 65 preflight failed, 75 saved, run me again, else crash.
 set -euo pipefail
 
-life=${SLURM_RESTART_COUNT:-0}
+life=${SLURM_RESTART_COUNT:-0} limit_s=0
 step_pid='' usr1='' run_dir=''
 
 say() { printf '[%s %s.%s] %s\n' "$JOB" "${SLURM_JOB_ID:-local}" "$life" "$*" >&2; }
@@ -61,6 +61,7 @@ meet() {  # where the ranks find each other
     [ "${SLURM_NTASKS:-$WORLD_SIZE}" = "$WORLD_SIZE" ] ||
         die 64 "$SLURM_NTASKS tasks on $SLURM_JOB_NUM_NODES nodes: give --nodes and --ntasks-per-node, not --ntasks"
     export MASTER_ADDR MASTER_PORT WORLD_SIZE LOCAL_WORLD_SIZE
+    limit_s=$(date -d "$(scontrol --oneliner show job "$SLURM_JOB_ID" | sed 's/.* EndTime=\([^ ]*\).*/\1/')" +%s 2>/dev/null) || limit_s=0
 }
 
 capture() {  # what a later reader wants to know of this life; names are chosen, since environments hold secrets
@@ -132,9 +133,22 @@ ranks() {  # nodes, tasks on each, then words for Python
     return "$rc"
 }
 
+job_state() {  # RUNNING, or why SLURM is ending the job: while it does, it calls every case COMPLETING
+    local shown restarts
+    shown=$(scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null) || { echo UNKNOWN; return; }
+    case $shown in
+    *' JobState=COMPLETING '*)
+        restarts=${shown#* Restarts=} restarts=${restarts%% *}
+        if [ "$restarts" -gt "${SLURM_RESTART_COUNT:-0}" ]; then echo REQUEUED   # a lost node, preemption, scontrol requeue
+        elif [ "$limit_s" -gt 0 ] && [ "$(date +%s)" -ge "$limit_s" ]; then echo TIMEOUT
+        else echo CANCELLED; fi ;;
+    *) shown=${shown#* JobState=}; echo "${shown%% *}" ;;
+    esac
+}
+
 finish() {  # exit code of the training: go on in another life, or leave a record that says how it ended
     local rc=$1 state
-    state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T 2>/dev/null) || state=UNKNOWN
+    state=$(job_state)
     if [ "$rc" = 75 ] && [ "$state" = RUNNING ] && [ "$SITE_REQUEUE" = 1 ]; then
         if [ "$life" -ge "${MAX_RESTARTS:-20}" ]; then
             say "saved, but this was life $((life + 1)) of at most $((${MAX_RESTARTS:-20} + 1)): sbatch it again to go on"

@@ -27,38 +27,39 @@ def where(config: Config, ranks: int) -> Path:
     return config.run_dir(ranks)
 
 
-_STATUS = {"CANCELLED": "preempted", "TIMEOUT": "timeout", "PREEMPTED": "preempted"}
+# Why the scheduler ended a job: status of the run, and the words for it.
+_ENDS = {
+    "CANCELLED": ("preempted", "was cancelled (scancel)"),
+    "TIMEOUT": ("timeout", "reached its time limit"),
+}
 
 
 def record_end(run_dir: Path, job: str, state: str, code: int) -> dict[str, Any] | None:
     """Complete or write the record of a job that did not end well by itself.
 
     A record that the ranks wrote stays, with the scheduler's word before their reason when the job was cancelled or
-    ran out of time. Ranks that were killed wrote none: the record then says how the scheduler saw the job end.
+    ran out of time. Ranks that were killed wrote none: the record then says how the job ended.
 
     Args:
         run_dir: The run directory.
         job: Number of the job.
-        state: What squeue calls the job now (RUNNING, COMPLETING, CANCELLED, TIMEOUT, ...).
+        state: RUNNING, CANCELLED, TIMEOUT, or REQUEUED, as `job_state` of jobs/body.sh finds it.
         code: Exit code of the training step.
 
     Returns:
         The record, or None when there is nothing to add.
     """
-    # While a cancelled job ends, squeue says COMPLETING; 75 means that it was a signal, not a fault.
-    cancelled = state == "CANCELLED" or (state == "COMPLETING" and code in (75, 137, 143))
-    words = f"job {job} was cancelled (scancel)" if cancelled else f"job {job} reached its time limit"
+    if state == "REQUEUED":
+        return None  # its next life goes on
     record = read_record(run_dir)
+    status, words = _ENDS.get(state, ("failed", f"ended in state {state}: exit code {code} and no record; see its log"))
     if record is not None:
-        if record["status"] == "ok" or not (cancelled or state == "TIMEOUT"):
+        if record["status"] == "ok" or state not in _ENDS:
             return None
-        record["reason"] = f"{words}; {record['reason']}"
+        record["reason"] = f"job {job} {words}; {record['reason']}"
     else:
-        if not (cancelled or state == "TIMEOUT"):
-            words = f"job {job}: the training step ended with exit code {code} and left no record; see its log"
-        status = "preempted" if cancelled else _STATUS.get(state, "failed")
-        record = new_record(status=status, reason=words, run_id=run_dir.name, experiment=run_dir.parent.name,
-                            finished_at=now(), **_known(run_dir))  # fmt: skip
+        record = new_record(status=status, reason=f"job {job} {words}", run_id=run_dir.name,
+                            experiment=run_dir.parent.name, finished_at=now(), **_known(run_dir))  # fmt: skip
     run_dir.mkdir(parents=True, exist_ok=True)
     write_record(run_dir, record)
     return record

@@ -167,6 +167,31 @@ def test_where_requeue_is_forbidden_a_chain_goes_on(jobs: Jobs, tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_a_time_limit_that_came_too_soon_is_told(jobs: Jobs):
+    """The signal before the limit replaced by one that does nothing: SLURM's own TERM is what the ranks hear."""
+    number = jobs.sbatch(
+        "jobs/paip_64k.sh", *jobs.settings("late", train__max_steps=100_000),
+        options=(*TWO, "--time=1", "--signal=B:CONT@1"),
+    )  # fmt: skip
+    assert jobs.cluster.wait_job(number, 240) == "TIMEOUT", jobs.log(number)
+    end_s = time.monotonic() + 30
+    while "time limit;" not in jobs.log(number) and time.monotonic() < end_s:
+        time.sleep(0.2)
+    reason = jobs.record("late")["reason"]
+    assert reason.startswith(f"job {number} reached its time limit; SIGTERM: checkpointed at step"), jobs.log(number)
+
+
+@pytest.mark.slow
+def test_the_signal_before_the_limit_carries_a_run_over_several_lives(jobs: Jobs):
+    settings = jobs.settings("lives", train__max_seconds=25, train__max_steps=100_000, train__log_every=10)
+    number = jobs.sbatch("jobs/paip_64k.sh", *settings, options=(*TWO, "--time=1", "--signal=B:USR1@40"))
+    assert jobs.cluster.wait_job(number, 400) == "COMPLETED", jobs.log(number)
+    record = jobs.record("lives")
+    assert record["status"] == "ok" and record["starts"] == int(jobs.cluster.job(number)["Restarts"]) + 1 >= 2
+    assert record["train_seconds"] >= 25
+
+
+@pytest.mark.slow
 def test_a_job_is_not_requeued_for_ever(jobs: Jobs):
     number = jobs.sbatch(
         "jobs/paip_64k.sh", *jobs.settings("short", train__max_steps=100_000), options=TWO, MAX_RESTARTS="0"

@@ -1,0 +1,66 @@
+"""How a job ended, as its record tells it; and the command that makes an experiment's token files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launch.config import ConfigError, load
+from launch.job_steps import prep_arguments, record_end
+from launch.record import new_record, read_record, write_record
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    made = tmp_path / "paip_64k" / "mine"
+    made.mkdir(parents=True)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "words"),
+    [
+        ("CANCELLED", "preempted", "job 7 was cancelled (scancel)"),
+        ("TIMEOUT", "timeout", "job 7 reached its time limit"),
+        ("RUNNING", "failed", "job 7 ended in state RUNNING: exit code 139 and no record; see its log"),
+    ],
+)
+def test_ranks_that_left_no_record(run_dir: Path, state: str, status: str, words: str):
+    (run_dir / "config.yaml").write_text(load("paip_64k", ["train.seed=5"]).to_yaml())
+    record_end(run_dir, "7", state, 139)
+    record = read_record(run_dir)
+    assert record is not None and (record["status"], record["reason"]) == (status, words)
+    known = [record[key] for key in ("run_id", "experiment", "seed", "resolution")]
+    assert known == ["mine", "paip_64k", 5, 65536]
+
+
+def test_a_start_that_never_came_to_its_settings(run_dir: Path):
+    record = record_end(run_dir, "7", "RUNNING", 137)
+    assert record is not None and record["status"] == "failed" and record["seed"] is None
+
+
+def test_what_the_ranks_wrote_stays(run_dir: Path):
+    write_record(run_dir, new_record(status="preempted", reason="SIGTERM: checkpointed at step 3", steps=3))
+    assert record_end(run_dir, "7", "RUNNING", 75) is None
+    record = record_end(run_dir, "7", "CANCELLED", 75)
+    assert record is not None and record["steps"] == 3
+    assert record["reason"] == "job 7 was cancelled (scancel); SIGTERM: checkpointed at step 3"
+
+
+def test_a_finished_run_and_one_that_goes_on_are_left_alone(run_dir: Path):
+    assert record_end(run_dir, "7", "REQUEUED", 1) is None and read_record(run_dir) is None
+    write_record(run_dir, new_record(status="ok"))
+    before = (run_dir / "record.json").read_bytes()
+    assert record_end(run_dir, "7", "CANCELLED", 143) is None
+    assert (run_dir / "record.json").read_bytes() == before
+
+
+def test_prep_has_the_experiments_numbers():
+    words = prep_arguments("paip_16k", "slides", "masks", ["data.length=64", "--mask-kind", "viable"])
+    line = " ".join(words)
+    assert line.startswith("build slides --out data/paip/apf_16k_p2 --resolution 16384 --patch 2 --patching apf")
+    assert "--length 64 --masks masks --mask-kind viable" in line and "data.length" not in line
+    assert "--length" not in prep_arguments("paip_16k_uniform", "slides", None, [])
+    with pytest.raises(ConfigError, match="rivit reads pictures"):
+        prep_arguments("rivit", "slides", None, [])
