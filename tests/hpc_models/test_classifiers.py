@@ -111,6 +111,25 @@ def test_checkpointing_changes_nothing(name):
         torch.testing.assert_close(buffer, results[1][2][key], msg=f"{key}: statistics were counted twice")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit", "apf_vit", "hipt", "hct", "hiri-s", "rivit"])
+def test_compiling_the_units_changes_nothing(name):
+    """As the engines compile, unit by unit; graphs are captured and differentiated, but no code is generated."""
+    results = []
+    for compiled in (False, True):
+        model = make(name)
+        torch._dynamo.reset()
+        for unit in model.fsdp_units() if compiled else []:
+            unit.compile(backend="aot_eager")
+        torch.manual_seed(1)
+        loss = loss_of(model, batch_of(name))
+        loss.backward()
+        results.append((loss.detach(), [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=0)
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+
 @ALL
 def test_state_dict_round_trip(name, tmp_path):
     first, second = make(name).eval(), make(name)

@@ -107,6 +107,24 @@ def test_checkpointing_changes_nothing(name):
         torch.testing.assert_close(a, b, atol=1e-7, rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unetr-geometric", "unetr-leaf", "unet", "transunet", "swin_unetr"])
+def test_compiling_the_units_changes_nothing(name):
+    """As the engines compile, unit by unit; graphs are captured and differentiated, but no code is generated."""
+    batch, results = batch_of(), []
+    for compiled in (False, True):
+        model = make(name)
+        torch._dynamo.reset()
+        for unit in model.fsdp_units() if compiled else []:
+            unit.compile(backend="aot_eager")
+        loss = bce_dice(model(batch), batch["mask_counts"], batch["content_counts"]).mean()
+        loss.backward()
+        results.append((loss.detach(), [p.grad for p in model.parameters() if p.requires_grad]))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-6, rtol=0)
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
 @ALL
 def test_state_dict_round_trip(name, tmp_path):
     first, second = make(name).eval(), make(name)
