@@ -25,6 +25,7 @@ FORBIDDEN = {
 TORCH_FREE = [
     "launch.config", "launch.experiments", "launch.record", "launch.ranks", "launch.__main__",
     "launch.render", "launch.submit", "launch.sweep", "launch.job_steps", "launch.job_commands",
+    "launch.sites", "launch.preflight", "launch.plan.command", "launch.plan.cost",
     "analysis.records", "analysis.tables", "analysis.__main__",
     "data_prep.build", "data_prep.__main__", "data_prep.progress",
 ]
