@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from data_prep import big_slide, build_slide, fast_reader
+from data_prep import big_slide, build_slide
 from data_prep.big_slide import region_side
 from data_prep.build import build, prepare_out
 from data_prep.build_log import read_log
@@ -165,7 +165,7 @@ def test_twenty_kills(tmp_path: Path):
     _kills(tmp_path, 20, 1.2)
 
 
-def _stop_after(monkeypatch, steps: int, out: Path, options: BuildOptions) -> list[str]:
+def stop_after(monkeypatch, steps: int, out: Path, options: BuildOptions) -> list[str]:
     """Build until so many steps are done, then stop as if killed. Returns the kinds of the steps that were done."""
     done: list[str] = []
     real = big_slide.run_step
@@ -194,12 +194,12 @@ def test_only_what_was_not_done_is_done_again(steps: int, monkeypatch, tmp_path:
     prepare_out(tmp_path)
     expected = made([CMU], tmp_path / "calm", resolution=2048, patch=8, length=512)
     prepare_out(tmp_path / "all")
-    everything = _stop_after(monkeypatch, 10**6, tmp_path / "all", OPTIONS)
+    everything = stop_after(monkeypatch, 10**6, tmp_path / "all", OPTIONS)
     out = tmp_path / "out"
     prepare_out(out)
-    before = _stop_after(monkeypatch, steps, out, OPTIONS)
+    before = stop_after(monkeypatch, steps, out, OPTIONS)
     assert len(before) == steps < len(everything) and [name.split(".")[1] for name in leftovers(out)] == [CMU.stem]
-    after = _stop_after(monkeypatch, 10**6, out, OPTIONS)
+    after = stop_after(monkeypatch, 10**6, out, OPTIONS)
     assert token_bytes(out) == expected and leftovers(out) == []
     # Twice are only the start and the hash of the source.
     assert len(before) + len(after) - len(everything) <= 2
@@ -209,7 +209,7 @@ def test_only_what_was_not_done_is_done_again(steps: int, monkeypatch, tmp_path:
 def test_damaged_scratch_is_made_again(kind: str, monkeypatch, tmp_path: Path):
     out = tmp_path / "out"
     prepare_out(out)
-    _stop_after(monkeypatch, {"maxima": 12, "scan": 30, "limits": 30}.get(kind, 55), out, OPTIONS)
+    stop_after(monkeypatch, {"maxima": 12, "scan": 30, "limits": 30}.get(kind, 55), out, OPTIONS)
     files = sorted(out.glob(f".{CMU.stem}.*.work/{kind}*.npz"))
     assert files
     data = bytearray(files[0].read_bytes())
@@ -226,7 +226,7 @@ def test_damaged_scratch_is_made_again(kind: str, monkeypatch, tmp_path: Path):
 def test_scratch_of_other_parameters_is_not_used(monkeypatch, tmp_path: Path):
     out = tmp_path / "out"
     prepare_out(out)
-    _stop_after(monkeypatch, 30, out, BuildOptions(2048, 8, length=512, tile_px=512, thresholds=(30, 60)))
+    stop_after(monkeypatch, 30, out, BuildOptions(2048, 8, length=512, tile_px=512, thresholds=(30, 60)))
     assert made([CMU], out, resolution=2048, patch=8, length=512, tile_px=256) == made(
         [CMU], tmp_path / "calm", resolution=2048, patch=8, length=512
     )
@@ -234,7 +234,7 @@ def test_scratch_of_other_parameters_is_not_used(monkeypatch, tmp_path: Path):
 
 def test_removed_scratch_is_told(monkeypatch, tmp_path: Path):
     prepare_out(tmp_path)
-    _stop_after(monkeypatch, 10, tmp_path, BuildOptions(2048, 8, length=400, tile_px=512))
+    stop_after(monkeypatch, 10, tmp_path, BuildOptions(2048, 8, length=400, tile_px=512))
     assert "interrupted build with other parameters" in build([CMU], OPTIONS, tmp_path)[0].reason
     assert build([CMU], OPTIONS, tmp_path, rebuild=True)[0].reason == ""
 
@@ -278,9 +278,9 @@ def test_a_side_that_was_not_asked_for_is_the_one_that_was_begun(monkeypatch, tm
     prepare_out(out)
     monkeypatch.setattr("data_prep.build.region_side", lambda options, workers: 512)
     options = BuildOptions(2048, 8, length=512)
-    before = _stop_after(monkeypatch, 10, out, options)
+    before = stop_after(monkeypatch, 10, out, options)
     monkeypatch.setattr("data_prep.build.region_side", lambda options, workers: 1024)
-    after = _stop_after(monkeypatch, 10**6, out, options)
+    after = stop_after(monkeypatch, 10**6, out, options)
     assert before.count("scan") + after.count("scan") == 4 * 3 + 4 or before.count("scan") >= 8
     assert token_bytes(out) == made([CMU], tmp_path / "calm", resolution=2048, patch=8, length=512, tile_px=2048)
 
@@ -364,13 +364,13 @@ def test_builds_with_other_parameters_at_the_same_time_do_not_mix(monkeypatch, t
     second = BuildOptions(2048, 8, length=512, tile_px=512, thresholds=(20, 40))
     monkeypatch.setattr(big_slide, "remove_scratch", lambda *args: [])     # the other build lives
     prepare_out(tmp_path / "both")
-    _stop_after(monkeypatch, 14, tmp_path / "both", first)
-    _stop_after(monkeypatch, 14, tmp_path / "both", second)
+    stop_after(monkeypatch, 14, tmp_path / "both", first)
+    stop_after(monkeypatch, 14, tmp_path / "both", second)
     for options in (first, second):
         alone = tmp_path / str(options.thresholds)
         prepare_out(alone)
-        _stop_after(monkeypatch, 10**6, alone, options)
-        _stop_after(monkeypatch, 10**6, tmp_path / "both", options)
+        stop_after(monkeypatch, 10**6, alone, options)
+        stop_after(monkeypatch, 10**6, tmp_path / "both", options)
         assert token_bytes(tmp_path / "both") == token_bytes(alone)
 
 
@@ -436,110 +436,3 @@ def test_16384_in_bounded_memory(tmp_path: Path):
             assert int(done.stderr.split()[-1]) < 2**20, "more than 1 GiB resident"
         files.append(token_bytes(out))
     assert files[0] == files[1] == files[2]
-
-
-def test_a_frame_in_memory_goes_on_with_the_regions_of_a_killed_build(monkeypatch, tmp_path: Path):
-    """The same parameters without --tile: what was done is used, and the file is the same."""
-    out = tmp_path / "out"
-    prepare_out(out)
-    before = _stop_after(monkeypatch, 20, out, OPTIONS)
-    after = _stop_after(monkeypatch, 10**6, out, BuildOptions(2048, 8, length=512))
-    assert before.count("scan") > 8 and after.count("scan") == 4 * 4 - before.count("scan") and "write" in after
-    assert token_bytes(out) == made([CMU], tmp_path / "calm", resolution=2048, patch=8, length=512)
-    assert leftovers(out) == []
-    assert _stop_after(monkeypatch, 10**6, out, BuildOptions(2048, 8, length=512)) == ["begin"]     # skipped
-
-
-def test_what_cannot_be_built_leaves_no_scratch(monkeypatch, tmp_path: Path):
-    slide = tmp_path / "bad.tif"
-    damaged_slide(slide)
-    outcome = build([slide], BuildOptions(1024, 8, length=256, tile_px=128, strict=True), _made(tmp_path / "strict"))[0]
-    assert outcome.status == "failed" and "cannot read level 0" in outcome.reason
-    assert leftovers(tmp_path / "strict") == []
-
-    real = big_slide.Scratch.save
-
-    def full(scratch, name, **arrays):
-        if name == "plan-3":
-            raise OSError(28, "No space left on device", str(scratch.folder / name))
-        real(scratch, name, **arrays)
-
-    monkeypatch.setattr(big_slide.Scratch, "save", full)
-    outcome = build([slide], BuildOptions(1024, 8, length=256, tile_px=128), _made(tmp_path / "full"))[0]
-    assert outcome.status == "failed" and "No space left" in outcome.reason
-    (left,) = leftovers(tmp_path / "full")
-    assert left.endswith(".work") and len(list((tmp_path / "full" / left).glob("scan-*.npz"))) == 64
-
-
-def _made(out: Path) -> Path:
-    prepare_out(out)
-    return out
-
-
-def test_a_second_build_of_the_same_says_who_is_at_it(monkeypatch, tmp_path: Path):
-    out = _made(tmp_path / "out")
-    _stop_after(monkeypatch, 20, out, OPTIONS)
-    (folder,) = out.glob(".*.work")
-    before = {path.name: path.read_bytes() for path in folder.glob("*.npz")}
-    (folder / "manifest.json").write_text(json.dumps({"owner": writer_name().replace(str(os.getpid()), "1")}))
-    outcome = build([CMU], OPTIONS, out)[0]
-    host = writer_name().rpartition("-")[0]
-    assert outcome.status == "failed"
-    assert outcome.reason == f"{CMU}: process 1 on {host} is building it into {out}; wait for it, or stop it"
-    assert {path.name: path.read_bytes() for path in folder.glob("*.npz")} == before
-    # A job that was killed on another host goes on here when there was no sign of life for a minute.
-    (folder / "manifest.json").write_text(json.dumps({"owner": "node7-4242"}))
-    assert "process 4242 on node7 is building it" in build([CMU], OPTIONS, out)[0].reason
-    old = time.time() - 61
-    for path in folder.iterdir():
-        os.utime(path, (old, old))
-    assert build([CMU], OPTIONS, out)[0].status == "done" and leftovers(out) == []
-
-
-def test_two_builds_at_once_end_well(tmp_path: Path):
-    out = tmp_path / "out"
-    first = subprocess.Popen(command("build", CMU, "--out", out, *SHARED), cwd=ROOT, env=plain_env(), text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    until_s = time.monotonic() + 60
-    while first.poll() is None and not list(out.glob(".*.work/scan-*.npz")) and time.monotonic() < until_s:
-        time.sleep(0.005)
-    os.kill(first.pid, signal.SIGSTOP)      # so that it lives, however slow this machine is
-    try:
-        second = run("build", CMU, "--out", out, *SHARED)
-    finally:
-        os.kill(first.pid, signal.SIGCONT)
-    assert second.returncode == 1 and f"process {first.pid} on " in second.stderr and "Traceback" not in second.stderr
-    _, text = first.communicate(timeout=120)
-    assert first.returncode == 0, text
-    assert token_bytes(out).keys() == {f"{CMU.stem}.tokens.h5"} and leftovers(out) == []
-
-
-def test_many_regions_read_the_tree_once(monkeypatch, tmp_path: Path):
-    loads: list[str] = []
-    real = big_slide.Scratch.load
-
-    def counting(scratch, name, *keys):
-        loads.append(name)
-        return real(scratch, name, *keys)
-
-    monkeypatch.setattr(big_slide.Scratch, "load", counting)
-    options = {"resolution": 1024, "patch": 16, "length": 128}
-    assert build([CMU], BuildOptions(tile_px=128, **options), _made(tmp_path / "a"))[0].status == "done"
-    assert loads.count("tree") == 2     # for the tokens of all regions, and to write
-    assert token_bytes(tmp_path / "a") == made([CMU], tmp_path / "b", **options)
-
-
-@pytest.mark.parametrize(("length", "most"), [(256, 1.5), (1024, 1.5), (4096, 2.0)])
-def test_how_often_a_pixel_is_decoded(length: int, most: float, monkeypatch, tmp_path: Path):
-    """A 64K build in small: 16 file tiles along a region's side, and a cache of one and a third regions.
-
-    With leaves of 128 px and more on average (cells of 16) hardly any pixel is read again; leaves with cells below 8 px
-    have theirs decoded a second time.
-    """
-    rgb = np.asarray(tifffile.imread(CMU, key=0))[:2048, :2048]
-    tifffile.imwrite(tmp_path / "x.tif", np.tile(rgb, (2, 2, 1)), tile=(64, 64), photometric="rgb", compression="jpeg")
-    monkeypatch.setattr(fast_reader, "CACHE_BYTES", 4 * 2**20)
-    monkeypatch.setattr(fast_reader, "_ALIKE_BYTES", 0)     # or equal tiles would be decoded once
-    options = BuildOptions(4096, 8, length=length, tile_px=1024)
-    outcome = build([tmp_path / "x.tif"], options, _made(tmp_path / "out"))[0]
-    assert outcome.status == "done" and 4096**2 <= outcome.counted["decoded_px"] <= most * 4096**2

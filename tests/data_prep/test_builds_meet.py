@@ -1,0 +1,126 @@
+"""Builds by regions among other builds: gone on with, failed for good, two at once, and what they read twice."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from data_prep import big_slide, fast_reader
+from data_prep.build import build, prepare_out
+from data_prep.files import writer_name
+from data_prep.options import BuildOptions
+from tests.data_prep.builds import ROOT, command, leftovers, plain_env, run, token_bytes
+from tests.data_prep.test_big_slide import CMU, OPTIONS, SHARED, damaged_slide, made, stop_after
+
+
+def _made(out: Path) -> Path:
+    prepare_out(out)
+    return out
+
+
+def test_a_frame_in_memory_goes_on_with_the_regions_of_a_killed_build(monkeypatch, tmp_path: Path):
+    """The same parameters without --tile: what was done is used, and the file is the same."""
+    out = tmp_path / "out"
+    prepare_out(out)
+    before = stop_after(monkeypatch, 20, out, OPTIONS)
+    after = stop_after(monkeypatch, 10**6, out, BuildOptions(2048, 8, length=512))
+    assert before.count("scan") > 8 and after.count("scan") == 4 * 4 - before.count("scan") and "write" in after
+    assert token_bytes(out) == made([CMU], tmp_path / "calm", resolution=2048, patch=8, length=512)
+    assert leftovers(out) == []
+    assert stop_after(monkeypatch, 10**6, out, BuildOptions(2048, 8, length=512)) == ["begin"]     # skipped
+
+
+def test_what_cannot_be_built_leaves_no_scratch(monkeypatch, tmp_path: Path):
+    slide = tmp_path / "bad.tif"
+    damaged_slide(slide)
+    outcome = build([slide], BuildOptions(1024, 8, length=256, tile_px=128, strict=True), _made(tmp_path / "strict"))[0]
+    assert outcome.status == "failed" and "cannot read level 0" in outcome.reason
+    assert leftovers(tmp_path / "strict") == []
+
+    real = big_slide.Scratch.save
+
+    def full(scratch, name, **arrays):
+        if name == "plan-3":
+            raise OSError(28, "No space left on device", str(scratch.folder / name))
+        real(scratch, name, **arrays)
+
+    monkeypatch.setattr(big_slide.Scratch, "save", full)
+    outcome = build([slide], BuildOptions(1024, 8, length=256, tile_px=128), _made(tmp_path / "full"))[0]
+    assert outcome.status == "failed" and "No space left" in outcome.reason
+    (left,) = leftovers(tmp_path / "full")
+    assert left.endswith(".work") and len(list((tmp_path / "full" / left).glob("scan-*.npz"))) == 64
+
+
+def test_a_second_build_of_the_same_says_who_is_at_it(monkeypatch, tmp_path: Path):
+    out = _made(tmp_path / "out")
+    stop_after(monkeypatch, 20, out, OPTIONS)
+    (folder,) = out.glob(".*.work")
+    before = {path.name: path.read_bytes() for path in folder.glob("*.npz")}
+    (folder / "manifest.json").write_text(json.dumps({"owner": writer_name().replace(str(os.getpid()), "1")}))
+    outcome = build([CMU], OPTIONS, out)[0]
+    host = writer_name().rpartition("-")[0]
+    assert outcome.status == "failed"
+    assert outcome.reason == f"{CMU}: process 1 on {host} is building it into {out}; wait for it, or stop it"
+    assert {path.name: path.read_bytes() for path in folder.glob("*.npz")} == before
+    # A job that was killed on another host goes on here when there was no sign of life for a minute.
+    (folder / "manifest.json").write_text(json.dumps({"owner": "node7-4242"}))
+    assert "process 4242 on node7 is building it" in build([CMU], OPTIONS, out)[0].reason
+    old = time.time() - 61
+    for path in folder.iterdir():
+        os.utime(path, (old, old))
+    assert build([CMU], OPTIONS, out)[0].status == "done" and leftovers(out) == []
+
+
+def test_two_builds_at_once_end_well(tmp_path: Path):
+    out = tmp_path / "out"
+    first = subprocess.Popen(command("build", CMU, "--out", out, *SHARED), cwd=ROOT, env=plain_env(), text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    until_s = time.monotonic() + 60
+    while first.poll() is None and not list(out.glob(".*.work/scan-*.npz")) and time.monotonic() < until_s:
+        time.sleep(0.005)
+    os.kill(first.pid, signal.SIGSTOP)      # so that it lives, however slow this machine is
+    try:
+        second = run("build", CMU, "--out", out, *SHARED)
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    assert second.returncode == 1 and f"process {first.pid} on " in second.stderr and "Traceback" not in second.stderr
+    _, text = first.communicate(timeout=120)
+    assert first.returncode == 0, text
+    assert token_bytes(out).keys() == {f"{CMU.stem}.tokens.h5"} and leftovers(out) == []
+
+
+def test_many_regions_read_the_tree_once(monkeypatch, tmp_path: Path):
+    loads: list[str] = []
+    real = big_slide.Scratch.load
+
+    def counting(scratch, name, *keys):
+        loads.append(name)
+        return real(scratch, name, *keys)
+
+    monkeypatch.setattr(big_slide.Scratch, "load", counting)
+    options = {"resolution": 1024, "patch": 16, "length": 128}
+    assert build([CMU], BuildOptions(tile_px=128, **options), _made(tmp_path / "a"))[0].status == "done"
+    assert loads.count("tree") == 2     # for the tokens of all regions, and to write
+    assert token_bytes(tmp_path / "a") == made([CMU], tmp_path / "b", **options)
+
+
+@pytest.mark.parametrize(("length", "most"), [(256, 1.5), (1024, 1.5), (4096, 2.0)])
+def test_how_often_a_pixel_is_decoded(length: int, most: float, monkeypatch, tmp_path: Path):
+    """A 64K build in small: 16 file tiles along a region's side, and a cache of one and a third regions.
+
+    With leaves of 128 px and more on average (cells of 16) hardly any pixel is read again; leaves with cells below 8 px
+    have theirs decoded a second time.
+    """
+    rgb = np.asarray(tifffile.imread(CMU, key=0))[:2048, :2048]
+    tifffile.imwrite(tmp_path / "x.tif", np.tile(rgb, (2, 2, 1)), tile=(64, 64), photometric="rgb", compression="jpeg")
+    monkeypatch.setattr(fast_reader, "CACHE_BYTES", 4 * 2**20)
+    monkeypatch.setattr(fast_reader, "_ALIKE_BYTES", 0)     # or equal tiles would be decoded once
+    options = BuildOptions(4096, 8, length=length, tile_px=1024)
+    outcome = build([tmp_path / "x.tif"], options, _made(tmp_path / "out"))[0]
+    assert outcome.status == "done" and 4096**2 <= outcome.counted["decoded_px"] <= most * 4096**2
