@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from data_prep.files import write_atomic
 from data_prep.progress import Progress
-from data_prep.quadtree import morton
 from launch.config import Config, ConfigError, load
 from launch.record import environment, git_commit, now
 
@@ -82,6 +81,8 @@ def random_tree(resolution: int, patch: int, leaves: int, rng: np.random.Generat
 
     Large leaves are split first, with some chance: as a tree over a picture, fine in places and coarse elsewhere.
     """
+    from data_prep.quadtree import morton  # loads OpenCV, which listing experiments must not
+
     found = [(0, 0, resolution)]
     done: list[tuple[int, int, int]] = []
     while found and len(found) + len(done) + 3 <= leaves:
