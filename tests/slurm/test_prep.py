@@ -15,9 +15,9 @@ SAMPLE = ROOT / "data_prep" / "sample_data" / "glomeruli24"
 def test_prep_on_two_nodes_equals_the_serial_result(jobs: Jobs, tmp_path: Path):
     slides = tmp_path / "slides"
     slides.mkdir()
-    for path in sorted((SAMPLE / "images").glob("*.jpg"))[:4]:
+    for path in sorted((SAMPLE / "images").glob("*.jpg"))[:3]:
         (slides / path.name).symlink_to(path)
-    settings = ["data.resolution=1024", "data.patch=16", "data.length=256"]
+    settings = ["data.resolution=512", "data.patch=16", "data.length=64"]
     words = ["--slides", str(slides), "--masks", str(SAMPLE / "masks"), *settings]
     number = jobs.sbatch(
         "jobs/prep_paip.sh", *words, f"data.dir={tmp_path}/two", options=("-N2", "--ntasks-per-node=2")
@@ -31,7 +31,7 @@ def test_prep_on_two_nodes_equals_the_serial_result(jobs: Jobs, tmp_path: Path):
     one, two = (
         {p.name: p.read_bytes() for p in sorted((tmp_path / d).glob("*.tokens.h5"))} for d in ("one", "two")
     )
-    assert len(one) == 4 and one == two
+    assert len(one) == 3 and one == two
 
 
 def test_the_wrong_mpi_launcher_is_refused_not_run_four_times(jobs: Jobs, tmp_path: Path):

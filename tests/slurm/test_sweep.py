@@ -98,6 +98,7 @@ def small_here(files: Path, tmp_path: Path) -> list[str]:
                      train__schedule="constant")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_without_a_scheduler_runs_are_done_here(files: Path, tmp_path: Path):
     words = ("submit", "paip_1k", "--gpus", "1", "--site", "local", *small_here(files, tmp_path))
     done = launch(*words, OMP_NUM_THREADS="1")
