@@ -82,8 +82,10 @@ def directives(job: Job, site: Site, slurm: Slurm, output: str = "%x-%j.out") ->
         own.append(f"--partition={slurm.partition}")
     if slurm.requeue:
         own.append("--requeue")
-    elif job.kind in ("train", "prep"):
-        own += ["--no-requeue", f"--array=1-{CHAIN}%1"]
+    else:
+        own.append("--no-requeue")
+        if job.kind == "train":  # a chain of preparations would never satisfy the afterok of what waits for it
+            own.append(f"--array=1-{CHAIN}%1")
     for line in slurm.directives:
         if line.startswith("--gpus-per-node="):
             own.append(f"--gpus-per-node={place.tasks_per_node}")

@@ -30,6 +30,8 @@ OPENMPI = {
         (HYDRA, "hydra", 1, 2, 1, 2, 1),
         (OPENMPI, "openmpi", 1, 2, 1, 2, 1),
         (SRUN | TORCHRUN, "torchrun", 3, 4, 1, 2, 2),
+        # the job scripts give each task of a step the variables of its rank
+        (SRUN | TORCHRUN | {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4"}, "srun", 3, 4, 1, 2, 2),
         # srun --mpi=pmi2 sets both kinds for the same tasks; mpiexec in an allocation runs under one srun task a node
         (SRUN | {"PMI_RANK": "4", "PMI_SIZE": "5"}, "srun", 4, 5, 1, 2, 2),
         (SRUN | HYDRA, "hydra", 1, 2, 1, 2, 1),

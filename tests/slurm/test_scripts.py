@@ -83,6 +83,7 @@ def test_a_site_without_requeue_gets_a_chain(tmp_path: Path):
     lines = directives(JOBS["paip_16k"], site, site.slurm)  # type: ignore[arg-type]
     assert "--array=1-20%1" in lines and "--no-requeue" in lines and "--requeue" not in lines
     assert "SITE_REQUEUE=0" in render(JOBS["paip_16k"], site)
+    assert not any("--array" in line for line in directives(JOBS["prep_paip"], site, site.slurm))  # type: ignore[arg-type]
 
 
 def test_what_does_not_fit_a_site_is_refused():
