@@ -1,5 +1,6 @@
 """One run against another: fair or refused, paired over images, and at equal quality (no torch, no matplotlib)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -183,7 +184,7 @@ def _gpu_hours(group: Group) -> float | None:
 
 
 def _ratio(quantity: str, a: float | None, b: float | None) -> Row:
-    if a is None or b is None or not a > 0:
+    if a is None or b is None or not a > 0 or not math.isfinite(b / a):
         return Row(quantity, a, b)
     return Row(quantity, a, b, "ratio", b / a)
 

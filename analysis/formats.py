@@ -3,6 +3,7 @@
 import csv
 import html
 import io
+import math
 import os
 import re
 import tempfile
@@ -50,8 +51,8 @@ def significant(value: float | None, digits: int = 3) -> str | None:
     """Return a number with this many significant digits and without an exponent, None for a missing one."""
     if value is None:
         return None
-    if value == 0:
-        return "0"
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
     places = max(0, digits - 1 - int(f"{abs(value):e}".split("e")[1]))
     return f"{value:,.{places}f}"
 

@@ -1,6 +1,7 @@
 """Which two rows a speedup may divide, and the speedup of every row over its fair baseline (no torch, no files)."""
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -117,7 +118,10 @@ class Baselines:
         reasons = [] if best is group else differences(group.first, best.first)
         if reasons:
             return Speedup(None, best, tuple(reasons))
-        return Speedup((best.seconds_per_image or 0) / mine, best, (), tuple(remarks(group.first, best.first)))
+        ratio = (best.seconds_per_image or 0) / mine
+        if not math.isfinite(ratio):
+            return Speedup(None, best, ("s/image of this row is too small to divide by",))
+        return Speedup(ratio, best, (), tuple(remarks(group.first, best.first)))
 
     def _best(self, group: Group) -> Group | None:
         """The finest fair baseline, or else the finest of the resolution, to say why it is not fair."""

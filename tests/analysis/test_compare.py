@@ -145,6 +145,12 @@ def test_ratios_say_how_much_less_a_needs(tmp_path: Path):
     assert found["GPU hours"].a == 2.0
 
 
+def test_a_number_too_small_to_divide_by_has_no_ratio(tmp_path: Path):
+    found = pair(tmp_path, {"seconds_per_image": 1e-320})
+    assert rows(found)["training s/image"].against is None
+    assert "inf" not in markdown(pair_table(found))
+
+
 def test_equal_quality_comes_from_metrics(tmp_path: Path):
     one, other = two(tmp_path)
     for folder, times in ((one, (10, 20)), (other, (40, 160))):

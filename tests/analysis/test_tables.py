@@ -279,6 +279,7 @@ def test_numbers():
         "0",
         None,
     ]
+    assert significant(float("inf")) == "inf"
     assert [whole(v) for v in (4096, 4096.0, 255.5, None)] == ["4,096", "4,096", "255.5", None]
 
 
