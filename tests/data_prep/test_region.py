@@ -203,8 +203,8 @@ def test_a_region_beyond_the_content_is_not_read():
 
     spec = RegionSpec(1024, (100, 100), 8, 9, "auto", 256)
     scan = scan_region(read, read, spec, 512, 0)
-    assert (scan.sums == 255 * 64).all() and scan.blocks_total == 0 and not scan.hist.any()
-    assert scan.mask_sums.shape == (0, 32, 32)
+    assert (scan.sums == 255 * base_px(spec) ** 2).all() and scan.blocks_total == 0 and not scan.hist.any()
+    assert scan.mask_sums.shape == (0, *scan.sums.shape[1:])
 
 
 def test_class_above_classes():
@@ -226,7 +226,8 @@ def test_uniform_regions_have_sums_only(tissue):
     spec = RegionSpec(1024, (1024, 1024), 16, None, "auto", 512)
     scan = scan_region(lambda x, y, w, h: tissue[y : y + h, x : x + w], None, spec, 512, 0)
     assert scan.edges is None and scan.hist is None and scan.maxima is None
-    expected = tissue[:512, 512:].astype(int).reshape(64, 8, 64, 8, 3).sum((1, 3))
+    b = base_px(spec)
+    expected = tissue[:512, 512:].astype(int).reshape(512 // b, b, 512 // b, b, 3).sum((1, 3))
     np.testing.assert_array_equal(scan.sums, expected.transpose(2, 0, 1))
 
 
