@@ -205,6 +205,7 @@ def start(ranks: Ranks, device: torch.device, timeout_s: float = 1800.0) -> None
     if device.type == "cuda":
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # NCCL's flight recorder, which the watchdog writes out
     limit = timedelta(seconds=timeout_s)
     _meeting_place.append(ranks.init_method)
     if not ranks.init_method:

@@ -108,7 +108,8 @@ def train(config: Config) -> int:
     check_model(config)
     threads = places.share_threads(ranks, config.engine.threads)
     device = places.pick_device(config.engine.device, ranks)
-    places.start(ranks, device)
+    # Longer than the watchdog's patience: it should speak first, since it knows where everyone is.
+    places.start(ranks, device, max(1800.0, 300.0 + (config.log.hang_seconds or 0.0)))
     opened = open_together(config, files, ranks, run_dir)
     if opened.finished:
         if ranks.rank == 0:
