@@ -9,6 +9,7 @@ import tifffile
 
 from data_prep import fast_reader
 from data_prep.fast_reader import UnsuitableError, open_fast
+from data_prep.slide_base import Slide
 from data_prep.slides import open_slide
 from tests.data_prep.builds import WSI
 
@@ -63,6 +64,18 @@ def test_pyramids(tmp_path: Path, rgb: np.ndarray, options: dict, big: bool) -> 
     compare(path)
 
 
+def pasted(slide: Slide, x: int, y: int, w: int, h: int) -> np.ndarray:
+    """A region put together from its pieces; every pixel must come once."""
+    out, times = np.zeros((h, w, 3), np.uint8), np.zeros((h, w), int)
+    for piece, left, top in slide.parts(0, x, y, w, h):
+        x0, y0 = max(x, left), max(y, top)
+        x1, y1 = min(x + w, left + piece.shape[1]), min(y + h, top + piece.shape[0])
+        out[y0 - y : y1 - y, x0 - x : x1 - x] = piece[y0 - top : y1 - top, x0 - left : x1 - left]
+        times[y0 - y : y1 - y, x0 - x : x1 - x] += 1
+    assert (times == 1).all()
+    return out
+
+
 def test_any_region_and_any_cache(tmp_path: Path, rgb: np.ndarray, monkeypatch) -> None:
     monkeypatch.setattr(fast_reader, "CACHE_BYTES", 300_000)
     rng = np.random.default_rng(0)
@@ -74,6 +87,7 @@ def test_any_region_and_any_cache(tmp_path: Path, rgb: np.ndarray, monkeypatch) 
             x, y = int(rng.integers(0, width)), int(rng.integers(0, height))
             w, h = int(rng.integers(1, min(600, width - x) + 1)), int(rng.integers(1, min(600, height - y) + 1))
             np.testing.assert_array_equal(slide.read(0, x, y, w, h), whole[y : y + h, x : x + w])
+            np.testing.assert_array_equal(pasted(slide, x, y, w, h), whole[y : y + h, x : x + w])
         assert slide._cached_bytes <= 300_000
 
 
@@ -96,6 +110,8 @@ def test_equal_tiles_are_decoded_once(tmp_path: Path) -> None:
     with open_fast(path) as slide:
         assert (slide.read(0, 0, 0, 2048, 2048) == 244).all()
         assert slide.decoded_tiles == 1
+        assert (pasted(slide, 5, 7, 2000, 1900) == 244).all()
+        assert {piece.strides for piece, _, _ in slide.parts(0, 0, 0, 2048, 2048)} == {(0, 0, 1)}
 
 
 def test_tiles_that_the_file_leaves_out(tmp_path: Path, rgb: np.ndarray) -> None:
@@ -158,4 +174,7 @@ def test_a_damaged_jpeg_tile(tmp_path: Path, rgb: np.ndarray, damage: str) -> No
     with open_slide(path) as slide:
         assert slide.reader == "fast"
         np.testing.assert_array_equal(slide.read(0, 0, 0, 1024, 768), whole)
+        assert slide.damaged == [(0, 512, 256, 256, 256)]
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(pasted(slide, 0, 0, 1024, 768), whole)
         assert slide.damaged == [(0, 512, 256, 256, 256)]
