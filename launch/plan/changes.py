@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from launch.config import Config, ConfigError, apply_overrides
-from launch.plan.cost import cost, fits
+from launch.plan.cost import GIB, cost, fits, memory_gib
 from launch.plan.step import Counts
 from launch.sites import Site
 
@@ -53,39 +53,75 @@ def combinations(groups: list[list[tuple[str, ...]]]) -> Iterator[tuple[int, tup
                 yield number, tuple(itertools.chain.from_iterable(parts))
 
 
+def least_bytes(counts: Counts, overrides: tuple[str, ...], accumulate: int, local_world: int) -> float:
+    """What the peak cannot fall below with these changes, so that hopeless ones need not be counted.
+
+    Shards divide parameters, gradients and optimiser; a smaller micro batch divides the rest, bf16 halves it, and
+    recomputation is taken to leave a twelfth of it, less than it ever does.
+    """
+    settings = dict(override.split("=", 1) for override in overrides)
+    states = sum(counts.memory[kind] for kind in ("parameters", "gradients", "optimizer"))
+    rest = float(counts.peak_bytes - states)
+    if any(key.startswith("engine.") for key in settings):
+        states = states // int(settings.get("engine.shard", counts.gpus if "engine.zero" in settings else local_world))
+    rest /= int(settings.get("train.accumulate", accumulate)) / accumulate
+    if "train.precision" in settings:
+        rest /= 2
+    if "model.checkpointing" in settings:
+        rest /= 12
+    return states + rest
+
+
+@dataclass(frozen=True)
+class Search:
+    """What looking for a change found.
+
+    Attributes:
+        change: The cheapest one, None when none was found.
+        tried: How many were counted.
+        whole: All were counted, or could be left out.
+    """
+
+    change: Change | None
+    tried: int
+    whole: bool
+
+
 def cheapest_change(
-    config: Config, site: Site, world: int, count: Callable[[Config], Counts], limit_s: float
-) -> tuple[Change | None, int]:
+    config: Config, site: Site, counts: Counts, count: Callable[[Config], Counts], limit_s: float
+) -> Search:
     """The fewest changes that make it fit; among as many, those with the fastest step.
 
     Args:
         config: What does not fit.
         site: Where.
-        world: Number of gpus.
-        count: Counts a step.
+        counts: Its counts.
+        count: Counts a step of a changed configuration.
         limit_s: Stop looking after this time.
-
-    Returns:
-        The change, or None when none was found; and how many were tried.
     """
     end = time.perf_counter() + limit_s
-    local_world = min(world, site.hardware.gpus_per_node)
+    local_world = min(counts.gpus, site.hardware.gpus_per_node)
     best: tuple[float, Change] | None = None
-    tried = 0
-    changes = combinations(single_changes(config, world, local_world))
+    tried, fitting = 0, set()
+    changes = combinations(single_changes(config, counts.gpus, local_world))
     for _, together in itertools.groupby(changes, key=lambda change: change[0]):
         for _, overrides in together:
+            keys = tuple(override.partition("=")[0] for override in overrides)
+            least = least_bytes(counts, overrides, config.train.accumulate, local_world)
+            if keys in fitting or least / GIB > memory_gib(site):
+                continue  # a milder value of the same settings fits, or it is hopeless
             if time.perf_counter() > end:
-                return (None if best is None else best[1]), tried
+                return Search(None if best is None else best[1], tried, False)
             try:
-                counts = count(apply_overrides(config, overrides))
+                changed = count(apply_overrides(config, overrides))
             except ConfigError:
                 continue
             tried += 1
-            seconds = cost(counts, site).step_s
-            if fits(counts, site) and (best is None or seconds < best[0]):
-                best = seconds, Change(overrides, counts)
+            seconds = cost(changed, site).step_s
+            if fits(changed, site):
+                fitting.add(keys)
+                if best is None or seconds < best[0]:
+                    best = seconds, Change(overrides, changed)
         if best is not None:
             break
-    return (None if best is None else best[1]), tried
-
+    return Search(None if best is None else best[1], tried, True)

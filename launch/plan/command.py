@@ -6,6 +6,8 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from launch.config import Config, ConfigError, apply_overrides, load
@@ -70,19 +72,16 @@ def run(asked: argparse.Namespace) -> int:
         raise ConfigError(f"--micro={asked.micro} must be at least 1")
     # The weights that a run starts from cost nothing, and need not be there yet.
     base = apply_overrides(load(asked.experiment, asked.overrides), ["train.init_from=null"])
-    import torch
-
     from launch.plan import report
     from launch.run import check_model
 
-    logging.disable(logging.WARNING)  # DeepSpeed and torch tell of the pretended ranks
-    torch.set_num_threads(1)  # nothing is computed
-    check_model(base)
     rows: list[Row] = []
-    for world in numbers:
-        if not asked.json and len(numbers) > 1 and sys.stderr.isatty():
-            print(f"counting {world} gpus ...", file=sys.stderr)
-        rows.append(_row(base, site, world, asked, advise=not any(row.change for row in rows)))
+    with _quiet():
+        check_model(base)
+        for world in numbers:
+            if not asked.json and len(numbers) > 1 and sys.stderr.isatty():
+                print(f"counting {world} gpus ...", file=sys.stderr)
+            rows.append(_row(base, site, world, asked, advise=all(row.search is None for row in rows)))
     if all(row.counts is None for row in rows):
         raise ConfigError(rows[0].error)
     if asked.json:
@@ -95,6 +94,21 @@ def run(asked: argparse.Namespace) -> int:
     for row in counted:
         print(report.verdict(row, site))
     return 0
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """DeepSpeed and torch would tell of the pretended ranks; and one thread is enough, since nothing is computed."""
+    import torch
+
+    level, threads = logging.root.manager.disable, torch.get_num_threads()
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+        torch.set_num_threads(threads)
 
 
 def _row(base: Config, site: Site, world: int, asked: argparse.Namespace, advise: bool) -> Row:
@@ -118,5 +132,4 @@ def _row(base: Config, site: Site, world: int, asked: argparse.Namespace, advise
         return Row(world, None, str(error))
     if fits(counts, site) or asked.no_advice or not advise:
         return Row(world, counts)
-    change, tried = cheapest_change(config, site, world, counted, ADVICE_S)
-    return Row(world, counts, "", change, tried)
+    return Row(world, counts, "", cheapest_change(config, site, counts, counted, ADVICE_S))

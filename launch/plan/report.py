@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launch.config import Config
-from launch.plan.changes import Change
+from launch.plan.changes import Search
 from launch.plan.cost import GIB, cost, fits, memory_gib, summed
 from launch.plan.step import Counts
 from launch.sites import Site
@@ -28,8 +28,7 @@ class Row:
     gpus: int
     counts: Counts | None
     error: str = ""
-    change: Change | None = None
-    tried: int = 0
+    search: Search | None = None
 
 
 def as_json(config: Config, site: Site, rows: Sequence[Row]) -> dict[str, Any]:
@@ -47,7 +46,7 @@ def _row_json(row: Row, site: Site) -> dict[str, Any]:
         return {"gpus": row.gpus, "error": row.error}
     counts = row.counts
     seconds = cost(counts, site)
-    change = row.change
+    change = None if row.search is None else row.search.change
     return {
         "gpus": row.gpus,
         "nodes": -(-row.gpus // site.hardware.gpus_per_node),
@@ -74,7 +73,7 @@ def _row_json(row: Row, site: Site) -> dict[str, Any]:
             "peak_memory_gib": change.counts.peak_bytes / GIB,
             "step_s": cost(change.counts, site).step_s,
         },
-        "changes_tried": row.tried,
+        "changes_tried": None if row.search is None else row.search.tried,
         "counting_s": counts.seconds,
     }  # fmt: skip
 
@@ -147,11 +146,15 @@ def verdict(row: Row, site: Site) -> str:
     need, have = counts.peak_bytes / GIB, memory_gib(site)
     if fits(counts, site):
         return f"{row.gpus} gpus: fits, {need:.2f} of {have:.4g} GiB"
-    head = f"{row.gpus} gpus: does not fit, {need:.2f} of {have:.4g} GiB; "
-    if row.change is None:
-        return head + f"none of {row.tried} changes of shards, micro batch, precision and recomputation fits either"
-    change = row.change
+    head = f"{row.gpus} gpus: does not fit, {need:.2f} of {have:.4g} GiB"
+    if row.search is None:
+        return head
+    change, tried = row.search.change, row.search.tried
+    if change is None and not row.search.whole:
+        return head + f"; none of the {tried} changes that there was time to count fits"
+    if change is None:
+        return head + "; no change of shards, micro batch, precision and recomputation makes it fit"
     return head + (
-        f"cheapest change: {' '.join(change.overrides)} ({change.counts.peak_bytes / GIB:.2f} GiB, "
+        f"; cheapest change: {' '.join(change.overrides)} ({change.counts.peak_bytes / GIB:.2f} GiB, "
         f"step {cost(change.counts, site).step_s:.3g} s)"
     )

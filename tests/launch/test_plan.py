@@ -1,8 +1,6 @@
 """The planner against real runs of two processes, against counts by hand, and its command line."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,13 +9,13 @@ import yaml
 
 from launch.__main__ import main
 from launch.config import load
-from launch.plan.changes import combinations, single_changes
+from launch.plan.changes import combinations, least_bytes, single_changes
 from launch.plan.command import engine_overrides
 from launch.plan.cost import collective_s, summed
 from launch.plan.ledger import Collective, Ledger
 from launch.plan.step import count
 from launch.sites import SITES, load_site
-from tests.launch.small import ROOT, Group, clean_env, free_port, launch_rank, overrides, write_folder
+from tests.launch.small import Group, free_port, launch_rank, overrides, write_folder
 
 # name: settings. Uniform files: every image has the same tokens, in the files and in the plan.
 RUNS = {
@@ -122,6 +120,7 @@ def test_recomputation_trades_flops_for_memory(files):
     )
     assert again.flops > plain.flops
     assert again.memory["activations"] < plain.memory["activations"]
+    assert least_bytes(plain, ("model.checkpointing=true",), 1, 2) < again.peak_bytes, "it may not be left out"
 
 
 # -- the ledger, on real tensors --------------------------------------------------------------------------------------
@@ -178,16 +177,10 @@ def test_seconds_of_collectives_by_hand():
 # -- the command line -------------------------------------------------------------------------------------------------
 
 
-def plan(*words: object) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "launch", "plan", *map(str, words)]
-    return subprocess.run(program, cwd=ROOT, env=clean_env(), capture_output=True, text=True, timeout=300)
-
-
-def test_2048_gpus_and_an_impossible_number_as_json(files, real):
+def test_2048_gpus_and_an_impossible_number_as_json(files, real, capsys):
     words = ["--gpus", "3,2048", "--engine", "hsdp", "--site", "frontier", "--json"]
-    done = plan("smoke", *words, *settings(files, "ddp"), "train.batch=2048")
-    assert done.returncode == 0, done.stderr
-    impossible, large = json.loads(done.stdout)["plans"]
+    assert main(["plan", "smoke", *words, *settings(files, "ddp"), "train.batch=2048"]) == 0
+    impossible, large = json.loads(capsys.readouterr().out)["plans"]
     assert "train.batch=2048 cannot be shared" in impossible["error"]
     assert (large["gpus"], large["nodes"], large["engine"], large["images_per_forward"]) == (2048, 256, "hsdp", 1)
     assert large["fits"] and large["would_fit"] is None
@@ -196,17 +189,16 @@ def test_2048_gpus_and_an_impossible_number_as_json(files, real):
     assert {row["ranks"] for row in large["collectives"]} == {8, 256, 2048}
 
 
-def test_what_does_not_fit_gets_a_change_that_does(files, tmp_path):
+def test_what_does_not_fit_gets_a_change_that_does(files, tmp_path, capsys):
     words = [*settings(files, "ddp"), "train.precision=bf16", "model.checkpointing=true"]  # a smaller batch is left
     small = count(load("smoke", [*words, "train.accumulate=4"]), 1, 1).peak_bytes / 2**30
     tree = yaml.safe_load((SITES / "local.yaml").read_text()) | {"name": "small"}
     tree["hardware"] |= {"memory_gib": 1.01 * small, "reserved_gib": 0}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(tree))
-    done = plan("smoke", "--site", tmp_path / "small.yaml", *words)
-    assert done.returncode == 0, done.stderr
-    last = done.stdout.splitlines()[-1]
-    assert "does not fit" in last and "cheapest change: train.accumulate=4 (" in last, done.stdout
-    assert done.stdout.splitlines()[1].split()[-1] == "NO"
+    assert main(["plan", "smoke", "--site", str(tmp_path / "small.yaml"), *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "does not fit" in lines[-1] and "cheapest change: train.accumulate=4 (" in lines[-1]
+    assert lines[1].split()[-1] == "NO"
 
 
 def test_changes_come_one_by_one_and_then_together():
