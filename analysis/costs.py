@@ -208,7 +208,7 @@ def cost_of(config: Config, tokens: float | None = None) -> Cost | None:
         tokens: Mean tokens per image of its data, for models that compute valid tokens only.
     """
     model, data = config.model, config.data
-    if model.name == "unetr":
+    if model.name == "unetr" and getattr(model, "attention", "full") in ("full", "packed"):
         packed = getattr(model, "attention", "full") == "packed" or getattr(model, "decoder", "") == "leaf"
         keys = ("width", "depth", "mlp_dim", "decoder", "feature_size", "leaf_base", "grid", "qkv_bias")
         options = {key: getattr(model, key) for key in keys}

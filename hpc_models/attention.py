@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hpc_models.attend import KINDS, attend, attend_packed, attend_window
+from hpc_models.linear_attention import Nystrom, Performer
+
+LINEAR = ("performer_relu", "performer_softmax", "nystrom")
+ALL_KINDS = (*KINDS, *LINEAR)
 
 
 class Exchange(Protocol):
@@ -60,7 +64,7 @@ class Attention(nn.Module):
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         if kind not in KINDS:
-            raise ValueError(f"attention must be one of {', '.join(KINDS)}, got {kind!r}")
+            raise ValueError(f"attention must be one of {', '.join(ALL_KINDS)}, got {kind!r}")
         if window < 1:
             raise ValueError(f"window must be at least 1, got {window}")
         self.heads = heads
@@ -103,6 +107,29 @@ class Attention(nn.Module):
         return x if self.exchange is None else self.exchange.to_tokens(x)
 
 
+def make_attention(
+    width: int, heads: int, qkv_bias: bool = False, dropout: float = 0.0, kind: str = "full", window: int = 256
+) -> nn.Module:
+    """The attention of a block: softmax attention in one of its forms, or one that is linear in the tokens.
+
+    Args:
+        width: D.
+        heads: number of heads.
+        qkv_bias: see `Attention`; the linear kinds have those of their papers.
+        dropout: see `Attention`.
+        kind: as `Attention`'s, or "performer_relu", "performer_softmax" (random features, FAVOR+) or "nystrom".
+        window: tokens per window; for "nystrom" the number of landmarks.
+
+    Raises:
+        ValueError: unknown kind, or a width that the heads do not divide.
+    """
+    if kind.startswith("performer_") and kind in LINEAR:
+        return Performer(width, heads, kind.removeprefix("performer_"), dropout=dropout)
+    if kind == "nystrom":
+        return Nystrom(width, heads, window, dropout)
+    return Attention(width, heads, qkv_bias, dropout, kind, window)
+
+
 class MLP(nn.Module):
     """Linear, GELU, Linear with dropout after each, as in ViT."""
 
@@ -127,8 +154,8 @@ class Block(nn.Module):
         mlp_dim: hidden width of the MLP.
         qkv_bias: see `Attention`.
         dropout: see `Attention`.
-        kind: see `Attention`.
-        window: see `Attention`.
+        kind: see `make_attention`.
+        window: see `make_attention`.
         spare_norm: keep the cross-attention norm that MONAI's ViT block owns and never uses. It is frozen, and here so
             that MONAI's weights load one to one and parameter counts agree.
     """
@@ -146,14 +173,15 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads, qkv_bias, dropout, kind, window)
+        self.attn = make_attention(width, heads, qkv_bias, dropout, kind, window)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = MLP(width, mlp_dim, dropout)
         self.norm_cross_attn = nn.LayerNorm(width).requires_grad_(False) if spare_norm else None
         self.checkpoint = False
 
     def _forward(self, x: Tensor, key_mask: Tensor | None, lengths: Tensor | None) -> Tensor:
-        x = x + self.attn(self.norm1(x), key_mask, lengths)
+        more = () if lengths is None else (lengths,)  # only softmax attention packs
+        x = x + self.attn(self.norm1(x), key_mask, *more)
         return x + self.mlp(self.norm2(x))
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpc_models.attention import Block, Exchange
+from hpc_models.attention import Attention, Block, Exchange
 
 
 class ViTEncoder(nn.Module):
@@ -97,10 +97,10 @@ class ViTEncoder(nn.Module):
         return self.norm(x), [hidden[i] for i in self.taps]
 
     def spread(self, exchange: Exchange) -> None:
-        """Share every sequence among ranks: each runs the blocks on its part of the tokens (see `Exchange`)."""
+        """Share every sequence among ranks (kind="full"): each runs the blocks on its tokens (see `Exchange`)."""
         self.exchange = exchange
         for block in self.blocks:
-            cast(Block, block).attn.exchange = exchange
+            cast(Attention, cast(Block, block).attn).exchange = exchange
 
     def _shared(self, x: Tensor, valid: Tensor | None, exchange: Exchange) -> tuple[Tensor, list[Tensor]]:
         """The same with this rank's part of the tokens; what comes back is whole again."""

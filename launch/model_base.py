@@ -31,6 +31,7 @@ class Section(BaseModel):
     )
 
 
+Attention = Literal["full", "packed", "window", "performer_relu", "performer_softmax", "nystrom"]
 Task = Literal["segmentation", "classification"]
 Inputs = Literal["tokens", "tiles", "images"]
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from launch.model_base import Inputs, ModelConfig, Task
+from launch.model_base import Attention, Inputs, ModelConfig, Task
 from launch.model_families.parts import TransformerSizes
 
 
@@ -36,10 +36,10 @@ class APFViTConfig(_ViTBase):
     name: Literal["apf_vit"] = Field(default="apf_vit", description="registered name of the model")
     pool: Literal["cls", "mean"] = Field(default="mean", description="class token, or mean of the valid tokens")
     position: Literal["slot", "geom", "both", "none"] = Field(default="geom", description="position code of a token")
-    attention: Literal["full", "packed", "window"] = Field(
-        default="full", description="packed: the same on valid tokens only; window: within `window` tokens in order"
+    attention: Attention = Field(
+        default="full", description="packed: on valid tokens only; window: within `window` tokens; others: linear in L"
     )
-    window: int = Field(default=256, gt=0, description="attention=window: tokens per window")
+    window: int = Field(default=256, gt=0, description="attention=window: tokens per window; nystrom: landmarks")
 
 
 class HIPTConfig(ModelConfig):

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from launch.model_base import Inputs, ModelConfig, OptionalFloat, OptionalInt
+from launch.model_base import Attention, Inputs, ModelConfig, OptionalFloat, OptionalInt
 from launch.model_families.parts import TransformerSizes
 
 
@@ -21,10 +21,10 @@ class UNETRConfig(TransformerSizes):
     feature_size: int = Field(default=16, gt=0, description="channels of the convolutional decoder's finest level")
     grid: OptionalInt = Field(default=None, gt=0, description="geometric decoder: side of its token grid; null: chosen")
     qkv_bias: bool = Field(default=False, description="bias in the attention's first linear map")
-    attention: Literal["full", "packed", "window"] = Field(
-        default="full", description="packed: the same on valid tokens only; window: within `window` tokens in order"
+    attention: Attention = Field(
+        default="full", description="packed: on valid tokens only; window: within `window` tokens; others: linear in L"
     )
-    window: int = Field(default=256, gt=0, description="attention=window: tokens per window")
+    window: int = Field(default=256, gt=0, description="attention=window: tokens per window; nystrom: landmarks")
     leaf_base: int = Field(default=16, gt=0, description="leaf decoder: channels of its finest level")
     halo: int = Field(default=0, ge=0, le=2, description="leaf decoder: cells of the neighbours seen around each leaf")
     normalise: bool = Field(default=True, description="map the input from [0, 1] to [-1, 1] first")

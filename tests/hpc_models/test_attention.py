@@ -158,7 +158,7 @@ def test_exchange_sees_every_part():
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(ValueError, match="attention must be one of full, packed, window"):
+    with pytest.raises(ValueError, match="attention must be one of full, packed, window, performer_relu"):
         Block(16, 2, 32, kind="flash")
     with pytest.raises(ValueError, match="window must be at least 1"):
         Attention(16, 2, kind="window", window=0)
