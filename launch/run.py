@@ -200,10 +200,10 @@ class Start:
         stop = StopFlag(self.run_dir / "STOP" if self.ranks.rank == 0 else None)
         stop.install()
         watchdog = Watchdog(self.config.log.hang_seconds, self.logs, self.ranks.rank, self._hangs)
-        watchdog.start()
         try:
             from launch.trainer import Trainer
 
+            watchdog.start()
             with Events(self.logs / "mlperf.log" if self.ranks.rank == 0 else None).interval("init"):
                 self.trainer = Trainer(
                     self.config, self.files, self.ranks, self.device, self.run_dir, stop, self._say, self.logs

@@ -133,7 +133,7 @@ def test_a_rank_that_hangs_is_a_timeout_record_and_the_run_goes_on(apf_files, tm
     assert "perhaps waiting for other ranks" in record["reason"] and group.errors[0].count("error: ") == 1
     stacks = (log_folder(run_dir, 1) / "stacks-rank-0.txt").read_text()
     assert "trainer.py" in stacks and "most recent call first" in stacks
-    finish_well(start(2, words))
+    finish_well(start(2, [*words, "log.hang_seconds=600"]))
     assert not list(log_folder(run_dir, 2).glob("stacks*")), "nothing hung, nothing was left"
     finish_well(start(2, overrides(apf_files, tmp_path / "whole", **more)))
     assert losses(run_dir) == losses(tmp_path / "whole" / "smoke" / "r")
