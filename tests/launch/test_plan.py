@@ -191,13 +191,13 @@ def test_2048_gpus_and_an_impossible_number_as_json(files, real, capsys):
 
 def test_what_does_not_fit_gets_a_change_that_does(files, tmp_path, capsys):
     words = [*settings(files, "ddp"), "train.precision=bf16", "model.checkpointing=true"]  # a smaller batch is left
-    small = count(load("smoke", [*words, "train.accumulate=4"]), 1, 1).peak_bytes / 2**30
+    small = count(load("smoke", [*words, "train.accumulate=2"]), 1, 1).peak_bytes / 2**30
     tree = yaml.safe_load((SITES / "local.yaml").read_text()) | {"name": "small"}
     tree["hardware"] |= {"memory_gib": 1.01 * small, "reserved_gib": 0}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(tree))
     assert main(["plan", "smoke", "--site", str(tmp_path / "small.yaml"), *words]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "does not fit" in lines[-1] and "cheapest change: train.accumulate=4 (" in lines[-1]
+    assert "does not fit" in lines[-1] and "cheapest change: train.accumulate=2 (" in lines[-1]
     assert lines[1].split()[-1] == "NO"
 
 
