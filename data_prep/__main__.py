@@ -3,11 +3,12 @@
 import signal
 import sys
 
-from data_prep.interrupts import interrupt, loading
+from data_prep.interrupts import again_if_ignored, interrupt, loading
 
 if __name__ == "__main__":
     with loading():
         from data_prep.cli import main
+    sys.unraisablehook = again_if_ignored
     signal.signal(signal.SIGINT, interrupt)
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)    # all is done and said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import weakref
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Timer, current_thread, main_thread
@@ -20,16 +20,21 @@ def leave_at_once(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     os._exit(INTERRUPTED)
 
 
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """Handler of SIGINT: KeyboardInterrupt, at a place where it counts.
-
-    What the callback of a weak reference raises is printed and ignored, and that callback is often the first Python
-    code after a long call into C, so about one Ctrl-C in fifty was lost there. It comes again a moment later.
-    """
-    if frame is not None and frame.f_code.co_filename == weakref.__file__:
-        Timer(_AGAIN_S, signal.raise_signal, [number]).start()
-        return
+def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    """Handler of SIGINT: KeyboardInterrupt."""
     raise KeyboardInterrupt
+
+
+def again_if_ignored(unraisable: sys.UnraisableHookArgs) -> None:
+    """Hook of what Python prints and ignores: a KeyboardInterrupt among it comes again a moment later.
+
+    What the callback of a weak reference, of ctypes or a finalizer raises has no caller to go to, and such a callback
+    is often the first Python code after a long call into C: about one Ctrl-C in fifty was lost there.
+    """
+    if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        Timer(_AGAIN_S, signal.raise_signal, [signal.SIGINT]).start()
+        return
+    sys.__unraisablehook__(unraisable)
 
 
 @contextmanager

@@ -1,15 +1,17 @@
 """Ctrl-C while modules load, and where Python would swallow it."""
 
+import ctypes
 import signal
 import subprocess
 import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 
 import pytest
 
-from data_prep.interrupts import interrupt, loading
+from data_prep.interrupts import again_if_ignored, interrupt, loading
 from tests.data_prep.builds import ROOT, plain_env
 
 
@@ -17,24 +19,34 @@ class Thing:
     pass
 
 
-def test_an_interrupt_in_a_callback_comes_again():
-    """What a weak reference's callback raises is printed and forgotten."""
-    names = {"signal": signal}
-    exec(compile("def gone(_): signal.raise_signal(signal.SIGINT)", weakref.__file__, "exec"), names)
+def by_weak_reference() -> None:
+    thing = Thing()
+    _ = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+    del thing
+
+
+def by_ctypes() -> None:
+    ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))()
+
+
+@pytest.mark.parametrize("callback", [by_weak_reference, by_ctypes])
+def test_an_interrupt_in_a_callback_comes_again(callback: Callable[[], None], monkeypatch, capsys):
+    """What such a callback raises has no caller to go to: Python prints it and goes on."""
+    monkeypatch.setattr(sys, "unraisablehook", again_if_ignored)
     before = signal.signal(signal.SIGINT, interrupt)
-    ignored: list[object] = []
-    hook, sys.unraisablehook = sys.unraisablehook, ignored.append
     try:
-        thing = Thing()
-        reference = weakref.ref(thing, names["gone"])
         with pytest.raises(KeyboardInterrupt):
-            del thing
+            callback()
             time.sleep(5)
-        assert reference() is None
     finally:
-        sys.unraisablehook = hook
         signal.signal(signal.SIGINT, before)
-    assert ignored == []
+    assert capsys.readouterr().err == ""
+
+
+def test_other_ignored_exceptions_are_printed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "unraisablehook", again_if_ignored)
+    ctypes.CFUNCTYPE(None)(lambda: 1 / 0)()
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_while_modules_load_the_process_ends_at_once():
