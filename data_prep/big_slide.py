@@ -56,7 +56,7 @@ from data_prep.tokens import Reader
 
 IN_MEMORY_PX = 4096  # frames up to this side are built in one step
 _SLIDES_OPEN = 2
-_STEPS = 2  # goes up when steps leave other results behind, so that those of older code are not gone on with
+_STEPS = 3  # goes up when steps leave other results behind, so that those of older code are not gone on with
 
 
 def region_side(options: BuildOptions, workers: int) -> int:

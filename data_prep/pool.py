@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
@@ -39,12 +40,13 @@ def _work(pipe: Connection, function: Callable[[Any], Any]) -> None:
 class _Worker(Generic[TaskT]):
     """One process, its pipe and the task it is on."""
 
-    def __init__(self, function: Callable[[TaskT], Any]) -> None:
+    def __init__(self, function: Callable[[TaskT], Any], number: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, function), daemon=True)
         self.process.start()
         theirs.close()
+        self.number = number
         self.task: TaskT | None = None
 
     def give(self, task: TaskT) -> None:
@@ -110,6 +112,7 @@ def run_pool(
     """
     queue: Queue = Flat(tasks) if isinstance(tasks, Iterable) else tasks
     workers: list[_Worker[Any]] = []
+    numbers = count()
     again: deque[Any] = deque()
     tried: list[Any] = []   # tasks whose worker died once, until they are done
 
@@ -119,12 +122,13 @@ def run_pool(
             free = next((worker for worker in workers if worker.task is None), None)
             if free is None and len(workers) >= jobs:
                 return
-            task = again.popleft() if again else queue.take()
+            number = free.number if free else next(numbers)
+            task = again.popleft() if again else queue.take(number)
             if task is None:
                 return
             if free is None:
                 with _interrupts_later():
-                    free = _Worker(function)
+                    free = _Worker(function, number)
                     workers.append(free)
             free.give(task)
 

@@ -20,8 +20,8 @@ class Queue(Protocol):
     def over(self) -> bool:
         """Nothing is left and nothing is being worked on."""
 
-    def take(self) -> Any:
-        """The next task, None if there is none now; one may come when another is done."""
+    def take(self, worker: int = 0) -> Any:
+        """The next task for that worker, None if there is none now; one may come when another is done."""
 
     def done(self, task: Any, result: Any) -> list[Any]:
         """Take the result of a task. Returns what is finished by it and worth telling."""
@@ -39,7 +39,7 @@ class Flat:
         """As `Queue.over`."""
         return not self._tasks and not self._running
 
-    def take(self) -> Any:
+    def take(self, worker: int = 0) -> Any:  # noqa: ARG002
         """As `Queue.take`."""
         if not self._tasks:
             return None
@@ -69,14 +69,55 @@ class Plan(Protocol):
         """So many steps will not be done. Returns what is worth telling."""
 
 
+class _Stage:
+    """Steps of one stage of one plan, in their order, a stretch of them to each worker.
+
+    Neighbouring regions share pixels, and who has just decoded them has them at hand. So a worker goes on where it
+    was, and one that has nothing left takes the second half of the longest stretch, from which nobody has begun.
+    """
+
+    def __init__(self) -> None:
+        self._stretches: dict[int, deque[Any]] = {}     # by worker; below 0: nobody's
+
+    def add(self, steps: list[Any]) -> None:
+        self._stretches[min(0, min(self._stretches, default=0)) - 1] = deque(steps)
+
+    def __bool__(self) -> bool:
+        return bool(self._stretches)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._stretches.values()))
+
+    def take(self, worker: int) -> Any:
+        """The next step; there must be one."""
+        if worker not in self._stretches:
+            self._stretches[worker] = self._share()
+        step = self._stretches[worker].popleft()
+        if not self._stretches[worker]:
+            del self._stretches[worker]
+        return step
+
+    def _share(self) -> deque[Any]:
+        nobodys = min(self._stretches)
+        if nobodys < 0:
+            return self._stretches.pop(nobodys)
+        longest = max(self._stretches, key=lambda worker: len(self._stretches[worker]))
+        stretch = self._stretches[longest]
+        half = deque(stretch.pop() for _ in range((len(stretch) + 1) // 2))
+        half.reverse()
+        if not stretch:
+            del self._stretches[longest]
+        return half
+
+
 class Schedule:
     """Steps of many plans, later stages first, then in the order of the plans."""
 
     def __init__(self, plans: Iterable[Plan]) -> None:
-        self._ready: list[tuple[int, int, int, Any]] = []
+        self._ready: dict[tuple[int, int], _Stage] = {}     # by what comes first: (-stage, number of the plan)
+        self._order: list[tuple[int, int]] = []     # a heap of its keys
         self._handed: dict[int, tuple[int, Any]] = {}  # by id of the step: its plan's number and itself
         self._plans = list(plans)
-        self._count = 0
         for order, plan in enumerate(self._plans):
             self._add(order, plan.first())
 
@@ -85,12 +126,16 @@ class Schedule:
         """As `Queue.over`."""
         return not self._ready and not self._handed
 
-    def take(self) -> Any:
+    def take(self, worker: int = 0) -> Any:
         """As `Queue.take`."""
-        if not self._ready:
+        if not self._order:
             return None
-        _, order, _, step = heapq.heappop(self._ready)
-        self._handed[id(step)] = (order, step)
+        first = self._order[0]
+        step = self._ready[first].take(worker)
+        if not self._ready[first]:
+            del self._ready[first]
+            heapq.heappop(self._order)
+        self._handed[id(step)] = (first[1], step)
         return step
 
     def done(self, task: Any, result: Any) -> list[Any]:
@@ -99,14 +144,16 @@ class Schedule:
         steps, told = self._plans[order].done(task, result)
         self._add(order, steps)
         if self._plans[order].failed:
-            kept = [entry for entry in self._ready if entry[1] != order]
-            if len(kept) < len(self._ready):
-                told = told + self._plans[order].drop(len(self._ready) - len(kept))
-                heapq.heapify(kept)
-                self._ready = kept
+            dropped = [key for key in self._ready if key[1] == order]
+            if dropped:
+                told = told + self._plans[order].drop(sum(len(self._ready.pop(key)) for key in dropped))
+                self._order = sorted(self._ready)
         return told
 
     def _add(self, order: int, steps: list[Any]) -> None:
-        for step in steps:
-            self._count += 1
-            heapq.heappush(self._ready, (-step.stage, order, self._count, step))
+        for stage in sorted({step.stage for step in steps}):
+            key = (-stage, order)
+            if key not in self._ready:
+                self._ready[key] = _Stage()
+                heapq.heappush(self._order, key)
+            self._ready[key].add([step for step in steps if step.stage == stage])

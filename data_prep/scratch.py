@@ -2,20 +2,24 @@
 
 The folder's name tells what the results belong to (slide, mask, parameters, code, side of the regions), so builds that
 differ in any of these never see each other's, also when they run at the same time into one folder.
-Every result is one .npz under a temporary name, renamed when it is complete. Nothing is flushed to the disk: a process
-that is killed loses nothing by that, and after a power cut the checksums inside the .npz tell. Imports files only.
+Every result is one file under a temporary name, renamed when it is complete. Nothing is flushed to the disk: a process
+that is killed loses nothing by that, and after a power cut the checksums inside the file tell. A file is a line of
+JSON, {name: [type, shape, CRC-32]}, and the arrays one after another, each from a multiple of 64 bytes on: an .npz
+copies every array once more and checks it at every look, a tenth of the time of a build. Imports files only.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import time
-import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +27,8 @@ from data_prep.files import remove_stale, same_host, temporary_name, writer_live
 
 _MANIFEST = "manifest.json"
 _OTHER_HOST_S = 60.0
+_SUFFIX = ".arrays"
+_ALIGN = 64
 
 
 class ScratchError(ValueError):
@@ -101,8 +107,8 @@ class Scratch:
         except OSError as error:    # a full disk does not name the file
             temporary.unlink(missing_ok=True)
             raise OSError(error.errno, error.strerror, str(path)) from error
-        remove_stale(self.folder, [".npz", ".json"])
-        for result in self.folder.glob("*.npz"):
+        remove_stale(self.folder, [_SUFFIX, ".json"])
+        for result in self.folder.glob(f"*{_SUFFIX}"):
             if not _whole(result):
                 result.unlink(missing_ok=True)
 
@@ -143,7 +149,7 @@ class Scratch:
         temporary = temporary_name(path)
         try:
             with temporary.open("wb") as out:
-                np.savez(out, **arrays)
+                _write(out, {key: np.asarray(value, order="C") for key, value in arrays.items()})
             temporary.replace(path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -160,9 +166,10 @@ class Scratch:
         """
         path = self._path(name)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return {key: file[key] for key in (keys or file.files) if key in file.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            with path.open("rb") as file:
+                places = _places(file)
+                return {key: _read(file, places[key]) for key in (keys or places) if key in places}
+        except (OSError, ValueError) as error:
             raise ScratchError(f"{path}: not a whole result of an earlier step ({error}): build again") from error
 
     def drop(self, name: str) -> None:
@@ -174,13 +181,71 @@ class Scratch:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.npz"
+        return self.folder / f"{name}{_SUFFIX}"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an array lies in a file."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    checksum: int
+    start: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.dtype.itemsize * math.prod(self.shape)
+
+
+def _write(out: BinaryIO, arrays: dict[str, NDArray[Any]]) -> None:
+    about = {key: [array.dtype.str, array.shape, _checksum(array)] for key, array in arrays.items()}
+    out.write(json.dumps(about).encode() + b"\n")
+    for array in arrays.values():
+        out.write(bytes(-out.tell() % _ALIGN))
+        out.write(_bytes(array).data)
+
+
+def _places(file: BinaryIO) -> dict[str, _Place]:
+    """Where the arrays of a file are; leaves the file anywhere.
+
+    Raises:
+        ValueError: The file is not one of these, or ends early.
+    """
+    try:
+        about = json.loads(file.readline(1 << 16))
+        at, places = file.tell(), dict[str, _Place]()
+        for key, (dtype, shape, checksum) in about.items():
+            places[key] = _Place(np.dtype(dtype), tuple(map(int, shape)), int(checksum), at + -at % _ALIGN)
+            at = places[key].end
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError("no list of arrays") from error
+    if file.seek(0, 2) < at:
+        raise ValueError("it ends early")
+    return places
+
+
+def _read(file: BinaryIO, place: _Place) -> NDArray[Any]:
+    array = np.empty(place.shape, place.dtype)
+    file.seek(place.start)
+    if file.readinto(_bytes(array)) != array.nbytes:  # type: ignore[attr-defined]
+        raise ValueError("it ends early")
+    return array
+
+
+def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """The memory of a contiguous array."""
+    return array.reshape(-1).view(np.uint8)
+
+
+def _checksum(array: NDArray[Any]) -> int:
+    return int(imagecodecs.deflate_crc32(cast(Any, _bytes(array)))) if array.nbytes else 0
 
 
 def _whole(path: Path) -> bool:
-    """Whether an .npz is complete and its checksums hold."""
+    """Whether a result is complete and its checksums hold."""
     try:
-        with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except (OSError, zipfile.BadZipFile, ValueError, EOFError):
+        with path.open("rb") as file:
+            return all(_checksum(_read(file, place)) == place.checksum for place in _places(file).values())
+    except (OSError, ValueError):
         return False

@@ -144,7 +144,7 @@ def _hand_out(
                 if rank in given:
                     told += queue.done(given.pop(rank), result)
                 waiting.append(rank)
-            while waiting and (task := queue.take()) is not None:
+            while waiting and (task := queue.take(waiting[0])) is not None:
                 given[waiting[0]] = task
                 comm.send(task, dest=waiting.popleft(), tag=_TAG)
             if own is None and (task := queue.take()) is not None:

@@ -54,20 +54,20 @@ def test_what_cannot_be_built_leaves_no_scratch(monkeypatch, tmp_path: Path):
     outcome = build([slide], BuildOptions(1024, 8, length=256, tile_px=128), _made(tmp_path / "full"))[0]
     assert outcome.status == "failed" and "No space left" in outcome.reason
     (left,) = leftovers(tmp_path / "full")
-    assert left.endswith(".work") and len(list((tmp_path / "full" / left).glob("scan-*.npz"))) == 64
+    assert left.endswith(".work") and len(list((tmp_path / "full" / left).glob("scan-*.arrays"))) == 64
 
 
 def test_a_second_build_of_the_same_says_who_is_at_it(monkeypatch, tmp_path: Path):
     out = _made(tmp_path / "out")
     stop_after(monkeypatch, 20, out, OPTIONS)
     (folder,) = out.glob(".*.work")
-    before = {path.name: path.read_bytes() for path in folder.glob("*.npz")}
+    before = {path.name: path.read_bytes() for path in folder.glob("*.arrays")}
     (folder / "manifest.json").write_text(json.dumps({"owner": writer_name().replace(str(os.getpid()), "1")}))
     outcome = build([CMU], OPTIONS, out)[0]
     host = writer_name().rpartition("-")[0]
     assert outcome.status == "failed"
     assert outcome.reason == f"{CMU}: process 1 on {host} is building it into {out}; wait for it, or stop it"
-    assert {path.name: path.read_bytes() for path in folder.glob("*.npz")} == before
+    assert {path.name: path.read_bytes() for path in folder.glob("*.arrays")} == before
     # A job that was killed on another host goes on here when there was no sign of life for a minute.
     (folder / "manifest.json").write_text(json.dumps({"owner": "node7-4242"}))
     assert "process 4242 on node7 is building it" in build([CMU], OPTIONS, out)[0].reason
@@ -82,7 +82,7 @@ def test_two_builds_at_once_end_well(tmp_path: Path):
     first = subprocess.Popen(command("build", CMU, "--out", out, *SHARED), cwd=ROOT, env=plain_env(), text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     until_s = time.monotonic() + 60
-    while first.poll() is None and not list(out.glob(".*.work/scan-*.npz")) and time.monotonic() < until_s:
+    while first.poll() is None and not list(out.glob(".*.work/scan-*.arrays")) and time.monotonic() < until_s:
         time.sleep(0.005)
     os.kill(first.pid, signal.SIGSTOP)      # so that it lives, however slow this machine is
     try:

@@ -63,7 +63,7 @@ def test_every_step_once_in_a_possible_order(data):
     told, running = [], []
     workers = data.draw(st.integers(1, 5))
     while not queue.over:
-        while len(running) < workers and (step := queue.take()) is not None:
+        while len(running) < workers and (step := queue.take(data.draw(st.integers(0, 4)))) is not None:
             running.append(step)
         assert running
         step = running.pop(data.draw(st.integers(0, len(running) - 1)))
@@ -102,3 +102,16 @@ def test_flat():
     assert (a, b, queue.take(), queue.over) == ("a", "b", None, False)
     assert queue.done(b, 2) == [2] and not queue.over
     assert queue.done(a, 1) == [1] and queue.over
+
+
+def test_workers_go_on_where_they_were_and_share_what_is_left():
+    queue = Schedule([Graph(0, [set() for _ in range(48)])])     # 16 of each stage; the last comes first
+    free = {worker: queue.take(worker) for worker in range(2)}
+    taken = {worker: [step.number] for worker, step in free.items()}
+    for worker in (0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0):
+        queue.done(free[worker], free[worker].number)
+        free[worker] = queue.take(worker)
+        taken[worker].append(free[worker].number)
+    number = {n: i for i, n in enumerate(range(2, 48, 3))}
+    assert [number[n] for n in taken[0]] == [0, 1, 2, 3, 4, 5, 6, 7, 13, 14, 15, 12, 11]
+    assert [number[n] for n in taken[1]] == [8, 9, 10]
