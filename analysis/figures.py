@@ -1,5 +1,6 @@
 """The plots of a folder of runs: curves, sequence lengths, Dice against cost, Dice per slide (matplotlib, no torch)."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ from analysis.figure_style import (
     spread,
     style,
 )
-from analysis.groups import Group
+from analysis.formats import whole
+from analysis.groups import Group, task_of
 from analysis.panels import panels
 from analysis.run_files import Curve, Lengths, read_curve, read_lengths
 from analysis.scaling_figures import measured_scaling
@@ -75,23 +77,32 @@ def _legend_below(figure: "Figure", handles: list, labels: list[str], columns: i
 # ---- training curves
 
 
+# What a validation curve is called in metrics.jsonl, and for people; the first that a task logged is drawn.
+_QUALITIES = {"segmentation": ("dice",), "classification": ("auc", "accuracy")}
+_NAMES = {"dice": "Dice", "auc": "AUC", "accuracy": "accuracy"}
+_LOSSES = {"segmentation": "0.5 BCE + 0.5 Dice", "classification": "cross entropy"}
+
+
 def training_curves(comparison: Comparison) -> Drawing | None:
-    """Draw loss against step and against time, and the validation Dice against time, of all runs together."""
+    """Draw loss against step and against time, and the validation score against time, of all runs together.
+
+    Runs of one score share a panel; a classifier's AUC is never drawn on the axis of a Dice.
+    """
     groups, left_out = _drawn(comparison.groups)
-    curves = [(i, g, [c for run in g.runs if (c := read_curve(run)) is not None]) for i, g in enumerate(groups)]
+    curves = [(i, g, _curves_of(g)) for i, g in enumerate(groups)]
     curves = [entry for entry in curves if entry[2]]
     if not curves:
         return None
-    with_dice = any(c.val_dice.size for _, _, cs in curves for c in cs)
+    scores = [name for name in _NAMES if any(q == name and c.val_dice.size for _, _, cs in curves for q, c in cs)]
     figure = new_figure(PAGE_IN, 2.45)
-    axes = figure.subplots(1, 3 if with_dice else 2)
+    axes = figure.subplots(1, 2 + len(scores))
     handles = []
     for i, _, of_group in curves:
-        for curve in of_group:
+        for quality, curve in of_group:
             line = _loss_lines(axes[0], axes[1], curve, i)
-            if with_dice and curve.val_dice.size:
+            if curve.val_dice.size:
                 kind = look(i)
-                axes[2].plot(
+                axes[2 + scores.index(quality)].plot(
                     curve.val_seconds,
                     curve.val_dice,
                     color=kind.colour,
@@ -104,28 +115,43 @@ def training_curves(comparison: Comparison) -> Drawing | None:
     axes[0].set(xlabel="optimiser step", ylabel="training loss", title="(a) loss by step", xscale="log")
     _plain_log(axes[0], "{:,.0f}")
     axes[1].set(xlabel="training time (s)", ylabel="training loss", title="(b) loss by time")
-    axes[1].set_xlim(left=0)
-    if with_dice:
-        axes[2].set(xlabel="training time (s)", ylabel="Dice, validation slides", title="(c) validation Dice by time")
-        axes[2].set_ylim(bottom=-0.02)
-        axes[2].set_xlim(left=0)
+    for letter, axis, quality in zip("cdef", axes[2:], scores, strict=False):
+        name = _NAMES[quality]
+        axis.set(xlabel="training time (s)", ylabel=f"{name}, validation", title=f"({letter}) validation {name}")
+        axis.set_ylim(bottom=-0.02 if quality == "dice" else None)
+    for axis in axes[1:]:
+        axis.set_xlim(left=0)
     _legend_below(figure, handles, [g.label for _, g, _ in curves], 4, long=2.6)
     names = ", ".join(g.label for _, g, _ in curves)
+    tasks = sorted({task_of(g.first) for _, g, _ in curves}, reverse=True)
+    losses = "; ".join(f"{task}: {_LOSSES[task]}" for task in tasks if task in _LOSSES)
+    scored = f" and {' and '.join(_NAMES[q] for q in scores)} on the validation items" if scores else ""
     caption = (
-        "Training loss (0.5 BCE + 0.5 Dice) and Dice of all runs. Faint lines: loss of every step; strong lines: "
+        f"Training loss ({losses}){scored} of all runs. Faint lines: loss of every step; strong lines: "
         "running mean over 5 % of the run. "
         "Training time counts optimiser steps only, no evaluation." + left_out
     )
     return Drawing("training_curves", "Training curves", caption, _curves_alt(curves, names), figure)
 
 
-def _curves_alt(curves: list[tuple[int, Group, list[Curve]]], names: str) -> str:
+def _curves_of(group: Group) -> list[tuple[str, Curve]]:
+    """The curves of all seeds, each with the first quality of its task that was logged."""
+    found = []
+    for run in group.runs:
+        tried = [(q, read_curve(run, q)) for q in _QUALITIES.get(task_of(run), ("dice",))]
+        known = [(q, c) for q, c in tried if c is not None]
+        if known:
+            found.append(next(((q, c) for q, c in known if c.val_dice.size), known[0]))
+    return found
+
+
+def _curves_alt(curves: list[tuple[int, Group, list[tuple[str, Curve]]]], names: str) -> str:
     ends = [
-        f"{g.label} ends at loss {np.mean([_smooth(c.loss)[-1] for c in cs if c.loss.size]):.2f}"
+        f"{g.label} ends at loss {np.mean([_smooth(c.loss)[-1] for _, c in cs if c.loss.size]):.2f}"
         for _, g, cs in curves
-        if any(c.loss.size for c in cs)
+        if any(c.loss.size for _, c in cs)
     ]
-    return f"Line plots of training loss and validation Dice of {names}. " + "; ".join(ends) + "."
+    return f"Line plots of training loss and validation score of {names}. " + "; ".join(ends) + "."
 
 
 def _loss_lines(by_step: "Axes", by_time: "Axes", curve: Curve, i: int):
@@ -227,12 +253,12 @@ def dice_against_cost(comparison: Comparison) -> Drawing | None:
         xlim=(min(costs) / 1.7, max(costs) * 1.7),
     )
     _plain_log(axis, "{:g}")
-    _floor_lines(axis, comparison)
+    floors = _floor_lines(axis, comparison)
     _legend_below(figure, handles, [g.label for _, g in shown], 2)
     caption = (
         "Test Dice against end-to-end training time per image. Whiskers: 95 % bootstrap interval over test slides. "
         + ("Short bars joined by dots: ceiling of the run's cells. " if ceilings else "")
-        + ("Dashed grey: floors, which need no learning (where runs differ, the highest)." if comparison.floors else "")
+        + floors
         + left_out
     )
     return Drawing("dice_against_cost", "Dice against cost", caption, "Scatter plot. " + "; ".join(words) + ".", figure)
@@ -253,14 +279,24 @@ def _cost_point(axis: "Axes", group: Group, i: int):
     return point
 
 
-def _floor_lines(axis: "Axes", comparison: Comparison) -> None:
-    highest = {f.name: f for f in sorted(comparison.floors, key=lambda f: f.high)}
-    floors = list(highest.values())[:6]
+def _floor_lines(axis: "Axes", comparison: Comparison) -> str:
+    """Draw the Dice floors and return the sentence about them.
+
+    Only floors of segmentation are Dice; where runs have several resolutions or test sets, a floor belongs to one of
+    them alone, so its name says which, and beyond six lines none is drawn.
+    """
+    floors = [f for f in comparison.floors if f.task == "segmentation"]
+    alike = Counter(f.name for f in floors)
+    if not floors or len(floors) > 6:
+        return "" if not floors else f"The {len(floors)} floors of these data sets are in the table. "
     places = spread([f.high for f in floors], 0.052)
     for floor, place in zip(floors, places, strict=True):
+        name = floor.label
+        if alike[floor.name] > 1:
+            name += f", {whole(floor.resolution) or '?'} px, n={floor.n_test or '?'}"
         axis.axhline(floor.high, color=GREY, lw=0.7, ls=(0, (4, 2)), zorder=0)
         axis.annotate(
-            floor.label,
+            name,
             (1.0, place),
             xycoords=("axes fraction", "data"),
             xytext=(2, 0),
@@ -269,6 +305,7 @@ def _floor_lines(axis: "Axes", comparison: Comparison) -> None:
             fontsize=6.3,
             color=GREY,
         )
+    return "Dashed grey: floors, which need no learning (where the runs of one data set differ, the highest)."
 
 
 def _plain_log(axis: "Axes", form: str) -> None:

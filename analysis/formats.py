@@ -125,12 +125,14 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
+    "\ufffd": "?",  # no font of LaTeX has the sign
 }
 
 
 def escape_latex(text: str) -> str:
     """Return text that LaTeX prints literally (needs the T1 font encoding for the double quote)."""
     escaped = "".join(_LATEX.get(c, c) for c in _one_line(text))
+    escaped = re.sub("-(?=-)", "-{}", escaped)  # two hyphens are no dash
     return "{[}" + escaped[1:] if escaped.startswith("[") else escaped  # after \\ a bracket would be a length
 
 
@@ -189,7 +191,7 @@ def _latex_rows(table: Table) -> Iterator[str]:
 
 def escape_html(text: object) -> str:
     """Return text for HTML content and quoted attributes; characters that no HTML page may hold are replaced."""
-    return html.escape(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]", "\ufffd", str(text)), quote=True)
+    return html.escape(re.sub(_UNSHOWN, "\ufffd", str(text)), quote=True)
 
 
 def html_table(table: Table, row_heads: int = 1) -> str:
@@ -219,8 +221,13 @@ def _class(numeric: bool) -> str:
     return ' class="num"' if numeric else ""
 
 
+# Control characters (a terminal obeys them, TeX stops at them), marks that turn the reading direction, half pairs.
+_UNSHOWN = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+
+
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """Return text on one line, with a replacement character for what no reader should ever be sent."""
+    return re.sub(_UNSHOWN, "\ufffd", " ".join(text.split()))
 
 
 # ---- files

@@ -283,11 +283,12 @@ def _number(key: str, value: Any, kind: str, folder: Path, problems: list[Proble
 def _without_duplicates(runs: list[Run], problems: list[Problem]) -> list[Run]:
     """Keep, of records with one experiment and run id, the one that finished last, and note the others.
 
-    A run id names model, data and seed, but no machine: the same run on other hardware is another run.
+    A run id names model, data, ranks and seed, but neither machine nor batch: the same run on other hardware, or of a
+    strong and of a weak scaling study, is another run.
     """
     newest: dict[tuple, Run] = {}
     for run in sorted(runs, key=lambda r: (r.status == "ok", r.finished_at or "", r.folder.as_posix())):
-        key = (run.experiment, run.run_id, run.device_name or run.device, run.nodes)
+        key = (run.experiment, run.run_id, run.device_name or run.device, run.nodes, run.global_batch)
         if key in newest:
             problems.append(
                 Problem(newest[key].folder, "duplicate", f"same experiment and run id as {run.folder}, which is used")

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 from analysis.figure_style import Drawing, encode
 from analysis.figures import draw_all
-from analysis.formats import MISSING, escape_html, html_table, write_atomically
-from analysis.groups import Group
+from analysis.formats import MISSING, escape_html, html_table, number, whole, write_atomically
+from analysis.groups import Group, task_of
 from analysis.page_style import CSS
 from analysis.paper_tables import published_tables
 from analysis.records import Run
@@ -65,13 +65,7 @@ def _summary(comparison: Comparison) -> str:
     if not runs:
         return f"<p>No finished run; {len(comparison.problems)} run folders are listed below with the reason.</p>"
     facts = [("finished runs", str(runs))]
-    scored = [g for g in comparison.groups if g.mean("dice") is not None]
-    if scored:
-        best = max(scored, key=lambda g: g.mean("dice"))
-        facts.append((f"highest test Dice, {best.label}", dice_cell(best) or MISSING))
-    floors = [f.high for f in comparison.floors]
-    if floors:
-        facts.append(("highest floor (no learning)", f"{max(floors):.3f}"))
+    facts += _best(comparison)
     known = [
         (q.ratio, g, q) for g, q in zip(comparison.groups, comparison.speedups, strict=True) if q.ratio is not None
     ]
@@ -81,6 +75,36 @@ def _summary(comparison: Comparison) -> str:
         facts.append((f"time per image, {quotient.baseline.label} over {group.label}", ratio(value)))
     items = "".join(f"<div><dt>{escape_html(name)}</dt><dd>{escape_html(value)}</dd></div>" for name, value in facts)
     return f'<dl class="key">{items}</dl>'
+
+
+def _best(comparison: Comparison) -> list[tuple[str, str]]:
+    """The best score of each task and the floor it has to pass: that of its own data, never one of another task."""
+    facts = []
+    for task, name in (("segmentation", "dice"), ("classification", "auc"), ("classification", "accuracy")):
+        scored = [g for g in comparison.groups if task_of(g.first) == task and g.mean(name) is not None]
+        if not scored or (name == "accuracy" and any(g.mean("auc") is not None for g in scored)):
+            continue
+        best = max(scored, key=lambda g: (g.mean(name), g.label))
+        many = len({_data(g) for g in scored}) > 1
+        where = f"{best.label}, {whole(best.first.resolution) or '?'} px" if many else best.label
+        value = dice_cell(best) if name == "dice" else number(best.mean(name))
+        facts.append((f"highest test {'Dice' if name == 'dice' else 'AUC' if name == 'auc' else name}, {where}",
+                      value or MISSING))  # fmt: skip
+        floors = [
+            f.high
+            for f in comparison.floors
+            if f.task == task and name != "auc" and any(label == best.label for label, _ in f.values)
+        ]
+        if floors:
+            which = " of the same data" if many else ""
+            facts.append((f"highest floor{which} (no learning)", f"{max(floors):.3f}"))
+    return facts
+
+
+def _data(group: Group) -> tuple:
+    """What two scores must share before the higher one is the better one."""
+    run = group.first
+    return run.resolution, run.split_sha256 or tuple(sorted(run.dice_per_slide))
 
 
 def _measured(comparison: Comparison) -> str:
@@ -137,7 +161,9 @@ def _provenance_block(group: Group, run: Run, out: Path) -> str:
     environment = read_environment(run)
     versions = environment.get("versions")
     packages = ", ".join(f"{k} {v}" for k, v in versions.items() if v) if isinstance(versions, dict) else None
-    link = quote(os.path.relpath(run.folder.resolve(), out.resolve()).replace(os.sep, "/")) + "/"
+    # A record that was kept without its run is a file, which a slash at the end would make a folder of.
+    slash = "" if run.folder.is_file() else "/"
+    link = quote(os.path.relpath(run.folder.resolve(), out.resolve()).replace(os.sep, "/")) + slash
     parameters = f"{run.parameters:,}" if run.parameters is not None else None
     hardware = " / ".join(dict.fromkeys(str(v) for v in (run.device_name, run.device, environment.get("cpu")) if v))
     facts = [
@@ -159,7 +185,8 @@ def _provenance_block(group: Group, run: Run, out: Path) -> str:
     ]
     rows = "".join(f"<div><dt>{escape_html(k)}</dt><dd>{escape_html(_or_missing(v))}</dd></div>" for k, v in facts)
     name, text = escape_html(f"{group.label}: {run.run_id}"), escape_html(run.folder.as_posix())
-    folder = f'<div><dt>run folder</dt><dd><a href="{escape_html(link)}">{text}</a></dd></div>'
+    kind = "run folder" if slash else "kept record"
+    folder = f'<div><dt>{kind}</dt><dd><a href="{escape_html(link)}">{text}</a></dd></div>'
     return f"<details open><summary>{name}</summary><dl>{folder}{rows}</dl></details>"
 
 
