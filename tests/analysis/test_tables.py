@@ -240,7 +240,7 @@ def test_any_text_keeps_the_shape_of_a_markdown_table(cells, note):
 
 @given(st.text(max_size=40))
 def test_latex_has_no_live_character_left(text):
-    escaped = escape_latex(text)
+    escaped = escape_latex(text).replace("-{}", "-")  # two hyphens are kept apart
     for command in ("backslash", "asciicircum", "asciitilde", "less", "greater", "bar", "quotedbl"):
         escaped = escaped.replace(f"\\text{command}{{}}", "")
     bare = re.sub(r"\\[{}$&#%_]", "", escaped).replace("{[}", "")
