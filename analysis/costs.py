@@ -155,7 +155,8 @@ def unetr_cost(
         classes: K.
         channels: of a token.
         qkv_bias: bias of the attention's first map.
-        tokens: tokens computed when fewer than L (packed); L when None.
+        tokens: tokens that the transformer and the leaf network compute; L when None. Both leave out padding: packed
+            altogether, else up to the longest sequence of a rank's batch. Linear maps before and after compute L.
 
     Returns:
         The cost; position codes are left out (they cost less than 0.1 %), in weights too.
@@ -167,10 +168,10 @@ def unetr_cost(
     if decoder == "leaf":
         _leaf_network(tally, n, patch, width, leaf_base, classes, channels)
     else:
-        encoder += 2 * n * width * channels * patch * patch
+        encoder += 2 * length * width * channels * patch * patch
         weights += width * channels * patch * patch + width
         if decoder == "token":
-            tally.linear(width, patch * patch * classes, n)
+            tally.linear(width, patch * patch * classes, length)
         else:
             cells = resolution // patch
             uniform = length == cells * cells
@@ -205,16 +206,15 @@ def cost_of(config: Config, tokens: float | None = None) -> Cost | None:
 
     Args:
         config: The experiment; a tiled model's crops are scaled to the area of the frame.
-        tokens: Mean tokens per image of its data, for models that compute valid tokens only.
+        tokens: Tokens per image without padding; L when None.
     """
     model, data = config.model, config.data
     if model.name == "unetr" and getattr(model, "attention", "full") in ("full", "packed"):
-        packed = getattr(model, "attention", "full") == "packed" or getattr(model, "decoder", "") == "leaf"
         keys = ("width", "depth", "mlp_dim", "decoder", "feature_size", "leaf_base", "grid", "qkv_bias")
         options = {key: getattr(model, key) for key in keys}
         return unetr_cost(
             data.resolution, data.patch, data.length, classes=data.classes, channels=data.channels,
-            tokens=tokens if packed else None, **options,
+            tokens=tokens, **options,
         )  # fmt: skip
     if model.name == "unet_tiled":
         one = unet_cost(data.crop_px, getattr(model, "widths", ()), data.classes, data.channels)

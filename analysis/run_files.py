@@ -86,7 +86,7 @@ def read_lengths(groups: list[Group]) -> list[Lengths]:
         run = group.first
         name = f"{run.patching or '?'}, p={run.patch or '?'}"
         folder = find_data(run)
-        counts = _logged_tokens(folder) if folder else []
+        counts = logged_tokens(folder) if folder else []
         key = str(folder.resolve()) if folder and counts else f"record {run.data} {name} {run.tokens_per_image}"
         if key in found:
             continue
@@ -121,8 +121,8 @@ def find_data(run: Run) -> Path | None:
     return None
 
 
-def _logged_tokens(folder: Path) -> list[int]:
-    """Return the last known token count of every slide in build_log.jsonl."""
+def logged_tokens(folder: Path) -> list[int]:
+    """Return the last known token count of every slide in a folder's build_log.jsonl; none without one."""
     last: dict[str, int] = {}
     try:
         lines = (folder / "build_log.jsonl").read_text(errors="replace").splitlines()

@@ -8,77 +8,21 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import yaml
-from scipy.optimize import lsq_linear
-
-from analysis.cells import table3
-from analysis.costs import Cost, cost_of, encoder_flops, unetr_cost
 from analysis.formats import Column, Table, csv_text, latex, markdown, significant, whole, write_atomically
-from analysis.records import Run, RunsError, load
-from analysis.scaling_model import FACTORS, TERMS, Fit, Work, assumed_fit, at, binding, fit_records, terms
-from launch.config import Config, ConfigError, validate
+from analysis.records import RunsError, load
+from analysis.scaling_model import FACTORS, TERMS, Fit, assumed_fit, at, binding, fit_records, terms
+from analysis.scaling_published import published_table
+from analysis.scaling_work import Measured, experiment_work, measured, read_spread
+from launch.config import Config, ConfigError
 from launch.config import load as load_experiment
 from launch.sites import Site, load_site
 
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 EXPERIMENTS = ("paip_64k_p32", "paip_64k", "paip_64k_uniform")
-BYTES_PER_CELL = 3 + 4 + 4  # colour, content and one class of a token file's cell
-
-
-# ---- from experiments and records to work
-
-
-def work_of(config: Config, cost: Cost, gpus: int, images: float, site: Site, tokens: float | None = None) -> Work:
-    """One step of an experiment on some GPUs of a site, `images` frames per GPU."""
-    engine = config.engine
-    shard = 1 if engine.name == "ddp" else (engine.shard or site.hardware.gpus_per_node)
-    cells = (tokens or config.data.length) * config.data.patch**2
-    return Work(
-        gpus=gpus,
-        images=images,
-        encoder=cost.encoder,
-        decoder=cost.decoder,
-        weights=cost.weights,
-        precision=config.train.precision,
-        shard=min(shard, gpus),
-        recompute=bool(getattr(config.model, "checkpointing", False)),
-        image_bytes=float(cells * BYTES_PER_CELL),
-        save_every_s=config.checkpoint.every_seconds,
-    )
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A record as the model sees it."""
-
-    run: Run
-    work: Work
-    seconds: float  # of one step
-
-
-def measured(runs: Sequence[Run], site: Site) -> tuple[list[Measured], list[str]]:
-    """Return the records that the model can be fitted to, and a line for each that it cannot."""
-    usable, left = [], []
-    for run in runs:
-        try:
-            config = validate(yaml.safe_load((run.folder / "config.yaml").read_text()))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            left.append(f"{run.experiment}/{run.run_id}: no readable config.yaml ({str(error).splitlines()[0]})")
-            continue
-        cost = cost_of(config, run.tokens_per_image)
-        if cost is None or not run.seconds_per_image or not run.gpus or (run.timed_steps or 0) < 3:
-            why = "no closed cost formula for its model" if cost is None else "no timed steps"
-            left.append(f"{run.experiment}/{run.run_id}: {why}")
-            continue
-        images = config.images_per_step / run.gpus
-        work = work_of(config, cost, run.gpus, images, site, run.tokens_per_image)
-        usable.append(Measured(run, work, run.seconds_per_image * config.images_per_step))
-    return usable, left
 
 
 # ---- tables
@@ -151,6 +95,7 @@ def predict(
     mode: str,
     images: float,
     read_mb_s: float = 2000.0,
+    lengths: Sequence[int] = (),
 ) -> list[Prediction]:
     """Predict every experiment on every site and number of GPUs.
 
@@ -162,6 +107,7 @@ def predict(
         mode: weak (images per GPU stay) or strong (images per step stay).
         images: Images per GPU (weak), or per step (strong).
         read_mb_s: what one node reads from the file system.
+        lengths: Tokens of real slides; see `scaling_work.experiment_work`.
 
     Returns:
         In the order of sites, experiments, GPUs. Efficiency is against one GPU.
@@ -172,13 +118,10 @@ def predict(
     out = []
     for site in sites:
         for config in configs:
-            cost = cost_of(config)
-            if cost is None:
-                raise ConfigError(f"{config.experiment}: no closed cost formula for model {config.model.name}")
-            one = replace(work_of(config, cost, 1, images, site), read_mb_s=read_mb_s)
+            one = experiment_work(config, 1, images, site, lengths, read_mb_s)
             alone = sum(terms(one, site, fits[site.name]).values())
             for n in gpus:
-                work = at(replace(work_of(config, cost, n, images, site), read_mb_s=read_mb_s), n, mode)
+                work = at(experiment_work(config, n, images, site, lengths, read_mb_s), n, mode)
                 parts = terms(work, site, fits[site.name])
                 step = sum(parts.values())
                 total = work.images * n
@@ -193,7 +136,7 @@ def predict(
     return out
 
 
-def prediction_table(found: Sequence[Prediction], mode: str, read_mb_s: float = 2000.0) -> Table:
+def prediction_table(found: Sequence[Prediction], mode: str, read_mb_s: float = 2000.0, said: str = "") -> Table:
     """Predictions as a table for people."""
     rows = [
         [p.site, p.experiment, whole(p.gpus), whole(p.nodes), significant(p.step_s), significant(p.seconds_per_image),
@@ -205,94 +148,10 @@ def prediction_table(found: Sequence[Prediction], mode: str, read_mb_s: float = 
     stays = "as many images per GPU (weak scaling)" if mode == "weak" else "as many images per step (strong scaling)"
     notes = [
         f"Seconds per image: time of a step over the images of all GPUs. Efficiency: against one GPU, with {stays}. "
-        f"Reading: {read_mb_s:,.0f} MB/s a node, assumed."
+        f"Reading: {read_mb_s:,.0f} MB/s a node, assumed.{said}"
     ]
     caption = f"Modelled, not measured: {mode} scaling."
     return Table(caption, columns, rows, ["modelled"] * len(rows), notes, f"scaling_{mode}")
-
-
-# ---- against the published rows
-
-
-@dataclass(frozen=True)
-class PublishedRow:
-    """A row of APF's Table III beside the model fitted to all rows, and to all but those of its resolution."""
-
-    row: str
-    resolution: int
-    gpus: int
-    seconds: float
-    fitted: float
-    held_out: float
-
-
-def published_rows() -> tuple[list[PublishedRow], dict[str, float]]:
-    """Fit four terms to the 37 rows of Table III that print a time, and predict each resolution from the others.
-
-    The terms: arithmetic of the encoder and of the convolutional decoder at a GCD's fp32 peak, a fixed time, and a time
-    in proportion to the GPUs. One image per GPU and step is assumed (the batch sizes are not printed).
-
-    Returns:
-        The rows, and the factors of the fit to all of them.
-    """
-    site = load_site("frontier")
-    peak = site.hardware.peak_tflops["fp32"] * 1e12
-    rows: dict[str, dict[str, Any]] = {}
-    for cell in table3():
-        rows.setdefault(cell.row, {"R": cell.resolution, "model": cell.model, "p": cell.patch_px})[cell.quantity] = (
-            cell.value
-        )
-    kept = {n: r for n, r in rows.items() if r.get("seconds_per_image") and r["model"] in ("APF-UNETR", "UNETR")}
-    design = []
-    for r in kept.values():
-        length, patch = int(r["tokens"]), int(r["p"])
-        encoder = encoder_flops(length, 768, 12) + 2 * length * 768 * 3 * patch * patch
-        # Beyond 64 the published decoder cannot have doubled its channels at every step; its width there is not known.
-        decoder = unetr_cost(1 << 20, min(patch, 64), length).decoder
-        design.append([3 * encoder / peak, 3 * decoder / peak, 1.0, float(r["gpus"])])
-    matrix, times = np.array(design), np.array([r["seconds_per_image"] for r in kept.values()])
-    sizes = np.array([r["R"] for r in kept.values()])
-    relative = matrix / times[:, None]
-
-    def solve(mask: np.ndarray) -> np.ndarray:
-        scale = np.linalg.norm(relative[mask], axis=0)
-        return lsq_linear(relative[mask] / scale, np.ones(mask.sum()), bounds=(0, np.inf)).x / scale
-
-    whole_fit = solve(np.ones(len(times), bool))
-    out = []
-    held = {r: solve(sizes != r) for r in sorted(set(sizes.tolist()))}
-    for i, (name, r) in enumerate(kept.items()):
-        seconds = float(times[i])
-        out.append(PublishedRow(name, int(r["R"]), int(r["gpus"]), seconds, float(matrix[i] @ whole_fit),
-                                float(matrix[i] @ held[int(r["R"])])))  # fmt: skip
-    names = ("encoder", "decoder", "fixed_s", "per_gpu_s")
-    return out, dict(zip(names, whole_fit.tolist(), strict=True))
-
-
-def published_table() -> Table:
-    """Table III's times beside the model's, row by row, the errors as they are."""
-    rows, factors = published_rows()
-    lines = [
-        [p.row, whole(p.gpus), significant(p.seconds), significant(p.fitted), f"{p.fitted / p.seconds - 1:+.0%}",
-         significant(p.held_out), f"{p.held_out / p.seconds - 1:+.0%}"]
-        for p in rows
-    ]  # fmt: skip
-
-    def rms(which: str) -> float:
-        return math.sqrt(sum((getattr(p, which) / p.seconds - 1) ** 2 for p in rows) / len(rows))
-
-    notes = [
-        f"Root mean square of the relative errors: {rms('fitted'):.0%} fitted, {rms('held_out'):.0%} held out. The "
-        "model does not explain these times well: they grow with the GPUs almost in proportion "
-        f"({factors['per_gpu_s'] * 1000:.1f} s per 1,000 GPUs and image), and rows of very different cost at one "
-        "resolution print nearly the same time (UNETR at 1K).",
-        f"Factors: encoder {factors['encoder']:.2f}, decoder {factors['decoder']:.2f} times the time at a GCD's fp32 "
-        f"peak (below 1: faster than that peak allows), {factors['fixed_s']:.3f} s fixed.",
-    ]  # fmt: skip
-    heads = ("row of Table III", "GPUs", "published (s)", "modelled (s)", "error", "held out (s)", "error held out")
-    caption = "Published times of APF's Table III against the model (held out: fitted without the row's resolution)."
-    columns = [Column(h, i > 0) for i, h in enumerate(heads)]
-    return Table(caption, columns, lines, ["published"] * len(lines), notes, "scaling_published")
 
 
 # ---- command
@@ -320,6 +179,10 @@ def add_verb(verbs: Any) -> None:
     sub.add_argument(
         "--read-mb-s", type=float, default=2000.0, help="MB/s that a node reads; an assumption (default: 2000)"
     )
+    sub.add_argument(
+        "--lengths", type=Path, metavar="DIR",
+        help="token files whose lengths adaptive experiments shall have, computed without padding (load imbalance)",
+    )  # fmt: skip
     sub.add_argument("--mode", choices=("weak", "strong"), default="weak", help="what stays (default: images per GPU)")
     sub.add_argument("--images", type=float, default=1.0, help="images per GPU (weak) or per step (strong; default: 1)")
     sub.add_argument("--json", action="store_true", help="print everything as JSON")
@@ -350,8 +213,10 @@ def run(args: argparse.Namespace) -> int:
     fit = fit_records([m.work for m in found], [m.seconds for m in found], home)
     # Factors measured at home go to another site as they are only where that site has none of its own.
     fits = {s.name: fit if found and s.name == home.name else assumed_fit(s) for s in sites}
-    predictions = predict(configs, sites, fits, gpus, args.mode, args.images, args.read_mb_s)
-    tables = [published_table(), prediction_table(predictions, args.mode, args.read_mb_s)]
+    lengths = read_spread(args.lengths) if args.lengths is not None else []
+    predictions = predict(configs, sites, fits, gpus, args.mode, args.images, args.read_mb_s, lengths)
+    said = f" Lengths: of the {len(lengths)} slides in {args.lengths}, computed without padding." if lengths else ""
+    tables = [published_table(), prediction_table(predictions, args.mode, args.read_mb_s, said)]
     tables += [fit_table(fits[s.name], s) for s in sites]
     if found:
         if home.name not in fits:
@@ -391,6 +256,3 @@ def _numbers(text: str) -> list[int]:
     if not numbers or min(numbers) < 1:
         raise ConfigError(f"--gpus {text}: not a list of numbers like 1,8,64")
     return sorted(set(numbers))
-
-
-__all__ = ["add_verb", "measured", "predict", "published_rows", "run"]

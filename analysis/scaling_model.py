@@ -121,7 +121,7 @@ def all_reduce(bytes_: float, ranks: int, link: Link) -> float:
 def reduce_over(bytes_: float, gpus: int, site: Site) -> float:
     """Seconds of an all-reduce over all GPUs: within nodes, then a share of it between nodes, then within nodes."""
     here = min(gpus, site.hardware.gpus_per_node)
-    nodes = max(1, gpus // here)
+    nodes = -(-gpus // here)
     inside, between = site.network.intra_node, site.network.inter_node
     return 2 * ring(bytes_, here, inside) + all_reduce(bytes_ / here, nodes, between)
 
@@ -180,7 +180,7 @@ def terms(work: Work, site: Site, fit: Fit) -> dict[str, float]:
     # Reading runs beside the arithmetic: only what it takes longer is waited for.
     out["data"] = max(0.0, work.images * work.image_bytes / rate - arithmetic - out["imbalance"])
     step = sum(out.values())
-    nodes = max(1, work.gpus // site.hardware.gpus_per_node)
+    nodes = -(-work.gpus // site.hardware.gpus_per_node)
     saving = SAVED_BYTES * work.weights / (nodes * site.expected.disk_write_mb_s * 1e6)
     out["checkpoint"] = 0.0 if not work.save_every_s else step * saving / work.save_every_s
     return out

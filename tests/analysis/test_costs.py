@@ -55,6 +55,21 @@ def test_adaptive_unetr(decoder, patch):
     assert cost.weights == sum(p.numel() for p in model.parameters()) - spare
 
 
+@pytest.mark.parametrize("decoder", ["leaf", "token"])
+@pytest.mark.parametrize("attention", ["full", "packed"])
+def test_padding_costs_what_the_model_computes_of_it(attention, decoder):
+    """40 valid tokens of 64: convolutions and transformer see 40, linear maps of tokens all 64."""
+    shape = {"width": 32, "depth": 2, "decoder": decoder, "leaf_base": 4}
+    model = build("unetr", size_px=128, patch=8, length=64, heads=4, position="none", attention=attention, **shape)
+    batch = tokens(64, 8)
+    batch = {name: torch.zeros_like(value, device="cpu") for name, value in batch.items()}
+    batch["leaf_size"] += 8
+    batch["valid"][:, :40] = True
+    with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        counted = count(model.eval(), batch)
+    assert unetr_cost(128, 8, 64, tokens=40, **shape).flops == counted
+
+
 def test_geometric_unetr_on_real_places():
     shape = {"width": 32, "depth": 2, "decoder": "geometric", "feature_size": 4}
     model = build("unetr", size_px=64, patch=8, length=64, heads=4, position="none", **shape).eval()
@@ -74,7 +89,8 @@ def test_unet(widths):
 
 def test_cost_of_an_experiment_is_per_frame():
     apf, tiled = load("demo_apf"), load("demo_tiled_unet")
-    assert cost_of(apf, tokens=100).tokens == 100, "the leaf decoder computes valid tokens only"
-    assert cost_of(apf).tokens == 256
+    full, few = cost_of(apf), cost_of(apf, tokens=64)
+    assert (full.tokens, few.tokens) == (256, 64) and few.decoder == full.decoder / 4
+    assert few.encoder == encoder_flops(64, apf.model.width, apf.model.depth, apf.model.mlp_dim)
     assert cost_of(tiled).flops == 16 * unet_cost(256, tiled.model.widths).flops
     assert cost_of(load("hiri_vit")) is None

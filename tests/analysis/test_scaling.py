@@ -26,9 +26,11 @@ from analysis.scaling_model import (
     ring,
     terms,
 )
+from analysis.scaling_published import published_rows
+from analysis.scaling_work import cost_over, experiment_work, measured
 from launch.config import load as load_experiment
 from launch.sites import Link, load_site
-from tests.analysis.generator import record
+from tests.analysis.generator import record, write_build_log
 
 FRONTIER = load_site("frontier")
 LINK = Link(latency_us=10, gb_s=50)
@@ -159,7 +161,7 @@ def test_predictions_are_consistent():
 
 
 def test_published_rows_are_all_there_and_errors_are_as_large_as_they_are():
-    rows, factors = scaling.published_rows()
+    rows, factors = published_rows()
     assert len(rows) == 38 and {r.resolution for r in rows} == {512, 1024, 4096, 8192, 16384, 32768, 65536}
     errors = [r.fitted / r.seconds - 1 for r in rows]
     rms = math.sqrt(np.mean(np.square(errors)))
@@ -193,6 +195,81 @@ def test_measured_speedups_by_hand(tmp_path):
     drawing = measured_scaling(groups)
     assert "88 % at 4 GPUs" in drawing.alt
     assert measured_scaling(groups[:1]) is None
+
+
+def test_cost_of_uneven_slides_is_the_mean_of_their_costs():
+    config = load_experiment("demo_apf", ["model.attention=packed"])
+    found, spread = cost_over(config, [64, 64, 256])
+    one, two = cost_of(config, 64), cost_of(config, 256)
+    assert found.flops == pytest.approx((2 * one.flops + two.flops) / 3)
+    assert found.flops > cost_of(config, 128).flops, "attention grows with the square of the length"
+    assert spread == pytest.approx((one.flops / found.flops,) * 2 + (two.flops / found.flops,))
+    assert cost_over(config, [256, 256])[1] == ()
+    assert cost_over(config, [64, 256], together=2)[0] == cost_over(config, [64, 256])[0], "packed"
+    padded = cost_over(load_experiment("demo_apf"), [64, 256], together=2)[0]
+    assert padded.encoder == pytest.approx((one.encoder + 3 * two.encoder) / 4), "of four pairs one is short"
+    assert cost_over(load_experiment("hiri_vit"), [5]) is None
+
+
+def test_real_lengths_reach_the_imbalance(tmp_path, capsys):
+    """Lengths scaled so that the longest fills L; uniform experiments have one length and no imbalance."""
+    config = load_experiment("demo_apf")
+    work = experiment_work(config, 8, 1.0, FRONTIER, [50, 100])
+    assert work.spread and np.mean(work.spread) == pytest.approx(1)
+    longest = cost_of(load_experiment("demo_apf", ["model.attention=packed"]), 256)
+    assert max(work.spread) * (work.encoder + work.decoder) == pytest.approx(longest.flops)
+    assert experiment_work(load_experiment("demo_uniform_patch"), 8, 1.0, FRONTIER, [50, 100]).spread == ()
+    write_build_log(tmp_path / "tokens", [50, 100, 75])
+    words = ["scaling", "--experiments", "demo_apf,demo_uniform_patch", "--gpus", "1,64", "--json"]
+    assert main([*words, "--lengths", str(tmp_path / "tokens")]) == 0
+    told = json.loads(capsys.readouterr().out)["predictions"]
+    uneven = {(p["experiment"], p["gpus"]): p["parts"]["imbalance"] for p in told}
+    assert uneven["demo_apf", 64] > uneven["demo_apf", 1] == 0 == uneven["demo_uniform_patch", 64]
+    assert main([*words, "--lengths", str(tmp_path)]) == 64
+    assert "no build_log.jsonl" in capsys.readouterr().err
+
+
+def test_one_fit_is_of_one_machine(tmp_path):
+    runs_at(tmp_path, [1, 2])
+    path = tmp_path / "demo_apf" / "g2_s1" / "record.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "device_name": "another"}))
+    usable, left = measured(load(tmp_path).ok, FRONTIER)
+    assert len(usable) == 3 and {m.run.device_name for m in usable} == {"AMD EPYC 7B13"}
+    assert len(left) == 1 and "ran on another, most records on AMD EPYC 7B13" in left[0]
+
+
+def test_records_know_the_lengths_of_their_slides(tmp_path):
+    runs_at(tmp_path / "runs", [2])
+    write_build_log(tmp_path / "tokens", [64, 256])
+    for path in (tmp_path / "runs").rglob("record.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "data": str(tmp_path / "tokens")}))
+    (one, _), _ = measured(load(tmp_path / "runs").ok, FRONTIER)
+    few, many = (cost_of(load_experiment("demo_apf"), n) for n in (64, 256))
+    assert one.work.decoder == pytest.approx((few.decoder + many.decoder) / 2), "leaves are computed one by one"
+    assert one.work.spread[1] > one.work.spread[0]
+
+
+@pytest.mark.parametrize("site", ["frontier", "lumi", "perlmutter", "h200-box"])
+def test_every_site_of_the_question_has_an_answer(site):
+    configs = [load_experiment(n) for n in ("paip_64k_p32", "paip_64k_uniform")]
+    place = load_site(site)
+    fits = {site: scaling_model.assumed_fit(place)}
+    found = scaling.predict(configs, [place], fits, scaling.GPUS, "weak", 1.0)
+    assert [p.gpus for p in found[: len(found) // 2]] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048]
+    for p in found:
+        assert p.seconds_per_image > 0 and p.node_hours > 0 and 0 < p.efficiency <= 1.0001 and p.binds in p.parts
+    apf, uniform = found[: len(found) // 2], found[len(found) // 2 :]
+    assert all(a.step_s < u.step_s for a, u in zip(apf, uniform, strict=True))
+
+
+def test_half_a_node_more_is_a_node_more():
+    """12 GPUs of 8 a node are two nodes: gradients cross the network, two nodes write."""
+    one, more = (ideal_terms(work(gpus=n, shard=1), FRONTIER)["gradients"] for n in (8, 12))
+    assert more - one > 0.5 * all_reduce(4 * 90e6 / 8, 2, FRONTIER.network.inter_node)
+    fit = scaling_model.assumed_fit(FRONTIER)
+    parts = terms(work(gpus=12, save_every_s=100), FRONTIER, fit)
+    others = sum(v for k, v in parts.items() if k != "checkpoint")
+    assert parts["checkpoint"] == pytest.approx(others * 12 * 90e6 / (2 * 200e6) / 100)
 
 
 def test_command_with_and_without_records(tmp_path, capsys):

@@ -12,7 +12,7 @@ FILES = sorted(SITES.glob("*.yaml"))
 
 
 def test_the_sites_there_are():
-    assert names() == sorted(["frontier", "generic-cuda", "local", "lumi", "perlmutter"])
+    assert names() == sorted(["frontier", "generic-cuda", "h200-box", "local", "lumi", "perlmutter"])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
