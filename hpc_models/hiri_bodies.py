@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hpc_models.attend import attend
 from hpc_models.batch import Batch, images_of
-from hpc_models.hiri_parts import ChannelNorm, Downsample, HRBlock, Stem
+from hpc_models.hiri_parts import ChannelNorm, Downsample, HRBlock, ReducedAttention, Stem
 from hpc_models.hrnet import HRNetBody
 from hpc_models.recompute import recompute
 
@@ -32,38 +32,6 @@ class DepthwiseMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
         return self.fc2(F.gelu(self.dwconv(self.fc1(x))))
-
-
-class ReducedAttention(nn.Module):
-    """Attention of all pixels to a map that a strided convolution made smaller (PVTv2, Wang et al. 2022, section 3.2).
-
-    Args:
-        channels: C.
-        heads: number of heads.
-        reduction: stride of that convolution; 1 leaves the map as it is.
-    """
-
-    def __init__(self, channels: int, heads: int, reduction: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(channels, channels)
-        self.kv = nn.Linear(channels, 2 * channels)
-        self.proj = nn.Linear(channels, channels)
-        self.sr = nn.Conv2d(channels, channels, reduction, reduction) if reduction > 1 else None
-        self.norm = nn.LayerNorm(channels) if reduction > 1 else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same."""
-        size = x.shape[-2:]
-        tokens = x.flatten(2).transpose(1, 2)
-        if self.sr is not None and self.norm is not None:
-            keys = self.norm(self.sr(x).flatten(2).transpose(1, 2))
-        else:
-            keys = tokens
-        q = self.q(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = self.kv(keys).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = attend(q, k, v).transpose(1, 2).flatten(2)
-        return self.proj(out).transpose(1, 2).unflatten(2, size)
 
 
 class PVTBlock(nn.Module):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpc_models.attention import Attention
+from hpc_models.attend import attend
 
 STEMS = ("vit", "conv", "hr")
 DOWNSAMPLINGS = ("conv", "irds_a", "irds_b")
@@ -186,6 +186,44 @@ class ConvBlock(nn.Module):
         return x + self.feed(self.norm(x))
 
 
+class ReducedAttention(nn.Module):
+    """Attention of all pixels to a map that a strided convolution made smaller (PVT, Wang et al. 2021, section 3.3).
+
+    Args:
+        channels: C.
+        heads: number of heads.
+        reduction: stride of that convolution; 1 leaves the map as it is: plain attention.
+    """
+
+    def __init__(self, channels: int, heads: int, reduction: int) -> None:
+        super().__init__()
+        self.heads, self.reduction = heads, reduction
+        self.q = nn.Linear(channels, channels)
+        self.kv = nn.Linear(channels, 2 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.sr = nn.Conv2d(channels, channels, reduction, reduction) if reduction > 1 else None
+        self.norm = nn.LayerNorm(channels) if reduction > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same.
+
+        Raises:
+            ValueError: the map is smaller than the reduction.
+        """
+        size = x.shape[-2:]
+        tokens = x.flatten(2).transpose(1, 2)
+        keys = tokens
+        if self.sr is not None and self.norm is not None:
+            if min(size) < self.reduction:
+                h, w = size
+                raise ValueError(f"picture too small: its map of {h}x{w} is to shrink {self.reduction}-fold")
+            keys = self.norm(self.sr(x).flatten(2).transpose(1, 2))
+        q = self.q(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv(keys).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        out = attend(q, k, v).transpose(1, 2).flatten(2)
+        return self.proj(out).transpose(1, 2).unflatten(2, size)
+
+
 class TransformerBlock(nn.Module):
     """x + attention(norm(x)), then x + (C)FFN(norm(x)); every pixel of the map is a token.
 
@@ -195,17 +233,19 @@ class TransformerBlock(nn.Module):
         convolve: CFFN instead of FFN.
         inner: norm inside the feed-forward ("bn" or "ln").
         outer: norm in front of attention and feed-forward.
+        reduction: see `ReducedAttention`.
     """
 
-    def __init__(self, channels: int, expansion: int, convolve: bool, inner: str, outer: str) -> None:
+    def __init__(
+        self, channels: int, expansion: int, convolve: bool, inner: str, outer: str, reduction: int = 1
+    ) -> None:
         super().__init__()
         self.norm1 = norm(outer, channels)
-        self.attn = Attention(channels, max(1, channels // 32), qkv_bias=True)
+        self.attn = ReducedAttention(channels, max(1, channels // 32), reduction)
         self.norm2 = norm(outer, channels)
         self.feed = FeedForward(channels, expansion, convolve, inner)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
-        tokens = self.norm1(x).flatten(2).transpose(1, 2)
-        x = x + self.attn(tokens).transpose(1, 2).unflatten(2, x.shape[-2:])
+        x = x + self.attn(self.norm1(x))
         return x + self.feed(self.norm2(x))

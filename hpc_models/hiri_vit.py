@@ -33,6 +33,7 @@ class Plan:
         inner: norm inside the feed-forwards.
         stem_width: channels between the strides of the stem.
         irds_expansion: inner width of the downsamplings over their input.
+        reductions: by how much attention shrinks the map of its keys, of the first stages; 1 in all others.
         size_px: side of the images it is meant for.
     """
 
@@ -47,6 +48,7 @@ class Plan:
     inner: str = "bn"
     stem_width: int = 32
     irds_expansion: int = 2
+    reductions: tuple[int, ...] = ()
     size_px: int = 224
 
 
@@ -78,7 +80,8 @@ def _ladder() -> dict[str, Plan]:
     row5 = replace(row6, downs=("conv",) * 3)
     row4 = replace(row5, stem="vit")
     row3 = replace(row4, inner="ln", outer=("ln",) * 4)
-    row2 = replace(row3, blocks=("transformer",) * 4, expansions=(7, 7, 4, 4))
+    # As in PVT, the base model's attention has fewer keys in its first two stages (section 4.4).
+    row2 = replace(row3, blocks=("transformer",) * 4, expansions=(7, 7, 4, 4), reductions=(8, 4))
     row1 = replace(row2, convolve=False)
     rows = (row1, row2, row3, row4, row5, row6, row7, row8, row9, row10)
     return {f"row{i}": plan for i, plan in enumerate(rows, 1)}
@@ -147,8 +150,10 @@ class HIRIViT(nn.Module):
         width, expansion, outer = plan.widths[stage], plan.expansions[stage], plan.outer[stage]
         if plan.blocks[stage] == "hr":
             return HRBlock(width, expansion)
-        kind = ConvBlock if plan.blocks[stage] == "cffn" else TransformerBlock
-        return kind(width, expansion, plan.convolve, plan.inner, outer)
+        if plan.blocks[stage] == "cffn":
+            return ConvBlock(width, expansion, plan.convolve, plan.inner, outer)
+        reduction = plan.reductions[stage] if stage < len(plan.reductions) else 1
+        return TransformerBlock(width, expansion, plan.convolve, plan.inner, outer, reduction)
 
     def set_checkpointing(self, on: bool) -> None:
         """Switch activation checkpointing; results do not change."""

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from hpc_models.hiri_bodies import BODIES, ReducedAttention, TwoBranchBody, WindowAttention
+from hpc_models.hiri_bodies import BODIES, TwoBranchBody, WindowAttention
+from hpc_models.hiri_parts import ReducedAttention
 from hpc_models.hrnet import Exchange
 
 # weights, then billion multiply-accumulates at 224 and at 448 px
@@ -75,17 +77,26 @@ def test_channel_attention_mixes_channels_of_a_group_and_no_pixels():
     torch.testing.assert_close(turned, layer(x).flatten(2)[:, :, order], atol=1e-6, rtol=1e-5)
 
 
-def test_reduced_attention_with_stride_1_is_plain_attention():
+@pytest.mark.parametrize("reduction", [1, 2])
+def test_reduced_attention_is_plain_attention_to_a_smaller_map(reduction):
     torch.manual_seed(0)
-    layer = ReducedAttention(8, 2, 1)
-    x = torch.randn(1, 8, 4, 4)
-    tokens = x.flatten(2).transpose(1, 2)
-    q = layer.q(tokens).view(1, 16, 2, 4).transpose(1, 2)
-    k, v = layer.kv(tokens).view(1, 16, 2, 2, 4).permute(2, 0, 3, 1, 4)
+    layer = ReducedAttention(8, 2, reduction)
+    x = torch.randn(1, 8, 4, 5)
+    tokens = keys = x.flatten(2).transpose(1, 2)
+    if reduction > 1:
+        small = F.conv2d(x, layer.sr.weight, layer.sr.bias, stride=2)
+        assert small.shape[-2:] == (2, 2)
+        keys = F.layer_norm(small.flatten(2).transpose(1, 2), (8,))
+    q = layer.q(tokens).view(1, 20, 2, 4).transpose(1, 2)
+    k, v = layer.kv(keys).view(1, -1, 2, 2, 4).permute(2, 0, 3, 1, 4)
     mixed = ((q @ k.transpose(-1, -2)) / 2).softmax(-1) @ v
-    expected = layer.proj(mixed.transpose(1, 2).flatten(2)).transpose(1, 2).view(1, 8, 4, 4)
+    expected = layer.proj(mixed.transpose(1, 2).flatten(2)).transpose(1, 2).view(1, 8, 4, 5)
     torch.testing.assert_close(layer(x), expected, atol=1e-6, rtol=1e-5)
-    assert ReducedAttention(8, 2, 2)(x).shape == x.shape
+
+
+def test_a_picture_whose_map_cannot_shrink_is_refused():
+    with pytest.raises(ValueError, match="picture too small: its map of 4x3 is to shrink 8-fold"):
+        ReducedAttention(8, 2, 8)(torch.zeros(1, 8, 4, 3))
 
 
 def test_exchange_lets_every_resolution_reach_every_other():

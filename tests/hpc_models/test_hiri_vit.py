@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from hpc_models.hiri_parts import ConvBlock, Downsample, HRBlock, Stem, repeat2
+from hpc_models.hiri_parts import ConvBlock, Downsample, HRBlock, Stem, TransformerBlock, repeat2
 from hpc_models.hiri_vit import PLANS, HIRIViT
 
 
@@ -41,6 +41,18 @@ def test_row_3_has_fewer_weights_than_row_2_and_no_attention_in_stages_1_and_2()
     counts = {row: sum(p.numel() for p in HIRIViT(variant=row).parameters()) for row in ("row2", "row3")}
     assert counts["row3"] < counts["row2"]
     assert PLANS["row3"].blocks[:2] == ("cffn", "cffn") and PLANS["row3"].expansions[0] > PLANS["row2"].expansions[0]
+
+
+@pytest.mark.parametrize("row", ["row1", "row2"])
+def test_the_base_model_has_fewer_keys_where_its_maps_are_large(row):
+    """Section 4.4: strided convolutions before keys and values in the first two stages, none in the last two."""
+    with torch.device("meta"):
+        model, keys = HIRIViT(variant=row), []
+        for stage in model.stages:
+            stage[0].attn.kv.register_forward_pre_hook(lambda _m, given: keys.append(given[0].shape[1]))
+        model(torch.zeros(1, 3, 224, 224))
+    assert keys == [7 * 7, 7 * 7, 14 * 14, 7 * 7]
+    assert not any(isinstance(m, TransformerBlock) for stage in HIRIViT(variant="row3").stages[:2] for m in stage)
 
 
 def test_five_stages_have_strides_4_to_64():
