@@ -45,7 +45,14 @@ def _note_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: fl
     note(f"sdpa {_NAMES.get(choice, str(choice))}", q.device)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None = None,
+    dropout: float = 0.0,
+    bias: Tensor | None = None,
+) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for every head (Vaswani et al. 2017, equation 1).
 
     Args:
@@ -54,11 +61,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, drop
         v: (B, H, M, d).
         key_mask: (B, M) bool, False keys are not attended to; None attends to all.
         dropout: on the attention weights.
+        bias: (B, H, L, M), added to the scaled scores; None adds nothing. It does not go with a key mask.
 
     Returns:
         (B, H, L, d).
+
+    Raises:
+        ValueError: both a bias and a key mask.
     """
-    mask = None if key_mask is None else key_mask[:, None, None, :]
+    if bias is not None and key_mask is not None:
+        raise ValueError("attention takes a bias or a key mask, not both")
+    mask = bias if key_mask is None else key_mask[:, None, None, :]
     _note_sdpa(q, k, v, mask, dropout)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 

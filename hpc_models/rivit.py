@@ -65,11 +65,8 @@ class StockAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to the same."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if self.relative is None:
-            y = attend(q, k, v)
-        else:
-            bias = self.relative(q) / math.sqrt(self.head_width)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        bias = None if self.relative is None else self.relative(q) / math.sqrt(self.head_width)
+        y = attend(q, k, v, bias=bias)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
 

@@ -35,7 +35,7 @@ class PooledViT(nn.Module):
         window: tokens per window.
 
     Raises:
-        ValueError: unknown pool.
+        ValueError: unknown pool, or one that does not go with the attention.
     """
 
     def __init__(
@@ -53,6 +53,8 @@ class PooledViT(nn.Module):
         super().__init__()
         if pool not in POOLS:
             raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {pool!r}")
+        if pool == "cls" and attention == "window":
+            raise ValueError("with attention=window the class token sees the first window alone: use pool=mean")
         self.table_hw = table_hw
         self.cls = nn.Parameter(torch.zeros(1, 1, width)) if pool == "cls" else None
         rows = 0 if table_hw is None else table_hw[0] * table_hw[1] + (pool == "cls")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from launch.job_commands import add_job_commands
 from launch.models import add_models_command
 from launch.plan.command import add_plan_command
 from launch.preflight import add_preflight_command
-from launch.ranks import EXIT_CONFIG, EXIT_OK, RankError, find_ranks
+from launch.ranks import EXIT_CONFIG, EXIT_CRASH, EXIT_OK, RankError, find_ranks
 
 _EPILOG = """\
 examples:
@@ -103,20 +104,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # argparse ends with 2 for a wrong command line; ours is 64
         return EXIT_CONFIG if end.code == 2 else int(end.code or 0)
     try:
-        if asked.command == "experiments":
-            _print_experiments()
-            return EXIT_OK
-        if hasattr(asked, "run"):
-            return int(asked.run(asked))
-        config = load(asked.experiment, asked.overrides)
-        if asked.command == "show":
-            print(config.to_yaml(comments=True), end="")
-            return EXIT_OK
-        return _train(config)
+        code = _run(asked)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_CRASH
     except (ConfigError, RankError) as error:
         if _first_rank():
             print(f"error: {error}", file=sys.stderr)
         return EXIT_CONFIG
+
+
+def _run(asked: argparse.Namespace) -> int:
+    if asked.command == "experiments":
+        _print_experiments()
+        return EXIT_OK
+    if hasattr(asked, "run"):
+        return int(asked.run(asked))
+    config = load(asked.experiment, asked.overrides)
+    if asked.command == "show":
+        print(config.to_yaml(comments=True), end="")
+        return EXIT_OK
+    return _train(config)
 
 
 if __name__ == "__main__":

@@ -275,15 +275,9 @@ class Trainer:
 
     def _teacher(self) -> Forward | None:
         """The averaged model as a function, when it teaches."""
-        average = self.average
-        if average is None or not self.config.train.distill:
+        if self.average is None or not self.config.train.distill:
             return None
-
-        def answer(inputs: Any) -> torch.Tensor:
-            with average.applied():
-                return self.engine.forward(inputs)
-
-        return answer
+        return self.average.teacher(self.engine.forward)
 
     def _seed_of_step(self) -> int:
         text = f"{self.config.train.seed}/{self.step}/{self.ranks.rank}"
@@ -386,12 +380,13 @@ class Trainer:
         """Give batch norms the mean of the ranks' running statistics, so that every rank scores the same model."""
         if self.ranks.world == 1:
             return
+        buffers = [] if self.average is None else self.average.statistics()
         for module in self.engine.module.modules():
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                for buffer in (module.running_mean, module.running_var):
-                    if buffer is not None:
-                        dist.all_reduce(buffer)
-                        buffer /= self.ranks.world
+                buffers += [b for b in (module.running_mean, module.running_var) if b is not None]
+        for buffer in buffers:
+            dist.all_reduce(buffer)
+            buffer /= self.ranks.world
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds; loading fills it in place."""

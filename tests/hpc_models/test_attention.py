@@ -164,3 +164,6 @@ def test_wrong_settings_are_refused():
         Attention(16, 2, kind="window", window=0)
     with pytest.raises(ValueError, match="not a multiple"):
         Attention(15, 2)
+    q, k, v = random_qkv(1, 1, 4, 2)
+    with pytest.raises(ValueError, match="a bias or a key mask"):
+        attend.attend(q, k, v, torch.ones(1, 4, dtype=torch.bool), bias=torch.zeros(1, 1, 4, 4))

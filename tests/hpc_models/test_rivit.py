@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from hpc_models import attend
 from hpc_models.distill import scale_loss, teacher_loss
 from hpc_models.rivit import RelativeBias, RIViT, StockAttention, sinusoidal
 
@@ -78,7 +79,9 @@ def test_relative_attention_is_softmax_of_both_scores_over_the_root():
     q, k, v = layer.qkv(x).view(1, 5, 3, 2, 4).permute(2, 0, 3, 1, 4)
     scores = (q @ k.transpose(-1, -2) + layer.relative(q)) / math.sqrt(4)
     expected = layer.out_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+    attend.reset_used()
     torch.testing.assert_close(layer(x), expected, atol=1e-6, rtol=1e-5)
+    assert len(attend.used()) == 1 and attend.used()[0].startswith("sdpa "), "records name the kernel"
 
 
 def test_features_are_the_class_token_whose_norm_gives_the_logits():

@@ -150,3 +150,14 @@ def test_a_sequence_longer_than_the_slot_table_is_an_error():
         build("apf_vit", **{**SLIDES, "length": 10, "position": "slot"})(batch_of())
     with pytest.raises(ValueError, match=r"patch \* 2\^k"):
         build("apf_vit", **{**SLIDES, "size_px": 96})
+
+
+def test_a_class_token_needs_attention_that_reaches_every_token():
+    with pytest.raises(ValueError, match="the class token sees the first window alone: use pool=mean"):
+        build("apf_vit", **SLIDES, pool="cls", attention="window", window=8)
+    model = build("apf_vit", **SLIDES, pool="mean", attention="window", window=8).eval()
+    batch = batch_of()
+    for i in range(int(batch["valid"][0].sum())):
+        changed = {**batch, "tokens": batch["tokens"].clone()}
+        changed["tokens"][0, i] += 1
+        assert not torch.equal(model(changed)[0], model(batch)[0]), i

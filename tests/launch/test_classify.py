@@ -91,12 +91,14 @@ def test_pictures_are_learned_and_scored_once(pictures, tmp_path):
 
 
 @pytest.mark.gloo
-@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "engine", ["ddp", "fsdp", pytest.param("fsdp engine.reshard=false", marks=pytest.mark.slow)]
+)
 def test_two_ranks_learn_what_one_learns(pictures, tmp_path, engine):
     """Three sizes, the larger teaching the smaller, the average teaching all: same losses on one and two ranks."""
     more = [
         "data.sizes=[32,16]", "train.scale_distill=1", "train.ema_decay=0.9", "train.distill=0.5",
-        "train.max_steps=6", f"engine.name={engine}", "data.jitter=0.2", "data.noise=0.01",
+        "train.max_steps=6", *f"engine.name={engine}".split(), "data.jitter=0.2", "data.noise=0.01",
     ]  # fmt: skip
     train(words(pictures, tmp_path / "one", *more))
     port = str(free_port())
@@ -260,9 +262,34 @@ def test_the_average_follows_and_is_borrowed_exactly():
     for key, value in average.weights.items():
         torch.testing.assert_close(value, start[key] * 2 / 11 + own[key] * 9 / 11)
     with average.applied():
-        assert all(torch.equal(p, w) or True for p, w in zip(module.parameters(), own.values(), strict=True))
         assert not torch.equal(module.weight, own["weight"])
     assert all(torch.equal(p, own[k]) for k, p in module.named_parameters())
+
+
+def test_the_average_has_statistics_of_its_own_and_teaching_leaves_no_trace():
+    """Batch norm: the averaged weights go with averaged statistics, and the teacher's passes are not counted."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    average, norm = Average(module, 0.9), module[1]
+    x = 2 * torch.randn(16, 4) + 1
+    start = norm.running_mean.clone()
+    module(x)
+    moved = {k: v.clone() for k, v in module.state_dict().items()}
+    average.update(5)  # decay (1 + 5) / (10 + 5)
+    torch.testing.assert_close(average.weights["1.running_mean"], 0.4 * start + 0.6 * moved["1.running_mean"])
+    assert len(average.statistics()) == 2 and any(v is average.weights["1.running_var"] for v in average.statistics())
+    with torch.no_grad():
+        answer = average.teacher(module)(x)
+    own = torch.nn.functional.linear(x, average.weights["0.weight"], average.weights["0.bias"])
+    normed = (own - own.mean(0)) / (own.var(0, unbiased=False) + norm.eps).sqrt()
+    torch.testing.assert_close(answer, normed, atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(v, moved[k]) for k, v in module.state_dict().items())
+    kept = average.weights["1.running_mean"].clone()
+    average.teacher(module)(x)
+    assert torch.equal(average.weights["1.running_mean"], kept)
+    with average.applied():
+        assert torch.equal(norm.running_mean, kept) and not torch.equal(kept, moved["1.running_mean"])
+    assert torch.equal(norm.running_mean, moved["1.running_mean"])
 
 
 @pytest.mark.gloo

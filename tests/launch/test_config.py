@@ -106,6 +106,13 @@ def test_lists_shows_and_helps(capsys):
     assert "srun" in capsys.readouterr().out
 
 
+def test_a_reader_that_has_seen_enough_ends_the_list_without_a_traceback():
+    words = [sys.executable, "-m", "launch", "experiments"]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 1
+
+
 def test_showing_imports_nothing_heavy():
     code = (
         "import sys; from launch.__main__ import main; main(['experiments']); main(['show', 'smoke']); "

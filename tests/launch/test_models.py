@@ -92,6 +92,15 @@ def test_every_model_is_listed_with_its_cost(capsys):
     assert rows["hct"]["parameters"] == 1_737_010
 
 
+def test_what_is_a_reconstruction_says_so_in_the_table(capsys):
+    names = ["hiri_pvt_v2_b2_448", "hiri_pvt_v2_b2_224", "hiri_vit_row6"]
+    assert main(["models", *(word for name in names for word in ("--experiment", name))]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:4]
+    assert [line.startswith(f"{name} (a reconstruction)") for line, name in zip(lines, names, strict=True)] == [
+        True, False, True
+    ]  # fmt: skip
+
+
 def test_the_table_names_the_factor_of_two_and_what_it_leaves_out(capsys):
     assert main(["models", "--name", "unet_tiled", "--experiment", "smoke", "--batch", "2"]) == 0
     out = capsys.readouterr().out
