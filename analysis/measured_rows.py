@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import fmean
 
 from analysis.cells import TEXT, Cell
 from analysis.equal_quality import equal_quality
@@ -16,6 +17,7 @@ from analysis.speedups import Speedup
 from analysis.tables import Comparison
 
 _MOST_NAMED = 4
+_PATCH_PX = 512  # side of HCT's patches; its images are larger, at half resolution too
 _HCT, _HIRI, _RIVIT = {"hct", "gmic", "def_gmic"}, {"hiri_vit"}, {"rivit"}
 
 
@@ -216,18 +218,25 @@ def _hct(row: _Row) -> Iterator[Value]:
     run = row.group.first
     yield "parameters", None if run.parameters is None else run.parameters / 1e6, "M"
     yield "optimiser", run.optimiser, TEXT
-    yield from _scored(row.group, "auc", "auc_patch" if (run.samples_per_image or 1) > 1 else "auc_image")
+    patch = (run.samples_per_image or 1) > 1 or (run.resolution or math.inf) <= _PATCH_PX
+    yield from _scored(row.group, "auc", "auc_patch" if patch else "auc_image")
 
 
 def _hiri(row: _Row) -> Iterator[Value]:
     parameters = row.group.first.parameters
     yield from _scored(row.group, "accuracy", "top1")
     yield "parameters", None if parameters is None else parameters / 1e6, "M"
+    row.say("Channels, depths and expansions of {} are a reconstruction: the paper's table of them is lost.")
 
 
 def _rivit(row: _Row) -> Iterator[Value]:
     seconds, images = row.group.seconds_per_image, row.group.first.n_train
     yield from _scored(row.group, "accuracy", "accuracy")
+    for side in ("256", "320"):
+        there = [run.accuracy_by_size.get(side) for run in row.group.runs]
+        known = [value for value in there if value is not None]
+        if known and len(known) == len(there):
+            yield f"accuracy_{side}", 100 * fmean(known), "%"
     yield "seconds_per_epoch", None if seconds is None or images is None else seconds * images, "s"
     row.say("Measured s/epoch of {}: s/image times the number of training images.")
 

@@ -83,6 +83,7 @@ class Run:
     task: str | None = _is("text")  # segmentation or classification; records before it was written have none
     accuracy: float | None = _is("fraction")
     auc: float | None = _is("fraction")
+    accuracy_by_size: Mapping[str, float] = field(default_factory=dict, metadata={"kind": "fractions"})  # side, px
     score_val: float | None = _is("fraction")  # what the best checkpoint was chosen by: val Dice, AUC or accuracy
     n_train: int | None = _is("count")
     n_test: int | None = _is("count")

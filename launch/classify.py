@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,14 @@ class ClassScores:
         labels: (N,) int64.
         probabilities: (N, classes) float64.
         tokens: Mean tokens per item, None for pictures.
+        at_sizes: The same pictures at other sides (eval.sizes).
     """
 
     names: list[str]
     labels: torch.Tensor
     probabilities: torch.Tensor
     tokens: float | None
+    at_sizes: dict[int, ClassScores] = field(default_factory=dict)
 
     def headline(self) -> float:
         """What model selection looks at: AUC, or accuracy where a class is missing."""
@@ -54,18 +56,23 @@ class ClassScores:
         return metrics.accuracy(self.probabilities, self.labels) if auc is None else auc
 
     def numbers(self) -> dict[str, float | None]:
-        """Accuracy, AUC (of class 1, or the mean over classes against the rest) and cross-entropy."""
+        """Accuracy (at other sides too), AUC (of class 1, or the mean over classes), cross-entropy."""
         picked = self.probabilities[torch.arange(len(self.labels)), self.labels].clamp(min=1e-12)
         return {
             "accuracy": metrics.accuracy(self.probabilities, self.labels),
             "auc": metrics.auc(self.probabilities, self.labels),
             "cross_entropy": float(-picked.log().mean()),
+            **{f"accuracy_{side}": value for side, value in self._by_size().items()},
         }
+
+    def _by_size(self) -> dict[str, float]:
+        return {str(k): metrics.accuracy(s.probabilities, s.labels) for k, s in self.at_sizes.items()}
 
     def record(self) -> dict[str, Any]:
         """What the record keeps."""
         numbers = self.numbers()
-        return {"accuracy": numbers["accuracy"], "auc": numbers["auc"], "tokens_per_image": self.tokens}
+        known = {"accuracy": numbers["accuracy"], "auc": numbers["auc"], "tokens_per_image": self.tokens}
+        return {**known, "accuracy_by_size": self._by_size() or None}
 
 
 class Classification:
@@ -172,7 +179,24 @@ class Classification:
     def evaluate(
         self, engine: Engine, part: str, device: torch.device, pictures: Path | None = None, label: str = "eval"
     ) -> ClassScores:
-        """Scores of a split; every rank must call it. With `pictures` rank 0 writes scores.csv there."""
+        """Scores of a split; every rank must call it. With `pictures` rank 0 writes scores.csv there.
+
+        The test split is scored at the sides of eval.sizes as well, read from the files at each (scores_SIDE.csv).
+        """
+        scores = self._scores(engine, part, device, label)
+        for side in self.config.eval.sizes if part == "test" else ():
+            update = {"resolution": side, "image_hw": None, "sizes": ()}
+            data = self.config.data.model_copy(update=update)
+            there = Classification(self.config.model_copy(update={"data": data}), ImageFiles(data))
+            scores.at_sizes[side] = there._scores(engine, part, device, f"{label}, {side} px")
+        if pictures is not None and dist.get_rank() == 0:
+            pictures.mkdir(parents=True, exist_ok=True)
+            write_atomic(pictures / "scores.csv", scores_csv(scores))
+            for side, there_scores in scores.at_sizes.items():
+                write_atomic(pictures / f"scores_{side}.csv", scores_csv(there_scores))
+        return scores
+
+    def _scores(self, engine: Engine, part: str, device: torch.device, label: str) -> ClassScores:
         items = self._items(part)
         rank, world = engine.data_rank, engine.data_world
         table = torch.zeros(len(items), 2 + self.config.data.classes, dtype=torch.float64)
@@ -192,11 +216,7 @@ class Classification:
         dist.all_reduce(table)
         names = [name if at is None else f"{name}@{at[0]},{at[1]}" for name, at in items]
         tokens_mean = None if self.config.data.kind != "tokens" else float(table[:, 1].mean())
-        scores = ClassScores(names, table[:, 0].long(), table[:, 2:], tokens_mean)
-        if pictures is not None and dist.get_rank() == 0:
-            pictures.mkdir(parents=True, exist_ok=True)
-            write_atomic(pictures / "scores.csv", scores_csv(scores))
-        return scores
+        return ClassScores(names, table[:, 0].long(), table[:, 2:], tokens_mean)
 
     def _items(self, part: str) -> list[tuple[str, tuple[int, int] | None]]:
         """What is scored: every slide or picture; every square of the grid for crops."""

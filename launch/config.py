@@ -224,6 +224,9 @@ class EvalConfig(Section):
         default="last", description="weights for the test slides: the last ones, or those with the best score on val"
     )
     pictures_px: int = Field(default=1024, ge=0, description="longest side of the saved test pictures, 0 = save none")
+    sizes: tuple[int, ...] = Field(
+        default=(), description="kind=images: score the test pictures at these sides too, trained on or not"
+    )
 
 
 class Config(Section):
@@ -273,6 +276,8 @@ class Config(Section):
             raise ValueError("engine.name=deepspeed writes its own checkpoints; set checkpoint.background=false")
         if self.engine.name == "deepspeed" and (self.train.ema_decay is not None or self.train.optimiser == "asam"):
             raise ValueError("engine.name=deepspeed has neither train.ema_decay nor train.optimiser=asam; use fsdp")
+        if self.eval.sizes and (self.data.kind != "images" or min(self.eval.sizes) < 1):
+            raise ValueError(f"eval.sizes={list(self.eval.sizes)} needs data.kind=images and positive sides")
         if self.train.scale_distill and len(self.data.sizes) < 2:
             raise ValueError("train.scale_distill needs two or more data.sizes")
         return self

@@ -78,6 +78,13 @@ def rivit() -> Config:
     return _rivit("rivit", True, "learned")
 
 
+@experiment
+def rivit_resformer() -> Config:
+    """The same with ResFormer's third part: each size also learns the class token of the next larger one."""
+    base = _rivit("rivit_resformer", True, "learned")
+    return base.model_copy(update={"train": base.train.model_copy(update={"scale_distill": 1.0})})
+
+
 def _rivit(name: str, conv: bool, position: Position) -> Config:
     return Config(
         experiment=name,
@@ -88,7 +95,8 @@ def _rivit(name: str, conv: bool, position: Position) -> Config:
         model=RIViTConfig(conv=conv, position=position),
         # Optimiser and rate are not known; 85 epochs of 9,400 pictures in batches of 64.
         train=TrainConfig(batch=64, lr=5e-4, weight_decay=0.05, max_steps=12_500, log_every=10),
-        eval=EvalConfig(every_steps=1_470, pictures_px=1),
+        # Sizes that no training saw; a stock ViT's learned table ends at 160 px.
+        eval=EvalConfig(every_steps=1_470, pictures_px=1, sizes=(256, 320) if conv else ()),
     )  # fmt: skip
 
 

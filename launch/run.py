@@ -82,6 +82,13 @@ def check_model(config: Config) -> None:
             model = build_model(config)
     except ValueError as error:
         raise ConfigError(f"model.name={config.model.name}: {error}") from None
+    for side in config.eval.sizes:  # found out now, not at the end of the training
+        try:
+            with torch.no_grad():
+                model.eval()(torch.empty(1, config.data.channels, side, side, device="meta"))
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"eval.sizes: model.name={config.model.name} at {side} px: {reason}") from None
     if config.train.init_from is not None:
         from launch.weights import check_weights
 
@@ -342,7 +349,8 @@ def _summary(record: dict[str, Any]) -> str:
     if record["task"] == "classification":
         area = "" if record["auc"] is None else f"auc {record['auc']:.4f}, "
         shown = ", ".join(f"{name} {value:.3f}" for name, value in record["floors"].items())
-        return f"{area}accuracy {record['accuracy']:.4f} on {record['n_test']} test items ({shown}), {done}"
+        sides = "".join(f", {v:.4f} at {side} px" for side, v in (record["accuracy_by_size"] or {}).items())
+        return f"{area}accuracy {record['accuracy']:.4f}{sides} on {record['n_test']} test items ({shown}), {done}"
     bounds = {"ceiling": record["dice_ceiling"], **record["floors"]}
     shown = ", ".join(f"{name} {value:.3f}" for name, value in bounds.items())
     return f"dice {record['dice']:.4f} on {record['n_test']} test slides ({shown}), {done}"

@@ -138,6 +138,26 @@ def test_crops_are_patches(tmp_path: Path):
     assert {c.quantity for c in cells} == {"parameters", "optimiser", "auc_patch"}
 
 
+@pytest.mark.parametrize(("side", "quantity"), [(512, "auc_patch"), (1664, "auc_image"), (3328, "auc_image")])
+def test_pictures_of_512_px_are_patches_and_larger_ones_images(tmp_path: Path, side, quantity):
+    raw = classifier("hct_x", model="hct", auc=0.9, samples_per_image=1.0, resolution=side)
+    cells, _ = measured_cells("hct", comparison(tmp_path, raw))
+    assert {c.quantity for c in cells} == {"parameters", "optimiser", quantity}
+
+
+def test_measured_rows_of_hiri_vit_are_called_a_reconstruction(tmp_path: Path):
+    _, notes = measured_cells("hiri", comparison(tmp_path, classifier("h", model="hiri_vit", accuracy=0.8)))
+    assert any(note.startswith("Channels, depths and expansions of h are a reconstruction") for note in notes)
+
+
+def test_sizes_that_no_training_saw_have_columns(tmp_path: Path):
+    raw = classifier("r", model="rivit", accuracy=0.5, accuracy_by_size={"256": 0.25, "999": 1.0})
+    cells, _ = measured_cells("rivit", comparison(tmp_path, raw))
+    assert {c.quantity: c.value for c in cells if c.quantity.startswith("accuracy")} == {
+        "accuracy": 50, "accuracy_256": 25
+    }  # fmt: skip
+
+
 def test_seconds_per_epoch(tmp_path: Path):
     raw = classifier("r", model="rivit", accuracy=0.5, n_train=100, seconds_per_image=0.25)
     cells, _ = measured_cells("rivit", comparison(tmp_path, raw))

@@ -29,7 +29,8 @@ from tests.launch.small import ROOT, SIZE, Group, clean_env, free_port, launch_r
 TINY = [f"model.{key}" for key in ("depth=2", "grid_px=16", "width=32", "heads=2", "head_width=16", "mlp_dim=32")]
 SMALL = [
     "data.resolution=32", "data.classes=2", "data.sizes=[]", "train.batch=4", "train.max_steps=12",
-    "train.log_every=1", "eval.every_steps=6", "data.rotate_deg=0", "engine.threads=1", *TINY,
+    "train.log_every=1", "eval.every_steps=6", "eval.sizes=[]", "data.rotate_deg=0", "engine.threads=1",
+    *TINY,
 ]  # fmt: skip
 
 
@@ -64,13 +65,13 @@ def words(pictures: Path, root: Path, *more: str) -> list[str]:
     return ["rivit", *files, f"run_root={root}", "run_id=run", *SMALL, *more]
 
 
-def rows(run: Path) -> list[dict[str, str]]:
-    with (run / "predictions" / "scores.csv").open() as file:
+def rows(run: Path, name: str = "scores.csv") -> list[dict[str, str]]:
+    with (run / "predictions" / name).open() as file:
         return list(csv.DictReader(file))
 
 
 def test_pictures_are_learned_and_scored_once(pictures, tmp_path):
-    told = train(words(pictures, tmp_path, "train.max_steps=40", "train.lr=3e-3"))
+    told = train(words(pictures, tmp_path, "train.max_steps=40", "train.lr=3e-3", "eval.sizes=[48,20]"))
     run = tmp_path / "rivit" / "run"
     record, table = read_record(run), rows(run)
     curve = losses(run)
@@ -85,9 +86,22 @@ def test_pictures_are_learned_and_scored_once(pictures, tmp_path):
     assert record["auc"] == pytest.approx(auc(probabilities, labels))
     assert record["auc"] > 0.9
     assert record["floors"]["most_frequent_class"] == max(np.bincount(labels)) / len(labels)
-    assert f"auc {record['auc']:.4f}, accuracy {record['accuracy']:.4f} on {len(table)} test items" in told
+    sides = record["accuracy_by_size"]
+    shown = f"accuracy {record['accuracy']:.4f}, {sides['48']:.4f} at 48 px, {sides['20']:.4f} at 20 px"
+    assert f"auc {record['auc']:.4f}, {shown} on {len(table)} test items" in told
     lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
-    assert {"val_accuracy", "val_auc", "val_cross_entropy"} <= set().union(*lines)
+    assert {"val_accuracy", "val_auc", "val_cross_entropy", "test_accuracy_48"} <= set().union(*lines)
+    for side in (48, 20):  # read from the files at that size, not made from the pictures of 32 px
+        config = load("rivit", words(pictures, tmp_path)[1:])
+        files = ImageFiles(config.data.model_copy(update={"resolution": side}))
+        model = build_model(config).eval()
+        load_weights(model, str(run))
+        images = torch.stack([torch.from_numpy(files.load(r["name"]).transpose(2, 0, 1).copy()) for r in table])
+        with torch.no_grad():
+            expected = model(images).softmax(1)
+        there = torch.tensor([[float(r["p0"]), float(r["p1"])] for r in rows(run, f"scores_{side}.csv")])
+        torch.testing.assert_close(there, expected, atol=1e-5, rtol=0)
+        assert sides[str(side)] == accuracy(expected, labels)
 
 
 @pytest.mark.gloo
@@ -150,7 +164,7 @@ def test_crops_are_labelled_by_their_masks(tile_files, tmp_path):
         "rivit", f"data.dir={tile_files}", f"data.split={tile_files / 'split.json'}", f"run_root={tmp_path}",
         "run_id=run", "data.kind=tiles", "data.patching=uniform", "data.labels=mask", "data.classes=2",
         f"data.resolution={SIZE}", "data.patch=32", "data.length=4", "data.crop_px=32", "data.fit=pad", "data.sizes=[]",
-        "data.rotate_deg=0", "data.mirror=false", "train.batch=4", "train.max_steps=6", *TINY,
+        "data.rotate_deg=0", "data.mirror=false", "train.batch=4", "train.max_steps=6", "eval.sizes=[]", *TINY,
     ]  # fmt: skip
     train(settings)
     table = rows(tmp_path / "rivit" / "run")
@@ -173,6 +187,11 @@ def test_crops_are_labelled_by_their_masks(tile_files, tmp_path):
         (["data.classes=3"], "has 2 classes (dark, light), but data.classes=3"),
         (["data.sizes=[16,32]"], "descending sides"),
         (["train.distill=1"], "needs ema_decay"),
+        (["eval.sizes=[64,0]"], "eval.sizes=[64, 0] needs data.kind=images and positive sides"),
+        (
+            ["eval.sizes=[40]", "model.conv=false", "model.tokens=64"],
+            "eval.sizes: model.name=rivit at 40 px: 100 patches, but the learned table has tokens=64",
+        ),
         (["train.scale_distill=1"], "two or more data.sizes"),
         (["data.kind=tokens", "data.labels=null"], "does not go with data.kind=tokens; use images or tiles"),
         (["data.labels=nowhere.csv"], "nowhere.csv: No such file"),
