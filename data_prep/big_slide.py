@@ -56,7 +56,7 @@ from data_prep.tokens import Reader
 
 IN_MEMORY_PX = 4096  # frames up to this side are built in one step
 _SLIDES_OPEN = 2
-_STEPS = 3  # goes up when steps leave other results behind, so that those of older code are not gone on with
+_STEPS = 4  # goes up when steps leave other results behind, so that those of older code are not gone on with
 
 
 def region_side(options: BuildOptions, workers: int) -> int:
@@ -293,7 +293,7 @@ def _edges(step: Step, result: StepResult) -> None:
     spec = _spec(step, opened.frame, False)
     corner_xy = _corner(step, spec.size_px)
     found = edges_of_maxima(Maxima(**scratch.load(f"maxima-{i}")), spec, *corner_xy, lo, hi)
-    if found is None:   # more contrast than elsewhere, so what the scan kept is not enough
+    if found is None:   # another contrast than elsewhere, so what the scan kept is not enough
         decoded = getattr(opened.slide, "decoded_px", 0)
         found = scan_region(
             opened.reader.read, None, replace(spec, thresholds=(lo, hi)), *corner_xy, opened.reader.parts

@@ -223,12 +223,12 @@ class FrameReader:
         return out
 
     def parts(
-        self, x_px: int, y_px: int, w_px: int, h_px: int
+        self, x_px: int, y_px: int, w_px: int, h_px: int, done: tuple[int, int, int, int] | None = None
     ) -> Iterator[tuple[npt.NDArray[np.uint8], int, int]]:
         """The content of a rectangle in pieces, (pixels, x, y), see `Slide.parts`; arguments and errors as `read`."""
         w_in, h_in = _content_part(self.frame, x_px, y_px, w_px, h_px)
         if w_in and h_in and self._plain:
-            yield from self.slide.parts(self.level, x_px, y_px, w_in, h_in)
+            yield from self.slide.parts(self.level, x_px, y_px, w_in, h_in, done)
         elif w_in and h_in:
             yield self._content(x_px, y_px, w_in, h_in), x_px, y_px
 

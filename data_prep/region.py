@@ -91,7 +91,7 @@ def scan_region(
     mask_sums = np.zeros((spec.classes, cells, cells), np.uint8) if read_mask is not None else None
     # Rows and columns that are not white padding: content for sums, halo further for edges.
     wide, high = (min(side, max(0, end - at)) for end, at in zip(spec.end_wh, (x_px, y_px), strict=True))
-    wanted = parts or (lambda x, y, w, h: [(np.ascontiguousarray(read_rgb(x, y, w, h)), x, y)])
+    wanted = parts or (lambda x, y, w, h, _: [(np.ascontiguousarray(read_rgb(x, y, w, h)), x, y)])
     scan = Scan(spec, (x_px, y_px), (wide, high) if wide else (0, 0), wanted, sums, seen, BLOCK_PX)
     for top in range(0, high if wide else 0, BLOCK_PX):
         scan.add_rows(min(high, top + BLOCK_PX))
@@ -114,14 +114,15 @@ def edges_of_maxima(kept: Maxima, spec: RegionSpec, x_px: int, y_px: int, lo: in
         hi: upper threshold.
 
     Returns:
-        The edges; None if the scan kept too few, because the region has more contrast than the frame: scan it again
-        with these thresholds.
+        The edges; None if the scan kept too few, or too little of each, because the region has another contrast than
+        the frame: scan it again with these thresholds.
     """
-    if lo < int(kept.above):
+    if not kept.serves(lo, hi):
         return None
     blocks = []
     for i, (x, y, w, h) in enumerate(kept.blocks.tolist()):
-        blocks.append(resolve_pixels(*kept.block(i), (lo, hi), (x, y, w, h), spec.patch))
+        pixel, magnitude, least = kept.block(i)
+        blocks.append(resolve_pixels(pixel, magnitude, (lo - least, hi - least), (x, y, w, h), spec.patch))
     return _join(blocks, spec, x_px, y_px)
 
 

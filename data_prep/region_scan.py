@@ -16,13 +16,14 @@ from data_prep.hysteresis import BlockEdges, resolve_pixels
 from data_prep.kernel_components import steps_of
 from data_prep.kernel_maxima import maxima
 from data_prep.kernel_sums import cell_ranges, take
-from data_prep.region_spec import WHITE, Maxima, Parts, Rectangle, RegionSpec, base_px
+from data_prep.region_spec import BYTE, WHITE, Maxima, Parts, Rectangle, RegionSpec, base_px
 
 __all__ = ["Scan"]
 
 _CELL_PX = 32  # side of the squares that are skipped if they are flat
 _AUTO_LEAST = 4  # `auto` never has a lower threshold below this: what is flat for it is flat for any
 _ENOUGH = 2**20  # gradients that let the thresholds of the frame be guessed
+_PLENTY = 2**26  # the same, more closely
 
 
 class Scan:
@@ -80,7 +81,12 @@ class Scan:
         x1, y1 = min(x1, self.spec.content_wh[0] - self.x), min(y1, self.spec.content_wh[1] - self.y)
         if x0 < x1 and y0 < y1:
             b, gray_xy = base_px(self.spec), (-self.halo, self.top)
-            for pixels, left, top in self.parts(self.x + x0, self.y + y0, x1 - x0, y1 - y0):
+            # Regions around this one ask for what is on its sides, wherever they begin.
+            inside = (
+                self.x + self.halo, self.y + self.halo, self.x + self.wide - self.halo,
+                self.y + min(y1, self.spec.side_px - self.halo),
+            )  # fmt: skip
+            for pixels, left, top in self.parts(self.x + x0, self.y + y0, x1 - x0, y1 - y0, inside):
                 h, w, _ = pixels.shape
                 at = left - self.x, top - self.y
                 wanted = max(x0, at[0]), max(y0, at[1]), min(x1, at[0] + w), min(y1, at[1] + h)
@@ -88,6 +94,7 @@ class Scan:
                     continue
                 rows = np.ascontiguousarray(pixels).reshape(h, 3 * w)
                 take(rows, at, wanted, self.gray, gray_xy, self.sums, b)
+                del rows, pixels    # see `FastSlide.parts`
         if self.sought:
             size_px = self.spec.size_px
             band = self.gray[y0 - self.top : stop - self.top]
@@ -123,21 +130,32 @@ class Scan:
         gray = self.gray[: end - done + 2 * halo]
         cell = max(_CELL_PX, halo)
         lively = _lively(gray, cell, lo)
-        limit = lo if spec.thresholds != "auto" else self._likely()
+        limit, byte = (lo, False) if spec.thresholds != "auto" else self._likely()
         for x in range(0, self.wide, self.block):
             w = min(self.block, self.wide - x)
             self.total += 1
             box = _around(lively, cell, (x + halo, halo, x + halo + w, halo + end - done))
             if box is not None:
                 self.kept += 1
-                self._add_block(gray, box, (x, done, w, end - done), limit)
+                self._add_block(gray, box, (x, done, w, end - done), limit, byte)
 
-    def _likely(self) -> int:
-        """A threshold below what `auto` is likely to give: three quarters of what it would be for all seen so far."""
+    def _likely(self) -> tuple[int, bool]:
+        """(a threshold below what `auto` is likely to give, whether a byte is likely to do for what is above it).
+
+        It is three quarters, later seven eighths, of what it would be for all seen so far; `auto` has an upper
+        threshold twice as large.
+        """
         hist = self._counts() + self.seen
-        return max(_AUTO_LEAST, 3 * auto_thresholds(hist)[0] // 4) if hist[1:].sum() >= _ENOUGH else _AUTO_LEAST
+        n = int(hist[1:].sum())
+        if n < _ENOUGH:
+            return _AUTO_LEAST, False
+        lo = auto_thresholds(hist)[0]
+        limit = max(_AUTO_LEAST, 7 * lo // 8 if n >= _PLENTY else 3 * lo // 4)
+        return limit, 3 * lo < limit + BYTE
 
-    def _add_block(self, gray: NDArray[np.uint8], box: Rectangle, block: Rectangle, limit: int) -> None:
+    def _add_block(
+        self, gray: NDArray[np.uint8], box: Rectangle, block: Rectangle, limit: int, byte: bool
+    ) -> None:
         """Edges or maxima of a block, all of which lie in a box of `gray`."""
         spec, halo = self.spec, self.halo
         assert spec.blur is not None
@@ -157,7 +175,7 @@ class Scan:
         elif spec.thresholds == "auto":
             self.found.above = max(self.found.above, limit)
             if n:
-                self.found.add(place, self.pixel[:n], self.magnitude[:n])
+                self.found.add(place, self.pixel[:n], self.magnitude[:n], limit if byte else -1)
 
     def _counts(self) -> NDArray[np.int64]:
         hist: NDArray[np.int64] = self.hist.sum(0, dtype=np.int64)[: MAX_MAGNITUDE + 1]
@@ -180,11 +198,13 @@ class _Kept:
         self.above = 0
         self.blocks: list[Rectangle] = []
         self.ahead, self.far = [np.zeros(0, np.uint8)], [np.zeros((0, 2), np.uint32)]
-        self.magnitude = [np.zeros(0, np.uint16)]
+        self.magnitude, self.least = [np.zeros(0, np.uint8)], list[int]()
         self.room = np.empty((0, 2), np.uint32)
 
-    def add(self, block: Rectangle, pixel: NDArray[np.uint32], magnitude: NDArray[np.uint16]) -> None:
-        """Keep a copy."""
+    def add(
+        self, block: Rectangle, pixel: NDArray[np.uint32], magnitude: NDArray[np.uint16], least: int
+    ) -> None:
+        """Keep a copy; `least` as in `Maxima`, with magnitudes that are all larger."""
         ahead = np.empty(len(pixel), np.uint8)
         if len(self.room) <= len(pixel):
             self.room = np.empty((2 * len(pixel) + 1, 2), np.uint32)
@@ -192,14 +212,19 @@ class _Kept:
         self.blocks.append(block)
         self.ahead.append(ahead)
         self.far.append(self.room[:used].copy())
-        self.magnitude.append(magnitude.copy())
+        if least < 0:
+            self.magnitude.append(magnitude.copy().view(np.uint8))
+        else:
+            self.magnitude.append(np.minimum(magnitude - np.uint16(least), BYTE).astype(np.uint8))
+        self.least.append(least)
 
     def all(self) -> Maxima:
         """What was kept."""
         start, far_start = (np.cumsum([len(part) for part in parts]) for parts in (self.ahead, self.far))
         return Maxima(
             np.array(self.blocks, np.int64).reshape(-1, 4), start, np.concatenate(self.ahead), far_start,
-            np.concatenate(self.far), np.concatenate(self.magnitude), np.array(self.above, np.int64),
+            np.concatenate(self.far), np.concatenate(self.magnitude), np.array(self.least, np.int64),
+            np.array(self.above, np.int64),
         )  # fmt: skip
 
 

@@ -13,18 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.cells import is_power_of_two
-from data_prep.edges import REACH_PX
+from data_prep.edges import MAX_MAGNITUDE, REACH_PX
 from data_prep.kernel_components import pixels_of
 
-__all__ = ["WHITE", "Maxima", "Parts", "Reader", "Rectangle", "RegionSpec", "base_px"]
+__all__ = ["BYTE", "WHITE", "Maxima", "Parts", "Reader", "Rectangle", "RegionSpec", "base_px"]
 
 Reader = Callable[[int, int, int, int], NDArray[np.uint8]]
-# As a reader, in pieces: (C-contiguous pixels or one colour broadcast, x, y of their top left). They may reach beyond
-# the rectangle and cover it, each pixel once.
-Parts = Callable[[int, int, int, int], Iterable[tuple[NDArray[np.uint8], int, int]]]
 Rectangle = tuple[int, int, int, int]
+# As a reader, in pieces: (C-contiguous pixels or one colour broadcast, x, y of their top left). They may reach beyond
+# the rectangle and cover it, each pixel once. The last argument is a rectangle (x0, y0, x1, y1) whose pixels are not
+# asked for again.
+Parts = Callable[[int, int, int, int, Rectangle], Iterable[tuple[NDArray[np.uint8], int, int]]]
 
 WHITE = 255
+BYTE = 255
 _SMALL_FRAME_PX = 16384
 _UNIT_PX = 512  # what is white and without edges is known in steps of this, or of a cell if that is smaller
 
@@ -87,7 +89,9 @@ class Maxima:
         ahead: (m,) uint8, see `kernel_components.steps_of`, of y * w + x in the block.
         far_start: (n + 1,) int64, where the blocks' rows begin in `far`.
         far: (k, 2) uint32.
-        magnitude: (m,) uint16, L1 magnitudes.
+        magnitude: (b,) uint8, block by block either the L1 magnitudes, 2 bytes each, or 1 byte each: what is above
+            `least`, 255 for 255 and more.
+        least: (n,) int64, -1 for blocks with 2 bytes a pixel.
         above: () int64, all with larger magnitudes than this are there.
     """
 
@@ -96,12 +100,21 @@ class Maxima:
     ahead: NDArray[np.uint8]
     far_start: NDArray[np.int64]
     far: NDArray[np.uint32]
-    magnitude: NDArray[np.uint16]
+    magnitude: NDArray[np.uint8]
+    least: NDArray[np.int64]
     above: NDArray[np.int64]
 
-    def block(self, i: int) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
-        """Pixels (y * w + x, ascending) and magnitudes of a block."""
+    def serves(self, lo: int, hi: int) -> bool:
+        """Whether these thresholds can be told from what is there."""
+        narrow = self.least[self.least >= 0]
+        return lo >= int(self.above) and hi < BYTE + int(narrow.min(initial=MAX_MAGNITUDE))
+
+    def block(self, i: int) -> tuple[NDArray[np.uint32], NDArray[np.uint16], int]:
+        """Pixels (y * w + x, ascending) of a block, their magnitudes less a number, and that number."""
         here = slice(*self.start[i : i + 2].tolist())
         pixel = np.empty(here.stop - here.start, np.uint32)
         pixels_of(self.ahead[here], self.far[slice(*self.far_start[i : i + 2].tolist())], pixel)
-        return pixel, self.magnitude[here]
+        begin = int((np.diff(self.start[: i + 1]) * np.where(self.least[:i] < 0, 2, 1)).sum())
+        if self.least[i] < 0:
+            return pixel, self.magnitude[begin : begin + 2 * len(pixel)].copy().view(np.uint16), 0
+        return pixel, self.magnitude[begin : begin + len(pixel)].astype(np.uint16), int(self.least[i])

@@ -140,12 +140,19 @@ class Slide(Opened):
         return self._read_by_tile(level, x_px, y_px, w_px, h_px)
 
     def parts(
-        self, level: int, x_px: int, y_px: int, w_px: int, h_px: int
+        self,
+        level: int,
+        x_px: int,
+        y_px: int,
+        w_px: int,
+        h_px: int,
+        done: tuple[int, int, int, int] | None = None,  # noqa: ARG002
     ) -> Iterator[tuple[npt.NDArray[np.uint8], int, int]]:
         """A region in pieces that cover it, each pixel once: (pixels, x, y of their top left); saves `read` a copy.
 
         A piece may reach beyond the region, even beyond the level, where its pixels mean nothing; it must not be
-        written to. Arguments and errors as `read`.
+        written to. Arguments and errors as `read`; `done` is a rectangle (x0, y0, x1, y1) of the level whose pixels
+        are not asked for again once these are read.
         """
         yield self.read(level, x_px, y_px, w_px, h_px), x_px, y_px
 

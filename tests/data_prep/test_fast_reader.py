@@ -9,6 +9,8 @@ import tifffile
 
 from data_prep import fast_reader
 from data_prep.fast_reader import UnsuitableError, open_fast
+from data_prep.frame import FrameReader, make_frame
+from data_prep.region import RegionSpec, scan_region
 from data_prep.slide_base import Slide
 from data_prep.slides import open_slide
 from tests.data_prep.builds import WSI
@@ -101,6 +103,22 @@ def test_bands_decode_every_tile_once(tmp_path: Path) -> None:
             slide.read(0, 0, a, 4096, b - a)
         assert slide.decoded_tiles == 8 * 16 and slide.decoded_px == 2048 * 4096
         assert slide.read_bytes == sum(tifffile.TiffFile(path).pages[0].databytecounts)
+
+
+def test_regions_decode_every_tile_once_and_keep_their_sides(tmp_path: Path) -> None:
+    rng, path = np.random.default_rng(0), tmp_path / "x.tif"
+    picture = rng.integers(0, 255, (2048, 2048, 3), np.uint8)
+    tifffile.imwrite(path, picture, tile=(128, 128), photometric="rgb", compression="jpeg")
+    with open_fast(path) as slide:
+        reader = FrameReader(slide, make_frame(slide.size_wh, 2048))
+        spec = RegionSpec(2048, (2048, 2048), 8, 9, "auto", 512)
+        for index in rng.permutation(16).tolist():  # ranks take them in any order
+            y, x = divmod(index, 4)
+            scan = scan_region(reader.read, None, spec, 512 * x, 512 * y, reader.parts)
+            shown = slide.read(0, 512 * x, 512 * y, 512, 512)
+            np.testing.assert_array_equal(scan.sums[0], shown[..., 0].reshape(128, 4, 128, 4).sum((1, 3)))
+            slide.decoded_tiles -= 4    # `read` had to decode the inner ones again
+        assert slide.decoded_tiles == 16 * 16
 
 
 def test_equal_tiles_are_decoded_once(tmp_path: Path) -> None:

@@ -299,14 +299,19 @@ def test_too_few_maxima_are_noticed_and_enough_give_the_same_edges(tissue):
     harsh = np.zeros(2041, np.int64)
     harsh[900:1000] = 10**6  # a frame of black and white: far more is asked for than this region has
     assert edges_of_maxima(scan_region(read, None, spec, 0, 0, seen=harsh).maxima, spec, 0, 0, lo, hi) is None
-    likely = scan_region(read, None, spec, 0, 0, seen=8 * blind.hist)
-    assert likely.maxima.above > 4 and len(likely.maxima.ahead) < len(blind.maxima.ahead)
-    fixed = scan_region(read, None, RegionSpec(1024, (1024, 1024), 8, 9, (lo, hi), 1024), 0, 0).edges
-    for scan in (blind, likely):
-        found = edges_of_maxima(scan.maxima, spec, 0, 0, lo, hi)
-        np.testing.assert_array_equal(found.counts, fixed.counts)
-        for one, other in zip(found.sides, fixed.sides, strict=True):
-            np.testing.assert_array_equal(one, other)
+    likely, surer = (scan_region(read, None, spec, 0, 0, seen=n * blind.hist) for n in (8, 256))
+    kept = [len(scan.maxima.ahead) for scan in (blind, likely, surer)]
+    assert likely.maxima.above > 4 and sorted(set(kept)) == kept[::-1]
+    assert (blind.maxima.least == -1).all() and (likely.maxima.least > 4).all()    # the latter in a byte each
+    top = int(likely.maxima.least.min()) + 254
+    assert edges_of_maxima(likely.maxima, spec, 0, 0, lo, top + 1) is None
+    for limits, scans in (((lo, hi), (blind, likely, surer)), ((lo, top), (blind, likely))):
+        fixed = scan_region(read, None, RegionSpec(1024, (1024, 1024), 8, 9, limits, 1024), 0, 0).edges
+        for scan in scans:
+            found = edges_of_maxima(scan.maxima, spec, 0, 0, *limits)
+            np.testing.assert_array_equal(found.counts, fixed.counts)
+            for one, other in zip(found.sides, fixed.sides, strict=True):
+                np.testing.assert_array_equal(one, other)
 
 
 @settings(max_examples=40, deadline=None)
@@ -324,7 +329,7 @@ def test_pieces_of_any_shape_are_as_good_as_the_whole(seed, thresholds, blur):
                 rgb[top:bottom, left:right] = rng.choice([255, 200, 7, 90]) - rng.integers(0, 2, 3)
     rgb[wh[1] :], rgb[:, wh[0] :] = 255, 255
 
-    def parts(x, y, w, h):
+    def parts(x, y, w, h, done):
         for top, bottom in itertools.pairwise(cuts[1]):
             for left, right in itertools.pairwise(cuts[0]):
                 if left < x + w and x < right and top < y + h and y < bottom:
