@@ -9,7 +9,7 @@ from analysis.auc_cli import add_verb as add_auc
 from analysis.compare_cli import add_verb as add_compare
 from analysis.erf import add_verb as add_erf
 from analysis.groups import BaselineError
-from analysis.records import RunsError, load
+from analysis.records import Runs, RunsError, load
 from analysis.scaling import add_verb as add_scaling
 from analysis.sweep_figures import add_verb as add_lengths
 from analysis.tables_cli import add_verb as add_tables
@@ -22,7 +22,11 @@ examples:
   python -m analysis tables --which apf3,contradictions
   python -m analysis compare runs/demo_apf runs/demo_uniform_patch
   python -m analysis plots  runs --out out/plots       each figure as .png, .svg and .pdf
+  python -m analysis plots --out out/published         the figures of the published numbers
   python -m analysis report runs --out out             out/index.html, one self-contained page
+  python -m analysis report runs --out out --site frontier,lumi --erf out/erf/*.npz --lengths out/v20 out/v50
+
+A PDF of the page: print it from a browser, or chromium --headless --print-to-pdf=report.pdf out/index.html
 
 exit codes: 0 done; 1 there is no finished run to show; 64 wrong arguments (no such folder, unknown baseline).
 """
@@ -39,8 +43,8 @@ def parser() -> argparse.ArgumentParser:
     names = "{tables,compare,auc,erf,lengths,plots,report,scaling}"
     verbs = top.add_subparsers(dest="verb", required=True, metavar=names)
     texts = {
-        "plots": "training curves, sequence lengths, Dice against cost, Dice per slide, pictures side by side",
-        "report": "one self-contained page with tables, plots, pictures, provenance and published numbers",
+        "plots": "scaling, adaptive against uniform, quality against cost and tokens, curves, lengths, pictures",
+        "report": "one self-contained page: measured, joined, modelled and published tables, plots, provenance",
     }
     outs = {"plots": "plots", "report": None}
     add_tables(verbs)
@@ -52,7 +56,12 @@ def parser() -> argparse.ArgumentParser:
             epilog=EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.add_argument("runs", type=Path, metavar="RUNS", help="folder of runs")
+        if verb == "plots":
+            sub.add_argument(
+                "runs", type=Path, nargs="?", metavar="RUNS", help="folder of runs; without: the published numbers"
+            )
+        else:
+            sub.add_argument("runs", type=Path, metavar="RUNS", help="folder of runs")
         sub.add_argument(
             "--out",
             type=Path,
@@ -67,6 +76,20 @@ def parser() -> argparse.ArgumentParser:
             help="experiment that is the denominator of every speedup (default: for each run the fair uniform run "
             "of its resolution with the smallest patch)",
         )
+        sub.add_argument(
+            "--erf", type=Path, nargs="+", default=[], metavar="FILE", help="also fields that `launch erf` measured"
+        )
+        sub.add_argument(
+            "--lengths", type=Path, nargs="+", default=[], metavar="DIR",
+            help="also Figure 3 from token files built with --split-value",
+        )  # fmt: skip
+        if verb == "report":
+            sub.add_argument(
+                "--site", default="frontier", metavar="S,...", help="sites of the modelled section (default: frontier)"
+            )
+            sub.add_argument(
+                "--runs-site", metavar="S", help="site that RUNS ran on (default: local for CPUs, else no fit)"
+            )
     add_compare(verbs)
     add_auc(verbs)
     add_erf(verbs)
@@ -107,18 +130,7 @@ def _run(args: argparse.Namespace) -> int:
     elif args.verb == "tables":
         text, written, runs = args.run(args)
     else:
-        from analysis.tables import compare
-
-        runs = load(args.runs)
-        comparison = compare(runs, args.baseline)
-        if args.verb == "plots":
-            from analysis.figures import write_figures
-
-            written = write_figures(comparison, args.out)
-        else:
-            from analysis.report import write_report
-
-            written = [write_report(comparison, args.out)]
+        written, runs = _pictures(args)
     print(text, end="", flush=True)
     for path in written:
         print(f"wrote {path}", file=sys.stderr)
@@ -128,6 +140,44 @@ def _run(args: argparse.Namespace) -> int:
         )
         return 1
     return 0
+
+
+def _pictures(args: argparse.Namespace) -> tuple[list[Path], Runs | None]:
+    """Run `plots` or `report`; return the files that were written and the runs that were read."""
+    from analysis.figure_style import save
+    from analysis.tables import compare
+
+    more = _more(args)
+    if args.runs is None:
+        from analysis.published_figures import draw_published
+
+        if args.baseline:
+            raise ValueError("--baseline needs RUNS, a folder of runs")
+        return save([*draw_published(), *more], args.out), None
+    runs = load(args.runs)
+    comparison = compare(runs, args.baseline)
+    if args.verb == "plots":
+        from analysis.figures import draw_all
+
+        return save([*draw_all(comparison), *more], args.out), runs
+    from analysis.report import Options, write_report
+
+    options = Options(tuple(args.site.split(",")), args.runs_site, tuple(more))
+    return [write_report(comparison, args.out, options)], runs
+
+
+def _more(args: argparse.Namespace) -> list:
+    """Figures of files that are no run folders."""
+    found = []
+    if args.erf:
+        from analysis.erf import draw, read_fields
+
+        found.append(draw(read_fields(args.erf)))
+    if args.lengths:
+        from analysis.sweep_figures import read_rows, split_values
+
+        found.append(split_values(read_rows(args.lengths)))
+    return found
 
 
 if __name__ == "__main__":

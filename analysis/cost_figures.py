@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from analysis.figure_style import COLUMN_IN, GREY, MOST_RUNS, PAGE_IN, Drawing, look, new_figure
+from analysis.figure_style import COLUMN_IN, GREY, MOST_RUNS, PAGE_IN, Drawing, between, look, new_figure
+from analysis.groups import Group, task_of
+from analysis.item_scores import interval, read_scores
 from analysis.tables import Comparison
 
 
@@ -37,16 +39,71 @@ def against_tokens(comparison: Comparison) -> Drawing | None:
         axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
         axis.minorticks_off()
     left.set(ylabel="training time per image (s)", yscale="log", title="(a) cost")
+    left.margins(y=0.12)
     left.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
     right.set(ylabel="Dice, test slides", ylim=(-0.02, 1.02), title="(b) quality")
-    figure.legend(handles, names, loc="outside lower center", ncols=3)
-    seeds = sorted({len(g.runs) for g in shown})
+    figure.legend(handles, names, loc="outside lower center", ncols=3, handlelength=1, columnspacing=1.4)
+    seeds = [len(g.runs) for g in shown]
     caption = (
         "Training time per image and test Dice against tokens per image; circles: adaptive, squares: uniform. Lines: "
-        f"range over seeds (n = {seeds[0]} to {seeds[-1]}) in (a), 95 % bootstrap interval over slides in (b)."
+        f"range over seeds ({between(seeds)}) in (a), 95 % bootstrap interval over slides in (b)."
     )
     return Drawing("against_tokens", "Cost and Dice against tokens", caption, "Two scatter plots. " + "; ".join(words),
                    figure)  # fmt: skip
+
+
+def accuracy_against_cost(comparison: Comparison) -> Drawing | None:
+    """Draw a classifier's test scores against its training time per image, with the floor of its data.
+
+    Accuracy and AUC have panels of their own; None without a classification run.
+    """
+    shown = [g for g in comparison.groups if task_of(g.first) == "classification" and g.seconds_per_image][:MOST_RUNS]
+    scores = [name for name in ("accuracy", "auc") if any(g.mean(name) is not None for g in shown)]
+    if not scores:
+        return None
+    figure = new_figure(PAGE_IN if len(scores) > 1 else COLUMN_IN, 2.6)
+    axes = figure.subplots(1, len(scores), squeeze=False)[0]
+    handles: dict[str, object] = {}
+    words = []
+    for axis, name in zip(axes, scores, strict=True):
+        for i, group in enumerate(shown):
+            score = group.mean(name)
+            if score is None:
+                continue
+            kind, x = look(i), group.seconds_per_image
+            items = [s for run in group.runs if (s := read_scores(run)) is not None]
+            ends = interval(name, items) if len(items) == len(group.runs) else None
+            if ends and ends.low is not None and ends.high is not None and abs(ends.value - score) < 1e-4:
+                axis.plot([x, x], [ends.low, ends.high], color=kind.colour, lw=1.1)
+            (handles[group.label],) = axis.plot(x, score, kind.marker, color=kind.colour, ms=6, mec="white", mew=0.6)
+            words.append(f"{group.label}: {_SCORES[name]} {score:.3f} at {x:.3g} s per image")
+        axis.set(xlabel="training time per image (s, log scale)", xscale="log", ylabel=f"{_SCORES[name]}, test items",
+                 ylim=(-0.02, 1.04), title=_SCORES[name] if len(scores) > 1 else "")  # fmt: skip
+        axis.margins(x=0.2)
+        axis.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
+        axis.xaxis.set_minor_formatter(lambda *_: "")
+    floors = [f for f in comparison.floors if f.task == "classification"]
+    for floor in floors if "accuracy" in scores else ():
+        axes[0].axhline(floor.high, color=GREY, lw=0.7, ls=(0, (4, 2)), zorder=0)
+    if "auc" in scores:
+        axes[-1].axhline(0.5, color=GREY, lw=0.7, ls=(0, (4, 2)), zorder=0)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, handlelength=1)
+    caption = (
+        f"Test scores of classifiers against end-to-end training time per image (n = {_items(shown)} items). Whiskers: "
+        "95 % bootstrap interval over items. Dashed grey: scores without learning"
+        + (f" ({floors[0].label})" if floors else "")
+        + (", for AUC one half." if "auc" in scores else ".")
+    )
+    return Drawing("accuracy_against_cost", "Accuracy against cost", caption, "Scatter plot. " + "; ".join(words) + ".",
+                   figure)  # fmt: skip
+
+
+_SCORES = {"accuracy": "Accuracy", "auc": "AUC"}
+
+
+def _items(groups: list[Group]) -> str:
+    known = sorted({g.n_test for g in groups if g.n_test})
+    return "unknown" if not known else f"{known[0]}" if len(known) == 1 else f"{known[0]} to {known[-1]}"
 
 
 def preparation(comparison: Comparison) -> Drawing | None:

@@ -69,6 +69,18 @@ def read_field(path: Path) -> Field:
     return Field(str(about.get("experiment", path.stem)), values, about)
 
 
+def read_fields(paths: Sequence[Path]) -> list[Field]:
+    """Read as many files as one figure can show.
+
+    Raises:
+        RunsError: A file cannot be used.
+        ValueError: Too many files.
+    """
+    if len(paths) > MOST_FIELDS:
+        raise ValueError(f"at most {MOST_FIELDS} files can be told apart in one figure, got {len(paths)}")
+    return [read_field(path) for path in paths]
+
+
 def shrunk(values: NDArray[np.float64], side_px: int = _SIDE_PX) -> NDArray[np.float64]:
     """Box means of squares, so that the longest side has at most `side_px`; a cut-off rest at the ends is left out."""
     step = -(-max(values.shape) // side_px)
@@ -165,7 +177,5 @@ def run(args: argparse.Namespace) -> tuple[str, list[Path]]:
         RunsError: A file cannot be used.
         ValueError: Too many files, or the folder cannot be written.
     """
-    if len(args.files) > MOST_FIELDS:
-        raise ValueError(f"at most {MOST_FIELDS} files can be told apart in one figure, got {len(args.files)}")
-    drawing = draw([read_field(path) for path in args.files])
+    drawing = draw(read_fields(args.files))
     return f"{drawing.caption}\n", save([drawing], args.out)

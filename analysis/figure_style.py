@@ -121,6 +121,12 @@ def save(drawings: Sequence[Drawing], out: Path) -> list[Path]:
     return paths
 
 
+def between(counts: Sequence[int]) -> str:
+    """Return "n = 3", or "n = 1 to 3" where counts differ."""
+    low, high = min(counts), max(counts)
+    return f"n = {low}" if low == high else f"n = {low} to {high}"
+
+
 def spread(positions: Sequence[float], gap: float) -> list[float]:
     """Return positions moved apart to at least `gap`, in the same order and near to where they were."""
     order = sorted(range(len(positions)), key=lambda i: positions[i])

@@ -1,12 +1,11 @@
 """The plots of a folder of runs: curves, sequence lengths, Dice against cost, Dice per slide (matplotlib, no torch)."""
 
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.cost_figures import against_tokens, preparation
+from analysis.cost_figures import accuracy_against_cost, against_tokens, preparation
 from analysis.figure_style import (
     COLUMN_IN,
     GREY,
@@ -15,7 +14,6 @@ from analysis.figure_style import (
     Drawing,
     look,
     new_figure,
-    save,
     spread,
     style,
 )
@@ -25,6 +23,7 @@ from analysis.panels import panels
 from analysis.run_files import Curve, Lengths, read_curve, read_lengths
 from analysis.scaling_figures import measured_scaling
 from analysis.tables import Comparison
+from analysis.uniform_figures import measured_against_uniform
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +35,9 @@ def draw_all(comparison: Comparison) -> list[Drawing]:
     with style():
         drawings = [
             dice_against_cost(comparison),
+            accuracy_against_cost(comparison),
             against_tokens(comparison),
+            measured_against_uniform(comparison),
             measured_scaling(comparison.groups),
             training_curves(comparison),
             dice_per_slide(comparison),
@@ -45,15 +46,6 @@ def draw_all(comparison: Comparison) -> list[Drawing]:
             panels(comparison),
         ]
     return [d for d in drawings if d is not None]
-
-
-def write_figures(comparison: Comparison, out: Path) -> list[Path]:
-    """Write every figure as .png, .svg and .pdf and return the paths.
-
-    Raises:
-        ValueError: the folder cannot be written.
-    """
-    return save(draw_all(comparison), out)
 
 
 def _drawn(groups: list[Group]) -> tuple[list[Group], str]:

@@ -28,15 +28,23 @@ thead th.num { white-space: normal; }
 tbody th { font-weight: 600; }
 .num { text-align: right; white-space: nowrap; }
 #problems td:last-child { white-space: normal; }
+main:focus { outline: none; }
 tr.floor > * { background: var(--band); font-weight: 400; font-style: italic; }
 tr.run + tr.floor > * { border-top: 1px solid var(--ink); }
 tr.published-first > * { border-top: 1px solid var(--line); }
 .missing { color: var(--soft); }
 .notes { margin: .2rem 0 1rem; padding-left: 1.1rem; font-size: .85rem; color: var(--soft); max-width: 60rem; }
 div.published table { color: #333; }
-.measured caption::before, div.published caption::before { font-size: .7rem; letter-spacing: .06em; font-weight: 700;
+.measured caption::before, .published caption::before, .modelled caption::before, .joined caption::before {
+  font-size: .7rem; letter-spacing: .06em; font-weight: 700;
   border: 1.5px solid var(--ink); border-radius: 2px; padding: .05rem .35rem; margin-right: .6rem; }
 div.published caption::before { content: "PUBLISHED"; }
+div.modelled caption::before { content: "MODELLED"; border-style: dashed; }
+div.joined caption::before { content: "MEASURED + PUBLISHED"; }
+.joined tr.measured > *, .joined tr.measured-first > * { background: var(--band); font-weight: 600; }
+.joined tr.published > *, .joined tr.published-first > * { font-style: italic; font-weight: 400; }
+.joined tr.measured-first > * { border-top: 1px solid var(--ink); }
+div.modelled { border-left: 4px dashed var(--soft); padding-left: 1rem; }
 .measured caption::before { content: "MEASURED"; color: #fff; background: var(--ink); }
 div.published { border-left: 4px double var(--soft); padding-left: 1rem; }
 figure { margin: 1.6rem 0; }
@@ -65,10 +73,11 @@ footer { margin-top: 3rem; padding-bottom: 2rem; color: var(--soft); font-size: 
   nav, .skip { display: none; }
   .scroll { overflow: visible; }
   table { font-size: 7.6pt; }
-  details { break-inside: avoid; }
+  details:not(:has(table)) { break-inside: avoid; }
+  details::details-content { content-visibility: visible; display: block; }
   th, td { padding: .15rem .35rem; }
   figure, tr { break-inside: avoid; }
-  h2, h3, caption { break-after: avoid; }
+  h2, h3, caption, summary { break-after: avoid; }
   .measured caption::before, tr.floor > * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   figure img { max-height: 165mm; }
 }

@@ -285,11 +285,6 @@ def contradictions_table() -> Table:
     )
 
 
-def published_tables() -> list[Table]:
-    """Return APF's Tables II and III as published."""
-    return [paper_table(name, table_cells(name)) for name in ("apf2", "apf3")]
-
-
 # ---- for programs
 
 CSV_HEADS = (

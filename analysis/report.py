@@ -3,43 +3,62 @@
 Every text from a record is escaped; images are embedded; nothing is loaded from elsewhere and no script runs.
 """
 
-import base64
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from analysis.figure_style import Drawing, encode
+from analysis.figure_style import Drawing
 from analysis.figures import draw_all
 from analysis.formats import MISSING, escape_html, html_table, number, whole, write_atomically
 from analysis.groups import Group, task_of
 from analysis.page_style import CSS
-from analysis.paper_tables import published_tables
 from analysis.records import Run
+from analysis.report_sections import contradictory, figure_html, joined, modelled, published
 from analysis.run_files import read_environment
 from analysis.tables import Comparison, comparison_table, dice_cell, problem_table, ratio
 
 MOST_PROVENANCE = 200  # runs with a block of their own; beyond that the page would be all blocks
 
 
-def write_report(comparison: Comparison, out: Path) -> Path:
+@dataclass(frozen=True)
+class Options:
+    """What a page shall hold beyond its runs.
+
+    Attributes:
+        sites: Sites that the scaling model predicts.
+        runs_site: Site that the runs ran on; None: see `report_sections.modelled`.
+        more: Further measured figures (receptive fields, sweeps of lengths).
+    """
+
+    sites: tuple[str, ...] = ("frontier",)
+    runs_site: str | None = None
+    more: tuple[Drawing, ...] = ()
+
+
+def write_report(comparison: Comparison, out: Path, options: Options | None = None) -> Path:
     """Write OUT/index.html whole or not at all, and return its path.
 
     Raises:
-        ValueError: the folder cannot be written.
+        ValueError: the folder cannot be written, or there is no such site.
     """
-    path = out / "index.html"
-    write_atomically(path, page(comparison, draw_all(comparison), out))
+    path, options = out / "index.html", options or Options()
+    write_atomically(path, page(comparison, [*draw_all(comparison), *options.more], out, options))
     return path
 
 
-def page(comparison: Comparison, drawings: list[Drawing], out: Path) -> str:
+def page(comparison: Comparison, drawings: list[Drawing], out: Path, options: Options | None = None) -> str:
     """Return the page as HTML; `out` is the folder that links to run folders start from."""
+    options = options or Options()
     sections = [
         ("measured", "Measured runs", _measured(comparison)),
-        ("figures", "Figures", _figures(drawings)),
-        ("problems-section", "What is not in the table", _problems(comparison)),
+        ("figures", "Figures of the measured runs", _figures(drawings)),
+        ("joined", "Measured beside published", joined(comparison)),
+        ("modelled", "Scaling, modelled", modelled(comparison, options.sites, options.runs_site)),
+        ("published", "Published numbers", published()),
+        ("contradictions", "Contradictions among the published numbers", contradictory()),
+        ("problems-section", "What is not in the tables", _problems(comparison)),
         ("provenance", "Where the numbers come from", _provenance(comparison, out)),
-        ("published", "Published numbers", _published()),
     ]
     links = "".join(f'<li><a href="#{ident}">{escape_html(title)}</a></li>' for ident, title, _ in sections)
     body = "".join(
@@ -54,7 +73,7 @@ def page(comparison: Comparison, drawings: list[Drawing], out: Path) -> str:
         f"<title>{escape_html(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
         '<a class="skip" href="#content">Skip to the content</a>\n'
         f"<header><h1>{escape_html(title)}</h1>{_summary(comparison)}"
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>\n<main id="content">{body}</main>\n'
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>\n<main id="content" tabindex="-1">{body}</main>\n'
         f"<footer><p>{_footer(comparison)}</p></footer>\n</body>\n</html>\n"
     )
 
@@ -119,24 +138,9 @@ def _figures(drawings: list[Drawing]) -> str:
     blocks, narrow = [], []
     for drawing in drawings:
         small = drawing.figure.get_figwidth() < 5
-        (narrow if small else blocks).append(_figure(drawing))
+        (narrow if small else blocks).append(figure_html(drawing))
     pair = f'<div class="pair">{"".join(narrow)}</div>' if narrow else ""
     return pair + "".join(blocks)
-
-
-def _figure(drawing: Drawing) -> str:
-    suffix, mime = ("jpg", "image/jpeg") if drawing.photographic else ("svg", "image/svg+xml")
-    data = base64.b64encode(encode(drawing.figure, suffix)).decode("ascii")
-    return (
-        f'<figure id="{escape_html(drawing.slug)}"><img src="data:{mime};base64,{data}" '
-        f'alt="{escape_html(drawing.alt)}" style="width:{_width_rem(drawing):.1f}rem"><figcaption>'
-        f"<strong>{escape_html(drawing.title)}.</strong> {escape_html(drawing.caption)}</figcaption></figure>"
-    )
-
-
-def _width_rem(drawing: Drawing) -> float:
-    """Return the width on the page: print size enlarged, so that 7 pt letters read like the text around them."""
-    return drawing.figure.get_figwidth() * 72 / 12 * 1.6
 
 
 def _problems(comparison: Comparison) -> str:
@@ -192,14 +196,6 @@ def _provenance_block(group: Group, run: Run, out: Path) -> str:
 
 def _or_missing(value: object) -> str:
     return MISSING if value in (None, "") else str(value)
-
-
-def _published() -> str:
-    intro = (
-        "<p>These rows were printed by other people, for other data and machines. They stand here for orientation and "
-        "are never mixed with the measured table above.</p>"
-    )
-    return intro + "".join(f'<div class="published">{html_table(t, row_heads=2)}</div>' for t in published_tables())
 
 
 def _footer(comparison: Comparison) -> str:

@@ -45,6 +45,12 @@ def fit_table(fit: Fit, site: Site) -> Table:
     caption = f"Factors of the model of the step time on {site.title}." + error
     notes = ["Time of a step = sum of factor x time at the site's peak rates; the factor of `fixed` is in seconds. "
              "Intervals: bootstrap over records."]  # fmt: skip
+    fitted = len(FACTORS) - len(fit.assumed)
+    if 0 < fit.n <= 2 * fitted:
+        notes.append(
+            f"{fit.n} records for {fitted} fitted factors: the error on these records says little, the held-out one "
+            "more."
+        )
     return Table(caption, columns, rows, ["modelled"] * len(rows), notes, f"scaling_fit_{site.name}")
 
 

@@ -4,11 +4,11 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.figure_style import COLOURS, GREY, PAGE_IN, Drawing, look, new_figure, style
+from analysis.figure_style import COLOURS, GREY, MOST_RUNS, PAGE_IN, Drawing, between, look, new_figure, style
 from analysis.groups import Group
 
 if TYPE_CHECKING:
@@ -26,12 +26,14 @@ class Series:
         kind: strong (same global batch) or weak (same batch per GPU).
         gpus: ascending.
         seconds: one tuple of seconds per image over the seeds, for each number of GPUs.
+        groups: the rows behind each number of GPUs.
     """
 
     label: str
     kind: str
     gpus: tuple[int, ...]
     seconds: tuple[tuple[float, ...], ...]
+    groups: tuple[tuple[Group, ...], ...] = ()
 
     @property
     def mean(self) -> np.ndarray:
@@ -48,26 +50,56 @@ class Series:
         """Speedup over the number of GPUs."""
         return self.speedup / np.array(self.gpus)
 
+    @property
+    def bars(self) -> np.ndarray:
+        """(2, points) how far the seeds' speedups reach below and above `speedup`; the first point's mean is fixed."""
+        ends = [(self.mean[0] / max(s) * self.gpus[0], self.mean[0] / min(s) * self.gpus[0]) for s in self.seconds]
+        low, high = np.array(ends).T
+        return np.maximum(0, np.array([self.speedup - low, high - self.speedup]))
+
+
+# What must be equal along a line; the rest of a label says what differs between lines of one experiment.
+_SHAPE = (
+    "experiment", "patching", "engine", "model", "decoder", "resolution", "patch", "length", "precision",
+    "attention_backend", "device_name", "device", "split_sha256",
+)  # fmt: skip
+_SAID = {"patch": "p={}", "length": "L={}", "resolution": "{} px", "decoder": "{}", "model": "{}", "precision": "{}",
+         "device_name": "{}"}  # fmt: skip
+
 
 def series_of(groups: Sequence[Group]) -> list[Series]:
     """Return the trainings among the groups that ran on two or more numbers of GPUs, by experiment and kind."""
-    by_key: dict[tuple[object, ...], dict[int, Group]] = defaultdict(dict)
+    by_key: dict[tuple[object, ...], dict[int, list[Group]]] = defaultdict(lambda: defaultdict(list))
     for group in groups:
         run = group.first
         if not (run.gpus and run.global_batch and group.seconds_per_image):
             continue
-        shape = (run.experiment, run.patching, run.resolution, run.patch, run.precision, run.engine, run.device_name)
-        by_key[(*shape, "strong", run.global_batch)][run.gpus] = group
-        by_key[(*shape, "weak", run.global_batch / run.gpus)][run.gpus] = group
+        shape = tuple(getattr(run, name) for name in _SHAPE)
+        by_key[(*shape, "strong", run.global_batch)][run.gpus].append(group)
+        by_key[(*shape, "weak", run.global_batch / run.gpus)][run.gpus].append(group)
+    found = sorted(((key, members) for key, members in by_key.items() if len(members) > 1), key=lambda kv: str(kv[0]))
     out = []
-    for key, members in sorted(by_key.items(), key=str):
-        if len(members) > 1:
-            counts = tuple(sorted(members))
-            seconds = tuple(
-                tuple(r.seconds_per_image for r in members[n].runs if r.seconds_per_image) for n in counts
-            )
-            out.append(Series(f"{key[0]} ({key[1]}, {key[5]})", str(key[-2]), counts, seconds))
+    for key, members in found:
+        counts = tuple(sorted(members))
+        seconds = tuple(
+            tuple(r.seconds_per_image for g in members[n] for r in g.runs if r.seconds_per_image) for n in counts
+        )
+        label = _label(key, [k for k, _ in found])
+        out.append(Series(label, str(key[-2]), counts, seconds, tuple(tuple(members[n]) for n in counts)))
     return out
+
+
+def _label(key: tuple, keys: Sequence[tuple]) -> str:
+    """The experiment, patching and engine of a line, and what sets it apart from others of that experiment."""
+    alike = [k for k in keys if k[0] == key[0] and k[1] == key[1] and k[-2] == key[-2]]
+    words = [str(key[1]), str(key[2])]
+    for name, form in _SAID.items():
+        at = _SHAPE.index(name)
+        if len({k[at] for k in alike}) > 1:
+            words.append(form.format(key[at]))
+    if len({k[-1] for k in alike}) > 1:
+        words.append(f"batch {key[-1]:g}" + (" a GPU" if key[-2] == "weak" else ""))
+    return f"{key[0]} ({', '.join(words)})"
 
 
 def _plain(value: float, _position: int | None = None) -> str:
@@ -75,17 +107,28 @@ def _plain(value: float, _position: int | None = None) -> str:
     return f"{value:,.10g}"
 
 
-def _log2(axis: "Axes", counts: Sequence[int]) -> None:
+def log2_ticks(axis: "Axes", counts: Sequence[int]) -> None:
+    """Give an axis of GPUs base-2 steps, at most five of them labelled, and room at both ends."""
     axis.set_xscale("log", base=2)
     ticks = sorted({2 ** round(math.log2(n)) for n in counts})
     axis.set_xticks(ticks[:: max(1, math.ceil(len(ticks) / 5))])
     axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    axis.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
     axis.minorticks_off()
+
+
+def with_bars(axis: "Axes", x: np.ndarray, y: np.ndarray, bars: np.ndarray, **shown: Any) -> None:
+    """Draw a line, with the (2, points) bars where there is any spread."""
+    if np.max(bars, initial=0) > 0:
+        axis.errorbar(x, y, yerr=bars, capsize=2, elinewidth=0.7, **shown)
+    else:
+        axis.plot(x, y, **shown)
 
 
 def measured_scaling(groups: Sequence[Group]) -> Drawing | None:
     """Draw speedup, efficiency and seconds per image over GPUs of trainings that ran on several numbers of them."""
-    series = series_of(groups)[:14]
+    found = series_of(groups)
+    series = found[:MOST_RUNS]
     if not series:
         return None
     with style():
@@ -99,10 +142,10 @@ def measured_scaling(groups: Sequence[Group]) -> Drawing | None:
             kind = look(i)
             shown = {"color": kind.colour, "marker": kind.marker, "ls": kind.dash, "ms": 3.4}
             n = np.array(s.gpus, float)
-            left.plot(n, s.speedup, label=f"{s.label}, {s.kind}", **shown)
-            middle.plot(n, 100 * s.efficiency, **shown)
+            with_bars(left, n, s.speedup, s.bars, label=f"{s.label}, {s.kind}", **shown)
+            with_bars(middle, n, 100 * s.efficiency, 100 * s.bars / n, **shown)
             spread = np.array([[np.mean(x) - min(x), max(x) - np.mean(x)] for x in s.seconds]).T
-            right.errorbar(n, s.mean, yerr=spread, capsize=2, elinewidth=0.7, **shown)
+            with_bars(right, n, s.mean, spread, **shown)
         left.set(xlabel="GPUs", ylabel="speedup", title="(a) speedup", yscale="log")
         left.set_yscale("log", base=2)
         left.yaxis.set_major_formatter(lambda y, _: f"{y:,.3g}")
@@ -112,13 +155,14 @@ def measured_scaling(groups: Sequence[Group]) -> Drawing | None:
         right.yaxis.set_major_formatter(_plain)
         right.yaxis.set_minor_formatter(lambda *_: "")
         for axis in (left, middle, right):
-            _log2(axis, counts)
+            log2_ticks(axis, counts)
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     seeds = [len(x) for s in series for x in s.seconds]
     caption = (
         "Measured scaling: images per second against the smallest number of GPUs (speedup), over the GPUs "
-        f"(efficiency), and seconds per image with the range over seeds (n = {min(seeds)} to {max(seeds)} a point). "
+        f"(efficiency), and seconds per image; bars: range over seeds ({between(seeds)} a point). "
         "Strong: the same global batch; weak: the same batch per GPU. The dashed line is perfect scaling."
+        + (f" {len(found) - MOST_RUNS} more are not drawn." if len(found) > MOST_RUNS else "")
     )
     ends = "; ".join(f"{s.label} {s.kind}: {100 * s.efficiency[-1]:.0f} % at {s.gpus[-1]} GPUs" for s in series)
     return Drawing("scaling_measured", "Measured scaling", caption, f"Three line plots over GPUs. {ends}.", figure)
@@ -145,7 +189,7 @@ def predicted_scaling(predictions: "Sequence[Prediction]", mode: str) -> Drawing
             row[1].set_ylim(bottom=0)
             row[0].yaxis.set_major_formatter(_plain)
             for axis in row[:2]:
-                _log2(axis, counts)
+                log2_ticks(axis, counts)
         figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(names)))
     caption = (
         f"Modelled, not measured: {mode} scaling of {', '.join(names)} on {', '.join(sites)}; right, what a step "

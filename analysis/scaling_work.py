@@ -153,6 +153,8 @@ def _measured(run: Run, site: Site) -> Measured | str:
         config = validate(yaml.safe_load((run.folder / "config.yaml").read_text()))
     except (OSError, ValueError, yaml.YAMLError) as error:
         return f"no readable config.yaml ({str(error).splitlines()[0]})"
+    if run.device and (run.device == "cpu") != (site.hardware.kind == "cpu"):
+        return f"ran on {run.device}, which is no hardware of site {site.name} (--runs-site)"
     if not run.seconds_per_image or not run.gpus or (run.timed_steps or 0) < 3:
         return "no timed steps"
     folder = find_data(run)

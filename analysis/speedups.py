@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from analysis.groups import BaselineError, Group, is_tiled, task_of
@@ -134,7 +134,7 @@ class Baselines:
         if id(group) in self._candidates:
             found.append(group)
         if found:
-            return min(found, key=lambda g: _preference(g, run.model, run.decoder))
+            return min(found, key=lambda g: _preference(g, run))
         near = self._near.get(run.resolution)
         return near.best(run) if near else None
 
@@ -146,37 +146,41 @@ class Baselines:
             )
         timed = [g for g in candidates if g.seconds_per_image]
         unfair = {id(g): bool(g is not group and differences(group.first, g.first)) for g in timed}
-        mine = group.first
-        return min(timed, key=lambda g: (unfair[id(g)], *_preference(g, mine.model, mine.decoder)), default=None)
+        return min(timed, key=lambda g: (unfair[id(g)], *_preference(g, group.first)), default=None)
 
 
 class _Finest:
-    """The uniform rows of one kind: for each model and decoder, and for any, the smallest patch, then first label."""
+    """The uniform rows of one kind: the smallest patch, then first label, for each model, decoder and global batch.
+
+    Each of the three can be any, too.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str | None, str | None], Group] = {}
+        self._known: dict[tuple[object, ...], Group] = {}
 
     def add(self, group: Group) -> None:
-        for key in itertools.product((group.first.model, _ANY), (group.first.decoder, _ANY)):
+        for key in self._keys(group.first):
             known = self._known.get(key)
             if known is None or (group.first.patch or 0, group.label) < (known.first.patch or 0, known.label):
                 self._known[key] = group
 
     def best(self, run: Run) -> Group:
-        """The same model if there is one; then the smallest patch, the same decoder, the first label."""
-        keys = itertools.product((run.model, _ANY), (run.decoder, _ANY))
-        return min(
-            (self._known[key] for key in keys if key in self._known),
-            key=lambda g: _preference(g, run.model, run.decoder),
-        )
+        """The same model if there is one; then the smallest patch, the same decoder, batch, the first label."""
+        known = (self._known[key] for key in self._keys(run) if key in self._known)
+        return min(known, key=lambda g: _preference(g, run))
+
+    @staticmethod
+    def _keys(run: Run) -> Iterator[tuple[object, ...]]:
+        return itertools.product((run.model, _ANY), (run.decoder, _ANY), (run.global_batch, _ANY))
 
 
 _ANY = "any of them"
 
 
-def _preference(group: Group, model: str | None, decoder: str | None) -> tuple:
+def _preference(group: Group, mine: Run) -> tuple:
     run = group.first
-    return (run.model != model, run.patch or 0, run.decoder != decoder, group.label)
+    other_batch = run.global_batch != mine.global_batch
+    return (run.model != mine.model, run.patch or 0, run.decoder != mine.decoder, other_batch, group.label)
 
 
 def _fair_key(run: Run) -> tuple | None:

@@ -7,7 +7,7 @@ import pytest
 from analysis.cells import HEADS, REFERENCE, read_all, read_cells, table2, table3
 from analysis.contradictions import contradictions, finest_time_ratios
 from analysis.formats import latex, markdown
-from analysis.paper_tables import TABLES, contradictions_table, paper_table, published_tables, table_cells
+from analysis.paper_tables import TABLES, contradictions_table, paper_table, table_cells
 from analysis.published import table2_geomean, table2_speedups, table3_gains
 from analysis.stats import geomean
 
@@ -206,7 +206,7 @@ def test_other_columns_and_short_lines_are_refused(tmp_path: Path):
 
 
 def test_tables_for_people_say_published_and_lost():
-    two, three = published_tables()
+    two, three = (paper_table(name, table_cells(name)) for name in ("apf2", "apf3"))
     assert two.caption.endswith("as published")
     assert len(two.rows) == 14
     assert len(three.rows) == 52
@@ -219,7 +219,7 @@ def test_tables_for_people_say_published_and_lost():
 
 
 def test_a_resolution_is_set_apart_and_its_rows_stay_together():
-    two, _ = published_tables()
+    two = paper_table("apf2", table_cells("apf2"))
     assert two.kinds == ["published first", "published"] * 7
     body = [line.strip() for line in latex(two).splitlines()]
     assert body.count("\\midrule") == 7, "below the heads, and before each resolution but the first"

@@ -1,3 +1,4 @@
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -8,14 +9,19 @@ import pytest
 from PIL import Image
 
 from analysis.__main__ import main
+from analysis.cells import read_all
+from analysis.contradictions import contradictions
 from analysis.figure_style import COLOURS, encode, look, spread, style
 from analysis.figures import _smooth, dice_per_slide, draw_all
+from analysis.published_figures import draw_published
 from analysis.records import load
 from analysis.report import page
 from analysis.run_files import find_data, picture_stems, read_curve, read_lengths, read_pictures
 from analysis.tables import compare
-from tests.analysis.generator import STEMS, demo_runs, record, write_build_log, write_metrics, write_run
+from analysis.uniform_figures import published_against_uniform
+from tests.analysis.generator import STEMS, record, write_build_log, write_metrics, write_run
 
+KINDS = ("measured", "joined", "modelled")
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
@@ -47,23 +53,14 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def runs_dir(tmp_path_factory) -> Path:
-    root = demo_runs(tmp_path_factory.mktemp("demo"))
-    write_run(root, record("demo_apf", seed=7, status="oom", reason="out of <b>memory</b>"))
-    return root
-
-
-@pytest.fixture(scope="module")
 def drawings(runs_dir: Path):
     return draw_all(compare(load(runs_dir)))
 
 
 @pytest.fixture(scope="module")
-def html(runs_dir: Path) -> str:
-    out = runs_dir.parent / "page"
-    assert main(["report", str(runs_dir), "--out", str(out)]) == 0
-    assert [p.name for p in out.iterdir()] == ["index.html"]
-    return (out / "index.html").read_text()
+def html(report: Path) -> str:
+    assert [p.name for p in report.parent.iterdir()] == ["index.html"]
+    return report.read_text()
 
 
 # ---- the page
@@ -86,10 +83,10 @@ def test_the_page_can_be_read_without_eyes_or_mouse(html: str):
     found = Page(html)
     assert found.all("html") == [{"lang": "en"}]
     assert len(found.all("h1")) == len(found.all("main")) == len(found.all("title")) == 1
-    assert len(found.all("img")) == 7
+    assert len(found.all("img")) == 7 + 1 + 3, "of the runs, of the model, of the papers"
     assert all(len(img["alt"]) > 40 for img in found.all("img"))
     assert all(th.get("scope") in ("col", "row") for th in found.all("th"))
-    assert len(found.all("caption")) == len(found.all("table")) == 4
+    assert len(found.all("caption")) == len(found.all("table")) > 20
     idents = [attrs["id"] for _, attrs in found.tags if "id" in attrs]
     assert len(idents) == len(set(idents))
     pointed = [a["href"][1:] for a in found.all("a") if a["href"].startswith("#")]
@@ -101,11 +98,48 @@ def test_the_page_can_be_read_without_eyes_or_mouse(html: str):
 
 
 def test_measured_and_published_numbers_stand_apart(html: str):
-    measured, published = html.index('class="measured"'), html.index('class="published"')
-    assert measured < published
-    assert "78.32" in html[published:]
-    assert "78.32" not in html[:published]
-    assert "as published" in html[published:]
+    """Each table says what it is in its caption (CSS adds a badge), and a joined one in every row."""
+    measured, joined, modelled, published = (html.index(f'<div class="{k}"') for k in (*KINDS, "published"))
+    assert measured < joined < modelled < published
+    assert "78.32" not in html[:joined] and "78.32" in html[joined:modelled]
+    assert "78.32" not in html[modelled:published] and "78.32" in html[published:]
+    assert "as published" in html[published:] and "(published, measured)" in html[joined:modelled]
+    assert "Modelled, not measured" in html[modelled:published] and "Nobody has measured" in html[joined:published]
+    rows = re.findall(r'<tr class="(\S+)"><th scope="row">.*?</tr>', html[joined:modelled])
+    told = re.findall(r"<td>(published|measured)</td>", html[joined:modelled])
+    assert told == [row.removesuffix("-first") for row in rows] and {"published", "measured"} <= set(told)
+
+
+def test_the_page_lists_the_contradictions(html: str):
+    text = " ".join(Page(html).texts)
+    assert f"Contradictions among the published numbers ({len(contradictions(read_all()))})" in text
+    assert "geometric mean 6.9x" in text and "one block looks copied" in text
+
+
+def test_further_figures_come_with_their_files(tmp_path: Path):
+    runs = tmp_path / "runs"
+    write_run(runs, record(dice_per_slide=None, data="gone"))
+    about = json.dumps({"experiment": "gmic", "images": 3, "pictures": "noise", "weights": None})
+    fields = [str(tmp_path / name) for name in ("a.npz", "b.npz")]
+    for field in fields:
+        np.savez(field, map=np.ones((20, 30)), about=about)
+    assert main(["report", str(runs), "--out", str(tmp_path), "--site", "lumi,h200-box", "--erf", *fields]) == 0
+    text = (tmp_path / "index.html").read_text()
+    assert 'id="figure-erf"' in text and text.count('<th scope="row">lumi</th>') == text.count(">h200-box</th>") == 15
+    assert main(["report", str(runs), "--out", str(tmp_path), "--site", "summit"]) == 64
+    assert main(["report", str(runs), "--out", str(tmp_path), "--erf", str(tmp_path / "no.npz")]) == 1
+
+
+def test_plots_of_published_numbers_need_no_runs(tmp_path: Path):
+    assert main(["plots", "--out", str(tmp_path)]) == 0
+    names = {p.stem for p in tmp_path.iterdir()}
+    assert names == {"published_against_uniform", "published_tokens", "published_cost"}
+    for drawing in draw_published():
+        assert drawing.caption.startswith("Published") and "no measurement of this suite" in drawing.caption
+    alt = published_against_uniform().alt
+    for ratio in ("7.49", "7.61", "5.77", "2.29", "2.91", "3.80", "2.31"):  # facts, Table II
+        assert f"{ratio} times faster" in alt
+    assert main(["plots", "--out", str(tmp_path), "--baseline", "x"]) == 64
 
 
 def test_problems_provenance_and_links(html: str, runs_dir: Path):
@@ -121,10 +155,8 @@ def test_problems_provenance_and_links(html: str, runs_dir: Path):
         assert (runs_dir.parent / "page" / link / "record.json").is_file()
 
 
-def test_the_page_is_the_same_every_time(runs_dir: Path, html: str):
-    out = runs_dir.parent / "page"
-    comparison = compare(load(runs_dir))
-    assert page(comparison, draw_all(comparison), out) == html
+def test_the_page_is_the_same_every_time(runs_dir: Path, drawings, html: str):
+    assert page(compare(load(runs_dir)), drawings, runs_dir.parent / "page") == html
 
 
 def test_hostile_text_stays_text(tmp_path: Path):
@@ -162,14 +194,19 @@ def test_a_bare_record_is_enough_for_a_page(tmp_path: Path):
 # ---- the figures
 
 
-def test_every_figure_is_written_in_three_forms(runs_dir: Path, capsys):
-    out = runs_dir.parent / "plots"
-    assert main(["plots", str(runs_dir), "--out", str(out)]) == 0
-    names = {p.stem for p in out.iterdir()}
-    assert names == {
+def test_every_figure_has_its_data(drawings):
+    assert {d.slug for d in drawings} == {
         "training_curves", "sequence_lengths", "dice_against_cost", "dice_per_slide", "predictions", "against_tokens",
         "preparation",
     }  # fmt: skip
+
+
+def test_figures_are_written_in_three_forms(tmp_path: Path):
+    write_run(tmp_path / "runs", record(data="gone"))
+    out = tmp_path / "plots"
+    assert main(["plots", str(tmp_path / "runs"), "--out", str(out)]) == 0
+    names = {p.stem for p in out.iterdir()}
+    assert names == {"sequence_lengths", "dice_against_cost", "dice_per_slide", "preparation"}
     for name in names:
         with Image.open(out / f"{name}.png") as picture:
             assert picture.width > 900

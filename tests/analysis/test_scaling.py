@@ -233,7 +233,8 @@ def test_one_fit_is_of_one_machine(tmp_path):
     runs_at(tmp_path, [1, 2])
     path = tmp_path / "demo_apf" / "g2_s1" / "record.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "device_name": "another"}))
-    usable, left = measured(load(tmp_path).ok, FRONTIER)
+    assert measured(load(tmp_path).ok, FRONTIER)[1][0].endswith("no hardware of site frontier (--runs-site)")
+    usable, left = measured(load(tmp_path).ok, load_site("local"))
     assert len(usable) == 3 and {m.run.device_name for m in usable} == {"AMD EPYC 7B13"}
     assert len(left) == 1 and "ran on another, most records on AMD EPYC 7B13" in left[0]
 
@@ -243,7 +244,7 @@ def test_records_know_the_lengths_of_their_slides(tmp_path):
     write_build_log(tmp_path / "tokens", [64, 256])
     for path in (tmp_path / "runs").rglob("record.json"):
         path.write_text(json.dumps({**json.loads(path.read_text()), "data": str(tmp_path / "tokens")}))
-    (one, _), _ = measured(load(tmp_path / "runs").ok, FRONTIER)
+    (one, _), _ = measured(load(tmp_path / "runs").ok, load_site("local"))
     few, many = (cost_of(load_experiment("demo_apf"), n) for n in (64, 256))
     assert one.work.decoder == pytest.approx((few.decoder + many.decoder) / 2), "leaves are computed one by one"
     assert one.work.spread[1] > one.work.spread[0]

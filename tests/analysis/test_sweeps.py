@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.__main__ import main
-from analysis.sweep_figures import Sweep, read_sweeps, split_values
+from analysis.sweep_figures import Sweep, by_patch, by_split_value, read_rows, split_values
 from data_prep.cli import main as build
 from tests.conftest import ROOT
 
@@ -42,16 +42,30 @@ def test_a_power_law_has_its_exponent():
 
 
 def test_files_are_read_by_setting_and_lengths_fall(folders, capsys, tmp_path):
-    (sweep,) = read_sweeps(folders)
-    assert (sweep.resolution, sweep.patch) == (256, 4) and sweep.values.tolist() == [10, 20, 40]
+    rows = read_rows(folders)
+    (sweep,) = by_split_value(rows)
+    assert (sweep.resolution, sweep.fixed) == (256, 4) and sweep.values.tolist() == [10, 20, 40]
     means = [sweep.lengths[v].mean() for v in (10, 20, 40)]
     assert means == sorted(means, reverse=True) and all(len(x) == 3 for x in sweep.lengths.values())
     assert main(["lengths", *map(str, folders), "--out", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert f"{means[0]:,.1f}" in shown and "exponent" in shown
     assert (tmp_path / "split_values.png").stat().st_size > 10_000
-    labels = [t.get_text() for t in split_values([sweep]).figure.legends[0].get_texts()]
+    labels = [t.get_text() for t in split_values(rows).figure.axes[0].get_legend().get_texts()]
     assert len(labels) == 2 and labels[0].startswith("256 px, p=4, n=3") and labels[1].startswith("published means")
+
+
+def test_the_smallest_patch_has_a_panel_and_an_exponent_of_its_own():
+    """L = 4096 / p at either split value, and one slide that only one setting has."""
+    rows = [(512, p, v, name, n * 4096 // p) for p in (4, 8, 16) for v in (20, 50) for name, n in (("a", 1), ("b", 3))]
+    rows.append((512, 4, 20, "only here", 10**6))
+    for sweep in by_patch(rows):
+        assert sweep.slides == 2 and sweep.exponent() == pytest.approx((-1, -1, -1))
+    assert [s.fixed for s in by_patch(rows)] == [20, 50] and [s.fixed for s in by_split_value(rows)] == [4, 8, 16]
+    drawing = split_values(rows)
+    assert len(drawing.figure.axes) == 2 and drawing.alt.count("L ~ p^-1.00") == 2
+    labels = [t.get_text() for t in drawing.figure.axes[1].get_legend().get_texts()]
+    assert labels[-1] == "slope of uniform patches: p^-2"
 
 
 def test_what_has_no_split_value_is_refused(folders, tmp_path, capsys):
