@@ -21,23 +21,22 @@ import numpy as np
 from data_prep.big_tokens import assemble, region_rows
 from data_prep.build_log import stamp_of
 from data_prep.build_slide import (
-    Outcome,
-    Task,
     blur_of,
     build_one,
+    check_room,
     code_version,
     damaged_tiles,
     finish,
     hash_inputs,
     mask_of,
     masks_of,
-    one_line,
     valid_already,
     write_result,
 )
 from data_prep.edges import MAX_MAGNITUDE, auto_thresholds
 from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
 from data_prep.options import BuildOptions
+from data_prep.outcome import Outcome, Task, one_line
 from data_prep.quadtree import Leaves, Nodes, candidates, first_nodes, pyramid, tree_of
 from data_prep.region import (
     Maxima,
@@ -56,6 +55,7 @@ from data_prep.tokens import Reader
 
 IN_MEMORY_PX = 4096  # frames up to this side are built in one step
 _SLIDES_OPEN = 2
+_MOST_ACROSS = 64  # regions along a side: with more, what each costs besides its pixels is all there is
 _STEPS = 4  # goes up when steps leave other results behind, so that those of older code are not gone on with
 
 
@@ -73,7 +73,8 @@ def region_side(options: BuildOptions, workers: int) -> int:
     if options.patching == "uniform":   # its tokens are the frame itself, there is nothing to save
         return size_px
     if options.tile_px is not None:
-        return min(size_px, max(options.patch, 1 << (options.tile_px.bit_length() - 1)))
+        least_px = max(options.patch, size_px // _MOST_ACROSS)
+        return min(size_px, max(least_px, 1 << (options.tile_px.bit_length() - 1)))
     if size_px <= IN_MEMORY_PX:
         return size_px
     return max(options.patch, 8192 if size_px >= 32768 and workers <= 16 else 4096)
@@ -202,6 +203,8 @@ def _about(task: Task) -> dict[str, Any]:
 def _begin(step: Step, result: StepResult, beat: Callable[[str], None] | None) -> None:
     """Skip what is valid, build a small frame at once, or find the regions and what an earlier run left of them."""
     task = step.task
+    if not task.slide.stem.isprintable():
+        raise SlideError(f"{task.slide.name!a}: the name has bytes that are no UTF-8, or line breaks: rename it")
     if step.side_px >= task.options.resolution and not _begun_sides(task):
         result.outcome = build_one(task, beat)
         result.ended = True
@@ -355,6 +358,7 @@ def _tree(step: Step, result: StepResult) -> None:  # noqa: ARG001
 
     internal = first_nodes(parts(), keep if keep is not None else options.resolution**2)
     leaves = tree_of(internal, (options.resolution // options.patch).bit_length() - 1, options.patch)
+    check_room(step.task.slide, len(leaves), options)
     scratch.save("tree", xy=leaves.xy, size=leaves.size, edge_pixels=totals.sum())
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from data_prep.big_slide import region_side, run_step
 from data_prep.build_log import NAME as LOG_NAME
 from data_prep.build_log import BuildLog, Source, known_sources, read_log
-from data_prep.build_slide import Outcome, Task
 from data_prep.files import remove_stale
 from data_prep.options import BuildOptions, OptionError
+from data_prep.outcome import Outcome, Task
 from data_prep.pool import run_pool
 from data_prep.progress import Progress, counted, format_duration
 from data_prep.schedule import Queue, Schedule

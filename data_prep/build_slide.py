@@ -10,21 +10,23 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.build_log import Source, hash_source
+from data_prep.build_log import hash_source
 from data_prep.ceiling import ceiling
 from data_prep.edges import blur_for, count_edges
 from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
 from data_prep.options import ALGORITHM, BuildOptions, changed_parameter
+from data_prep.outcome import Hashes, Outcome, Stage, Task, one_line
 from data_prep.packing import drop_or_repeat, pack_strip
 from data_prep.quadtree import Leaves, budget_tree, threshold_tree
+from data_prep.slide_base import check_tokens_fit
 from data_prep.slides import Mask, Slide, SlideError, check_mask_size, find_masks, open_mask, open_slide
 from data_prep.store import StoreError, check_bytes, new_meta, read_meta, token_path, write_tokens
 from data_prep.tokens import Reader, TokenSet, cut
@@ -35,52 +37,6 @@ CEILING_LOW = 0.8
 TILE_PX = 2048  # read at once where a frame is built in memory
 _HELD_PX = 4096  # frames up to this side are held whole, 48 MiB, since edges and tokens both look at all of it
 _BAND_PX = 512
-
-Hashes = tuple[str, str | None]  # of the slide and of its mask
-
-
-@dataclass(frozen=True)
-class Task:
-    """One slide to build.
-
-    Attributes:
-        slide: The slide file.
-        out: Folder of the token files.
-        options: Parameters.
-        known: Hashes of the slide and its mask from an earlier run, by resolved path.
-        rebuild: Build even when a valid file is there.
-    """
-
-    slide: Path
-    out: Path
-    options: BuildOptions
-    known: dict[str, Source] = field(default_factory=dict)
-    rebuild: bool = False
-
-
-@dataclass
-class Outcome:
-    """What became of one slide: a line of `build_log.jsonl` and a row of the last table."""
-
-    slide: str
-    path: str
-    status: Literal["done", "skipped", "failed"]
-    reason: str = ""
-    warnings: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    stage_seconds: dict[str, float] = field(default_factory=dict)
-    tokens: int | None = None
-    ceiling: list[float] | None = None
-    edge_pixels: int | None = None
-    damaged: list[dict[str, Any]] = field(default_factory=list)
-    sources: dict[str, tuple[str, int, int, int]] = field(default_factory=dict)
-    counted: dict[str, int] = field(default_factory=dict)
-    traceback: str = ""
-
-    def entry(self) -> dict[str, Any]:
-        """As a log line, without empty fields that only failures and damaged slides have."""
-        return {name: value for name, value in asdict(self).items() if value or name not in ("traceback", "damaged")}
-
 
 def code_version() -> str:
     """What besides input and parameters decides the bytes: this code's algorithm number and OpenCV."""
@@ -109,14 +65,6 @@ def build_one(task: Task, beat: Callable[[str], None] | None = None) -> Outcome:
         outcome.traceback = traceback.format_exc()
     outcome.seconds = round(time.perf_counter() - started_s, 4)
     return outcome
-
-
-def one_line(error: BaseException) -> str:
-    """What went wrong, with the file's name where the system gave one."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines) if lines else type(error).__name__
 
 
 def _build(task: Task, outcome: Outcome, beat: Callable[[str], None] | None) -> None:
@@ -157,7 +105,11 @@ def hash_inputs(task: Task, mask_paths: list[Path], outcome: Outcome) -> Hashes:
 
 
 def valid_already(task: Task, hashes: Hashes, outcome: Outcome) -> bool:
-    """Whether a valid file from the same input is there; then `outcome` says so, else why it is built again."""
+    """Whether a valid file from the same input is there; then `outcome` says so, else why it is built again.
+
+    Raises:
+        SlideError: With `strict`, directories of the slide do not fit.
+    """
     target = token_path(task.out, task.slide.stem)
     if task.rebuild or not target.exists():
         return False
@@ -166,6 +118,11 @@ def valid_already(task: Task, hashes: Hashes, outcome: Outcome) -> bool:
         outcome.reason = f"rebuilt: {why}"
         return False
     meta = read_meta(target)
+    if task.options.strict:     # a file that a build without it made says nothing of odd directories
+        if meta["damaged"]:
+            outcome.reason = "rebuilt: damaged tiles were filled"
+            return False
+        open_slide(task.slide, strict=True).close()
     outcome.status, outcome.reason = "skipped", "complete and valid"
     outcome.tokens, outcome.ceiling, outcome.edge_pixels = meta["rows"], meta["ceiling"], meta["edge_pixels"]
     _warn(task.options, meta["rows"], outcome, meta["damaged"] or [])
@@ -221,6 +178,8 @@ def make_tokens(
     with ExitStack() as opened:
         slide = opened.enter_context(open_slide(slide_path, strict=options.strict))
         frame = make_frame(slide.size_wh, options.resolution, options.aspect)
+        if options.patching == "uniform":
+            check_room(slide_path, (options.resolution // options.patch) ** 2, options)
         reader = FrameReader(slide, frame)
         read = _beating(reader.read, slide.name, beat) if beat else reader.read
         if options.patching == "apf" and frame.size_px <= _HELD_PX:
@@ -232,12 +191,21 @@ def make_tokens(
             outcome.warnings += mask.notes
             read_mask = MaskReader(mask, frame).read
         leaves, found = plan_leaves(read, frame, options, outcome)
+        check_room(slide_path, len(leaves), options)
         with Stage(outcome, "tokens"):
             whole = cut(
                 read, leaves, options.patch, frame.size_px, frame.content_wh,
                 read_mask=read_mask, classes=options.classes, tile_px=TILE_PX,
             )
         return finish(slide, frame, whole, found, options, outcome, damaged_tiles(slide))
+
+
+def check_room(slide: Path, tokens: int, options: BuildOptions) -> None:
+    """Raise SlideError if so many tokens do not fit in memory."""
+    remedy = "raise --split-value, or use --length" if options.split_value is not None else "lower --length"
+    if options.patching == "uniform":
+        remedy = "lower --resolution, or use --patching apf"
+    check_tokens_fit(slide, tokens, options.patch, options.classes if options.masks else 0, remedy)
 
 
 def mask_of(slide: Slide, mask_paths: list[Path], options: BuildOptions) -> Mask:
@@ -402,16 +370,3 @@ def _warn(options: BuildOptions, used: int, outcome: Outcome, damaged: Sequence[
     if low:
         remedy = "raise --length or lower --patch"
         outcome.warnings.append(f"ceiling {min(low):.3f}: cells this coarse cannot show the mask; {remedy}")
-
-
-class Stage:
-    """Adds the seconds of its block to `outcome.stage_seconds[name]`."""
-
-    def __init__(self, outcome: Outcome, name: str) -> None:
-        self.outcome, self.name = outcome, name
-
-    def __enter__(self) -> None:
-        self.started_s = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.outcome.stage_seconds[self.name] = round(time.perf_counter() - self.started_s, 4)

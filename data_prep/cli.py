@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from data_prep.commands import add_commands
-from data_prep.interrupts import INTERRUPTED, loading
+from data_prep.interrupts import INTERRUPTED, launcher_rank, loading
 from data_prep.options import BuildOptions, OptionError, class_ids
 
 BAD_ARGUMENTS = 64
@@ -71,23 +71,15 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD_ARGUMENTS)
 
 
-def _launcher_rank() -> int:
-    """The rank that a launcher gave this process, 0 in a plain run."""
-    rank = os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK")
-    if rank is None and "SLURM_STEP_ID" in os.environ:
-        rank = os.environ.get("SLURM_PROCID")
-    return int(rank or 0)
-
-
 def _complain(message: str) -> None:
     """One line on stderr, from one rank of many: all of them find the same fault in the arguments."""
-    if _launcher_rank() == 0:
+    if launcher_rank() == 0:
         print(f"error: {message}", file=sys.stderr, flush=True)
 
 
 def _interrupted(command: str) -> None:
     """One line. Of many ranks the first says it and ends the others; if it was not interrupted, another one does."""
-    if _launcher_rank():
+    if launcher_rank():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         time.sleep(_RANK_0_FIRST_S)
     goes_on = ": the same command goes on where this one stopped" if command == "build" else ""
@@ -162,9 +154,9 @@ def make_parser() -> argparse.ArgumentParser:
                          help="strip: tokens mix rows of p leaves, as the public code's reshape does (default leaf)")
     compare.add_argument("--seed", type=int, default=0, help="seed of --fit drop (default 0)")
     build.add_argument("--tile", type=int, metavar="PX",
-                       help="side of the regions of a frame that ranks share, rounded down to a power of two: smaller "
-                       "needs less memory, larger reads less twice; never changes the result (default: frames up to "
-                       "4096 at once, else 4096, or 8192 for 32K and more on up to 16 ranks)")
+                       help="side of the regions of a frame that ranks share, rounded down to a power of two, at most "
+                       "64 x 64 regions: smaller needs less memory, larger reads less twice; never changes the result "
+                       "(default: frames up to 4096 at once, else 4096, or 8192 for 32K and more on up to 16 ranks)")
     build.add_argument("--strict", action="store_true",
                        help="refuse a slide with a tile that cannot be decoded (default: such tiles are white, and are "
                        "listed in the token file and in the log)")
@@ -331,7 +323,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words[:2] = [" ".join(words[:2])]
     with loading():
         args = make_parser().parse_args(words)
-    if args.command != "build" and _launcher_rank():     # rank 0 does it, once
+    if args.command != "build" and launcher_rank():     # rank 0 does it, once
         return 0
     run: Callable[[argparse.Namespace], int] = args.run
     try:

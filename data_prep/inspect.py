@@ -15,10 +15,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.build_slide import TILE_PX, Outcome, mask_of, plan_leaves, rounded_ceiling
+from data_prep.build_slide import TILE_PX, mask_of, plan_leaves, rounded_ceiling
 from data_prep.edges import edge_map
 from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
 from data_prep.options import BuildOptions, OptionError
+from data_prep.outcome import Outcome
 from data_prep.slides import SlideError, find_masks, open_slide
 from data_prep.tokens import TokenSet, cut, rebuild
 

@@ -14,9 +14,18 @@ INTERRUPTED = 130
 _AGAIN_S = 0.01
 
 
+def launcher_rank() -> int:
+    """The rank that a launcher gave this process, 0 in a plain run."""
+    rank = os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK")
+    if rank is None and "SLURM_STEP_ID" in os.environ:
+        rank = os.environ.get("SLURM_PROCID")
+    return int(rank or 0)
+
+
 def leave_at_once(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    """Handler of SIGINT: one line and the exit code, without a word to anyone."""
-    os.write(2, b"interrupted\n")
+    """Handler of SIGINT: one line, from one rank of many, and the exit code, without a word to anyone."""
+    if launcher_rank() == 0:
+        os.write(2, b"interrupted\n")
     os._exit(INTERRUPTED)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 #: Goes up when the same slide and parameters give other bytes, so that old token files are built again.
 ALGORITHM = 3
 MAX_TILE_PX = 16384  # regions of this side need about 1 GiB per rank
+MAX_RESOLUTION = 1 << 20  # four times the largest slides that scanners make
 
 
 class OptionError(ValueError):
@@ -161,6 +162,8 @@ def _check_grid(options: BuildOptions) -> None:
         raise OptionError(
             f"--resolution {size_px}: must be --patch {patch} times a power of two, e.g. {near} or {2 * near}"
         )
+    if size_px > MAX_RESOLUTION:
+        raise OptionError(f"--resolution {size_px}: must be at most {MAX_RESOLUTION} pixels; slides are never enlarged")
 
 
 def _check_rule(options: BuildOptions) -> None:

@@ -235,6 +235,27 @@ def check_decoded_size(path: Path, need_bytes: int, what: str, max_raster_gib: f
         )
 
 
+def check_tokens_fit(path: Path, count: int, patch_px: int, classes: int, remedy: str) -> None:
+    """Refuse, before they are made, tokens that would not fit in memory: a slide's tokens are written in one go.
+
+    Args:
+        path: the slide, for the message.
+        count: number of tokens.
+        patch_px: side of a token in pixels.
+        classes: foreground classes that are counted; 0 without a mask.
+        remedy: what would need less.
+
+    Raises:
+        SlideError: they need more than the memory that is available.
+    """
+    need_bytes, limit = count * patch_px**2 * (3 + 4 + 4 * classes), available_bytes()
+    if limit is not None and need_bytes > limit:
+        raise SlideError(
+            f"{path}: {count} tokens of {patch_px} x {patch_px} pixels need {need_bytes / 2**30:.1f} GiB, more than "
+            f"the {limit / 2**30:.1f} GiB of memory available; {remedy}"
+        )
+
+
 def one_line(error: BaseException) -> str:
     """Return an exception's text on one line; its class name if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_prep.build_slide import Hashes, Outcome, Task
+from data_prep.outcome import Hashes, Outcome, Task
 
 _KINDS = ("begin", "hash", "scan", "limits", "edges", "light", "plan", "tree", "tokens", "write")
 _SHARES = {"scan": 0.6, "edges": 0.2, "plan": 0.05, "tokens": 0.15}  # of the work, for the progress bar

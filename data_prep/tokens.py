@@ -261,10 +261,9 @@ def content_counts(
     """
     cell = (leaf_size // p).astype(np.int64)[:, None]
     start = np.arange(p) * cell
-    across = np.clip(content_wh[0] - leaf_xy[:, 0:1] - start, 0, cell)
-    down = np.clip(content_wh[1] - leaf_xy[:, 1:2] - start, 0, cell)
-    area: NDArray[np.int64] = down[:, :, None] * across[:, None, :]
-    return area.astype(np.uint32)
+    across = np.clip(content_wh[0] - leaf_xy[:, 0:1] - start, 0, cell).astype(np.uint32)
+    down = np.clip(content_wh[1] - leaf_xy[:, 1:2] - start, 0, cell).astype(np.uint32)
+    return down[:, :, None] * across[:, None, :]    # below 2**32, see `check_leaves`
 
 
 def rebuild(

@@ -25,10 +25,11 @@ sys.path.insert(0, str(ROOT))
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
-from data_prep.build_slide import Task, build_one  # noqa: E402
+from data_prep.build_slide import build_one  # noqa: E402
 from data_prep.cells import counts_from_map  # noqa: E402
 from data_prep.edges import edge_map  # noqa: E402
 from data_prep.options import BuildOptions  # noqa: E402
+from data_prep.outcome import Task  # noqa: E402
 from data_prep.quadtree import budget_tree, morton  # noqa: E402
 from data_prep.slides import open_slide  # noqa: E402
 

@@ -56,6 +56,7 @@ BAD_ARGUMENTS = {
     "patch-0": ("--resolution 1024 --patch 0 --length 64", "--patch 0: must be a power of two"),
     "ratio": ("--resolution 1000 --patch 8 --length 64", "must be --patch 8 times a power of two, e.g. 512 or 1024"),
     "too-small": ("--resolution 8 --patch 16 --length 64", "--resolution 8: must be at least --patch 16"),
+    "too-large": ("--resolution 2097152 --patch 16 --length 64", "--resolution 2097152: must be at most 1048576"),
     "neither": ("--resolution 1024 --patch 16", "apf needs exactly one of --length L and --split-value v, got neither"),
     "both": ("--resolution 1024 --patch 16 --length 64 --split-value 9", "--length L and --split-value v, got both"),
     "uniform-length": ("--resolution 64 --patch 16 --length 4 --patching uniform", "--length: only with --patching"),

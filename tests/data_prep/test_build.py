@@ -15,11 +15,12 @@ import pytest
 from data_prep import build_log
 from data_prep.build import summary
 from data_prep.build_log import read_log
-from data_prep.build_slide import Outcome, Task, build_one
+from data_prep.build_slide import build_one
 from data_prep.ceiling import ceiling
 from data_prep.cli import main
 from data_prep.edges import blur_for, edge_map
 from data_prep.options import BuildOptions
+from data_prep.outcome import Outcome, Task
 from data_prep.pool import run_pool
 from data_prep.quadtree import budget_tree
 from data_prep.store import read_meta, read_tokens

@@ -8,11 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.build_slide import Task, build_one
+from data_prep.build_slide import build_one
 from data_prep.cli import main
 from data_prep.figure import caption
 from data_prep.inspect import default_resolution, look_at, paint
 from data_prep.options import BuildOptions
+from data_prep.outcome import Task
 from data_prep.store import read_tokens
 from data_prep.tokens import rebuild
 from tests.data_prep.builds import GLOMERULI, ROOT, WSI, leftovers, make_set, plain_env
