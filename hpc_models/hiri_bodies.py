@@ -17,6 +17,7 @@ from hpc_models.attend import attend
 from hpc_models.batch import Batch, images_of
 from hpc_models.hiri_parts import ChannelNorm, Downsample, HRBlock, ReducedAttention, Stem
 from hpc_models.hrnet import HRNetBody
+from hpc_models.init import init_linears
 from hpc_models.recompute import recompute
 
 
@@ -224,6 +225,7 @@ class TwoBranchBody(nn.Module):
         # PVTv2 norms each stage itself, HRNet is batch-normed throughout.
         self.norm = nn.LayerNorm(width) if body == "davit_tiny" else nn.Identity()
         self.head = nn.Linear(width, classes)
+        init_linears(self)
 
     def set_checkpointing(self, on: bool) -> None:
         """Switch activation checkpointing; results do not change."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hpc_models.batch import Batch, images_of
 from hpc_models.hiri_parts import ConvBlock, Downsample, HRBlock, Stem, TransformerBlock
+from hpc_models.init import init_linears
 from hpc_models.recompute import recompute
 
 
@@ -139,11 +140,7 @@ class HIRIViT(nn.Module):
         )
         self.norm = nn.LayerNorm(plan.widths[-1])
         self.head = nn.Linear(plan.widths[-1], classes)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        init_linears(self)
 
     @staticmethod
     def _block(plan: Plan, stage: int) -> nn.Module:

@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from launch.config import Config, DataConfig, TrainConfig, load, model_class
+from launch.config import Config, DataConfig, TrainConfig, apply_overrides, load, model_class
 from launch.model_config import MODELS
 
 if TYPE_CHECKING:
@@ -202,9 +202,9 @@ def run(asked: argparse.Namespace) -> int:
     """The command: 0, or a `ConfigError` for names it does not know."""
     configs: dict[str, Config] = {}
     for name in asked.name or ([] if asked.experiment else sorted(MODELS)):
-        configs[name] = reference(name, asked.batch or 1)
+        configs[name] = apply_overrides(reference(name, asked.batch or 1), asked.overrides)
     for name in asked.experiment or []:
-        configs[name] = load(name, [f"train.batch={asked.batch or 1}", "train.accumulate=1"])
+        configs[name] = load(name, [f"train.batch={asked.batch or 1}", "train.accumulate=1", *asked.overrides])
     rows = inventory(configs)
     print(json.dumps(rows, indent=1) if asked.json else table(rows))
     return 0
@@ -219,6 +219,9 @@ def add_models_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
         "--experiment", action="append", metavar="E", help="the model of an experiment on its own data (repeatable)"
     )
     command.add_argument("--batch", type=_positive, metavar="N", help="inputs per forward pass (default 1)")
+    command.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="settings of all of them, e.g. data.image_hw=[1664,1280]"
+    )
     command.add_argument("--json", action="store_true", help="machine-readable")
     command.set_defaults(run=run)
 

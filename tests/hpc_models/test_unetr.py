@@ -83,6 +83,30 @@ def test_parameters_and_cost_for_every_patch_size(patch, parameters, gflop):
     assert counter.get_total_flops() / 1e9 == pytest.approx(gflop, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("patch", "parameters", "gflop"),
+    [
+        (4, 97_667_328, 12679.95),
+        (8, 88_340_736, 1315.47),
+        (16, 86_423_808, 213.81),
+        (32, 87_603_456, 47.11),
+        (64, 94_533_888, 12.23),
+    ],
+)
+def test_the_encoder_alone_is_vit_b_for_every_patch_size(patch, parameters, gflop):
+    """Weights and cost of MONAI's ViT on 512 px; the cost is 12 (24 N D^2 + 4 N^2 D) + 2 N D c P^2 to the last one."""
+    n, d = (512 // patch) ** 2, 768
+    with torch.device("meta"):
+        model = build("unetr", size_px=512, patch=patch, length=n)
+        tokens = torch.empty(1, n, patch, patch, 3)
+    parts = (model.embed, model.position, model.vit)
+    assert sum(p.numel() for part in parts for p in part.parameters()) == parameters
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.vit(model.embed(tokens))
+    assert counter.get_total_flops() == 12 * (24 * n * d**2 + 4 * n**2 * d) + 2 * n * d * 3 * patch**2
+    assert counter.get_total_flops() / 1e9 == pytest.approx(gflop, abs=0.01)
+
+
 @pytest.mark.parametrize("decoder", ["raster", "geometric", "token", "leaf"])
 def test_cost_of_token_sets_can_be_counted_on_meta(decoder):
     with torch.device("meta"):

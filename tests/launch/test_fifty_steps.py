@@ -9,8 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
+from launch.config import load
+from launch.model_config import MODELS
 from launch.record import read_record
 from tests.launch.small import ROOT, Group, clean_env, finish_well, free_port, launch_rank, losses
+from tests.launch.test_mammography import MODELS as MAMMOGRAPHY
 
 GLOMERULI = ROOT / "data_prep" / "sample_data" / "glomeruli24"
 FRAME_PX, CROP_PX, SIDE_PX = 256, 256, 64
@@ -37,13 +40,31 @@ HIPT = [
     "model.table_side=4", "model.dropout=0",
 ]  # fmt: skip
 PICTURES = ["data.kind=images", "data.patch=1", "data.length=1"]
+LARGE = ["train.batch=8", "train.lr=3e-4"]  # networks that have one size only
 CLASSIFICATION = {
     "apf_vit": ("apf_vit", "apf", SMALL, False),
     "apf_vit-uniform-cls": ("apf_vit", "uniform", [*SMALL, "model.pool=cls", "model.position=slot"], True),
     "vit": ("vit", "pictures", [*SMALL, *PICTURES, "model.patch_px=8"], True),
     "hipt": ("hipt", "uniform", HIPT, True),
     "hipt-pictures": ("hipt", "pictures", [*HIPT, *PICTURES], True),
-}
+    "rivit": (
+        "rivit", "pictures",
+        [*PICTURES, "model.grid_px=32", "model.depth=3", "data.sizes=[64,48,32]", "train.scale_distill=1",
+         "data.mirror=true", "data.flips=false", "eval.sizes=[96]"], True,
+    ),
+    "hiri_vit": ("hiri_vit", "pictures", [*PICTURES, *LARGE, "train.ema_decay=0.9", "train.distill=1"], True),
+    "hiri_body": ("hiri_body", "pictures", [*PICTURES, *LARGE], True),
+    "hiri_body-five": (
+        "hiri_body", "pictures", [*PICTURES, *LARGE, "model.body=hrnet_w18", "model.five_stages=true"], True
+    ),
+}  # fmt: skip
+
+
+def test_every_model_is_trained_here_or_with_the_mammograms():
+    trained = {case[0] for case in (*SEGMENTATION.values(), *CLASSIFICATION.values())}
+    assert trained | {load(f"{name}_patch").model.name for name in MAMMOGRAPHY} == set(MODELS)
+    short = {case[0] for case in (*SEGMENTATION.values(), *CLASSIFICATION.values()) if not case[-1]}
+    assert short == {"transunet", "apf_vit"}  # and HCT, with the mammograms
 
 
 def cases(table):

@@ -110,9 +110,18 @@ def test_the_table_names_the_factor_of_two_and_what_it_leaves_out(capsys):
     assert len({len(line) for line in lines[:3]}) == 1
 
 
+def test_costs_of_another_input_are_those_of_its_size(capsys):
+    words = ["--name", "hct", "--name", "gmic", "data.image_hw=[1664,1280]", "--json", "--batch", "2"]
+    assert main(["models", *words]) == 0
+    hct, gmic = json.loads(capsys.readouterr().out)
+    assert hct["input"] == "1 x 1664 x 1280 px" and hct["flops"] / 2e9 == pytest.approx(3.4003, rel=0.01)
+    assert gmic["flops"] / 2e9 == pytest.approx(3.6464, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
+        (["--name", "hct", "data.image_hv=[1664,1280]"], "did you mean data.image_hw?"),
         (["--name", "unter"], "model.name='unter' is unknown (did you mean unetr?)"),
         (["--experiment", "paip_128k"], "unknown experiment 'paip_128k'"),
         (["--batch", "0"], "at least 1"),
