@@ -2,7 +2,18 @@
 
 import numpy as np
 
-from analysis.figure_style import COLUMN_IN, GREY, MOST_RUNS, PAGE_IN, Drawing, between, look, new_figure
+from analysis.figure_style import (
+    COLUMN_IN,
+    GREY,
+    MOST_RUNS,
+    PAGE_IN,
+    Drawing,
+    between,
+    legend_below,
+    look,
+    new_figure,
+    plain_log,
+)
 from analysis.groups import Group, task_of
 from analysis.item_scores import interval, read_scores
 from analysis.tables import Comparison
@@ -40,9 +51,9 @@ def against_tokens(comparison: Comparison) -> Drawing | None:
         axis.minorticks_off()
     left.set(ylabel="training time per image (s)", yscale="log", title="(a) cost")
     left.margins(y=0.12)
-    left.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    plain_log(left.yaxis)
     right.set(ylabel="Dice, test slides", ylim=(-0.02, 1.02), title="(b) quality")
-    figure.legend(handles, names, loc="outside lower center", ncols=3, handlelength=1, columnspacing=1.4)
+    legend_below(figure, handles, names)
     seeds = [len(g.runs) for g in shown]
     caption = (
         "Training time per image and test Dice against tokens per image; circles: adaptive, squares: uniform. Lines: "
@@ -80,14 +91,13 @@ def accuracy_against_cost(comparison: Comparison) -> Drawing | None:
         axis.set(xlabel="training time per image (s, log scale)", xscale="log", ylabel=f"{_SCORES[name]}, test items",
                  ylim=(-0.02, 1.04), title=_SCORES[name] if len(scores) > 1 else "")  # fmt: skip
         axis.margins(x=0.2)
-        axis.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
-        axis.xaxis.set_minor_formatter(lambda *_: "")
+        plain_log(axis.xaxis)
     floors = [f for f in comparison.floors if f.task == "classification"]
     for floor in floors if "accuracy" in scores else ():
         axes[0].axhline(floor.high, color=GREY, lw=0.7, ls=(0, (4, 2)), zorder=0)
     if "auc" in scores:
         axes[-1].axhline(0.5, color=GREY, lw=0.7, ls=(0, (4, 2)), zorder=0)
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, handlelength=1)
+    legend_below(figure, list(handles.values()), list(handles), 4 if len(scores) > 1 else 2)
     caption = (
         f"Test scores of classifiers against end-to-end training time per image (n = {_items(shown)} items). Whiskers: "
         "95 % bootstrap interval over items. Dashed grey: scores without learning"
@@ -129,7 +139,7 @@ def preparation(comparison: Comparison) -> Drawing | None:
     axis.set_yticks(range(len(shown)), [g.label for g in shown])
     axis.set(xlabel="seconds per slide (log scale)", xscale="log", xlim=(smallest / 4, largest * 5))
     axis.set_ylim(len(shown) - 0.5, -0.6)
-    axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    plain_log(axis.xaxis)
     caption = (
         "Preparing a slide once (squares, one core) against training on it over the whole run (circles, all GPUs of "
         "the run). A short training makes the share of the preparation look larger than a real one."

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from analysis.formats import write_atomically
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLUMN_IN = 3.45  # one column of a two-column paper
@@ -119,6 +120,45 @@ def save(drawings: Sequence[Drawing], out: Path) -> list[Path]:
             write_atomically(path, encode(drawing.figure, suffix))
             paths.append(path)
     return paths
+
+
+def plain_log(side: "Axis", form: str = "{:,.10g}") -> None:
+    """Label one side (axis.xaxis, axis.yaxis) of a logarithmic plot with plain numbers, enough for its range.
+
+    Call it when the limits are final: the powers of ten alone leave a range of less than a decade without any label.
+    """
+    from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullFormatter
+
+    low, high = side.get_view_interval()
+    span = high / low if low > 0 else float("inf")
+    steps = (1, 2, 3, 5) if span < 12 else (1, 2, 5) if span < 150 else (1,)
+    locator: Locator = MaxNLocator(4) if span < 3 else LogLocator(subs=steps)
+    side.set_major_locator(locator)
+    side.set_major_formatter(lambda v, _: form.format(v))
+    side.set_minor_formatter(NullFormatter())
+
+
+def legend_below(figure: "Figure", handles: Sequence, labels: Sequence[str], columns: int = 4, long: float = 1) -> None:
+    """Put a legend under the figure, with no more columns than its labels leave room for.
+
+    Args:
+        figure: The figure.
+        handles: What matplotlib draws as the key.
+        labels: One per handle.
+        columns: At most.
+        long: Length of a key, in letters' heights; 2.6 shows the dashes of a line.
+    """
+    letters_in = 0.062  # mean width of a letter of 7 pt
+    room = figure.get_figwidth() / (letters_in * max(map(len, labels)) + 0.1 * long + 0.25)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=max(1, min(columns, len(labels), int(room))),
+        columnspacing=1.4,
+        handlelength=long,
+        handletextpad=0.6,
+    )
 
 
 def between(counts: Sequence[int]) -> str:

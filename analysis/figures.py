@@ -12,8 +12,10 @@ from analysis.figure_style import (
     MOST_RUNS,
     PAGE_IN,
     Drawing,
+    legend_below,
     look,
     new_figure,
+    plain_log,
     spread,
     style,
 )
@@ -27,7 +29,6 @@ from analysis.uniform_figures import measured_against_uniform
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 def draw_all(comparison: Comparison) -> list[Drawing]:
@@ -52,18 +53,6 @@ def _drawn(groups: list[Group]) -> tuple[list[Group], str]:
     """Return the groups that fit into one plot, and the sentence that says how many do not."""
     left = len(groups) - MOST_RUNS
     return groups[:MOST_RUNS], f" {left} more of {len(groups)} runs are in the table and not drawn." if left > 0 else ""
-
-
-def _legend_below(figure: "Figure", handles: list, labels: list[str], columns: int, long: float = 1.0) -> None:
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=min(columns, len(labels)),
-        columnspacing=1.4,
-        handlelength=long,
-        handletextpad=0.6,
-    )
 
 
 # ---- training curves
@@ -105,7 +94,7 @@ def training_curves(comparison: Comparison) -> Drawing | None:
                 )
         handles.append(line)
     axes[0].set(xlabel="optimiser step", ylabel="training loss", title="(a) loss by step", xscale="log")
-    _plain_log(axes[0], "{:,.0f}")
+    plain_log(axes[0].xaxis, "{:,.0f}")
     axes[1].set(xlabel="training time (s)", ylabel="training loss", title="(b) loss by time")
     for letter, axis, quality in zip("cdef", axes[2:], scores, strict=False):
         name = _NAMES[quality]
@@ -113,7 +102,7 @@ def training_curves(comparison: Comparison) -> Drawing | None:
         axis.set_ylim(bottom=-0.02 if quality == "dice" else None)
     for axis in axes[1:]:
         axis.set_xlim(left=0)
-    _legend_below(figure, handles, [g.label for _, g, _ in curves], 4, long=2.6)
+    legend_below(figure, handles, [g.label for _, g, _ in curves], 4, long=2.6)
     names = ", ".join(g.label for _, g, _ in curves)
     tasks = sorted({task_of(g.first) for _, g, _ in curves}, reverse=True)
     losses = "; ".join(f"{task}: {_LOSSES[task]}" for task in tasks if task in _LOSSES)
@@ -189,7 +178,7 @@ def sequence_lengths(comparison: Comparison) -> Drawing | None:
         xlim=(1, high * 9),
     )
     axis.tick_params(axis="y", length=0)
-    _plain_log(axis, "{:,.0f}")
+    plain_log(axis.xaxis, "{:,.0f}")
     alt = "Tokens per slide: " + "; ".join(f"{s.label}: {w}" for s, w in zip(sets, words, strict=True)) + "."
     caption = (
         "Sequence length of every slide, by set of token files. A bar: all slides have the same length. "
@@ -244,9 +233,9 @@ def dice_against_cost(comparison: Comparison) -> Drawing | None:
         ylim=(-0.02, 1.04),
         xlim=(min(costs) / 1.7, max(costs) * 1.7),
     )
-    _plain_log(axis, "{:g}")
+    plain_log(axis.xaxis, "{:g}")
     floors = _floor_lines(axis, comparison)
-    _legend_below(figure, handles, [g.label for _, g in shown], 2)
+    legend_below(figure, handles, [g.label for _, g in shown], 2)
     caption = (
         "Test Dice against end-to-end training time per image. Whiskers: 95 % bootstrap interval over test slides. "
         + ("Short bars joined by dots: ceiling of the run's cells. " if ceilings else "")
@@ -300,16 +289,6 @@ def _floor_lines(axis: "Axes", comparison: Comparison) -> str:
     return "Dashed grey: floors, which need no learning (where the runs of one data set differ, the highest)."
 
 
-def _plain_log(axis: "Axes", form: str) -> None:
-    """Label a logarithmic axis with plain numbers, at 1, 2 and 5 where it spans less than two decades."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    low, high = axis.get_xlim()
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 150 else (1,)))
-    axis.xaxis.set_major_formatter(lambda v, _: form.format(v))
-    axis.xaxis.set_minor_formatter(NullFormatter())
-
-
 def _n_text(groups: list[Group]) -> str:
     """Return the number of test slides for an axis label, a range where runs differ."""
     known = sorted({g.n_test for g in groups if g.n_test})
@@ -361,7 +340,7 @@ def dice_per_slide(comparison: Comparison) -> Drawing | None:
         axis.set_xticks(range(len(stems)), stems, rotation=60 if long else 0, ha="right" if long else "center")
     means.set(xticks=[], xlim=(-0.8, len(shown) - 0.2), xlabel="mean,\n95 % CI")
     means.tick_params(axis="y", length=0)
-    _legend_below(figure, handles, [g.label for _, g in shown], 4 if len(stems) > 14 else 2)
+    legend_below(figure, handles, [g.label for _, g in shown], 4 if len(stems) > 14 else 2)
     words = "; ".join(
         f"{g.label}: {min(g.dice_per_slide.values()):.2f} to {max(g.dice_per_slide.values()):.2f}" for _, g in shown
     )

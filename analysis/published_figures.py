@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.cells import REFERENCE, Cell, read_cells, table3
-from analysis.figure_style import GREY, PAGE_IN, Drawing, look, new_figure, style
+from analysis.figure_style import GREY, PAGE_IN, Drawing, look, new_figure, plain_log, style
 from analysis.uniform_figures import published_against_uniform
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def published_tokens() -> Drawing:
         lost = _lines(right, "tokens", "dice")
         left.set(ylabel="time per image and GPU (s)", yscale="log", title="(a) cost")
         right.set(ylabel="Dice (%)", title="(b) quality")
-        left.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        plain_log(left.yaxis)
         for axis in (left, right):
             axis.set(xlabel="tokens per image, L", xscale="log")
             axis.set_xlim(440, 26_000)
@@ -126,7 +126,7 @@ def published_cost() -> Drawing:
         _lines(left, "seconds_per_image", "dice")
         left.set(xlabel="time per image and GPU (s)", xscale="log", ylabel="Dice (%)", title="(a) APF, Table III")
         left.set_xlim(0.045, 30)
-        left.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        plain_log(left.xaxis)
         words = _hiri(right)
         _legend(figure, left)
     caption = (

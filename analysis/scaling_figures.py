@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.figure_style import COLOURS, GREY, MOST_RUNS, PAGE_IN, Drawing, between, look, new_figure, style
+from analysis.figure_style import (
+    COLOURS,
+    GREY,
+    MOST_RUNS,
+    PAGE_IN,
+    Drawing,
+    between,
+    legend_below,
+    look,
+    new_figure,
+    plain_log,
+    style,
+)
 from analysis.groups import Group
 
 if TYPE_CHECKING:
@@ -102,19 +114,19 @@ def _label(key: tuple, keys: Sequence[tuple]) -> str:
     return f"{key[0]} ({', '.join(words)})"
 
 
-def _plain(value: float, _position: int | None = None) -> str:
-    """A tick of a logarithmic axis without an exponent."""
-    return f"{value:,.10g}"
-
-
 def log2_ticks(axis: "Axes", counts: Sequence[int]) -> None:
     """Give an axis of GPUs base-2 steps, at most five of them labelled, and room at both ends."""
     axis.set_xscale("log", base=2)
     ticks = sorted({2 ** round(math.log2(n)) for n in counts})
     axis.set_xticks(ticks[:: max(1, math.ceil(len(ticks) / 5))])
     axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    axis.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
+    axis.set_xlim(ticks[0] / 1.4, ticks[-1] * 1.25)
     axis.minorticks_off()
+
+
+def dodged(gpus: Sequence[int], i: int, lines: int) -> np.ndarray:
+    """Numbers of GPUs moved aside by a little for the i-th line, so that bars at the same number do not hide."""
+    return np.array(gpus, float) * 2 ** (0.05 * (i - (lines - 1) / 2))
 
 
 def with_bars(axis: "Axes", x: np.ndarray, y: np.ndarray, bars: np.ndarray, **shown: Any) -> None:
@@ -141,9 +153,9 @@ def measured_scaling(groups: Sequence[Group]) -> Drawing | None:
         for i, s in enumerate(series):
             kind = look(i)
             shown = {"color": kind.colour, "marker": kind.marker, "ls": kind.dash, "ms": 3.4}
-            n = np.array(s.gpus, float)
+            n = dodged(s.gpus, i, len(series))
             with_bars(left, n, s.speedup, s.bars, label=f"{s.label}, {s.kind}", **shown)
-            with_bars(middle, n, 100 * s.efficiency, 100 * s.bars / n, **shown)
+            with_bars(middle, n, 100 * s.efficiency, 100 * s.bars / np.array(s.gpus), **shown)
             spread = np.array([[np.mean(x) - min(x), max(x) - np.mean(x)] for x in s.seconds]).T
             with_bars(right, n, s.mean, spread, **shown)
         left.set(xlabel="GPUs", ylabel="speedup", title="(a) speedup", yscale="log")
@@ -152,11 +164,10 @@ def measured_scaling(groups: Sequence[Group]) -> Drawing | None:
         middle.set(xlabel="GPUs", ylabel="parallel efficiency (%)", title="(b) efficiency")
         middle.set_ylim(bottom=0)
         right.set(xlabel="GPUs", ylabel="seconds per image", title="(c) cost of an image", yscale="log")
-        right.yaxis.set_major_formatter(_plain)
-        right.yaxis.set_minor_formatter(lambda *_: "")
         for axis in (left, middle, right):
             log2_ticks(axis, counts)
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        plain_log(right.yaxis)
+        legend_below(figure, *left.get_legend_handles_labels(), 3, 2.6)
     seeds = [len(x) for s in series for x in s.seconds]
     caption = (
         "Measured scaling: images per second against the smallest number of GPUs (speedup), over the GPUs "
@@ -187,10 +198,10 @@ def predicted_scaling(predictions: "Sequence[Prediction]", mode: str) -> Drawing
             row[0].set(xlabel="GPUs", ylabel="seconds per image", yscale="log", title=f"{site}: cost (modelled)")
             row[1].set(xlabel="GPUs", ylabel="efficiency (%)", title=f"{site}: efficiency (modelled)")
             row[1].set_ylim(bottom=0)
-            row[0].yaxis.set_major_formatter(_plain)
+            plain_log(row[0].yaxis)
             for axis in row[:2]:
                 log2_ticks(axis, counts)
-        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(names)))
+        legend_below(figure, *axes[0][0].get_legend_handles_labels(), 4, 2.6)
     caption = (
         f"Modelled, not measured: {mode} scaling of {', '.join(names)} on {', '.join(sites)}; right, what a step "
         f"consists of on {counts[-1]:,} GPUs. Factors are in the table of the fit."

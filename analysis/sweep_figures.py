@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.cells import REFERENCE, read_cells
-from analysis.figure_style import COLUMN_IN, GREY, PAGE_IN, Drawing, look, new_figure, save, style
+from analysis.figure_style import COLUMN_IN, GREY, PAGE_IN, Drawing, look, new_figure, plain_log, save, style
 from analysis.formats import Column, Table, markdown, number, whole
 from launch.data import split_lengths
 
@@ -145,8 +145,8 @@ def _panel(axis: "Axes", sweeps: list[Sweep], fixed: str, symbol: str) -> list[s
                   label=label)  # fmt: skip
         words.append(label)
     axis.set(xscale="log", yscale="log")
-    for side in (axis.xaxis, axis.yaxis):
-        side.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    plain_log(axis.yaxis, "{:,.0f}")
+    axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     return words
 
 

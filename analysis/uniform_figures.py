@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.cells import table2
-from analysis.figure_style import GREY, MOST_RUNS, PAGE_IN, Drawing, between, look, new_figure, style
-from analysis.scaling_figures import log2_ticks, series_of, with_bars
+from analysis.figure_style import (
+    GREY,
+    MOST_RUNS,
+    PAGE_IN,
+    Drawing,
+    between,
+    legend_below,
+    look,
+    new_figure,
+    plain_log,
+    style,
+)
+from analysis.scaling_figures import dodged, log2_ticks, series_of, with_bars
 from analysis.tables import Comparison
 
 if TYPE_CHECKING:
@@ -21,7 +32,8 @@ class Rivals:
     """An adaptive training and its uniform rival on the same GPUs, at several numbers of them.
 
     Attributes:
-        label: which.
+        label: the adaptive one.
+        rival: the uniform one.
         gpus: ascending.
         nodes: of each number of GPUs; empty where they are not known.
         adaptive: seconds per image of the seeds, for each number of GPUs.
@@ -30,6 +42,7 @@ class Rivals:
     """
 
     label: str
+    rival: str
     gpus: tuple[int, ...]
     nodes: tuple[int | None, ...]
     adaptive: tuple[tuple[float, ...], ...]
@@ -65,11 +78,13 @@ def rivals_of(comparison: Comparison) -> tuple[list[Rivals], int]:
         for n, groups, seconds in zip(series.gpus, series.groups, series.seconds, strict=True):
             base = next((q.baseline for g in groups if (q := speedups[id(g)]).ratio is not None), None)
             theirs = tuple(r.seconds_per_image for r in base.runs if r.seconds_per_image) if base else ()
-            if theirs:
+            if base and theirs:
+                base_name = f"{base.first.experiment} ({base.first.patching}, {base.first.engine})"
                 points.append((n, groups[0].first.nodes, seconds, theirs))
         alone += len(series.gpus) - len(points)
         if len(points) > 1:
-            found.append(Rivals(f"{series.label}, {series.kind}", *map(tuple, zip(*points, strict=True))))
+            rival = f"{base_name}, {series.kind}"
+            found.append(Rivals(f"{series.label}, {series.kind}", rival, *map(tuple, zip(*points, strict=True))))
     return found, alone
 
 
@@ -98,7 +113,8 @@ def published_against_uniform() -> Drawing:
             rows.setdefault(cell.resolution, {})[f"{cell.model} {cell.quantity}"] = cell.value
     order = sorted(rows)
     rivals = Rivals(
-        "APF SC24, Table II",
+        "APF-UNETR, Table II",
+        "UNETR, Table II",
         tuple(int(rows[r]["APF-UNETR gpus"]) for r in order),
         (),
         tuple((rows[r]["APF-UNETR seconds_per_image"],) for r in order),
@@ -120,7 +136,7 @@ def _draw(rivals: Sequence[Rivals], cost: str) -> "Figure":
         figure = new_figure(PAGE_IN, 2.7)
         left, right = figure.subplots(1, 2)
         for i, pair in enumerate(rivals):
-            _pair(left, right, pair, i)
+            _pair(left, right, pair, i, len(rivals))
         right.axhline(1, color=GREY, lw=0.8, ls=(0, (2, 2)))
         counts = sorted({n for r in rivals for n in r.gpus})
         nodes = {n: k for r in rivals for n, k in zip(r.gpus, r.nodes, strict=False) if k}
@@ -130,23 +146,24 @@ def _draw(rivals: Sequence[Rivals], cost: str) -> "Figure":
             if nodes:
                 axis.set_xticks(counts, [f"{n:,}\n({nodes[n]:,})" if n in nodes else f"{n:,}" for n in counts])
         left.set(ylabel=cost, yscale="log", title="(a) cost of an image")
-        left.yaxis.set_major_formatter(lambda y, _: f"{y:,.10g}")
-        left.yaxis.set_minor_formatter(lambda *_: "")
+        plain_log(left.yaxis)
         right.set(ylabel="speedup over uniform (times)", title="(b) speedup at equal GPUs")
         right.set_ylim(0, 1.15 * max(float((r.speedup + r.bars[1]).max()) for r in rivals))
-        handles, labels = left.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+        legend_below(figure, *left.get_legend_handles_labels(), 2, 2.6)
     return figure
 
 
-def _pair(left: "Axes", right: "Axes", pair: Rivals, i: int) -> None:
-    colour, n = look(i).colour, np.array(pair.gpus, float)
+def _pair(left: "Axes", right: "Axes", pair: Rivals, i: int, pairs: int) -> None:
+    colour = look(i).colour
     shown = {"color": colour, "ms": 4}
-    for seconds, marker, dash, name in ((pair.adaptive, "o", "-", "adaptive"), (pair.uniform, "s", "--", "uniform")):
+    sides = ((pair.adaptive, "o", "-", pair.label), (pair.uniform, "s", "--", pair.rival))
+    for k, (seconds, marker, dash, name) in enumerate(sides):
+        n = dodged(pair.gpus, 2 * i + k, 2 * pairs)
         means = np.array([np.mean(s) for s in seconds])
         bars = np.array([[np.mean(s) - min(s), max(s) - np.mean(s)] for s in seconds]).T
         dash = "none" if pair.words else dash  # points of different problems make no line
-        with_bars(left, n, means, bars, marker=marker, ls=dash, label=f"{pair.label}: {name}", **shown)
+        with_bars(left, n, means, bars, marker=marker, ls=dash, label=name, **shown)
+    n = dodged(pair.gpus, i, pairs)
     with_bars(right, n, pair.speedup, pair.bars, marker="o", ls="none" if pair.words else "-", **shown)
     for x, y, word in zip(n, pair.speedup, pair.words, strict=False):
         right.annotate(word, (x, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=6.5)
@@ -154,7 +171,7 @@ def _pair(left: "Axes", right: "Axes", pair: Rivals, i: int) -> None:
 
 def _alt(rivals: Sequence[Rivals]) -> str:
     said = [
-        f"{r.label}: "
+        f"{r.label} against {r.rival}: "
         + ", ".join(f"{s:.2f} times faster on {n:,} GPUs" for n, s in zip(r.gpus, r.speedup, strict=True))
         for r in rivals
     ]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.__main__ import main
 from analysis.cells import HEADS, REFERENCE, read_all, read_cells, table2, table3
 from analysis.contradictions import contradictions, finest_time_ratios
 from analysis.formats import latex, markdown
@@ -223,3 +224,11 @@ def test_a_resolution_is_set_apart_and_its_rows_stay_together():
     assert two.kinds == ["published first", "published"] * 7
     body = [line.strip() for line in latex(two).splitlines()]
     assert body.count("\\midrule") == 7, "below the heads, and before each resolution but the first"
+
+
+def test_the_kept_tables_are_what_the_command_makes(capsys, tmp_path: Path):
+    """analysis/measured/demo_cpu holds records and the tables made from them; README shows the same rows."""
+    kept = REFERENCE.parent / "measured" / "demo_cpu"
+    assert main(["tables", str(kept), "--out", str(tmp_path)]) == 0
+    for name in ("comparison.md", "comparison.csv"):
+        assert (tmp_path / name).read_text() == (kept / name).read_text(), name
