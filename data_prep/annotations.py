@@ -103,7 +103,7 @@ def _default_ids(path: Path, drawn: Sequence[Drawn]) -> list[int | None]:
             missing.append(thing.names[0])
     if missing:
         raise SlideError(f"{path}: class {_listed(missing)} has no class id of its own;"
-                         " give one with python -m data_prep convert --class NAME=ID")
+                         " give one with --mask-classes NAME=ID, or convert --class NAME=ID")
     return list(ids)
 
 

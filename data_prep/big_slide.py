@@ -7,6 +7,7 @@ is exact. Frames of one region take the way of `build_slide` inside their first 
 
 from __future__ import annotations
 
+import shutil
 import time
 import traceback
 from collections.abc import Callable
@@ -29,12 +30,13 @@ from data_prep.build_slide import (
     finish,
     hash_inputs,
     mask_of,
+    mask_reader,
     masks_of,
     valid_already,
     write_result,
 )
 from data_prep.edges import MAX_MAGNITUDE, auto_thresholds
-from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
+from data_prep.frame import Frame, FrameReader, make_frame
 from data_prep.options import BuildOptions
 from data_prep.outcome import Outcome, Task, one_line
 from data_prep.quadtree import Leaves, Nodes, candidates, first_nodes, pyramid, tree_of
@@ -94,9 +96,8 @@ def run_step(step: Step, beat: Callable[[str], None] | None = None) -> StepResul
         if step.kind == "begin":
             _begin(step, result, beat)
         else:
-            if step.kind != "hash" and not _scratch(step).folder.is_dir():   # results of different pixels must not mix
-                why = "it or its mask changed while it was built, or another build of it was first: build again"
-                raise SlideError(f"{step.task.slide}: {why}")
+            if step.kind != "hash":     # results of different pixels must not mix
+                _check_unchanged(step)
             {"hash": _hash, "scan": _scan, "limits": _limits, "edges": _edges, "light": _light, "plan": _plan,
              "tree": _tree, "tokens": _tokens, "write": _write}[step.kind](step, result)  # fmt: skip
             result.outcome.stage_seconds = {step.kind: round(time.perf_counter() - started_s, 4)}
@@ -104,6 +105,8 @@ def run_step(step: Step, beat: Callable[[str], None] | None = None) -> StepResul
         result.ended, result.outcome.reason = True, one_line(error)
         if isinstance(error, SlideError):   # trying again would not help; a full disk or a lost node is another matter
             _forget(step)
+        elif step.folder is not None and step.folder.is_dir():
+            result.outcome.reason += "; what was done is kept, the same command goes on from there"
     except Exception as error:      # one bad slide must not cost the other thousand
         result.ended, result.outcome.reason = True, f"{type(error).__name__}: {one_line(error)}"
         result.outcome.traceback = traceback.format_exc()
@@ -114,10 +117,16 @@ def run_step(step: Step, beat: Callable[[str], None] | None = None) -> StepResul
 
 def _forget(step: Step) -> None:
     """Remove the results of a slide that cannot be built."""
-    try:
-        _scratch(step).remove()
-    except (ValueError, OSError):   # the slide is gone, so nobody knows the folder's name; the next build clears it
-        pass
+    if step.folder is not None:
+        shutil.rmtree(step.folder, ignore_errors=True)
+
+
+def _check_unchanged(step: Step) -> None:
+    """Raise SlideError where the slide or its mask is not what the slide's steps began with."""
+    if _scratch(step).folder != step.folder:
+        raise SlideError(f"{step.task.slide}: it or its mask changed while it was built: build again")
+    if not step.folder.is_dir():
+        raise SlideError(f"{step.folder}: was removed while {step.task.slide} was built: build again")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -147,7 +156,7 @@ def _opened(task: Task) -> _Open:
     options = task.options
     files = [task.slide, *mask_paths]
     key = (*((str(path), stamp_of(path)) for path in files), options.resolution, options.aspect, options.mask_kind,
-           options.mask_classes, options.strict)
+           options.mask_classes, options.classes, options.strict)
     if key in _open_slides:
         _open_slides[key] = _open_slides.pop(key)
         return _open_slides[key]
@@ -160,7 +169,7 @@ def _opened(task: Task) -> _Open:
         read_mask, notes = None, tuple[str, ...]()
         if mask_paths:
             mask = stack.enter_context(mask_of(slide, mask_paths, options))
-            notes, read_mask = mask.notes, MaskReader(mask, frame).read
+            notes, read_mask = mask.notes, mask_reader(mask, frame, options)
     except BaseException:
         stack.close()
         raise
@@ -226,6 +235,7 @@ def _begin(step: Step, result: StepResult, beat: Callable[[str], None] | None) -
     if remove_scratch(task.out, task.slide.stem, scratch.folder) and not result.outcome.reason:
         result.outcome.reason = "results of an interrupted build with other parameters or another slide were removed"
     scratch.begin()
+    result.folder = scratch.folder
     side, size_px = result.side_px, opened.frame.size_px
     spec = _spec(replace(step, side_px=side), opened.frame, bool(mask_paths))
     columns, rows = (-(-end // side) for end in spec.end_wh)

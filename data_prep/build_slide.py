@@ -189,7 +189,7 @@ def make_tokens(
         if mask_paths:
             mask = opened.enter_context(mask_of(slide, mask_paths, options))
             outcome.warnings += mask.notes
-            read_mask = MaskReader(mask, frame).read
+            read_mask = mask_reader(mask, frame, options)
         leaves, found = plan_leaves(read, frame, options, outcome)
         check_room(slide_path, len(leaves), options)
         with Stage(outcome, "tokens"):
@@ -222,6 +222,21 @@ def mask_of(slide: Slide, mask_paths: list[Path], options: BuildOptions) -> Mask
         mask.close()
         raise
     return mask
+
+
+def mask_reader(mask: Mask, frame: Frame, options: BuildOptions) -> Reader:
+    """Class ids of rectangles of the frame; the reader raises SlideError for a class above `options.classes`."""
+    read = MaskReader(mask, frame).read
+
+    def checked(x_px: int, y_px: int, w_px: int, h_px: int) -> NDArray[np.uint8]:
+        ids = read(x_px, y_px, w_px, h_px)
+        top = int(ids.max())
+        if top > options.classes:
+            wanted = f"only classes 1 to {options.classes} are expected"
+            raise SlideError(f"{mask.path}: has class {top}, but {wanted}; see --classes")
+        return ids
+
+    return checked
 
 
 def finish(

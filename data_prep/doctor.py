@@ -211,7 +211,8 @@ def _mask_findings(path: Path, slide: Slide, masks: Path) -> list[Finding]:
                 seconds = time.perf_counter() - started_s
                 found += _whole_findings(path, file, mask, seconds)
         except SlideError as error:
-            found.append(Finding(path.name, "error", f"mask {_without(file, error)}", "see how it was made"))
+            what = f"mask {file.name}: {_without(file, error)}"
+            found.append(Finding(path.name, "error", what, "see how it was made"))
             continue
         if not held:
             found.append(Finding(path.name, "warning", f"mask {file.name} is empty", "see that this is meant"))

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.build_slide import TILE_PX, mask_of, plan_leaves, rounded_ceiling
+from data_prep.build_slide import TILE_PX, mask_of, mask_reader, plan_leaves, rounded_ceiling
 from data_prep.edges import edge_map
 from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
 from data_prep.options import BuildOptions, OptionError
@@ -101,7 +101,7 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
         leaves, found = plan_leaves(reader.read, frame, options, Outcome(slide.name, str(slide_path), "done"))
         token_set = cut(
             reader.read, leaves, options.patch, frame.size_px, frame.content_wh, classes=options.classes,
-            read_mask=MaskReader(mask, frame).read if mask else None, tile_px=TILE_PX,
+            read_mask=mask_reader(mask, frame, options) if mask else None, tile_px=TILE_PX,
         )
         rgb = FrameReader(slide, small).read(0, 0, shown_px, shown_px)
         edges = None

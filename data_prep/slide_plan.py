@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from data_prep.outcome import Hashes, Outcome, Task
@@ -27,6 +28,7 @@ class Step:
         index: number of the region, row by row; 0 for steps of the slide.
         regions: all regions with content, for the steps that join them.
         hashes: of slide and mask, for `write`.
+        folder: the slide's scratch folder, None before it has one.
     """
 
     kind: str
@@ -35,6 +37,7 @@ class Step:
     index: int = 0
     regions: tuple[int, ...] = ()
     hashes: Hashes | None = None
+    folder: Path | None = None
 
     @property
     def stage(self) -> int:
@@ -53,6 +56,7 @@ class StepResult:
         regions: regions with content, after `begin`.
         have: results of an earlier run, by kind: regions that are done.
         hashes: of slide and mask, where they are known.
+        folder: the slide's scratch folder, after `begin`.
         counted: numbers to add up over the slide: pixels, blocks.
     """
 
@@ -62,6 +66,7 @@ class StepResult:
     regions: tuple[int, ...] = ()
     have: dict[str, set[int]] = field(default_factory=dict)
     hashes: Hashes | None = None
+    folder: Path | None = None
     counted: dict[str, int] = field(default_factory=dict)
 
 
@@ -81,6 +86,7 @@ class SlidePlan:
         self.regions: tuple[int, ...] = ()
         self.have: dict[str, set[int]] = {}
         self.hashes: Hashes | None = None
+        self.folder: Path | None = None
         self.left: Counter[str] = Counter()     # steps of a kind that are not done
         self.running = 0
         self.outcome: Outcome | None = None     # of the slide, once it is known
@@ -152,6 +158,7 @@ class SlidePlan:
     def _next(self, step: Step, result: StepResult) -> list[Step]:
         if step.kind == "begin":
             self.side_px, self.regions, self.have = result.side_px, result.regions, result.have
+            self.folder = result.folder
             self.left = Counter({kind: len(self.regions) - len(self.have[kind]) for kind in _SHARES})
             self.left.update({kind: 1 - len(self.have[kind]) for kind in ("limits", "light", "tree")})
             self.left["hash"] = int(self.hashes is None)
@@ -178,7 +185,8 @@ class SlidePlan:
     def _step(self, kind: str, index: int = 0) -> Step:
         joins = kind in ("limits", "light", "tree", "write")
         regions = self.regions if joins else ()
-        return Step(kind, self.task, self.side_px, index, regions, self.hashes if kind == "write" else None)
+        hashes = self.hashes if kind == "write" else None
+        return Step(kind, self.task, self.side_px, index, regions, hashes, self.folder)
 
 
 def died(step: Step, cause: str) -> StepResult:

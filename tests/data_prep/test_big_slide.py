@@ -253,7 +253,7 @@ def test_a_slide_that_changes_while_it_is_built_is_refused(monkeypatch, tmp_path
     monkeypatch.setattr("data_prep.build.run_step", touching)
     outcome = build([slide], OPTIONS, out)[0]
     assert outcome.status == "failed" and "slide.svs: it or its mask changed while it was built" in outcome.reason
-    assert token_bytes(out) == {}
+    assert token_bytes(out) == {} and leftovers(out) == []
     monkeypatch.setattr("data_prep.build.run_step", real)
     assert build([slide], OPTIONS, out)[0].status == "done" and leftovers(out) == []
 

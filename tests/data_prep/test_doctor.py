@@ -74,7 +74,7 @@ def test_masks(tmp_path: Path, capsys):
     assert "error    size.tif: mask size.tif is 300 x 200, the slide 300 x 300" in text
     assert "error    none.tif: no mask in" in text
     assert "warning  empty.tif: mask empty.tif is empty" in text
-    assert "error    colour.tif: mask a colour picture" in text
+    assert "error    colour.tif: mask colour.tif: a colour picture" in text
     assert "good.tif" not in text
 
 

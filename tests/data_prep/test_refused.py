@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -68,6 +69,19 @@ def test_tokens_that_do_not_fit_in_memory_are_refused(options: dict, remedy: str
     assert "of memory available" in outcome.reason and leftovers(tmp_path / "out") == []
     monkeypatch.setattr(slide_base, "available_bytes", lambda: 1 << 30)
     assert one(slide, tmp_path / "out", **options).status == "done"
+
+
+@pytest.mark.parametrize("tile_px", [None, 256])
+def test_a_class_too_many_names_the_mask_and_leaves_nothing(tile_px: int | None, tmp_path: Path):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    ids = np.zeros((1024, 1024), np.uint8)
+    ids[700, 900] = 3
+    cv2.imwrite(str(masks / "10003.png"), ids)
+    outcome = one(IMAGE, tmp_path / "out", length=256, masks=masks, tile_px=tile_px, classes=2)
+    assert outcome.status == "failed" and leftovers(tmp_path / "out") == []
+    assert outcome.reason == f"{masks / '10003.png'}: has class 3, but only classes 1 to 2 are expected; see --classes"
+    assert one(IMAGE, tmp_path / "out", length=256, masks=masks, tile_px=tile_px, classes=3).status == "done"
 
 
 @pytest.mark.parametrize("name", ["a\nb.jpg", b"a\xff.jpg".decode(errors="surrogateescape")])
