@@ -49,6 +49,16 @@ class Field:
     map: NDArray[np.float64]
     about: dict[str, Any]
 
+    @property
+    def pixel_px(self) -> int:
+        """Pixels of the picture along a side of one of the map's."""
+        return int(self.about.get("pixel_px", 1))
+
+    @property
+    def picture_px(self) -> str:
+        """Height x width of the picture."""
+        return " x ".join(str(side * self.pixel_px) for side in self.map.shape)
+
 
 def read_field(path: Path) -> Field:
     """Read one file.
@@ -113,7 +123,7 @@ def draw(fields: Sequence[Field]) -> Drawing:
                 if i == 0:
                     axis.set_ylabel(("field", "square root")[row])
                 if row == 0:
-                    axis.set_title(f"{field.label}\n{field.map.shape[0]} x {field.map.shape[1]} px")
+                    axis.set_title(f"{field.label}\n{field.picture_px} px")
         over_rows = figure.add_subplot(grid[2, :columns])
         over_cols = figure.add_subplot(grid[2, columns:])
         _profiles(over_rows, fields, 1, "row")
@@ -126,10 +136,10 @@ def draw(fields: Sequence[Field]) -> Drawing:
 
 def _profiles(axis: "Axes", fields: Sequence[Field], over: int, name: str) -> None:
     for i, field in enumerate(fields):
-        profile = 100 * field.map.sum(over) / field.map.sum()
+        profile = 100 * field.map.sum(over) / field.map.sum() / field.pixel_px
         step = -(-len(profile) // _POINTS)
         means = profile[: len(profile) // step * step].reshape(-1, step).mean(1)
-        place = (np.arange(len(means)) + 0.5) * step - 0.5 - len(profile) // 2
+        place = ((np.arange(len(means)) + 0.5) * step - 0.5 - len(profile) // 2) * field.pixel_px
         own = look(i)
         axis.plot(place, means, color=own.colour, ls=own.dash, lw=0.9, label=field.label)
     axis.set_xlabel(f"{name}, px from the centre")
@@ -151,8 +161,10 @@ def _caption(fields: Sequence[Field]) -> str:
 def _words(fields: Sequence[Field]) -> str:
     said = []
     for field in fields:
-        height, width = (np.ptp(np.flatnonzero(field.map.any(axis))) + 1 for axis in (1, 0))
-        said.append(f"{field.label} reaches {height} x {width} px of {field.map.shape[0]} x {field.map.shape[1]}")
+        reach = " x ".join(
+            str((np.ptp(np.flatnonzero(field.map.any(axis))) + 1) * field.pixel_px) for axis in (1, 0)
+        )
+        said.append(f"{field.label} reaches {reach} px of {field.picture_px}")
     return "Maps and profiles of effective receptive fields: " + "; ".join(said) + "."
 
 

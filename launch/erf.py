@@ -24,18 +24,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hpc_models.erf import Field
+    from launch.batches import Sample
 
 _TEXT = """\
 Mean absolute gradient of the output map's centre by the input's pixels (Luo et al. 2016), over pictures of a split.
 Give trained weights as train.init_from=RUN_DIR; without them the model is as initialised. Writes DIR/EXPERIMENT.npz:
-map (H, W), profile_row (H,), profile_col (W,) and about, a JSON text that says what was measured."""
+map (H, W), profile_row (H,), profile_col (W,) and about, a JSON text that says what was measured.
+Of token sets it is the field in the frame, by the pixels that the tokens were made from; the map's longest side is at
+most 2048, and about.pixel_px says how many pixels of the frame lie along a side of one of its own."""
+LARGEST_MAP = 2048
 
 
 def pictures(config: Config, split: str, count: int, noise: bool) -> Iterator[NDArray[np.float32]]:
     """Pictures (C, H, W) of a split in an order drawn from the run's seed, or noise of their size.
 
     Args:
-        config: Of the run; data.kind must be images or tiles, unless `noise`.
+        config: Of the run; data.kind must be images or tiles.
         split: train, val or test.
         count: How many, at most as many as there are.
         noise: Uniform noise in [0, 1) instead; no data is needed.
@@ -48,8 +52,6 @@ def pictures(config: Config, split: str, count: int, noise: bool) -> Iterator[ND
     from launch.images import ImageFiles, open_files
 
     data, rng = config.data, np.random.default_rng(config.train.seed)
-    if data.kind == "tokens":
-        raise ConfigError("erf needs pictures: data.kind=images or tiles")
     if noise:
         square = data.crop_px if data.kind == "tiles" else data.resolution
         hw = (data.image_hw if data.kind == "images" else None) or (square, square)
@@ -69,6 +71,33 @@ def pictures(config: Config, split: str, count: int, noise: bool) -> Iterator[ND
         yield np.ascontiguousarray(crop.transpose(2, 0, 1).astype(np.float32) / np.float32(255))
 
 
+def token_sets(config: Config, split: str, count: int, noise: bool) -> Iterator[Sample]:
+    """Token sets of a split as batches of one, in an order drawn from the run's seed.
+
+    Args:
+        config: Of the run, with data.kind=tokens.
+        split: See `pictures`.
+        count: See `pictures`.
+        noise: Refused: tokens come from a picture.
+
+    Raises:
+        ConfigError: No such data, or noise.
+    """
+    import numpy as np
+
+    from launch.batches import token_sample
+    from launch.images import open_files
+
+    if noise:
+        raise ConfigError("--noise needs data.kind=images or tiles: token sets are made from pictures")
+    data, rng = config.data, np.random.default_rng(config.train.seed)
+    files = open_files(data)
+    names = files.split[split]
+    for index in rng.permutation(len(names))[:count]:
+        sample = token_sample(files.load(names[index]), data.length, None, False, 0.0)  # type: ignore[arg-type]
+        yield {key: sample[key][None] for key in ("tokens", "leaf_xy", "leaf_size", "valid")}
+
+
 def measure(config: Config, split: str, count: int, noise: bool = False, layer: str | None = None) -> Field:
     """The field of an experiment's model (`hpc_models.erf`).
 
@@ -84,7 +113,7 @@ def measure(config: Config, split: str, count: int, noise: bool = False, layer: 
     """
     import torch
 
-    from hpc_models.erf import effective_receptive_field
+    from hpc_models.erf import effective_receptive_field, token_field
     from launch.trainer import build_model
     from launch.weights import load_weights
 
@@ -97,18 +126,27 @@ def measure(config: Config, split: str, count: int, noise: bool = False, layer: 
         load_weights(model, config.train.init_from)
     device = pick_device(config.engine.device, find_ranks())
     model.to(device)
-    given = pictures(config, split, count, noise)
+    tokens = config.data.kind == "tokens"
+    given: Iterator[Any] = (token_sets if tokens else pictures)(config, split, count, noise)
     first = next(given, None)  # what is wrong with the data is told before a progress bar is drawn
     if first is None:
         raise ConfigError(f"data.dir={config.data.dir}: no picture in {split}")
 
-    def told() -> Iterator[torch.Tensor]:
+    def on_device(values: Any) -> Any:
+        if isinstance(values, dict):
+            return {key: on_device(value) for key, value in values.items()}
+        return torch.from_numpy(values).to(device)
+
+    def told() -> Iterator[Any]:
         with Progress(count, "erf", "pictures") as bar:
             for values in chain((first,), given):
-                yield torch.from_numpy(values).to(device)
+                yield on_device(values)
                 bar.update(1)
 
     try:
+        if tokens:
+            side = config.data.resolution
+            return token_field(model, told(), side, min(side, LARGEST_MAP), layer)
         return effective_receptive_field(model, told(), layer)
     except ConfigError:
         raise
@@ -147,6 +185,7 @@ def run(asked: argparse.Namespace) -> int:
         "seed": config.train.seed,
         "support_hw_px": list(support),
         "share_nonzero": field.share_nonzero(),
+        "pixel_px": field.pixel_px,
         "std_hw_px": [None if s != s else s for s in std],
     }
     target = out / f"{config.experiment}.npz"
@@ -156,7 +195,7 @@ def run(asked: argparse.Namespace) -> int:
     except OSError as error:
         print(f"error: --out {out}: {error.strerror or error}", file=sys.stderr)
         return EXIT_CRASH
-    height, width = field.map.shape
+    height, width = (side * field.pixel_px for side in field.map.shape)
     print(
         f"{target}: {field.images} pictures of {height} x {width} px, support {support[0]} x {support[1]} px "
         f"({field.share_nonzero():.2%} of the pixels), std {std[0]:.1f} x {std[1]:.1f} px"
@@ -181,7 +220,9 @@ def add_erf_command(commands: argparse._SubParsersAction[argparse.ArgumentParser
     command.add_argument("--split", choices=("train", "val", "test"), default="test", help="default test")
     command.add_argument("--noise", action="store_true", help="noise instead of pictures; needs no data")
     command.add_argument(
-        "--layer", metavar="NAME", help="output of this layer (a map, or tokens) instead of the model's own map"
+        "--layer",
+        metavar="NAME",
+        help="output of this layer (a map, or tokens; not a layer norm) instead of the model's own map",
     )
     command.set_defaults(run=run)
 

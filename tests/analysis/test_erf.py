@@ -60,6 +60,17 @@ def test_what_is_drawn(files):
     assert len([axis for axis in alone.figure.axes if axis.images]) == 2
 
 
+def test_a_map_of_a_large_frame_is_drawn_in_the_frames_pixels(tmp_path):
+    values = np.zeros((80, 80))
+    values[30:50, 36:44] = 1.0
+    drawing = draw([read_field(write(tmp_path / "apf.npz", values, pixel_px=16))])
+    assert "apf reaches 320 x 128 px of 1280 x 1280" in drawing.alt
+    assert drawing.figure.axes[0].get_title() == "apf\n1280 x 1280 px"
+    rows = next(axis for axis in drawing.figure.axes if axis.lines)
+    x, y = rows.lines[0].get_data()
+    assert x[1] - x[0] == 16 and 16 * sum(y) == pytest.approx(100) and x[y > 0][[0, -1]].tolist() == [-160, 144]
+
+
 def test_maps_are_shrunk_by_box_means():
     values = np.arange(7 * 4, dtype=float).reshape(7, 4)
     small = shrunk(values, 3)  # squares of 3: the rest of one row and one column is cut off

@@ -7,8 +7,11 @@ import torch
 from torch import nn
 
 from hpc_models import build
-from hpc_models.erf import Field, effective_receptive_field, map_of
+from hpc_models.batch import uniform_batch
+from hpc_models.erf import Field, effective_receptive_field, map_of, token_field
+from hpc_models.geometry import owner_of
 from hpc_models.hct import GMIC, HCT
+from tests.hpc_models.trees import painted, random_batch
 
 
 def ones_stack(n: int) -> nn.Module:
@@ -89,6 +92,62 @@ def test_pictures_must_be_there_and_of_one_size():
         effective_receptive_field(
             ones_stack(1), [torch.zeros(1, 5, s, dtype=torch.float64) for s in (5, 6)]
         )
+
+
+UNETR_SIZES = {"size_px": 64, "patch": 8, "width": 24, "depth": 2, "heads": 3, "position": "geom"}
+
+
+@pytest.mark.parametrize("decoder", ["token", "leaf", "geometric"])
+def test_equal_tokens_have_the_field_of_the_picture(decoder):
+    torch.manual_seed(0)
+    model = build("unetr", **UNETR_SIZES, length=64, decoder=decoder, feature_size=4)
+    images = torch.rand(2, 3, 64, 64)
+    expected = effective_receptive_field(model, images)
+    found = token_field(model, [uniform_batch(image[None], 8) for image in images], 64, 64)
+    torch.testing.assert_close(found.map, expected.map, atol=1e-7, rtol=1e-4)
+    assert found.images == 2 and found.pixel_px == 1
+    coarse = token_field(model, [uniform_batch(image[None], 8) for image in images], 64, 16)
+    torch.testing.assert_close(coarse.map, nn.functional.avg_pool2d(expected.map[None], 4)[0], atol=1e-7, rtol=1e-4)
+    assert coarse.pixel_px == 4 and coarse.support_hw() == (64, 64)
+
+
+def test_a_leafs_gradient_is_shared_by_its_pixels():
+    """A frame pixel moves its cell by one over the cell's pixels; without attention only the centre's leaf counts."""
+    batch, _, _ = random_batch(3, 64, 8, images=1, split=0.35)
+    torch.manual_seed(0)
+    model = build("unetr", **UNETR_SIZES, length=batch["tokens"].shape[1], decoder="token").eval()
+    whole = token_field(model, [batch], 64, 64)
+    tokens = batch["tokens"].clone().requires_grad_()
+    row = int(owner_of(torch.tensor([[32, 32]]), batch["leaf_xy"], batch["leaf_size"], batch["valid"])[0, 0])
+    (x, y), side = batch["leaf_xy"][0, row].tolist(), int(batch["leaf_size"][0, row])
+    assert side > 8, "a leaf that was made smaller"
+    logits = model({**batch, "tokens": tokens})[0, row, (32 - y) * 8 // side, (32 - x) * 8 // side]
+    (gradient,) = torch.autograd.grad(logits.sum(), tokens)
+    values = gradient.abs().sum(-1, keepdim=True)
+    cells = painted(values[0].numpy() / (batch["leaf_size"][0, :, None, None, None].numpy() / 8) ** 2, batch, 0, 64)
+    torch.testing.assert_close(whole.map, torch.from_numpy(cells)[..., 0].double(), atol=1e-7, rtol=1e-4)
+    assert float(whole.map.sum()) == pytest.approx(float(values.sum()), rel=1e-4)
+    with torch.no_grad():
+        for block in model.vit.blocks:
+            block.attn.out_proj.weight.zero_()
+    alone = token_field(model, [batch], 64, 64)
+    assert alone.support_hw() == (side, side) and (alone.map[y : y + side, x : x + side] > 0).all()
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_a_classifier_of_tokens_needs_a_layer(pool):
+    batch, _, _ = random_batch(3, 64, 8, length=30, images=1, split=0.35)
+    torch.manual_seed(0)
+    model = build("apf_vit", **UNETR_SIZES, length=30, pool=pool)
+    with pytest.raises(ValueError, match=r"APFViT gives \(1, 2\), no answer per token; name a layer"):
+        token_field(model, [batch], 64, 64)
+    first = token_field(model, [batch], 64, 64, "embed")  # a token's own pixels
+    row = int(owner_of(torch.tensor([[32, 32]]), batch["leaf_xy"], batch["leaf_size"], batch["valid"])[0, 0])
+    assert first.support_hw() == (int(batch["leaf_size"][0, row]),) * 2
+    assert token_field(model, [batch], 64, 64, "body.vit.blocks.1").share_nonzero() > 0.99
+    batch["valid"][0, row] = False
+    with pytest.raises(ValueError, match="no token covers the centre"):
+        token_field(model, [batch], 64, 64, "embed")
 
 
 def theoretical_field(strides: tuple[int, ...]) -> int:

@@ -11,8 +11,10 @@ from launch.__main__ import main
 from launch.config import load
 from launch.erf import pictures
 from launch.trainer import build_model
+from tests.launch.small import LENGTH, PATCH, SIZE
 
 SMALL = ["data.resolution=96", "model.strides=[1,1,2,1,1]"]
+TOKENS = [f"data.resolution={SIZE}", f"data.patch={PATCH}", f"data.length={LENGTH}"]
 
 
 @pytest.fixture
@@ -90,9 +92,18 @@ def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(folder, capsys
     assert not (folder / "out").exists()
 
 
-def test_token_sets_are_refused(tmp_path, capsys):
-    assert main(["erf", "demo_apf", "--out", str(tmp_path / "out")]) == 64
-    assert "erf needs pictures: data.kind=images or tiles" in capsys.readouterr().err
+def test_fields_of_token_sets_lie_in_the_frame(apf_files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("launch.erf.LARGEST_MAP", SIZE // 4)
+    data = [f"data.dir={apf_files}", f"data.split={apf_files / 'split.json'}", *TOKENS]
+    asked = ["erf", "smoke", *data, "--out", str(tmp_path / "out")]
+    assert main([*asked, "--images", "1"]) == 0
+    assert f"1 pictures of {SIZE} x {SIZE} px, support {SIZE} x {SIZE} px" in capsys.readouterr().out
+    found = result(tmp_path, "smoke")
+    about = json.loads(str(found["about"]))
+    assert found["map"].shape == (SIZE // 4, SIZE // 4) and found["map"].max() > 0
+    assert about["pixel_px"] == 4 and about["support_hw_px"] == [SIZE, SIZE] and about["model"]["name"] == "unetr"
+    assert main([*asked, "--noise"]) == 64
+    assert "--noise needs data.kind=images or tiles: token sets are made from pictures" in capsys.readouterr().err
 
 
 def test_an_experiment_is_named_in_what_is_wrong_with_its_model(folder, capsys):

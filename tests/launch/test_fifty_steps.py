@@ -54,9 +54,6 @@ CLASSIFICATION = {
     ),
     "hiri_vit": ("hiri_vit", "pictures", [*PICTURES, *LARGE, "train.ema_decay=0.9", "train.distill=1"], True),
     "hiri_body": ("hiri_body", "pictures", [*PICTURES, *LARGE], True),
-    "hiri_body-five": (
-        "hiri_body", "pictures", [*PICTURES, *LARGE, "model.body=hrnet_w18", "model.five_stages=true"], True
-    ),
 }  # fmt: skip
 
 
@@ -172,7 +169,7 @@ def test_classification(crops, tmp_path, name):
         f"data.patching={'uniform' if files == 'uniform' else 'apf'}", f"data.length={length}",
         f"model.name={model}", "train.batch=16", "train.lr=2e-3", "model.checkpointing=false", *settings,
     )  # fmt: skip
-    assert record["model"] == model and record["auc"] is not None and record["accuracy"] > 0.5
+    assert record["model"] == model and record["auc"] > 0.6
 
 
 @pytest.mark.gloo
