@@ -44,16 +44,20 @@ def pack_folder(folder: Path, out: Path, shard_bytes: int) -> Index:
         for path in files.values():
             check_bytes(path)
             progress.update(1)
-    mebibytes = [round(sum(path.stat().st_size for path in files.values()) / 2**20), 0]
-    with Progress(mebibytes[0], "pack", "MiB") as progress:
+    with Progress(_mebibytes(sum(path.stat().st_size for path in files.values())), "pack", "MiB") as progress:
         done = 0
 
         def tell(count: int) -> None:
             nonlocal done
-            before, done = done >> 20, done + count
-            progress.update((done >> 20) - before)
+            before, done = done, done + count
+            progress.update(_mebibytes(done) - _mebibytes(before))
 
         return write_pack(files, out, shard_bytes, beside, tell)
+
+
+def _mebibytes(size: int) -> int:
+    """Bytes in MiB, rounded up, so that small packs have something to show too."""
+    return -(-size // 2**20)
 
 
 def unpack_folder(pack: Path, out: Path, only: Sequence[str] = (), *, force: bool = False) -> list[Path]:

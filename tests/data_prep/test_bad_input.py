@@ -241,7 +241,7 @@ def test_exit_codes_of_the_process(tmp_path: Path):
     target.write_bytes(target.read_bytes()[:-5])
     found = run("verify", out)
     assert found.returncode == 1 and str(target) in found.stdout
-    assert "0 of 1 token files are good, 1 are not" in found.stdout
+    assert "0 of 1 token files are good, 1 is not" in found.stdout
     assert run("frobnicate").returncode == 64
     done = run("--help")
     assert done.returncode == 0
