@@ -136,7 +136,7 @@ def check_labels(path: Path, values: NDArray[Any], classes: int) -> NDArray[np.u
     low, high = int(whole.min(initial=0)), int(whole.max(initial=0))
     if low < 0 or high > classes:
         wrong = low if low < 0 else high
-        raise SlideError(f"{path}: label {wrong}, but only classes 1 to {classes} are expected")
+        raise SlideError(f"{path}: label {wrong}, but only classes 1 to {classes} are expected; see --classes")
     ids: NDArray[np.uint8] = whole.astype(np.uint8)
     return ids
 
