@@ -288,7 +288,8 @@ def _run_verify(args: argparse.Namespace) -> int:
             for fault in wrong:
                 print(f"{path}: {fault}", flush=True)
             progress.update(1)
-    print(f"{len(files) - bad} of {len(files)} token files are good" + (f", {bad} {'is' if bad == 1 else 'are'} not" if bad else ""))
+    rest = f", {bad} {'is' if bad == 1 else 'are'} not" if bad else ""
+    print(f"{len(files) - bad} of {len(files)} token files are good{rest}")
     return SOME_FAILED if bad or faults else 0
 
 
