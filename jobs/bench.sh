@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Seconds per image of the paper's rows on one GPU: `python -m launch bench`.
 # Made by `python -m launch render`; numbers come from the experiments and from jobs/sites/generic-cuda.yaml: edit those.
-#   sbatch jobs/bench.sh [key=value ...]: settings as `python -m launch train` takes them
+#   sbatch jobs/bench.sh [--rows PATTERN] [key=value ...]: as `python -m launch bench` takes them
 #   sbatch -N2 --time=1:00:00 jobs/bench.sh ...: sbatch's own options win over those below
-#   bash jobs/bench.sh [key=value ...]: without SLURM, on this machine
+#   bash jobs/bench.sh ...: without SLURM, on this machine
 #SBATCH --job-name=bench
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1

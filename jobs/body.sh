@@ -12,7 +12,9 @@
 # Exit codes: 0 done, 64 bad settings, 65 preflight failed, 75 saved, run me again, else crash.
 set -euo pipefail
 
-life=${SLURM_RESTART_COUNT:-0} limit_s=0
+life=${SLURM_RESTART_COUNT:-0}
+# As scontrol wants it: the number of an array means all of its tasks.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} job=${job:-${SLURM_JOB_ID:-}}
 step_pid='' usr1='' run_dir=''
 
 say() { printf '[%s %s.%s] %s\n' "$JOB" "${SLURM_JOB_ID:-local}" "$life" "$*" >&2; }
@@ -38,9 +40,11 @@ choose_python() {
 enter_site() {
     local module
     [ "$SITE_ACCOUNT" = 0 ] || [ -n "${SLURM_JOB_ACCOUNT:-}" ] || die 64 "$SITE needs an account: sbatch -A PROJECT ..."
+    set +u   # the module command of some sites reads variables that are not set
     for module in ${SITE_MODULES[@]+"${SITE_MODULES[@]}"}; do
         module load "$module" || die 65 "$SITE: module load $module failed"
     done
+    set -u
     site_env
     if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then site_env_multi_node; fi
     unset SLURM_EXPORT_ENV   # after sbatch --export=NONE steps would start without any environment
@@ -61,14 +65,13 @@ meet() {  # where the ranks find each other
     [ "${SLURM_NTASKS:-$WORLD_SIZE}" = "$WORLD_SIZE" ] ||
         die 64 "$SLURM_NTASKS tasks on $SLURM_JOB_NUM_NODES nodes: give --nodes and --ntasks-per-node, not --ntasks"
     export MASTER_ADDR MASTER_PORT WORLD_SIZE LOCAL_WORLD_SIZE
-    limit_s=$(date -d "$(scontrol --oneliner show job "$SLURM_JOB_ID" | sed 's/.* EndTime=\([^ ]*\).*/\1/')" +%s 2>/dev/null) || limit_s=0
 }
 
 capture() {  # what a later reader wants to know of this life; names are chosen, since environments hold secrets
     mkdir -p "$run_dir/slurm"
     cp "$0" "$run_dir/job.sh"
     {
-        scontrol show job "$SLURM_JOB_ID"
+        scontrol show job "$job"
         git log -1 --format='commit %H' 2>/dev/null || true
         env | grep -E '^(SLURM|NCCL|RCCL|TORCH|FI|MIOPEN|OMP|MASTER|WORLD|CUDA|ROCR|HIP|LOADEDMODULES)' | sort
     } >"$run_dir/slurm/$SLURM_JOB_ID.$life.txt"
@@ -83,7 +86,7 @@ unpack_environment() {  # 128 ranks that import torch from a parallel file syste
     # shellcheck disable=SC2016,SC2086  # the nodes expand it; several options in one text
     if sbcast $SITE_SBCAST "$ENV_ARCHIVE" "$here.tar" &&
         srun --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" bash -c \
-            'mkdir -p "$1" && tar -xf "$1.tar" -C "$1" && if [ -x "$1/bin/conda-unpack" ]; then "$1/bin/conda-unpack"; fi' unpack "$here"; then
+            'mkdir -p "$1" && tar -xf "$1.tar" -C "$1" && if [ -f "$1/bin/conda-unpack" ]; then "$1/bin/python" "$1/bin/conda-unpack"; fi' unpack "$here"; then
         PYTHON=$here/bin/python
     else
         say "the environment could not be put on the nodes; using $PYTHON"
@@ -97,21 +100,23 @@ preflight() {
     ranks "$SLURM_JOB_NUM_NODES" "$tasks_per_node" -m launch preflight --site "$SITE" --bad-nodes "$bad" \
         --folder "$run_dir" || rc=$?
     [ "$rc" != 0 ] || return 0
-    [ ! -s "$bad" ] || die 65 "preflight: bad nodes; submit again with --exclude=$(paste -sd, "$bad")"
-    die 65 "preflight failed with exit code $rc; PREFLIGHT=0 skips it"
+    local why="preflight failed with exit code $rc; PREFLIGHT=0 skips it"
+    [ ! -s "$bad" ] || why="preflight: bad nodes; submit again with --exclude=$(paste -sd, "$bad")"
+    ended "$(job_state)" 65 --reason "$why"
+    die 65 "$why"
 }
 
 # What each task does: the five variables of its rank, then Python. Ends that all ranks reach together (64, 65, 75) are
 # told by a file, not by the exit code alone: with --kill-on-bad-exit srun kills the ranks that are a moment behind, and
-# reports their death instead; a save in 75 is not to be disturbed at all. USR1 is ignored until Python takes it over:
-# during its imports it would kill.
+# reports their death instead; a save in 75 is not to be disturbed at all. Rank 0 alone prints why it ends with 64 or 65,
+# so the others wait to be killed by its end. USR1 is ignored until Python takes it over: during its imports it would kill.
 # shellcheck disable=SC2016  # each task expands it
 TASK='trap "" USR1; trap : TERM
 export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_STEP_NUM_TASKS
 eval "$TASK_ENV"
 rc=0; "$PYTHON" "$@" || rc=$?
 case $rc in 64 | 65 | 75) echo "$rc" >"$ENDED" ;; esac
-[ "$rc" != 75 ] || rc=0
+case $rc in 64 | 65) [ "$RANK" = 0 ] || sleep 20 ;; 75) rc=0 ;; esac
 exit "$rc"'
 
 ranks() {  # nodes, tasks on each, then words for Python
@@ -124,7 +129,7 @@ ranks() {  # nodes, tasks on each, then words for Python
     wait "$step_pid" || rc=$?
     while kill -0 "$step_pid" 2>/dev/null; do   # a signal that we trap ends `wait`, not the step
         # Again and again: the ranks may not have been listening yet. Later ones do nothing.
-        if [ -n "$usr1" ]; then kill -USR1 "$step_pid" 2>/dev/null || true; sleep 5 & wait $! || true; fi
+        if [ -n "$usr1" ]; then kill -USR1 "$step_pid" 2>/dev/null || true; sleep 5 & wait -n || true; fi
         rc=0; wait "$step_pid" || rc=$?
     done
     step_pid=''
@@ -135,21 +140,35 @@ ranks() {  # nodes, tasks on each, then words for Python
 
 job_state() {  # RUNNING, or why SLURM is ending the job: while it does, it calls every case COMPLETING
     local shown restarts
-    shown=$(scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null) || { echo UNKNOWN; return; }
+    shown=$(scontrol --oneliner show job "$job" 2>/dev/null) || { echo UNKNOWN; return; }
     case $shown in
     *' JobState=COMPLETING '*)
         restarts=${shown#* Restarts=} restarts=${restarts%% *}
-        if [ "$restarts" -gt "${SLURM_RESTART_COUNT:-0}" ]; then echo REQUEUED   # a lost node, preemption, scontrol requeue
-        elif [ "$limit_s" -gt 0 ] && [ "$(date +%s)" -ge "$limit_s" ]; then echo TIMEOUT
-        else echo CANCELLED; fi ;;
+        if [ "$restarts" -gt "${SLURM_RESTART_COUNT:-0}" ]; then
+            echo REQUEUED   # a lost node, preemption, scontrol requeue
+        else
+            case $shown in
+            *' Reason=TimeLimit '*) echo TIMEOUT ;;
+            *' Reason=NodeDown '*) echo NODE_FAIL ;;   # of a job that may not be requeued
+            *) echo CANCELLED ;;
+            esac
+        fi ;;
     *) shown=${shown#* JobState=}; echo "${shown%% *}" ;;
     esac
+}
+
+ended() {  # state, exit code: what the ranks could not write into the run's record themselves
+    "$PYTHON" -m launch ended "$run_dir" --job "$job" --state "$1" --code "$2" --log "$(readlink /proc/$$/fd/1)" "${@:3}" ||
+        true
 }
 
 finish() {  # exit code of the training: go on in another life, or leave a record that says how it ended
     local rc=$1 state
     state=$(job_state)
-    if [ "$rc" = 75 ] && [ "$state" = RUNNING ] && [ "$SITE_REQUEUE" = 1 ]; then
+    if [ "$rc" = 75 ] && grep -qs '"reason": "file STOP' "$run_dir/record.json"; then
+        say "saved; the file STOP asked for the end, so it is not requeued: sbatch it again to go on"
+        cancel_chain
+    elif [ "$rc" = 75 ] && [ "$state" = RUNNING ] && [ "$SITE_REQUEUE" = 1 ]; then
         if [ "$life" -ge "${MAX_RESTARTS:-20}" ]; then
             say "saved, but this was life $((life + 1)) of at most $((${MAX_RESTARTS:-20} + 1)): sbatch it again to go on"
         elif scontrol requeue "$SLURM_JOB_ID"; then
@@ -159,13 +178,15 @@ finish() {  # exit code of the training: go on in another life, or leave a recor
             say "saved, but scontrol requeue is refused: sbatch the same command again, or set requeue: false in the site file"
         fi
     elif [ "$rc" != 0 ]; then
-        "$PYTHON" -m launch ended "$run_dir" --job "$SLURM_JOB_ID" --state "$state" --code "$rc" || true
+        ended "$state" "$rc"
     fi
-    # The rest of a chain (sites without requeue) is there for what was saved only.
-    if [ -n "${SLURM_ARRAY_JOB_ID:-}" ] && [ "$SITE_REQUEUE" = 0 ] && [ "$rc" != 75 ]; then
-        scancel --state=PENDING "$SLURM_ARRAY_JOB_ID" || true
-    fi
+    # The rest of a chain is there for what was saved, and for a lost node: what requeue does elsewhere.
+    [ "$rc" = 75 ] || [ "$state" = NODE_FAIL ] || cancel_chain
     exit "$rc"
+}
+
+cancel_chain() {
+    [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || [ "$SITE_REQUEUE" = 1 ] || scancel --state=PENDING "$SLURM_ARRAY_JOB_ID" || true
 }
 
 train() {
@@ -181,28 +202,49 @@ train() {
 
 prepare() {  # MPI: the ranks share the slides, and large slides among them
     local rc=0
-    srun --mpi="$SITE_MPI" --kill-on-bad-exit=1 --unbuffered "$PYTHON" -m launch prep "$EXPERIMENT" "$@" &
+    # shellcheck disable=SC2016  # each task expands it; as in TASK, the line of bad settings is rank 0's
+    srun --mpi="$SITE_MPI" --kill-on-bad-exit=1 --unbuffered bash -c \
+        'rc=0; "$@" || rc=$?; [ "$rc" != 64 ] || [ "$SLURM_PROCID" = 0 ] || sleep 20; exit "$rc"' task \
+        "$PYTHON" -m launch prep "$EXPERIMENT" "$@" &
     step_pid=$!
     wait "$step_pid" || rc=$?
     while kill -0 "$step_pid" 2>/dev/null; do rc=0; wait "$step_pid" || rc=$?; done
-    # Out of time: what is done stays done, and another life does the rest.
-    [ -z "$usr1" ] || [ "$rc" = 0 ] || [ "$life" -ge "${MAX_RESTARTS:-20}" ] || [ "$SITE_REQUEUE" = 0 ] ||
-        { scontrol requeue "$SLURM_JOB_ID" && sleep 60; }
+    if [ -n "$usr1" ] && [ "$rc" != 0 ]; then   # out of time: what is done stays done, and another life does the rest
+        if [ "$SITE_REQUEUE" = 1 ] && [ "$life" -lt "${MAX_RESTARTS:-20}" ] && scontrol requeue "$SLURM_JOB_ID"; then
+            say "out of time; requeued as life $((life + 2))"
+            sleep 60
+        fi
+        say "out of time: sbatch it again to go on; finished slides are not made again"
+    fi
     exit "$rc"
 }
 
+sizes() {  # nodes, ranks on each: the sizes of a scaling study, each of which divides the last
+    local n
+    for ((n = 1; n <= $2; n++)); do (($2 % n)) || echo "$n"; done
+    for ((n = 2; n <= $1; n *= 2)); do echo $((n * $2)); done
+}
+
+point() {  # ranks, words: settings and run directory of one size of a study (variables of the caller)
+    local text
+    text=$("$PYTHON" -m launch where "$EXPERIMENT" --scaling "${MODE:-strong}" --ranks "$1" --of "$largest" "${@:2}") || exit $?
+    mapfile -t settings <<<"$text"
+    run_dir=${settings[0]}
+}
+
 scaling() {  # the whole study in one allocation: 1, 2, 4, ... ranks up to all of it
-    local n settings rc=0 worst=0
-    for ((n = 1; n <= WORLD_SIZE; n *= 2)); do
-        settings=$("$PYTHON" -m launch where "$EXPERIMENT" --scaling "${MODE:-strong}" --ranks "$n" --of "$WORLD_SIZE" "$@") || exit $?
-        mapfile -t settings <<<"$settings"
-        run_dir=${settings[0]}
+    local n largest list settings rc=0 worst=0
+    list=$(sizes "$SLURM_JOB_NUM_NODES" "$tasks_per_node") largest=${list##*$'\n'}
+    [ "$largest" = "$WORLD_SIZE" ] || say "sizes up to $largest of the $WORLD_SIZE ranks: nodes are doubled each time"
+    for n in $list; do point "$n" "$@"; done   # a study that cannot run to its end does not begin
+    for n in $list; do
+        point "$n" "$@"
         capture
         local per_node=$((n < tasks_per_node ? n : tasks_per_node)); rc=0
         say "$EXPERIMENT, ${MODE:-strong} scaling, $n ranks -> $run_dir"
         ranks $((n / per_node)) "$per_node" -m launch train "$EXPERIMENT" "${settings[@]:1}" || rc=$?
         [ "$rc" != 75 ] || finish 75
-        [ "$rc" = 0 ] || { worst=$rc; "$PYTHON" -m launch ended "$run_dir" --job "$SLURM_JOB_ID" --state RUNNING --code "$rc" || true; }
+        [ "$rc" = 0 ] || { worst=$rc; ended RUNNING "$rc"; }
     done
     exit "$worst"
 }
@@ -221,25 +263,24 @@ under_slurm() {
     train) train "$@" ;;
     prep) prepare "$@" ;;
     scaling) scaling "$@" ;;
-    bench) srun --nodes=1 --ntasks=1 "${SITE_SRUN[@]}" "$PYTHON" -m launch bench "$@" ;;
+    bench) srun --nodes=1 --ntasks=1 ${SITE_SRUN[@]+"${SITE_SRUN[@]}"} "$PYTHON" -m launch bench "$@" ;;
     esac
 }
 
 # -- without SLURM: the same on this machine -------------------------------------------------------------------------
 
 on_this_machine() {
-    local n start=("$PYTHON")
-    if [ "${RANKS:-1}" -gt 1 ]; then
-        start=("$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$RANKS")
+    local n settings largest=${RANKS:-1} start=("$PYTHON")
+    if [ "$largest" -gt 1 ]; then
+        start=("$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$largest")
     fi
     case $KIND in
     train) exec "${start[@]}" -m launch train "$EXPERIMENT" "$@" ;;
-    prep) exec "$PYTHON" -m launch prep "$EXPERIMENT" --jobs "${RANKS:-1}" "$@" ;;
+    prep) exec "$PYTHON" -m launch prep "$EXPERIMENT" --jobs "$largest" "$@" ;;
     bench) exec "$PYTHON" -m launch bench "$@" ;;
     scaling)
-        for ((n = 1; n <= ${RANKS:-1}; n *= 2)); do
-            local settings; settings=$("$PYTHON" -m launch where "$EXPERIMENT" --scaling "${MODE:-strong}" --ranks "$n" --of "${RANKS:-1}" "$@") || exit $?
-            mapfile -t settings <<<"$settings"
+        for n in $(sizes 1 "$largest"); do
+            point "$n" "$@"
             "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$n" -m launch train "$EXPERIMENT" "${settings[@]:1}"
         done ;;
     esac

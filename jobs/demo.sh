@@ -21,7 +21,7 @@ train() {  # experiment name, folder of its token files
         train.max_seconds="$seconds"
     [ -z "$stopped" ] || exit 130   # Ctrl-C in a run's last seconds lets that run end, not the next one begin
 }
-stopped=
+stopped='' rc=0
 trap 'stopped=1' INT
 mkdir -p "$out"
 if [ -s "$out/seconds" ] && [ "$(<"$out/seconds")" != "$seconds" ]; then

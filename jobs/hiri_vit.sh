@@ -3,7 +3,7 @@
 # Made by `python -m launch render`; numbers come from the experiments and from jobs/sites/generic-cuda.yaml: edit those.
 #   sbatch jobs/hiri_vit.sh [key=value ...]: settings as `python -m launch train` takes them
 #   sbatch -N2 --time=1:00:00 jobs/hiri_vit.sh ...: sbatch's own options win over those below
-#   bash jobs/hiri_vit.sh [key=value ...]: without SLURM, on this machine
+#   bash jobs/hiri_vit.sh ...: without SLURM, on this machine
 #SBATCH --job-name=hiri_vit
 #SBATCH --nodes=8
 #SBATCH --ntasks-per-node=8

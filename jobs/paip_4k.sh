@@ -3,7 +3,7 @@
 # Made by `python -m launch render`; numbers come from the experiments and from jobs/sites/generic-cuda.yaml: edit those.
 #   sbatch jobs/paip_4k.sh [key=value ...]: settings as `python -m launch train` takes them
 #   sbatch -N2 --time=1:00:00 jobs/paip_4k.sh ...: sbatch's own options win over those below
-#   bash jobs/paip_4k.sh [key=value ...]: without SLURM, on this machine
+#   bash jobs/paip_4k.sh ...: without SLURM, on this machine
 #SBATCH --job-name=paip_4k
 #SBATCH --nodes=16
 #SBATCH --ntasks-per-node=8

@@ -3,7 +3,7 @@
 # Made by `python -m launch render`; numbers come from the experiments and from jobs/sites/generic-cuda.yaml: edit those.
 #   sbatch jobs/rivit.sh [key=value ...]: settings as `python -m launch train` takes them
 #   sbatch -N2 --time=1:00:00 jobs/rivit.sh ...: sbatch's own options win over those below
-#   bash jobs/rivit.sh [key=value ...]: without SLURM, on this machine
+#   bash jobs/rivit.sh ...: without SLURM, on this machine
 #SBATCH --job-name=rivit
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8

@@ -20,6 +20,7 @@ from data_prep.tokens import TokenSet, rebuild
 from launch.config import ConfigError, DataConfig
 
 SPLITS = ("train", "val", "test")
+_HOW = "`python -m launch prep EXPERIMENT --slides FOLDER` makes the token files"
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,13 @@ def read_split(config: DataConfig) -> dict[str, list[str]]:
     """
     folder = Path(config.dir)
     if not folder.is_dir():
-        raise ConfigError(f"data.dir={config.dir}: no such folder; make it with `python -m data_prep build`")
+        raise ConfigError(f"data.dir={config.dir}: no such folder; {_HOW}")
     try:
         there = token_names(folder)     # of a folder of token files, or of a pack
     except StoreError as error:
         raise ConfigError(f"data.dir={config.dir}: {error}") from None
     if not there:
-        raise ConfigError(f"data.dir={config.dir}: no *{SUFFIX} in it; make them with `python -m data_prep build`")
+        raise ConfigError(f"data.dir={config.dir}: no *{SUFFIX} in it; {_HOW}")
     split = hash_split(there, config.fractions) if config.split is None else file_split(Path(config.split))
     names = [name for part in split.values() for name in part]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -35,6 +35,8 @@ def add_job_commands(commands: argparse._SubParsersAction[argparse.ArgumentParse
     ended.add_argument("--job", required=True)
     ended.add_argument("--state", required=True)
     ended.add_argument("--code", type=int, required=True)
+    ended.add_argument("--log", type=Path, help="what the job printed")
+    ended.add_argument("--reason", default="", help="why it ended, if known")
     ended.set_defaults(run=_ended)
 
     prep = commands.add_parser(
@@ -83,7 +85,7 @@ def _where(asked: argparse.Namespace) -> int:
 def _ended(asked: argparse.Namespace) -> int:
     from launch.job_steps import record_end
 
-    record = record_end(asked.run_dir, asked.job, asked.state, asked.code)
+    record = record_end(asked.run_dir, asked.job, asked.state, asked.code, asked.log, asked.reason)
     if record is not None:
         print(f"{record['status']}: {record['reason']} -> {asked.run_dir / 'record.json'}", file=sys.stderr)
     return EXIT_OK

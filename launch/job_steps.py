@@ -12,6 +12,7 @@ import yaml
 
 from launch.config import Config, ConfigError, load
 from launch.images import open_files
+from launch.ranks import EXIT_CONFIG
 from launch.record import new_record, now, read_record, write_record
 from launch.run import check_world
 
@@ -31,20 +32,26 @@ def where(config: Config, ranks: int) -> Path:
 _ENDS = {
     "CANCELLED": ("preempted", "was cancelled (scancel)"),
     "TIMEOUT": ("timeout", "reached its time limit"),
+    "NODE_FAIL": ("failed", "lost a node"),
 }
+_LOG_END_BYTES = 65536
 
 
-def record_end(run_dir: Path, job: str, state: str, code: int) -> dict[str, Any] | None:
+def record_end(
+    run_dir: Path, job: str, state: str, code: int, log: Path | None = None, reason: str = ""
+) -> dict[str, Any] | None:
     """Complete or write the record of a job that did not end well by itself.
 
     A record that the ranks wrote stays, with the scheduler's word before their reason when the job was cancelled or
-    ran out of time. Ranks that were killed wrote none: the record then says how the job ended.
+    ran out of time. Ranks that were killed, or found bad settings, wrote none: the record then says how the job ended.
 
     Args:
         run_dir: The run directory.
         job: Number of the job.
-        state: RUNNING, CANCELLED, TIMEOUT, or REQUEUED, as `job_state` of jobs/body.sh finds it.
+        state: RUNNING, CANCELLED, TIMEOUT, NODE_FAIL or REQUEUED, as `job_state` of jobs/body.sh finds it.
         code: Exit code of the training step.
+        log: What the job printed; the line of bad settings is in it.
+        reason: Why the job ended, where its script knows; for a state of the scheduler's own that one counts.
 
     Returns:
         The record, or None when there is nothing to add.
@@ -52,7 +59,9 @@ def record_end(run_dir: Path, job: str, state: str, code: int) -> dict[str, Any]
     if state == "REQUEUED":
         return None  # its next life goes on
     record = read_record(run_dir)
-    status, words = _ENDS.get(state, ("failed", f"ended in state {state}: exit code {code} and no record; see its log"))
+    status, words = _ENDS.get(state, ("failed", _words(code, state, log)))
+    if reason and state not in _ENDS:
+        words = f"ended before its training: {reason}"
     if record is not None:
         if record["status"] == "ok" or state not in _ENDS:
             return None
@@ -63,6 +72,25 @@ def record_end(run_dir: Path, job: str, state: str, code: int) -> dict[str, Any]
     run_dir.mkdir(parents=True, exist_ok=True)
     write_record(run_dir, record)
     return record
+
+
+def _words(code: int, state: str, log: Path | None) -> str:
+    """How a job ended that the scheduler did not end, and whose ranks left no record."""
+    if code == EXIT_CONFIG and log is not None and (said := _last_error(log)):
+        return f"refused its settings: {said}"
+    place = f"; see {log}" if log is not None else "; see its log"
+    return f"ended with exit code {code} and no record{'' if state == 'RUNNING' else f' in state {state}'}{place}"
+
+
+def _last_error(log: Path) -> str:
+    """The last `error: ...` line near the end of a log, without that word; "" when there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _LOG_END_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:  # a pipe or a terminal
+        return ""
+    return next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), "")
 
 
 def _known(run_dir: Path) -> dict[str, Any]:

@@ -48,6 +48,11 @@ def shape(gpus: int, site: Site) -> Shape:
     return Shape(gpus // per_node, per_node)
 
 
+def limited_hours(hours: float, place: Shape, slurm: Slurm | None) -> float:
+    """The hours that a job may have, where it asks for `hours`."""
+    return min(hours, (slurm.hours(place.nodes) if slurm else None) or hours)
+
+
 def _time(hours: float) -> str:
     minutes = max(1, math.ceil(hours * 60))
     return f"{minutes // 60:02d}:{minutes % 60:02d}:00"
@@ -66,14 +71,13 @@ def directives(job: Job, site: Site, slurm: Slurm, output: str = "%x-%j.out") ->
         ConfigError: The site runs no job of this size.
     """
     place = shape(job.gpus, site)
-    limit = slurm.hours(place.nodes)
-    if limit is None:
+    if slurm.hours(place.nodes) is None:
         most = max(item.nodes for item in slurm.time_limits)
         raise ConfigError(f"{job.name}: {job.gpus} gpus are {place.nodes} nodes; {site.name} runs at most {most}")
-    whole = place.nodes > 1 or place.tasks_per_node == site.hardware.gpus_per_node
+    part = slurm.shared_nodes and place.nodes == 1 and place.tasks_per_node < site.hardware.gpus_per_node
     own = [
         f"--job-name={job.name}", f"--nodes={place.nodes}", f"--ntasks-per-node={place.tasks_per_node}",
-        f"--cpus-per-task={site.hardware.cpus_per_gpu}", f"--time={_time(min(job.hours, limit))}",
+        f"--cpus-per-task={site.hardware.cpus_per_gpu}", f"--time={_time(limited_hours(job.hours, place, slurm))}",
         f"--output={output}",
         "--open-mode=append",  # a requeued job would overwrite the log of its last life
         f"--signal=B:USR1@{slurm.grace_s}",  # to the batch shell, which tells the ranks to save
@@ -87,9 +91,11 @@ def directives(job: Job, site: Site, slurm: Slurm, output: str = "%x-%j.out") ->
         if job.kind == "train":  # a chain of preparations would never satisfy the afterok of what waits for it
             own.append(f"--array=1-{CHAIN}%1")
     for line in slurm.directives:
-        if line.startswith("--gpus-per-node="):
+        if not part:  # a whole node has all its gpus: recipes of binding count on that
+            own.append(line)
+        elif line.startswith("--gpus-per-node="):
             own.append(f"--gpus-per-node={place.tasks_per_node}")
-        elif line != "--exclusive" or whole or not slurm.shared_nodes:
+        elif line != "--exclusive":
             own.append(line)
     return own
 
@@ -126,10 +132,16 @@ _HEAD = """\
 #!/usr/bin/env bash
 # {text}
 # Made by `python -m launch render`{how}; numbers come from the experiments and from jobs/sites/{site}.yaml: edit those.
-#   sbatch{account} {path} [key=value ...]: settings as `python -m launch train` takes them
+#   sbatch{account} {path} {words}
 #   sbatch -N2 --time=1:00:00{account} {path} ...: sbatch's own options win over those below
-#   bash {path} [key=value ...]: without SLURM, on this machine
+#   bash {path} ...: without SLURM, on this machine
 """
+_WORDS = {
+    "train": "[key=value ...]: settings as `python -m launch train` takes them",
+    "scaling": "[key=value ...]: settings as `python -m launch train` takes them",
+    "prep": "--slides FOLDER [--masks FOLDER] [key=value ...]: as `python -m launch prep` takes them",
+    "bench": "[--rows PATTERN] [key=value ...]: as `python -m launch bench` takes them",
+}
 
 _TAIL = """\
 for root in "${SLURM_SUBMIT_DIR:-.}" "${SLURM_SUBMIT_DIR:-.}/.." "$(dirname "$0")/.."; do
@@ -157,7 +169,8 @@ def render(job: Job, site: Site, output: str = "%x-%j.out") -> str:
         raise ConfigError(f"site {site.name} has no scheduler; run jobs/{job.name}.sh with bash there")
     account = " -A PROJECT" if site.slurm.account_required else ""
     how = "" if site.name == DEFAULT_SITE else f" --site {site.name}"
-    head = _HEAD.format(text=job.text, how=how, site=site.name, path=f"jobs/{job.name}.sh", account=account)
+    head = _HEAD.format(text=job.text, how=how, site=site.name, path=f"jobs/{job.name}.sh", account=account,
+                        words=_WORDS[job.kind])  # fmt: skip
     lines = [f"#SBATCH {line}" for line in directives(job, site, site.slurm, output)]
     lines += [
         "",
@@ -173,12 +186,14 @@ def render(job: Job, site: Site, output: str = "%x-%j.out") -> str:
 
 
 def write_all(site: Site, folder: Path) -> list[Path]:
-    """Write the script of every job that fits the site; returns the files."""
+    """Write the script of every job, where it is not there as it should be; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for job in JOBS.values():
         path = folder / f"{job.name}.sh"
-        write_atomic(path, render(job, site).encode())
+        text = render(job, site).encode()
+        if not path.is_file() or path.read_bytes() != text:
+            write_atomic(path, text)
         path.chmod(0o755)
         written.append(path)
     return written

@@ -5,6 +5,7 @@ Must not import torch.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -13,6 +14,17 @@ from pathlib import Path
 from launch.config import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+# What would make jobs/body.sh do another run than the script says.
+_CHOICES = ("EXPERIMENT", "PATCHING", "MODE", "RANKS")
+_OF_SLURM_ITSELF = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
+
+
+def script_environment() -> dict[str, str]:
+    """The environment that a submitted script may inherit: without choices of runs, and not of a job around us."""
+    kept = {key: value for key, value in os.environ.items() if key not in _CHOICES}
+    return {key: value for key, value in kept.items() if not key.startswith("SLURM_") or key in _OF_SLURM_ITSELF}
 
 
 def has_slurm() -> bool:
@@ -38,7 +50,9 @@ def sbatch(script: Path, options: Sequence[str] = ()) -> str:
     """
     command = ["sbatch", "--parsable", *options, str(script)]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=script_environment(), capture_output=True, text=True, timeout=300, check=False
+        )
     except (OSError, subprocess.SubprocessError) as error:
         raise ConfigError(f"{script}: cannot be submitted: {error}") from None
     if done.returncode:

@@ -7,25 +7,27 @@ torch.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_prep.files import write_atomic
+from data_prep.store import StoreError, token_names
 from launch.config import ConfigError
 from launch.images import open_files
 from launch.jobs_table import JOBS, Job
 from launch.record import now, read_record, to_json
-from launch.render import DEFAULT_SITE, render
+from launch.render import DEFAULT_SITE, limited_hours, render, shape
 from launch.run import check_world
-from launch.scheduler import ROOT, live_jobs, sbatch
+from launch.scheduler import ROOT, live_jobs, sbatch, script_environment
 from launch.sites import Site, load_site
 from launch.sweep import Member
 
 SUBMISSION = "submission.json"
+# In place of a job's number, without a scheduler; or `exit N`.
+DONE, NOT_RUN = "done", "not run"
 # Of a run whose job has ended: what its record says, or missing when it left none.
 STATES = ("pending", "running", "ok", "oom", "failed", "timeout", "preempted", "missing")
 
@@ -79,24 +81,37 @@ def make_plan(members: Sequence[Member], site: Site, options: Options) -> Plan:
     """
     if site.slurm is not None and site.slurm.account_required and not options.account:
         raise ConfigError(f"{site.name} needs an account: --account PROJECT{site.slurm.account_suffix}")
+    for option, folder in (("--slides", options.slides), ("--masks", options.masks)):
+        if folder is not None and not Path(folder).is_dir():
+            raise ConfigError(f"{option} {folder}: no such folder")
     plan = Plan(site, options, list(members))
     _refuse_duplicates(plan.members)
     for member in plan.members:
         check_world(member.config, member.gpus)
         if site.slurm is None and member.gpus > site.hardware.gpus_per_node:
             raise ConfigError(f"{member.gpus} ranks: {site.name} runs at most {site.hardware.gpus_per_node}")
-        try:
-            open_files(member.config.data)
-        except ConfigError:
-            if options.slides is None or member.config.data.kind == "images":
-                raise
+        if options.slides is not None and _unprepared(member, Path(options.slides)):
             plan.prep.setdefault(member.config.data.dir, _prep_script(member, site, options))
+        else:
+            open_files(member.config.data)
         job = Job(
             member.experiment, f"{member.run_dir.name}, submitted by `python -m launch submit`.", member.gpus,
             _hours(member, options), "train", member.experiment, member.experiment, member.overrides,
         )  # fmt: skip
         plan.scripts[member.run_dir] = _script(job, site, member.run_dir)
     return plan
+
+
+def _unprepared(member: Member, slides: Path) -> bool:
+    """Does a file of the slides' folder lack its token file? Files that are no slides cost a look, not a mistake."""
+    data = member.config.data
+    if data.kind == "images":
+        return False
+    try:
+        there = set(token_names(Path(data.dir)))
+    except StoreError as error:
+        raise ConfigError(f"data.dir={data.dir}: {error}") from None
+    return bool({path.stem for path in slides.iterdir() if not path.name.startswith(".")} - there)
 
 
 def _prep_folder(member: Member) -> Path:
@@ -126,13 +141,29 @@ def _refuse_duplicates(members: Sequence[Member]) -> None:
             raise ConfigError(f"{member.run_dir} is job {submission['job']} already ({state}); exclude it or scancel")
 
 
-def submit(plan: Plan) -> list[str]:
-    """Write the run directories and submit, preparation first; one line per job.
+def describe(plan: Plan) -> Iterator[str]:
+    """What would be submitted, one line per job, and a sum."""
+    for data in plan.prep:
+        yield f"     prep  {data}"
+    for member in plan.members:
+        place = shape(member.gpus, plan.site)
+        hours = limited_hours(_hours(member, plan.options), place, plan.site.slurm)
+        limit = f", {hours:g} h" if plan.site.slurm else ""
+        yield f"{member.gpus:>4} gpus  {place.nodes} x {place.tasks_per_node}{limit}  {member.run_dir}"
+    how = " ".join(["sbatch", *_options(plan, "")]) if plan.site.slurm else "here, one after the other"
+    yield f"{len(plan.members)} runs on {plan.site.name} ({how}); a dry run, nothing was written"
+
+
+def submit(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Write the run directories and submit, preparation first.
+
+    Yields:
+        As soon as it is known: number of a job and what it is. Without a scheduler each is over by then, and instead of
+        the number stands done, exit N, or not run, when its preparation failed.
 
     Raises:
         ConfigError: sbatch refuses a job; those before it are submitted.
     """
-    lines: list[str] = []
     prepared: dict[str, str] = {}
     for member in plan.members:
         wait_for = ""
@@ -141,24 +172,29 @@ def submit(plan: Plan) -> list[str]:
             if data not in prepared:
                 folder = _prep_folder(member)
                 prepared[data] = _start(folder, plan.prep[data], plan, "", member.gpus)
-                lines.append(f"{prepared[data]:>9}  prep {data}")
+                yield prepared[data], f"prep {data}"
             wait_for = prepared[data]
+            if plan.site.slurm is None and wait_for != DONE:
+                yield NOT_RUN, f"{member.run_dir}, since prep {data} failed"
+                continue
         number = _start(member.run_dir, plan.scripts[member.run_dir], plan, wait_for, member.gpus)
         about = {
             "schema_version": 1, "experiment": member.experiment, "overrides": list(member.overrides),
             "gpus": member.gpus, "site": plan.site.name, "job": number, "after": wait_for or None,
-            "sbatch": _options(plan, wait_for), "submitted_at": now(), "earlier": [],
+            "prep": str(_prep_folder(member)) if wait_for else None, "sbatch": _options(plan, wait_for),
+            "submitted_at": now(), "earlier": [],
         }  # fmt: skip
         write_atomic(member.run_dir / SUBMISSION, to_json(about))
-        lines.append(f"{number:>9}  {member.run_dir}")
-    return lines
+        yield number, str(member.run_dir)
 
 
 def _options(plan: Plan, wait_for: str) -> list[str]:
     options = [f"--account={plan.options.account}"] if plan.options.account else []
-    if wait_for:
-        options += [f"--dependency=afterok:{wait_for}", "--kill-on-invalid-dep=yes"]
-    return [*options, *plan.options.sbatch]
+    return [*options, *_after(wait_for), *plan.options.sbatch]
+
+
+def _after(job: str) -> list[str]:
+    return [f"--dependency=afterok:{job}", "--kill-on-invalid-dep=yes"] if job else []
 
 
 def _start(folder: Path, script: str, plan: Plan, wait_for: str, gpus: int) -> str:
@@ -173,9 +209,9 @@ def _start(folder: Path, script: str, plan: Plan, wait_for: str, gpus: int) -> s
 
 def _run_here(script: Path, gpus: int) -> str:
     """Without a scheduler: run it now, and wait. Its exit code is in its record; the others go on."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")} | {"RANKS": str(gpus)}
+    env = script_environment() | {"RANKS": str(gpus)}
     done = subprocess.run(["bash", str(script.absolute())], cwd=ROOT, env=env, check=False)
-    return "done" if done.returncode == 0 else f"exit {done.returncode}"
+    return DONE if done.returncode == 0 else f"exit {done.returncode}"
 
 
 # -- later, in another shell ----------------------------------------------------------------------------------------
@@ -214,8 +250,22 @@ def states(root: Path) -> list[tuple[Path, str, str]]:
     return rows
 
 
-def submit_again(root: Path, wanted: Sequence[str]) -> list[str]:
-    """Submit the runs under `root` that are in one of the `wanted` states once more, as they were; one line per job.
+def submit_again(
+    root: Path, wanted: Sequence[str], options: Sequence[str] = (), dry_run: bool = False
+) -> Iterator[tuple[str, str]]:
+    """Submit the runs under `root` that are in one of the `wanted` states once more, as they were.
+
+    Nodes that their preflights found bad are excluded. A run that is `missing` and had to wait for token files gets
+    its preparation again, which skips what is there: nobody knows whether it came to its end.
+
+    Args:
+        root: Folder of the runs.
+        wanted: Of `STATES`, without those of live jobs.
+        options: More for sbatch, behind those of the first time.
+        dry_run: Submit nothing.
+
+    Yields:
+        Job and what it is, as `submit` does; in a dry run the state instead of the job.
 
     Raises:
         ConfigError: Not a state, or sbatch refuses.
@@ -223,18 +273,44 @@ def submit_again(root: Path, wanted: Sequence[str]) -> list[str]:
     unknown = sorted(set(wanted) - set(STATES[2:]))
     if unknown:
         raise ConfigError(f"--only {unknown[0]}: not a state of an ended run; valid: {', '.join(STATES[2:])}")
-    lines = []
-    for run, state, _ in states(root):
-        if state not in wanted:
+    chosen = [(run, state) for run, state, _ in states(root) if state in wanted]
+    bad = sorted({name for run, _ in chosen for name in bad_nodes(run)})
+    if bad:
+        yield "without", ",".join(bad)
+    prepared: dict[str, str] = {}
+    for run, state in chosen:
+        if dry_run:
+            yield state, str(run)
             continue
         submission = read_submission(run) or {}
-        script = (run / "job.sh").absolute()
-        if load_site(submission["site"]).slurm is None:
-            number = _run_here(script, int(submission["gpus"]))
-        else:  # what it waited for has ended
-            number = sbatch(script, [word for word in submission["sbatch"] if not word.startswith("--dependency")])
+        words = [word for word in submission["sbatch"] if not word.startswith(_ONCE)]
+        words += [*options, *([f"--exclude={','.join(bad)}"] if bad else [])]
+        prep, wait_for, gpus = submission.get("prep"), "", int(submission["gpus"])
+        with_slurm = str(submission["job"]).isdigit()
+        if prep and state == "missing":
+            if prep not in prepared:
+                prepared[prep] = _start_again(Path(prep), words, with_slurm, gpus)
+                yield prepared[prep], f"prep {prep}"
+            wait_for = prepared[prep]
+            if not with_slurm and wait_for != DONE:
+                yield NOT_RUN, f"{run}, since prep {prep} failed"
+                continue
+        number = _start_again(run, [*words, *_after(wait_for)], with_slurm, gpus)
         submission["earlier"] = [*submission["earlier"], submission["job"]]
-        submission |= {"job": number, "submitted_at": now()}
+        submission |= {"job": number, "after": wait_for or None, "submitted_at": now()}
         write_atomic(run / SUBMISSION, to_json(submission))
-        lines.append(f"{number:>9}  {run}")
-    return lines
+        yield number, str(run)
+
+
+# Options of the first submission that say what it waited for.
+_ONCE = ("--dependency=afterok:", "--kill-on-invalid-dep")
+
+
+def _start_again(folder: Path, options: Sequence[str], with_slurm: bool, gpus: int) -> str:
+    script = (folder / "job.sh").absolute()
+    return sbatch(script, options) if with_slurm else _run_here(script, gpus)
+
+
+def bad_nodes(run_dir: Path) -> list[str]:
+    """Nodes that a preflight of this run found bad (RUN/slurm/*.bad_nodes, one name a line)."""
+    return [name for path in sorted((run_dir / "slurm").glob("*.bad_nodes")) for name in path.read_text().split()]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from launch.config import ConfigError
-from launch.ranks import EXIT_OK
+from launch.ranks import EXIT_CRASH, EXIT_OK
 
 _SUBMIT = """\
 Submit runs as jobs and return. The sweep is every combination of experiments, patchings, GPU counts, varied settings
@@ -61,6 +65,13 @@ def add_submit_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     status.set_defaults(run=_status)
 
 
+# Options that --only has no use for, and what they are when nobody gives them.
+_OF_NEW_RUNS: dict[str, Any] = {
+    "site": None, "gpus": (), "patching": ("apf",), "repeat": 1, "vary": [], "zip": False, "exclude": [], "mode": None,
+    "slides": None, "masks": None,
+}  # fmt: skip
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
@@ -99,13 +110,20 @@ def _submit(asked: argparse.Namespace) -> int:
     from launch.submit import submit_again
 
     names = [word for word in asked.overrides if "=" not in word]
-    if asked.only is not None:
-        if names:
-            raise ConfigError(f"--only submits what was submitted before; leave {names[0]} out, or --only")
-        lines = submit_again(asked.runs, asked.only)
-        print("\n".join(lines) if lines else f"nothing under {asked.runs} is {' or '.join(asked.only)}")
+    if asked.only is None:
+        return _submit_new(asked, names)
+    options = (f"--{name}" for name, default in _OF_NEW_RUNS.items() if getattr(asked, name) != default)
+    given = next(itertools.chain(asked.overrides, options), None)
+    if given:
+        raise ConfigError(f"--only submits runs as they were; leave {given} out, or --only")
+    more = [f"--account={asked.account}"] if asked.account else []
+    more += [f"--time={math.ceil(asked.hours * 60)}"] if asked.hours else []
+    lines = submit_again(asked.runs, asked.only, [*more, *asked.sbatch], asked.dry_run)
+    first = next(lines, None)
+    if first is None:
+        print(f"nothing under {asked.runs} is {' or '.join(asked.only)}")
         return EXIT_OK
-    return _submit_new(asked, names)
+    return _tell(itertools.chain([first], lines))
 
 
 def _submit_new(asked: argparse.Namespace, names: list[str]) -> int:
@@ -113,7 +131,7 @@ def _submit_new(asked: argparse.Namespace, names: list[str]) -> int:
     from launch.render import DEFAULT_SITE
     from launch.scheduler import has_slurm, slurm_answers
     from launch.sites import load_site
-    from launch.submit import Options, make_plan, submit
+    from launch.submit import Options, describe, make_plan, submit
     from launch.sweep import Axes, members
 
     study = names[:1] == ["scaling"]
@@ -132,13 +150,21 @@ def _submit_new(asked: argparse.Namespace, names: list[str]) -> int:
     options = Options(asked.account, asked.hours, asked.slides, asked.masks, tuple(asked.sbatch))
     plan = make_plan(found, site, options)
     if asked.dry_run:
-        for data in plan.prep:
-            print(f"     prep  {data}")
-        for member in found:
-            print(f"{member.gpus:>4} gpus  {member.run_dir}")
+        print("\n".join(describe(plan)))
         return EXIT_OK
-    print("\n".join(submit(plan)), flush=True)
-    return EXIT_OK
+    return _tell(submit(plan))
+
+
+def _tell(lines: Iterable[tuple[str, str]]) -> int:
+    """Print them as they come; exit code 1 when a run that was done here failed."""
+    from launch.submit import NOT_RUN
+
+    code = EXIT_OK
+    for job, what in lines:
+        print(f"{job:>9}  {what}", flush=True)
+        if job == NOT_RUN or job.startswith("exit "):
+            code = EXIT_CRASH
+    return code
 
 
 def _status(asked: argparse.Namespace) -> int:

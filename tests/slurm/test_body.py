@@ -52,6 +52,20 @@ def test_errors_without_slurm_are_one_line(tmp_path: Path):
     assert done.returncode == 64 and "submit from the repository's folder" in done.stderr
 
 
+def test_a_study_has_sizes_that_divide_its_largest(jobs: Jobs, tmp_path: Path):
+    """Nodes of three gpus, and three of them: no size is without its whole nodes, and one node stays idle."""
+    number = jobs.sbatch(
+        "jobs/scaling.sh", options=("-N3", "--ntasks-per-node=3"), PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
+        RANK_ENV_DIR=str(tmp_path / "run"),
+    )  # fmt: skip
+    assert jobs.cluster.wait_job(number) == "COMPLETED", jobs.log(number)
+    found = [dict(word.split("=", 1) for word in line.split()[1:])
+             for line in jobs.log(number).splitlines() if " RANK=" in line]  # fmt: skip
+    assert sorted(int(words["SLURM_STEP_NUM_TASKS"]) for words in found) == [1] + [3] * 3 + [6] * 6
+    assert all(words["WORLD_SIZE"] == words["SLURM_STEP_NUM_TASKS"] for words in found)
+    assert "sizes up to 6 of the 9 ranks" in jobs.log(number)
+
+
 @pytest.mark.slow
 def test_several_ranks_and_a_study_without_slurm(files: Path, tmp_path: Path):
     done = bash("jobs/scaling.sh", *small(files, tmp_path), RANKS="2", MODE="weak")

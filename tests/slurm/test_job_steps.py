@@ -23,7 +23,8 @@ def run_dir(tmp_path: Path) -> Path:
     [
         ("CANCELLED", "preempted", "job 7 was cancelled (scancel)"),
         ("TIMEOUT", "timeout", "job 7 reached its time limit"),
-        ("RUNNING", "failed", "job 7 ended in state RUNNING: exit code 139 and no record; see its log"),
+        ("NODE_FAIL", "failed", "job 7 lost a node"),
+        ("RUNNING", "failed", "job 7 ended with exit code 139 and no record; see its log"),
     ],
 )
 def test_ranks_that_left_no_record(run_dir: Path, state: str, status: str, words: str):
@@ -33,6 +34,23 @@ def test_ranks_that_left_no_record(run_dir: Path, state: str, status: str, words
     assert record is not None and (record["status"], record["reason"]) == (status, words)
     known = [record[key] for key in ("run_id", "experiment", "seed", "resolution")]
     assert known == ["mine", "paip_64k", 5, 65536]
+
+
+def test_bad_settings_and_a_bad_node_are_told_in_their_own_words(run_dir: Path, tmp_path: Path):
+    log = tmp_path / "7.out"
+    log.write_text("error: of an earlier life\nerror: x.tokens.h5: was built with patching apf\nsrun: error: node1\n")
+    record = record_end(run_dir, "7", "RUNNING", 64, log)
+    assert record is not None
+    assert record["reason"] == "job 7 refused its settings: x.tokens.h5: was built with patching apf"
+    (run_dir / "record.json").unlink()
+    record = record_end(run_dir, "7", "RUNNING", 139, log)
+    assert record is not None and record["reason"].endswith(f"exit code 139 and no record; see {log}")
+    (run_dir / "record.json").unlink()
+    record = record_end(run_dir, "7", "RUNNING", 64, Path("pipe:[1]"))
+    assert record is not None and "exit code 64" in record["reason"]
+    (run_dir / "record.json").unlink()
+    record = record_end(run_dir, "7", "RUNNING", 65, log, "preflight: bad nodes")
+    assert record is not None and record["reason"] == "job 7 ended before its training: preflight: bad nodes"
 
 
 def test_a_start_that_never_came_to_its_settings(run_dir: Path):

@@ -34,13 +34,13 @@ def test_prep_on_two_nodes_equals_the_serial_result(jobs: Jobs, tmp_path: Path):
     assert len(one) == 3 and one == two
 
 
-def test_the_wrong_mpi_launcher_is_refused_not_run_four_times(jobs: Jobs, tmp_path: Path):
+def test_the_wrong_mpi_launcher_is_refused_not_run_twice(jobs: Jobs, tmp_path: Path):
     script = tmp_path / "prep.sh"
     script.write_text((ROOT / "jobs" / "prep_paip.sh").read_text().replace("SITE_MPI=pmi2", "SITE_MPI=none"))
     number = jobs.sbatch(
         script, "--slides", str(SAMPLE / "images"), f"data.dir={tmp_path}/never", "data.resolution=1024",
-        "data.patch=16", "data.length=256", options=("-N2", "--ntasks-per-node=2"),
+        "data.patch=16", "data.length=256", options=("-N2", "--ntasks-per-node=1"),
     )  # fmt: skip
     assert jobs.cluster.wait_job(number) == "FAILED", jobs.log(number)
-    assert "SLURM started 4 tasks but MPI sees 1" in jobs.log(number)
+    assert "SLURM started 2 tasks but MPI sees 1" in jobs.log(number)
     assert not list(tmp_path.glob("never/*.tokens.h5"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from launch.config import ConfigError
 from launch.experiments import EXPERIMENTS
 from launch.jobs_table import JOBS
-from launch.render import DEFAULT_SITE, FOLDER, directives, render, shape, write_all
+from launch.render import DEFAULT_SITE, FOLDER, differences, directives, render, shape, write_all
 from launch.sites import Site, load_site, names
 from tests.launch.small import ROOT, clean_env
 
@@ -35,7 +36,7 @@ def test_committed_scripts_are_what_render_writes():
 
 
 def test_a_changed_or_missing_script_is_named(tmp_path: Path):
-    write_all(load_site(DEFAULT_SITE), tmp_path)
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
     (tmp_path / "btcv.sh").unlink()
     script = tmp_path / "paip_64k.sh"
     script.write_text(script.read_text().replace("--nodes=256", "--nodes=255"))
@@ -43,6 +44,9 @@ def test_a_changed_or_missing_script_is_named(tmp_path: Path):
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert len(lines) == 2 and "btcv.sh: missing" in done.stderr and "--nodes=255" in done.stderr
+    write_all(load_site(DEFAULT_SITE), tmp_path)
+    assert differences(load_site(DEFAULT_SITE), tmp_path) == []
+    assert all(os.access(tmp_path / f"{name}.sh", os.X_OK) for name in JOBS)
 
 
 @pytest.mark.parametrize("label", TABLE_II)
@@ -56,24 +60,37 @@ def test_gpu_counts_are_those_of_the_paper(label: str):
     assert ("#SBATCH --exclusive" in text) == (tasks == 8)
 
 
-@pytest.mark.parametrize("site", SITES)
-def test_scripts_of_every_site_are_clean_shell(site: str, tmp_path: Path):
-    scripts = write_all(load_site(site), tmp_path / "jobs")
-    if site != DEFAULT_SITE:  # a part of a node, many nodes, MPI: the others differ in names only
-        scripts = [path for path in scripts if path.stem in ("paip_512", "paip_64k", "prep_paip")]
+def test_scripts_of_every_site_are_clean_shell(tmp_path: Path):
+    scripts = sorted(FOLDER.glob("*.sh"))
+    assert {path.stem for path in scripts} == {*JOBS, "body", "demo", "demo_slurm"}
+    scripts += [ROOT / ".ci" / "run", ROOT / ".ci" / "venv", ROOT / "tests" / "slurm" / "rank_env.sh"]
+    for site in map(load_site, SITES):
+        # a part of a node, many nodes, MPI: the others differ in names only
+        for name in ("paip_512", "paip_64k", "prep_paip") if site.name != DEFAULT_SITE else ():
+            scripts.append(tmp_path / f"{site.name}-{name}.sh")
+            scripts[-1].write_text(render(JOBS[name], site))
     for script in scripts:
         done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     if shutil.which("shellcheck") is None:
         pytest.skip("needs: apt-get install shellcheck")
-    done = subprocess.run(  # SC1091: not to follow jobs/body.sh in each of them; it is checked once, here
-        ["shellcheck", "--exclude=SC1091", FOLDER / "body.sh", *scripts], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout
+    body = FOLDER / "body.sh"
+    scripts.remove(body)  # among them, it would be followed from each of them and checked as often
+    for files in ([body], scripts):
+        done = subprocess.run(["shellcheck", "--exclude=SC1091", *files], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
 
 
-def test_every_job_has_a_script_and_its_experiments_exist():
-    assert {path.stem for path in FOLDER.glob("*.sh")} == {*JOBS, "body", "demo", "demo_slurm"}
+def test_a_part_of_a_node_has_all_its_gpus_where_nodes_are_not_shared():
+    """Perlmutter's tasks name the four gpus of a node: with one of them, CUDA would see none."""
+    for name, gpus, alone in (("perlmutter", 4, True), ("frontier", 8, True), ("generic-cuda", 1, False)):
+        site = load_site(name)
+        lines = directives(JOBS["paip_512"], site, site.slurm)  # type: ignore[arg-type]
+        assert "--ntasks-per-node=1" in lines and f"--gpus-per-node={gpus}" in lines
+        assert ("--exclusive" in lines) == alone
+
+
+def test_the_experiments_of_every_job_exist():
     wanted = {name for job in JOBS.values() for name in (job.experiment, job.uniform) if name}
     assert wanted <= set(EXPERIMENTS), sorted(wanted - set(EXPERIMENTS))
 

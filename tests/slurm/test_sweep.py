@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import subprocess
-import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from launch.__main__ import main
 from launch.config import ConfigError
+from launch.scheduler import script_environment
 from launch.sweep import Axes, members, uniform_of
 from tests.launch.small import ROOT, clean_env, overrides, write_folder
 from tests.slurm.jobs import Jobs
@@ -18,10 +23,12 @@ SAMPLE = ROOT / "data_prep" / "sample_data" / "glomeruli24"
 
 
 def launch(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "launch", *map(str, words)], cwd=ROOT, capture_output=True, text=True, timeout=240,
-        env=clean_env() | {"PREFLIGHT": "0"} | env, check=False,
-    )  # fmt: skip
+    """`python -m launch WORDS`, without the second that a new Python takes."""
+    out, err = io.StringIO(), io.StringIO()
+    environment = mock.patch.dict(os.environ, clean_env() | {"PREFLIGHT": "0"} | env, clear=True)
+    with environment, contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(word) for word in words])
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def error(done: subprocess.CompletedProcess[str]) -> str:
@@ -90,7 +97,44 @@ def test_what_cannot_be_submitted_is_one_line(tmp_path: Path):
     assert "unknown site 'mars'" in error(launch("submit", "paip_1k", "--site", "mars", "--dry-run"))
     assert "not a state" in error(launch("submit", "--only", "borken", "--runs", tmp_path))
     assert "--mode strong|weak" in error(launch("submit", "scaling", "--gpus", "1,2"))
+    assert "leave train.lr=1 out" in error(launch("submit", "--only", "failed", "train.lr=1"))
+    assert "leave --gpus out" in error(launch("submit", "--only", "failed", "--gpus", "4"))
+    assert "--slides /nowhere: no such folder" in error(launch("submit", "paip_1k", "--slides", "/nowhere", here))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_says_what_each_job_will_be(files: Path, tmp_path: Path):
+    words = [*small_here(files, tmp_path), "train.batch=2048", "--gpus", "1,2048", "--account", "PROJ", "--dry-run"]
+    done = launch("submit", "paip_1k", "--site", "frontier", "--hours", "9", *words)
+    assert done.returncode == 0, done.stderr
+    one, many, last = done.stdout.splitlines()
+    assert one.startswith("   1 gpus  1 x 1, 2 h  ") and many.startswith("2048 gpus  256 x 8, 9 h  ")
+    assert last == "2 runs on frontier (sbatch --account=PROJ); a dry run, nothing was written"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_slides_without_token_files_are_prepared_first(files: Path, tmp_path: Path):
+    """Half a folder of token files, as a preparation leaves it that was killed, is not trained on."""
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    (slides / "a.svs").touch()
+    words = ("submit", "paip_1k", "--gpus", "1", "--site", "local", "--slides", slides, *small_here(files, tmp_path))
+    assert "prep" not in launch(*words, "--dry-run").stdout
+    (slides / "new.svs").touch()
+    assert f"prep  {files}\n" in launch(*words, "--dry-run").stdout
+    failed = launch(*words, PYTHON="/bin/false")
+    assert failed.returncode == 1
+    prep, run = failed.stdout.splitlines()
+    assert prep.split() == ["exit", "1", "prep", str(files)] and run.strip().startswith("not run")
+    assert not list(tmp_path.glob("runs/paip_1k/*")), "the training that needs them was not started"
+
+
+def test_a_submitted_job_inherits_no_choice_and_no_job_around_it(monkeypatch: pytest.MonkeyPatch):
+    for name in ("EXPERIMENT", "PATCHING", "SLURM_ARRAY_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_CONF", "PREFLIGHT"):
+        monkeypatch.setenv(name, "1")
+    kept = script_environment()
+    assert {"SLURM_CONF", "PREFLIGHT", "PATH"} <= set(kept)
+    assert not {"EXPERIMENT", "PATCHING", "SLURM_ARRAY_JOB_ID", "SLURM_RESTART_COUNT"} & set(kept)
 
 
 def small_here(files: Path, tmp_path: Path) -> list[str]:
@@ -141,14 +185,37 @@ def test_a_failing_member_is_told_and_only_it_runs_again(jobs: Jobs, tmp_path: P
     assert "is finished" in error(launch(*words, **env))
 
     damaged.write_bytes(whole)
-    again = launch("submit", "--only", "failed,missing", "--runs", jobs.runs, **env)
-    (line,) = again.stdout.splitlines()
+    (run,) = (jobs.runs / "paip_1k").glob("*bad")
+    (run / "slurm" / "1.0.bad_nodes").write_text("node1\nnode2\n")  # as preflight leaves it
+    dry = launch("submit", "--only", "failed,missing", "--runs", jobs.runs, "--dry-run", **env)
+    assert [line.split() for line in dry.stdout.splitlines()] == [["without", "node1,node2"], ["failed", str(run)]]
+    again = launch("submit", "--only", "failed,missing", "--runs", jobs.runs, "--hours", "2", **env)
+    _, line = again.stdout.splitlines()
     assert line.endswith("_dir-bad"), again.stdout + again.stderr
     jobs.track(line.split()[0])
     assert jobs.cluster.wait_job(line.split()[0]) == "COMPLETED"
+    job = jobs.cluster.job(line.split()[0])
+    assert job["ExcNodeList"] == "node[1-2]" and job["TimeLimit"] == "02:00:00", job
     assert "2 ok" in launch("status", jobs.runs, **env).stdout
     nothing = launch("submit", "--only", "failed,missing", "--runs", jobs.runs, **env)
     assert nothing.stdout.startswith("nothing under"), nothing.stdout
+
+
+def test_a_run_whose_preparation_was_lost_gets_it_again(jobs: Jobs):
+    """The preparation fails this time too, so SLURM takes the training out of the queue."""
+    prep, run = jobs.runs / "prep" / "x", jobs.runs / "paip_1k" / "waits"
+    for folder, code in ((prep, 1), (run, 0)):
+        (folder / "slurm").mkdir(parents=True)
+        (folder / "job.sh").write_text(f"#!/bin/bash\n#SBATCH --output={folder}/slurm/%j.out\nexit {code}\n")
+    about = {"job": "999999", "prep": str(prep), "gpus": 1, "sbatch": ["--dependency=afterok:999998"], "earlier": []}
+    (run / "submission.json").write_text(json.dumps(about))
+    done = launch("submit", "--only", "missing", "--runs", jobs.runs, **jobs.cluster.env)
+    assert done.returncode == 0, done.stderr
+    (first, *what), (second, place) = (line.split() for line in done.stdout.splitlines())
+    jobs.track(first, second)
+    assert what == ["prep", str(prep)] and place == str(run)
+    assert jobs.cluster.wait_job(first) == "FAILED" and jobs.cluster.wait_job(second) == "CANCELLED"
+    assert json.loads((run / "submission.json").read_text())["earlier"] == ["999999"]
 
 
 @pytest.mark.slow

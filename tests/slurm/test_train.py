@@ -14,7 +14,9 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from launch.jobs_table import JOBS
 from launch.render import render
 from launch.sites import load_site
+from launch.submit import bad_nodes
 from tests.launch.small import ROOT, losses
+from tests.slurm.cluster import wait_for
 from tests.slurm.jobs import Jobs
 from tests.slurm.test_scripts import changed
 
@@ -133,8 +135,12 @@ def test_preflight_stops_a_job_on_bad_nodes_and_names_them(jobs: Jobs):
     number = jobs.sbatch("jobs/paip_64k.sh", *jobs.settings("bad"), options=TWO, PREFLIGHT="1")
     assert jobs.cluster.wait_job(number) == "FAILED", jobs.log(number)  # the gpus are null devices
     assert jobs.cluster.job(number)["ExitCode"] == "65:0", jobs.log(number)
-    assert re.search(r"preflight: bad nodes; submit again with --exclude=node\d,node\d$", jobs.log(number), flags=re.M)
+    last = jobs.log(number).splitlines()[-1]
+    assert re.fullmatch(r"error: preflight: bad nodes; submit again with --exclude=node\d,node\d", last)
     assert not (jobs.run_dir("bad") / "config.yaml").exists(), "no training was started"
+    record = jobs.record("bad")
+    assert record["status"] == "failed" and record["reason"].endswith(last.removeprefix("error: "))
+    assert bad_nodes(jobs.run_dir("bad")) == last.rpartition("=")[2].split(",")
 
 
 @pytest.mark.slow
@@ -164,6 +170,39 @@ def test_where_requeue_is_forbidden_a_chain_goes_on(jobs: Jobs, tmp_path: Path):
     assert not jobs.cluster.run("squeue", "-h", "-j", number, check=False).strip(), "the rest of the chain is gone"
     record = jobs.record("chain")
     assert (record["status"], record["starts"], record["steps"]) == ("ok", 2, 40)
+
+
+@pytest.mark.slow
+def test_a_chain_goes_on_after_a_lost_node(jobs: Jobs, tmp_path: Path):
+    script = tmp_path / "chain.sh"
+    script.write_text(render(JOBS["paip_64k"], changed(load_site("generic-cuda"), requeue=False)))
+    number = jobs.sbatch(script, *jobs.settings("chain", checkpoint__every_steps=10), options=TWO)
+    jobs.wait_steps("chain", int(number), 15)
+    lost = jobs.cluster.run("squeue", "-h", "-j", f"{number}_1", "-o", "%N").strip()
+    lost = jobs.cluster.run("scontrol", "show", "hostnames", lost).split()[-1]
+    jobs.cluster.kill(lost)
+    try:
+        jobs.wait_steps("chain", int(number), 40)
+        wait_for(lambda: not jobs.cluster.run("squeue", "-h", "-j", number, check=False).strip(), 60, "the chain's end")
+    finally:
+        jobs.cluster.boot(int(lost.removeprefix("node")))
+    record = jobs.record("chain")
+    assert (record["status"], record["starts"], record["steps"]) == ("ok", 2, 40)
+    logs = "".join(path.read_text() for path in tmp_path.glob("*.out"))
+    assert "failed: job" in logs and "lost a node" in logs
+
+
+@pytest.mark.slow
+def test_the_file_stop_ends_a_job_for_good(jobs: Jobs):
+    number = jobs.sbatch(
+        "jobs/paip_64k.sh", *jobs.settings("still", train__max_steps=100_000), options=("-N1", "--ntasks-per-node=1")
+    )
+    jobs.wait_steps("still", int(number), 3)
+    (jobs.run_dir("still") / "STOP").touch()
+    assert jobs.cluster.wait_job(number) == "FAILED"
+    assert jobs.cluster.job(number)["ExitCode"] == "75:0" and jobs.cluster.job(number)["Restarts"] == "0"
+    assert "the file STOP asked for the end" in jobs.log(number)
+    assert jobs.record("still")["reason"].startswith("file STOP: checkpointed at step")
 
 
 @pytest.mark.slow
