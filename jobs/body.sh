@@ -2,6 +2,7 @@
 # What every job script does after its directives; sourced by them, in the repository's root.
 # The script sets: JOB KIND(train prep scaling bench) APF UNIFORM SITE SITE_* site_env site_env_multi_node TASK_ENV.
 # The user sets, in the environment (sbatch hands it on) or before `bash jobs/X.sh`:
+#   MODE          of scaling.sh: strong (default) or weak
 #   PATCHING      apf (default) or uniform: the same job with equal patches
 #   EXPERIMENT    another named experiment with this job's directives
 #   PYTHON        interpreter (default: .venv/bin/python where there is one, else python)
@@ -33,6 +34,15 @@ choose_python() {
     [ -n "${PYTHON:-}" ] || { [ -x .venv/bin/python ] && PYTHON=$PWD/.venv/bin/python; } || PYTHON=python
     command -v "$PYTHON" >/dev/null || die 64 "PYTHON=$PYTHON: no such program; make setup, or activate an environment"
     export PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1 HDF5_USE_FILE_LOCKING=${HDF5_USE_FILE_LOCKING:-FALSE}
+}
+
+check_variables() {
+    case ${MODE:-strong} in strong | weak) ;; *) die 64 "MODE=$MODE: must be strong or weak" ;; esac
+    local name
+    for name in RANKS MAX_RESTARTS; do
+        case ${!name:-1} in *[!0-9]*) die 64 "$name=${!name}: must be a number" ;; esac
+    done
+    [ "${RANKS:-1}" -gt 0 ] || die 64 "RANKS=$RANKS: must be at least 1"
 }
 
 # -- under SLURM ---------------------------------------------------------------------------------------------------
@@ -287,5 +297,6 @@ on_this_machine() {
 }
 
 choose_experiment
+check_variables
 choose_python
 if [ -n "${SLURM_JOB_ID:-}" ]; then under_slurm "$@"; else on_this_machine "$@"; fi

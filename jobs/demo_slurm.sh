@@ -15,14 +15,19 @@ mkdir -p "$out"
 tiny=(data.dir="$out/tokens" data.split="$data/split.json" data.resolution=1024 data.patch=16 data.length=64
     data.cache_gib=0.1 model.width=64 model.depth=2 model.heads=2 model.mlp_dim=128 model.decoder=token
     train.batch=2 train.max_steps=120 train.schedule=cosine train.lr=2e-3 train.precision=fp32
-    train.log_every=10 eval.every_steps=null run_root="$out/runs" run_id=tiny)
+    train.log_every=10 eval.every_steps=null engine.threads=1 run_root="$out/runs" run_id=tiny)
 step() { printf '\n[demo-slurm %3ds] %s\n' "$SECONDS" "$*"; }
-step "1/3 sbatch -N2 jobs/prep_paip.sh"
-sbatch --wait -N2 --ntasks-per-node=2 --output="$out/%x-%j.out" jobs/prep_paip.sh --slides "$data/images" \
-    --masks "$data/masks" "${tiny[@]:0:5}" || { tail -n 20 "$out"/prep_paip-*.out >&2; exit 1; }
-step "2/3 sbatch -N2 jobs/paip_64k.sh"
-sbatch --wait -N2 --ntasks-per-node=1 --output="$out/%x-%j.out" jobs/paip_64k.sh "${tiny[@]}" ||
-    { tail -n 20 "$out"/paip_64k-*.out >&2; exit 1; }
+job() {  # name of a script, ranks on each of two nodes, words: submit it, wait, show how it ended
+    local log=$out/$1.out rc=0
+    rm -f "$log"
+    echo "sbatch -N2 --ntasks-per-node=$2 jobs/$1.sh ... -> $log"
+    sbatch --wait -N2 --ntasks-per-node="$2" --output="$log" "jobs/$1.sh" "${@:3}" || rc=$?
+    if [ "$rc" = 0 ]; then tail -n 1 "$log"; else tail -n 20 "$log" >&2; exit 1; fi
+}
+step "1/3 slides to token files, over MPI"
+job prep_paip 2 --slides "$data/images" --masks "$data/masks" "${tiny[@]:0:5}"
+step "2/3 training"
+job paip_64k 1 "${tiny[@]}"
 step "3/3 tables"
 python -m analysis tables "$out/runs" --out "$out/tables"
 step "done: $out"

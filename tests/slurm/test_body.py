@@ -46,6 +46,10 @@ def test_errors_without_slurm_are_one_line(tmp_path: Path):
     assert done.returncode == 64 and done.stderr.startswith("error: data.dir=/nowhere: no such folder")
     done = bash("jobs/rivit.sh", PATCHING="uniform")
     assert done.returncode == 64 and done.stderr == "error: rivit has no uniform variant: leave PATCHING out\n"
+    for name, value in (("RANKS", "two"), ("RANKS", "0"), ("MODE", "wild"), ("MAX_RESTARTS", "-1")):
+        done = bash("jobs/scaling.sh", **{name: value})
+        assert done.returncode == 64 and done.stderr.startswith(f"error: {name}={value}: must be "), done.stderr
+        assert len(done.stderr.splitlines()) == 1
     script = tmp_path / "alone.sh"
     script.write_text((ROOT / "jobs" / "rivit.sh").read_text())
     done = subprocess.run(["bash", script], cwd=tmp_path, capture_output=True, text=True, env=clean_env(), check=False)
