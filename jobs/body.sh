@@ -42,6 +42,7 @@ check_variables() {
     for name in RANKS MAX_RESTARTS; do
         case ${!name:-1} in *[!0-9]*) die 64 "$name=${!name}: must be a number" ;; esac
     done
+    [ -z "${ENV_ARCHIVE:-}" ] || [ -f "$ENV_ARCHIVE" ] || die 64 "ENV_ARCHIVE=$ENV_ARCHIVE: no such file"
     [ "${RANKS:-1}" -gt 0 ] || die 64 "RANKS=$RANKS: must be at least 1"
 }
 
@@ -92,7 +93,6 @@ capture() {  # what a later reader wants to know of this life; names are chosen,
 unpack_environment() {  # 128 ranks that import torch from a parallel file system take minutes
     [ -n "${ENV_ARCHIVE:-}" ] && [ -n "$SITE_NODE_LOCAL" ] && [ "$SLURM_JOB_NUM_NODES" -ge "$SITE_NODE_LOCAL_FROM" ] || return 0
     local here=$SITE_NODE_LOCAL/env-$SLURM_JOB_ID
-    [ -f "$ENV_ARCHIVE" ] || die 64 "ENV_ARCHIVE=$ENV_ARCHIVE: no such file"
     # shellcheck disable=SC2016,SC2086  # the nodes expand it; several options in one text
     if sbcast $SITE_SBCAST "$ENV_ARCHIVE" "$here.tar" &&
         srun --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" bash -c \

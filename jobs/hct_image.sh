@@ -22,7 +22,7 @@ JOB=hct_image KIND=train APF=hct_image UNIFORM=
 SITE=generic-cuda SITE_ACCOUNT=0 SITE_REQUEUE=1
 SITE_MPI=pmi2
 SITE_MODULES=()
-SITE_SRUN=(--gpu-bind=none --cpu-bind=cores)
+SITE_SRUN=(--cpu-bind=cores)
 SITE_NODE_LOCAL="" SITE_SBCAST='' SITE_NODE_LOCAL_FROM=0
 site_env() { :; }
 site_env_multi_node() { :; }

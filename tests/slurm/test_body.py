@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ from launch.jobs_table import JOBS
 from launch.render import render
 from launch.sites import Site, load_site
 from tests.launch.small import ROOT, clean_env, overrides
+from tests.slurm.cluster import wait_for
 from tests.slurm.jobs import Jobs
+from tests.slurm.test_scripts import changed
 
 
 def bash(script: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -46,9 +50,10 @@ def test_errors_without_slurm_are_one_line(tmp_path: Path):
     assert done.returncode == 64 and done.stderr.startswith("error: data.dir=/nowhere: no such folder")
     done = bash("jobs/rivit.sh", PATCHING="uniform")
     assert done.returncode == 64 and done.stderr == "error: rivit has no uniform variant: leave PATCHING out\n"
-    for name, value in (("RANKS", "two"), ("RANKS", "0"), ("MODE", "wild"), ("MAX_RESTARTS", "-1")):
+    for name, value in (("RANKS", "two"), ("RANKS", "0"), ("MODE", "wild"), ("MAX_RESTARTS", "-1"),
+                        ("ENV_ARCHIVE", "/no.tar")):  # fmt: skip
         done = bash("jobs/scaling.sh", **{name: value})
-        assert done.returncode == 64 and done.stderr.startswith(f"error: {name}={value}: must be "), done.stderr
+        assert done.returncode == 64 and done.stderr.startswith(f"error: {name}={value}: "), done.stderr
         assert len(done.stderr.splitlines()) == 1
     script = tmp_path / "alone.sh"
     script.write_text((ROOT / "jobs" / "rivit.sh").read_text())
@@ -68,6 +73,53 @@ def test_a_study_has_sizes_that_divide_its_largest(jobs: Jobs, tmp_path: Path):
     assert sorted(int(words["SLURM_STEP_NUM_TASKS"]) for words in found) == [1] + [3] * 3 + [6] * 6
     assert all(words["WORLD_SIZE"] == words["SLURM_STEP_NUM_TASKS"] for words in found)
     assert "sizes up to 6 of the 9 ranks" in jobs.log(number)
+
+
+def test_jobs_that_share_a_node_have_gpus_of_their_own(jobs: Jobs, tmp_path: Path):
+    script = tmp_path / "part.sh"
+    script.write_text(render(replace(JOBS["paip_512"], gpus=2), load_site("generic-cuda")))
+    numbers = [
+        jobs.sbatch(
+            script, options=("--nodelist=node1",), PYTHON=f"{ROOT}/tests/slurm/rank_env.sh", RANK_DOES="sleep 2",
+            RANK_ENV_DIR=str(tmp_path / "run"),
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    assert [jobs.cluster.wait_job(number) for number in numbers] == ["COMPLETED"] * 2
+    seen = [re.findall(r" RANK=.* GPUS=(\S*)", jobs.log(number)) for number in numbers]
+    assert sorted(seen) == [["0,1", "0,1"], ["2,3", "2,3"]]
+
+
+def test_a_lost_node_sends_the_job_to_others(jobs: Jobs, tmp_path: Path):
+    """The first life waits to be hit; test_train.py has the same with a training, whose weights do not change."""
+    number = jobs.sbatch(
+        "jobs/paip_64k.sh", options=("-N2", "--ntasks-per-node=1"), PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
+        RANK_ENV_DIR=str(tmp_path / "run"), RANK_DOES='[ "${SLURM_RESTART_COUNT:-0}" != 0 ] || exec sleep 300',
+    )  # fmt: skip
+    wait_for(lambda: jobs.log(number).count(" RANK=") == 2, 60, "both ranks")
+    lost = jobs.cluster.run("scontrol", "show", "hostnames", jobs.cluster.job(number)["NodeList"]).split()[-1]
+    jobs.cluster.kill(lost)
+    try:
+        assert jobs.cluster.wait_job(number) == "COMPLETED", jobs.log(number)
+    finally:
+        jobs.cluster.boot(int(lost.removeprefix("node")))
+    assert jobs.cluster.job(number)["Restarts"] == "1"
+    second = [line.split()[0] for line in jobs.log(number).splitlines() if " RANK=" in line][2:]
+    assert len(second) == 2 and lost not in second
+
+
+def test_where_requeue_is_forbidden_a_chain_of_jobs_goes_on(jobs: Jobs, tmp_path: Path):
+    script = tmp_path / "chain.sh"
+    script.write_text(render(JOBS["paip_64k"], changed(load_site("generic-cuda"), requeue=False)))
+    number = jobs.sbatch(
+        script, options=("-N1", "--ntasks-per-node=1"), PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
+        RANK_ENV_DIR=str(tmp_path / "run"), RANK_DOES='[ "$SLURM_RESTART_COUNT" = 2 ] || exit 75',
+    )  # fmt: skip
+    wait_for(lambda: not jobs.cluster.run("squeue", "-h", "-j", number, check=False).strip(), 60, "the chain's end")
+    shown = jobs.cluster.run("scontrol", "--oneliner", "show", "job", number)
+    tasks = dict(re.findall(r"ArrayTaskId=(\S+) .*?JobState=(\S+)", shown))
+    assert {key: tasks.pop(key) for key in "123"} == {"1": "FAILED", "2": "FAILED", "3": "COMPLETED"}
+    assert tasks and set(tasks.values()) == {"CANCELLED"}, "the rest of the chain is gone"
 
 
 @pytest.mark.slow
