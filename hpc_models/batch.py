@@ -50,6 +50,20 @@ def all_valid(valid: Tensor) -> bool:
     return True if valid.is_meta else bool(valid.all())
 
 
+def pack(x: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, L, ...) to (M, ...): the rows of real tokens, all of them for None."""
+    return x.flatten(0, 1) if valid is None else x[valid]
+
+
+def unpack(rows: Tensor, like: Tensor, valid: Tensor | None) -> Tensor:
+    """(M, ...) back to (B, L, ...), zeros in padding; `like` only gives B and L."""
+    if valid is None:
+        return rows.unflatten(0, like.shape[:2])
+    full = rows.new_zeros(*valid.shape, *rows.shape[1:])
+    full[valid] = rows
+    return full
+
+
 def cut_patches(image: Tensor, patch_px: int) -> Tensor:
     """Cut (B, C, H, W) into (B, L, p, p, C) patches in raster order. The sides must be multiples of `patch_px`."""
     b, c, h, w = image.shape

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpc_models.batch import Batch, all_valid
+from hpc_models.batch import Batch, all_valid, pack, unpack
 from hpc_models.geometry import is_power_of_two
 from hpc_models.layout import GeometricLayout, SequenceLayout, grid_side
 
@@ -22,14 +22,9 @@ LAYOUTS = ("geometric", "sequence", "tiles")
 def on_tiles(network: nn.Module, batch: Batch) -> Tensor:
     """Each real token as a picture of its own, through `network.forward_image`: (B, L, p, p, K), zeros in padding."""
     tokens, valid = batch["tokens"], batch["valid"]
-    whole = all_valid(valid)
-    rows = tokens.flatten(0, 1) if whole else tokens[valid]
-    rows = network.forward_image(rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[operator]
-    if whole:
-        return rows.unflatten(0, valid.shape)
-    full = rows.new_zeros(*valid.shape, *rows.shape[1:])
-    full[valid] = rows
-    return full
+    real = None if all_valid(valid) else valid
+    rows = network.forward_image(pack(tokens, real).permute(0, 3, 1, 2))  # type: ignore[operator]
+    return unpack(rows.permute(0, 2, 3, 1), valid, real)
 
 
 def pad_to(image: Tensor, multiple: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hpc_models.attention import Block
-from hpc_models.batch import Batch, all_valid, cut_patches, join_patches
+from hpc_models.batch import Batch, all_valid, cut_patches, join_patches, pack, unpack
 from hpc_models.convdecoder import ConvDecoder
 from hpc_models.geometry import halo_patches, is_power_of_two
 from hpc_models.init import init_linears, set_prior
@@ -241,8 +241,8 @@ class UNETR(nn.Module):
             if self.halo:
                 tokens = halo_patches(tokens, xy, size, batch["valid"], self.size_px, self.halo)
             # Only real leaves go through the convolutions: a padded batch costs what its tokens cost.
-            vectors, levels = self.embed(_pack(tokens, valid).permute(0, 3, 1, 2))
-            x = _unpack(vectors, batch["valid"], valid)
+            vectors, levels = self.embed(pack(tokens, valid).permute(0, 3, 1, 2))
+            x = unpack(vectors, batch["valid"], valid)
         else:
             x = self.embed(tokens)
         x = self.position(x, slot, xy, size)
@@ -250,8 +250,8 @@ class UNETR(nn.Module):
             x = x.masked_fill(~valid[..., None], 0)
         last, taps = self.vit(x, valid)
         if self.decoder_kind == "leaf":
-            rows = self.decoder(_pack(last, valid), levels)
-            return _unpack(rows.permute(0, 2, 3, 1), batch["valid"], valid)
+            rows = self.decoder(pack(last, valid), levels)
+            return unpack(rows.permute(0, 2, 3, 1), batch["valid"], valid)
         if self.decoder_kind == "token":
             return self.decoder(last)
         layout = cast(GeometricLayout | SequenceLayout, layout)
@@ -260,17 +260,3 @@ class UNETR(nn.Module):
             taps = [tap.masked_fill(~valid[..., None], 0) for tap in taps]
         logits = self.decoder(layout.image(tokens), [layout.to_grid(tap) for tap in taps], layout.to_grid(last))
         return layout.to_cells(logits)
-
-
-def _pack(x: Tensor, valid: Tensor | None) -> Tensor:
-    """(B, L, ...) to (M, ...): the rows of real tokens."""
-    return x.flatten(0, 1) if valid is None else x[valid]
-
-
-def _unpack(rows: Tensor, shape: Tensor, valid: Tensor | None) -> Tensor:
-    """(M, ...) back to (B, L, ...), zeros in padding; `shape` only gives B and L."""
-    if valid is None:
-        return rows.unflatten(0, shape.shape)
-    full = rows.new_zeros(*shape.shape, *rows.shape[1:])
-    full[valid] = rows
-    return full

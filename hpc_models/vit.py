@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_models.attention import Attention, Block, Exchange
+from hpc_models.batch import pack, unpack
 
 
 class ViTEncoder(nn.Module):
@@ -119,15 +120,9 @@ class ViTEncoder(nn.Module):
     def _packed(self, x: Tensor, valid: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The same on valid tokens only; zeros stand where padding was."""
         lengths = valid.sum(dim=1)
-        rows = x[valid]
+        rows = pack(x, valid)
         hidden = []
         for block in self.blocks:
             rows = block(rows, None, lengths)
             hidden.append(rows)
-
-        def spread(rows: Tensor) -> Tensor:
-            full = rows.new_zeros(*valid.shape, rows.shape[-1])
-            full[valid] = rows
-            return full
-
-        return spread(self.norm(rows)), [spread(hidden[i]) for i in self.taps]
+        return unpack(self.norm(rows), x, valid), [unpack(hidden[i], x, valid) for i in self.taps]
