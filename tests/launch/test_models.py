@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from launch.__main__ import main
 from launch.config import load
+from launch.experiments import EXPERIMENTS
 from launch.model_config import MODELS
 from launch.models import inventory, measure, meta_inputs, reference
+from launch.run import check_model
 from launch.trainer import build_model
 from tests.launch.small import ROOT
 
@@ -108,6 +111,20 @@ def test_the_table_names_the_factor_of_two_and_what_it_leaves_out(capsys):
     lines = out.splitlines()
     assert lines[0].split()[0] == "name" and lines[1].startswith("unet_tiled") and lines[2].startswith("smoke")
     assert len({len(line) for line in lines[:3]}) == 1
+
+
+def test_every_experiment_on_photographs_can_be_built_and_scored():
+    names = [name for name in EXPERIMENTS if name.startswith(("hiri_", "rivit"))]
+    sides = set()
+    for name in names:
+        config = load(name, ["train.init_from=null"])
+        check_model(config)
+        sides |= {config.data.resolution, *config.data.sizes, *config.eval.sizes}
+    assert sides == {96, 128, 160, 256, 320, 224, 448, 768}
+    variants = {load(name).model.variant for name in names if load(name).model.name == "hiri_vit"}
+    assert variants == {"s", "b", "l", *(f"row{i}" for i in range(1, 11))}
+    assert len([name for name in names if name.startswith("rivit")]) == 7
+    assert Path(str(load("hiri_vit_768").train.init_from)) == load("hiri_vit").run_dir(1)
 
 
 def test_costs_of_another_input_are_those_of_its_size(capsys):
