@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from data_prep.masks import MASK_SUFFIXES, POLYGON_SUFFIXES, Mask, find_masks, open_mask
+from data_prep.masks import MASK_SUFFIXES, POLYGON_SUFFIXES, Mask, find_masks, masks_beside, open_mask
 from data_prep.slide_base import DamagedTile, Slide, SlideError, one_line
 from data_prep.slides import SLIDE_SUFFIXES, open_slide
 from data_prep.tiff_io import open_tiff
@@ -77,11 +77,12 @@ def slides_of(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found += [
+            inside = [
                 p for p in sorted(path.iterdir())
                 if p.is_file() and p.suffix.lower() in SLIDE_SUFFIXES and not p.name.startswith(".")
-                and not _PARTS.search(p.stem)
             ]  # fmt: skip
+            masks = masks_beside(inside)
+            found += [p for p in inside if p not in masks]
         elif path.exists():
             found.append(path)
         else:

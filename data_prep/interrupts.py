@@ -19,7 +19,7 @@ def launcher_rank() -> int:
     rank = os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK")
     if rank is None and "SLURM_STEP_ID" in os.environ:
         rank = os.environ.get("SLURM_PROCID")
-    return int(rank or 0)
+    return int(rank) if rank is not None and rank.isdecimal() else 0
 
 
 def leave_at_once(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

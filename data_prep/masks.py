@@ -6,7 +6,7 @@ Never imports torch.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -308,8 +308,11 @@ def find_masks(slide_path: Path | str, masks_dir: Path | str, kind: str | None =
     if not masks_dir.is_dir():
         raise SlideError(f"{masks_dir}: no such folder of masks")
     stem = slide_path.stem.casefold()
-    files = sorted(p for p in masks_dir.iterdir() if p.suffix.lower() in _FOUND_SUFFIXES and p.is_file())
-    plain = [path for path in files if path.stem.casefold() == stem]
+    stems = {stem, *(stem + end for end in _PAIP_ENDINGS.values())}
+    alike = (p for p in masks_dir.iterdir() if p.suffix.lower() in _FOUND_SUFFIXES and p.stem.casefold() in stems)
+    files = sorted(p for p in alike if p.is_file())     # only these: of many slides each asks for its own
+    # Slides and masks may lie in one folder, and a slide is not its own mask.
+    plain = [path for path in files if path.stem.casefold() == stem and path.resolve() != slide_path.resolve()]
     named = {key: [p for p in files if p.stem.casefold() == stem + end] for key, end in _PAIP_ENDINGS.items()}
     if kind is None:
         return _only(slide_path, masks_dir, sorted([*plain, *named["viable"], *named["whole"]]), named)
@@ -332,6 +335,14 @@ def _only(
         listed = ", ".join(path.name for path in found)
         raise SlideError(f"{masks_dir}: several masks for {slide_path.name}: {listed}{remedy}")
     return found
+
+
+def masks_beside(files: Collection[Path]) -> list[Path]:
+    """PAIP's masks among the files of a folder: `<stem>_whole` and `<stem>_viable` pictures beside another `<stem>`."""
+    stems = {path.stem.casefold() for path in files}
+    ends = tuple(_PAIP_ENDINGS.values())
+    pictures = [path for path in files if path.suffix.lower() in MASK_SUFFIXES and path.stem.casefold().endswith(ends)]
+    return [path for path in pictures if path.stem.casefold().rpartition("_")[0] in stems]
 
 
 def find_mask(slide_path: Path | str, masks_dir: Path | str, kind: str | None = None) -> Path | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import openslide
 
 from data_prep.fast_reader import open_fast
-from data_prep.masks import Mask, check_mask_size, find_mask, find_masks, open_mask
+from data_prep.masks import Mask, check_mask_size, find_mask, find_masks, masks_beside, open_mask
 from data_prep.readers import OpenSlideSlide, RasterSlide, TiffSlide
 from data_prep.slide_base import Slide, SlideError, one_line
 from data_prep.tiff_check import structure_faults
@@ -173,7 +173,8 @@ def find_slides(paths: Sequence[Path | str]) -> list[Path]:
     """List slides: files as given, folders replaced by the slides directly inside them.
 
     Args:
-        paths: files and folders. In folders, names that begin with a dot and unknown suffixes are skipped.
+        paths: files and folders. In folders, names that begin with a dot, unknown suffixes, and masks of whole and
+            viable tumour that lie beside their slides, are skipped.
 
     Returns:
         Sorted paths, each once.
@@ -186,6 +187,8 @@ def find_slides(paths: Sequence[Path | str]) -> list[Path]:
         if path.is_dir():
             inside = [p for p in path.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES and not p.name.startswith(".")]
             inside = [p for p in inside if p.is_file()]
+            masks = masks_beside(inside)
+            inside = [p for p in inside if p not in masks]
             if not inside:
                 raise SlideError(f"{path}: no slides in this folder (looked for {', '.join(SLIDE_SUFFIXES)})")
             found.update({p.resolve(): p for p in inside})

@@ -11,8 +11,10 @@ import pytest
 import tifffile
 from PIL import Image
 
+from data_prep.doctor import slides_of
 from data_prep.slides import (
     SlideError,
+    find_masks,
     find_slides,
     open_slide,
 )
@@ -325,6 +327,19 @@ def test_find_slides(tmp_path: Path) -> None:
     (tmp_path / "b.png").touch()
     with pytest.raises(SlideError, match=r"b\.svs: same name as .*b\.png"):
         find_slides([tmp_path])
+
+
+def test_masks_beside_their_slides_are_no_slides(tmp_path: Path) -> None:
+    """PAIP comes with slides, XML and both masks in one folder; a slide is not its own mask either."""
+    for name in ("01.SVS", "01.xml", "01_whole.tif", "01_VIABLE.TIF", "02_whole.tif", "03.tif", "x_whole.svs"):
+        (tmp_path / name).touch()
+    assert [p.name for p in find_slides([tmp_path])] == ["01.SVS", "02_whole.tif", "03.tif", "x_whole.svs"]
+    assert [p.name for p in slides_of([tmp_path])] == ["01.SVS", "02_whole.tif", "03.tif", "x_whole.svs"]
+    assert find_slides([tmp_path / "01_whole.tif"]) == [tmp_path / "01_whole.tif"]     # as given
+    assert find_masks(tmp_path / "03.tif", tmp_path) == []
+    (tmp_path / "03.geojson").touch()
+    assert find_masks(tmp_path / "03.tif", tmp_path) == [tmp_path / "03.geojson"]
+    assert [p.name for p in find_masks(tmp_path / "01.SVS", tmp_path, "both")] == ["01_whole.tif", "01_VIABLE.TIF"]
 
 
 def test_find_slides_errors(tmp_path: Path) -> None:
