@@ -178,6 +178,8 @@ def _fixed_notes(comparison: Comparison) -> list[str]:
         differ = any(" to " in f.text for f in comparison.floors)
         ranges = "; a range where the runs' cells give different values" if differ else ""
         notes.append(f"floor: a score that needs no learning, on the same slides{ranges}.")
+    if any((g.first.model or "").startswith("hiri_") for g in comparison.groups):
+        notes.append("hiri_vit and hiri_body with its front: a reconstruction; the paper's sizes are lost.")
     rules = sorted({g.first.warmup_rule for g in comparison.groups if g.first.warmup_rule})
     if rules:
         notes.append(f"s/image: end-to-end training time per image over all ranks; {'; '.join(rules)}.")

@@ -439,5 +439,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
 
     if name not in EXPERIMENTS:
         known = ", ".join(EXPERIMENTS)
+        if name in MODELS:
+            raise ConfigError(f"{name} is a model: give an experiment and model.name={name}; experiments: {known}")
         raise ConfigError(f"unknown experiment {name!r}{suggest(name, EXPERIMENTS)}; valid: {known}")
     return apply_overrides(EXPERIMENTS[name](), overrides)

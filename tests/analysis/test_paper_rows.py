@@ -12,7 +12,7 @@ from analysis.__main__ import main
 from analysis.measured_rows import BELONGS, measured_cells
 from analysis.paper_tables import TABLES, paper_table, table_cells
 from analysis.records import load
-from analysis.tables import compare
+from analysis.tables import compare, comparison_table
 from tests.analysis.generator import record, write_run
 
 GOOD = {"floors": {"otsu": 0.1}, "steps": 100}
@@ -146,8 +146,10 @@ def test_pictures_of_512_px_are_patches_and_larger_ones_images(tmp_path: Path, s
 
 
 def test_measured_rows_of_hiri_vit_are_called_a_reconstruction(tmp_path: Path):
-    _, notes = measured_cells("hiri", comparison(tmp_path, classifier("h", model="hiri_vit", accuracy=0.8)))
+    measured_runs = comparison(tmp_path, classifier("h", model="hiri_vit", accuracy=0.8))
+    _, notes = measured_cells("hiri", measured_runs)
     assert any(note.startswith("Channels, depths and expansions of h are a reconstruction") for note in notes)
+    assert any("a reconstruction" in note for note in comparison_table(measured_runs).notes)
 
 
 def test_sizes_that_no_training_saw_have_columns(tmp_path: Path):

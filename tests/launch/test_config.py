@@ -88,6 +88,8 @@ def test_wrong_experiment_lists_the_valid_ones(capsys):
     assert main(["train", "demo_afp"]) == 64
     err = capsys.readouterr().err
     assert "did you mean demo_apf?" in err and "demo_tiled_unet" in err and err.count("\n") == 1
+    assert main(["show", "unetr"]) == 64
+    assert capsys.readouterr().err.startswith("error: unetr is a model: give an experiment and model.name=unetr; ")
 
 
 @pytest.mark.parametrize("words", [[], ["trian"], ["train"]])
