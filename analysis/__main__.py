@@ -22,13 +22,44 @@ examples:
   python -m analysis tables --which apf3,contradictions
   python -m analysis compare runs/demo_apf runs/demo_uniform_patch
   python -m analysis plots  runs --out out/plots       each figure as .png, .svg and .pdf
-  python -m analysis plots --out out/published         the figures of the published numbers
   python -m analysis report runs --out out             out/index.html, one self-contained page
-  python -m analysis report runs --out out --site frontier,lumi --erf out/erf/*.npz --lengths out/v20 out/v50
+  python -m analysis scaling --site frontier --gpus 1,64,2048
 
-A PDF of the page: print it from a browser, or chromium --headless --print-to-pdf=report.pdf out/index.html
+Every command has a --help of its own.
 
 exit codes: 0 done; 1 there is no finished run to show; 64 wrong arguments (no such folder, unknown baseline).
+"""
+PLOTS = """\
+Each figure is written as .png, .svg and .pdf. Drawn is what there is data for:
+  dice_against_cost, accuracy_against_cost   timed runs with test scores
+  against_tokens                             runs with two or more numbers of tokens
+  scaling_measured, against_uniform          one training on several numbers of GPUs (`launch submit scaling`)
+  training_curves                            metrics.jsonl in the run folders
+  dice_per_slide, predictions                scores and pictures of the test slides
+  sequence_lengths, preparation              build logs beside the token files that the records name
+  erf, split_values                          --erf, --lengths
+  published_*                                no RUNS: what the papers print, and nothing else
+
+examples:
+  python -m analysis plots runs --out out/plots
+  python -m analysis plots --out out/published
+  python -m analysis plots runs --out out/plots --erf out/erf/*.npz --lengths out/v20 out/v50
+
+exit codes: 0 done; 1 there is no finished run to show; 64 wrong arguments.
+"""
+REPORT = """\
+DIR/index.html needs no other file and no network. Sections: measured runs and their figures; the papers' tables with
+the measured rows in them; the scaling model; published numbers; their contradictions; records that are in no table,
+and why; where each number comes from. Measured, modelled and published numbers are told apart by words, not by colour.
+
+examples:
+  python -m analysis report runs --out out
+  python -m analysis report runs --out out --site frontier,lumi --erf out/erf/*.npz --lengths out/v20 out/v50
+
+A PDF: print the page from a browser, or
+  chromium --headless --no-pdf-header-footer --print-to-pdf=report.pdf out/index.html
+
+exit codes: 0 done; 1 there is no finished run to show (the page then says so); 64 wrong arguments.
 """
 
 
@@ -53,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
             verb,
             help=text,
             description=text[0].upper() + text[1:] + ".",
-            epilog=EPILOG,
+            epilog={"plots": PLOTS, "report": REPORT}[verb],
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if verb == "plots":

@@ -116,6 +116,11 @@ def _items(groups: list[Group]) -> str:
     return "unknown" if not known else f"{known[0]}" if len(known) == 1 else f"{known[0]} to {known[-1]}"
 
 
+def _trained_on(groups: list[Group]) -> str:
+    known = [g.first.n_train for g in groups if g.first.n_train]
+    return f"{between(known)} training slides" if known else "number of slides not recorded"
+
+
 def preparation(comparison: Comparison) -> Drawing | None:
     """Draw the time of preparing one slide beside that of training on it, once and over the whole run."""
     shown = [g for g in comparison.groups if g.mean("preprocessing_seconds") and g.seconds_per_image][:MOST_RUNS]
@@ -141,8 +146,9 @@ def preparation(comparison: Comparison) -> Drawing | None:
     axis.set_ylim(len(shown) - 0.5, -0.6)
     plain_log(axis.xaxis)
     caption = (
-        "Preparing a slide once (squares, one core) against training on it over the whole run (circles, all GPUs of "
-        "the run). A short training makes the share of the preparation look larger than a real one."
+        "Preparing a slide once (squares, mean over the slides of the build log) against training on it over the whole "
+        f"run (circles, all GPUs of the run; {_trained_on(shown)}). A short training makes the share of the "
+        "preparation look larger than a real one."
     )
     alt = "Two dots per run. " + "; ".join(words) + "."
     return Drawing("preparation", "Preparation against training", caption, alt, figure)

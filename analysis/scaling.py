@@ -22,6 +22,28 @@ from launch.config import load as load_experiment
 from launch.sites import Site, load_site
 
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+EPILOG = """\
+The time of a step is a sum of named terms, each its ideal time at the site's peak rates times a factor:
+  encoder, decoder     arithmetic of the transformer and of the convolutions (a factor of 2.5 is an MFU of 40 %)
+  memory               the optimiser's traffic
+  parameters           gathering sharded weights        } collectives by latency and bandwidth of the site's links
+  gradients            summing gradients over GPUs      }
+  fixed                seconds of every step
+  imbalance            waiting for the GPU with the longest sequences (--lengths, or the token files of RUNS)
+  data                 reading that the arithmetic does not hide
+  checkpoint           saving
+Factors are fitted to RUNS by bounded least squares, with bootstrap intervals; what RUNS say nothing about stays as the
+site's file has it and is called assumed. Sites are files in jobs/sites; `--site my.yaml` takes another one.
+
+examples:
+  python -m analysis scaling                                            assumed factors, Frontier, 1 to 2,048 GPUs
+  python -m analysis scaling --site frontier,lumi,perlmutter,h200-box --gpus 8,512,2048 --out out/scaling
+  python -m analysis scaling runs --runs-site local --site local        fitted to RUNS, GPU counts held out in turn
+  python -m analysis scaling --mode strong --images 2048 --gpus 256,512,1024,2048
+  python -m analysis scaling --lengths out/tokens --json                real lengths, computed without padding
+
+exit codes: 0 done; 1 no record that the model can be fitted to; 64 wrong arguments.
+"""
 EXPERIMENTS = ("paip_64k_p32", "paip_64k", "paip_64k_uniform")
 
 
@@ -168,10 +190,10 @@ def add_verb(verbs: Any) -> None:
     sub = verbs.add_parser(
         "scaling",
         help="a model of the step time with named terms: fitted to records, tested, and what it predicts",
-        description="Fit the model of the step time to records, test it on GPU counts left out and on the published "
-        "rows, and predict seconds per image, efficiency and node-hours. Without RUNS all factors are assumed from the "
-        "site file, and the tables say so.",
-        epilog="example: python -m analysis scaling runs --site local,frontier --gpus 1,64,2048 --out out/scaling",
+        description="Fit the model of the step time to records, test it on GPU counts left out and on the published\n"
+        "rows, and predict seconds per image, efficiency and node-hours. Nothing that it predicts is measured.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     sub.add_argument("runs", type=Path, nargs="?", metavar="RUNS", help="folder of runs to fit the factors to")
     sub.add_argument("--runs-site", default="local", metavar="S", help="site that RUNS ran on (default: local)")
@@ -183,8 +205,9 @@ def add_verb(verbs: Any) -> None:
     counts = ",".join(map(str, GPUS))
     sub.add_argument("--gpus", default=counts, metavar="N,...", help="GPU counts (default: 1 to 2048)")
     sub.add_argument(
-        "--read-mb-s", type=float, default=2000.0, help="MB/s that a node reads; an assumption (default: 2000)"
-    )
+        "--read-mb-s", type=float, default=2000.0, metavar="MB",
+        help="MB/s that a node reads; an assumption (default: 2000)",
+    )  # fmt: skip
     sub.add_argument(
         "--lengths", type=Path, metavar="DIR",
         help="token files whose lengths adaptive experiments shall have, computed without padding (load imbalance)",

@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+EPILOG = """\
+DIR is a folder of token files that `python -m data_prep build --split-value V` wrote. Slides that one setting of a line
+lacks are left out of all of it.
+
+example:
+  for v in 20 50 100; do
+    python -m data_prep build IMAGES --out out/v$v --resolution 512 --patch 4 --split-value $v
+  done
+  python -m analysis lengths out/v20 out/v50 out/v100 --out out/plots
+
+exit codes: 0 done; 64 no such folder, or no token file with a split value.
+"""
+
+
 @dataclass(frozen=True)
 class Sweep:
     """Lengths of token files that differ in one setting only: `lengths[x]` holds one number per slide.
@@ -174,10 +188,10 @@ def add_verb(verbs: Any) -> None:
     sub = verbs.add_parser(
         "lengths",
         help="sequence length against split value and patch (Fig. 3), with growth exponents",
-        description="Plot tokens per image against the split value of token files, one line per resolution and patch, "
+        description="Plot tokens per image against the split value of token files, one line per resolution and patch,\n"
         "and against the smallest patch where it varies, with growth exponents and their intervals.",
-        epilog="example: for v in 20 50 100; do python -m data_prep build IMAGES --out out/v$v --resolution 512 "
-        "--patch 4 --split-value $v; done; python -m analysis lengths out/v20 out/v50 out/v100 --out out/plots",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     sub.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders of token files")
     sub.add_argument("--out", type=Path, default=Path("plots"), metavar="DIR", help="default: plots")

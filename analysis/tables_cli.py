@@ -12,11 +12,18 @@ from analysis.records import Runs, load
 COMPARISON, CONTRADICTIONS = "comparison", "contradictions"
 NAMES = (COMPARISON, *TABLES, CONTRADICTIONS)
 SOURCES = ("records", "reference", "joined")
+_TITLES = {
+    COMPARISON: "all measured runs, with speedups and floors",
+    **{name: table.title for name, table in TABLES.items()},
+    CONTRADICTIONS: "where the published numbers contradict each other",
+    "all": "every one of these",
+}
 EPILOG = f"""\
 RUNS is a folder of runs (runs/<experiment>/<run id>/record.json at any depth), or one run folder. Without RUNS the
 published tables are printed.
 
-tables: {COMPARISON} (all measured runs), {", ".join(TABLES)}, {CONTRADICTIONS}, all
+tables:
+{chr(10).join(f"  {name:<14} {title}" for name, title in _TITLES.items())}
 sources: records (measured rows), reference (published rows), joined (both; a column says which)
 
 examples:

@@ -1,5 +1,6 @@
 """The model of the step time: its arithmetic by hand, its own parameters recovered, its limits, its command."""
 
+import dataclasses
 import json
 import math
 
@@ -27,7 +28,7 @@ from analysis.scaling_model import (
     terms,
 )
 from analysis.scaling_published import published_rows
-from analysis.scaling_work import cost_over, experiment_work, measured
+from analysis.scaling_work import Measured, cost_over, experiment_work, measured
 from launch.config import load as load_experiment
 from launch.sites import Link, load_site
 from tests.analysis.generator import record, write_build_log
@@ -125,6 +126,26 @@ def test_with_noise_the_interval_holds_the_truth_about_as_often_as_it_says():
             asked += 1
             inside += fit.low[name] <= truth.factors[name] <= fit.high[name]
     assert inside >= 0.75 * asked
+
+
+def test_held_out_numbers_of_gpus_are_predicted_from_the_others(tmp_path):
+    """Times of the model itself: what is left out comes back; and a column of the table says by how much not."""
+    runs_at(tmp_path, [1])
+    run = load(tmp_path).ok[0]
+    truth = Fit(dict(zip(FACTORS, [2.0, 3.0, 2.0, 2.5, 1.5, 0.02], strict=True)))
+    rng = np.random.default_rng(1)
+    found = []
+    for one in various(rng, 60):
+        seconds = sum(terms(one, FRONTIER, truth).values())
+        found.append(Measured(dataclasses.replace(run, gpus=one.gpus), one, seconds))
+    table = scaling.held_out_table(found, FRONTIER)
+    errors = [float(row[-1].rstrip("%")) for row in table.rows]
+    assert len(errors) == 60 and max(map(abs, errors)) <= 5
+    slower = [dataclasses.replace(m, seconds=m.seconds * (2 if m.run.gpus == 256 else 1)) for m in found]
+    table = scaling.held_out_table(slower, FRONTIER)
+    of_256 = [float(row[-1].rstrip("%")) for row in table.rows if row[1] == "256"]
+    assert of_256 and all(abs(error + 50) <= 5 for error in of_256)
+    assert scaling.held_out_table([m for m in found if m.run.gpus == 1], FRONTIER) is None
 
 
 def test_what_records_do_not_tell_stays_assumed():
