@@ -40,7 +40,9 @@ div.published table { color: #333; }
   border: 1.5px solid var(--ink); border-radius: 2px; padding: .05rem .35rem; margin-right: .6rem; }
 div.published caption::before { content: "PUBLISHED"; }
 div.modelled caption::before { content: "MODELLED"; border-style: dashed; }
-div.joined caption::before { content: "MEASURED + PUBLISHED"; }
+div.joined caption::before { content: "JOINED"; }
+.joined tr.modelled > *, .joined tr.modelled-first > * { color: var(--soft); font-weight: 400; }
+.joined tr.modelled-first > * { border-top: 1px dashed var(--soft); }
 .joined tr.measured > *, .joined tr.measured-first > * { background: var(--band); font-weight: 600; }
 .joined tr.published > *, .joined tr.published-first > * { font-style: italic; font-weight: 400; }
 .joined tr.measured-first > * { border-top: 1px solid var(--ink); }

@@ -157,7 +157,7 @@ def paper_table(name: str, cells: Sequence[Cell], remarks: Sequence[str] = ()) -
     for (kind, _, table, row), mine in ordered:
         sizes = list(dict.fromkeys(_size(c.size) for c in mine.values() if c.size))
         size = ", ".join(sizes)
-        label = row.split(" ", 1)[1] if spec.by_resolution and kind == "published" else row
+        label = row.split(" ", 1)[1] if spec.by_resolution and kind != MEASURED else row
         if kind == "published" and (several or table.startswith(("text", "abstract", "Figure"))):
             label += f" (Table {table})" if table.isdigit() else f" ({table})"
         lines.append([size, label, kind, *(shown(q, mine) for q, _ in spec.columns)])

@@ -53,7 +53,7 @@ def page(comparison: Comparison, drawings: list[Drawing], out: Path, options: Op
     sections = [
         ("measured", "Measured runs", _measured(comparison)),
         ("figures", "Figures of the measured runs", _figures(drawings)),
-        ("joined", "Measured beside published", joined(comparison)),
+        ("joined", "Measured beside published and modelled", joined(comparison)),
         ("modelled", "Scaling, modelled", modelled(comparison, options.sites, options.runs_site)),
         ("published", "Published numbers", published()),
         ("contradictions", "Contradictions among the published numbers", contradictory()),

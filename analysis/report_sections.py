@@ -15,7 +15,7 @@ from analysis.published_figures import draw_published
 from analysis.scaling import EXPERIMENTS, fit_table, held_out_table, predict, prediction_table
 from analysis.scaling_figures import predicted_scaling
 from analysis.scaling_model import assumed_fit, fit_records
-from analysis.scaling_published import published_table
+from analysis.scaling_published import modelled_cells, published_table
 from analysis.scaling_work import measured
 from analysis.tables import Comparison
 from launch.config import load as load_experiment
@@ -44,7 +44,7 @@ def _block(kind: str, tables: Sequence[Table], row_heads: int = 1) -> str:
 
 
 def joined(comparison: Comparison) -> str:
-    """Measured rows in the papers' tables, beside the published ones; a sentence where no run belongs to any."""
+    """Measured rows in the papers' tables, beside published and modelled ones; a sentence where none belongs."""
     found = []
     for name in BELONGS:
         cells, remarks = measured_cells(name, comparison)
@@ -56,14 +56,15 @@ def joined(comparison: Comparison) -> str:
             cells = [c for c in cells if c.row in kept]
             remarks = [*remarks, f"The first {MOST_JOINED} of {len(rows)} measured rows; `tables --which {name} "
                        "--source joined` has all."]  # fmt: skip
-        table = paper_table(name, [*table_cells(name), *cells], remarks)
+        model, said = modelled_cells(name)
+        table = paper_table(name, [*table_cells(name), *cells, *model], [*remarks, *said])
         found.append(Table(table.caption, table.columns, table.rows, table.kinds, table.notes, f"joined-{table.slug}"))
     if not found:
         return "<p>No measured run belongs to a table of the papers.</p>"
     intro = (
         "<p>The papers' tables with the measured rows where they belong; the column <em>source</em> says of every row "
-        "which it is. Published rows are of other hardware and other data: a difference between a published and a "
-        "measured number has no single cause.</p>"
+        "which it is. Modelled rows are predictions for the published settings. Published rows are of other hardware "
+        "and other data: a difference between a published and a measured number has no single cause.</p>"
     )
     return intro + _block("joined", found)
 

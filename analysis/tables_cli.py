@@ -8,6 +8,7 @@ from analysis.formats import Table, csv_text, latex, markdown, write_atomically
 from analysis.measured_rows import measured_cells
 from analysis.paper_tables import TABLES, cells_csv, contradictions_table, paper_table, table_cells
 from analysis.records import Runs, load
+from analysis.scaling_published import modelled_cells
 
 COMPARISON, CONTRADICTIONS = "comparison", "contradictions"
 NAMES = (COMPARISON, *TABLES, CONTRADICTIONS)
@@ -23,8 +24,9 @@ RUNS is a folder of runs (runs/<experiment>/<run id>/record.json at any depth), 
 published tables are printed.
 
 tables:
-{chr(10).join(f"  {name:<14} {title}" for name, title in _TITLES.items())}
-sources: records (measured rows), reference (published rows), joined (both; a column says which)
+{chr(10).join(f"  {name:<15} {title}" for name, title in _TITLES.items())}
+sources: records (measured rows), reference (published rows), joined (both, and modelled rows where the scaling model
+has them; a column says which)
 
 examples:
   python -m analysis tables runs                       the comparison of the runs, as Markdown
@@ -118,6 +120,9 @@ def _forms(name: str, source: str, comparison: tables.Comparison | None) -> dict
         cells = [*cells, *measured]
         if not measured:
             remarks = ["No measured run belongs to this table."]
+    if source == "joined":
+        modelled, said = modelled_cells(name)
+        cells, remarks = [*cells, *modelled], [*remarks, *said]
     return _of(paper_table(name, cells, remarks), cells_csv(cells))
 
 

@@ -223,8 +223,9 @@ def test_joined_on_the_terminal_and_as_files(tmp_path: Path, capsys):
     names = {f"{slug}.{s}" for slug in slugs for s in ("md", "csv", "tex")}
     assert {p.name for p in out.iterdir()} == names | {"problems.csv"}
     rows = list(csv.DictReader((out / "apf3-table.csv").open()))
-    assert {r["source"] for r in rows} == {"published", "measured"}
-    assert {r["status"] for r in rows if r["source"] == "measured"} == {"measured"}
+    assert {r["source"] for r in rows} == {"published", "measured", "modelled"}
+    for kind in ("measured", "modelled"):
+        assert {r["status"] for r in rows if r["source"] == kind} == {kind}
     assert all((r["value"] == "") == (r["status"] in ("lost", "missing")) for r in rows)
 
 
@@ -273,4 +274,4 @@ def test_a_name_that_the_terminal_cannot_show(tmp_path: Path, capsys):
     folder = write_run(tmp_path, record())
     (folder / "record.json").write_text(json.dumps(record(experiment="x\ud800y")))
     assert main(["tables", str(tmp_path)]) == 0
-    assert "x\\ud800y" in capsys.readouterr().out
+    assert "x\ufffdy" in capsys.readouterr().out

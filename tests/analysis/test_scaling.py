@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from analysis import scaling, scaling_model
 from analysis.__main__ import main
+from analysis.cells import table2
 from analysis.costs import cost_of, encoder_flops
 from analysis.groups import group_runs
+from analysis.paper_tables import MODELLED, SUITE, paper_table, table_cells
 from analysis.records import load
 from analysis.scaling_figures import measured_scaling, predicted_scaling, series_of
 from analysis.scaling_model import (
@@ -27,7 +29,7 @@ from analysis.scaling_model import (
     ring,
     terms,
 )
-from analysis.scaling_published import published_rows
+from analysis.scaling_published import held_out_seconds, modelled_cells, published_rows
 from analysis.scaling_work import Measured, cost_over, experiment_work, measured
 from launch.config import load as load_experiment
 from launch.sites import Link, load_site
@@ -189,6 +191,28 @@ def test_published_rows_are_all_there_and_errors_are_as_large_as_they_are():
     held = math.sqrt(np.mean([(r.held_out / r.seconds - 1) ** 2 for r in rows]))
     assert 0.3 < rms < 0.45 and rms < held < 0.7, "if this changes, the text of the table must too"
     assert factors["per_gpu_s"] > 0.005
+
+
+@pytest.mark.parametrize(("name", "rows"), [("apf2", 14), ("apf3", 38), ("hct", 0)])
+def test_modelled_rows_of_the_papers_tables(name, rows):
+    """Each published setting has one modelled time, that of a fit without its resolution, and no modelled Dice."""
+    cells, said = modelled_cells(name)
+    times = {c.row: c.value for c in cells if c.quantity == "seconds_per_image"}
+    assert len(times) == rows == len({c.row for c in cells})
+    assert {c.quantity for c in cells} <= {"gpus", "tokens", "depth", "seconds_per_image"}
+    assert all((c.paper, c.status) == (SUITE, MODELLED) for c in cells)
+    if name == "apf3":
+        held = {f"{p.row}, model": p.held_out for p in published_rows()[0]}
+        assert times == pytest.approx(held)
+        assert "54%" in said[0]
+    table = paper_table(name, [*table_cells(name), *cells])
+    kinds = [row[2] for row in table.rows]
+    assert kinds.count("modelled") == rows and ("modelled" in table.caption) == bool(rows)
+
+
+def test_the_published_time_of_a_row_does_not_enter_its_prediction():
+    cells = [dataclasses.replace(c, text="99") if c.quantity == "seconds_per_image" else c for c in table2()]
+    assert held_out_seconds(cells) == pytest.approx(held_out_seconds(table2()))
 
 
 def runs_at(root, counts, scale=1.0):
