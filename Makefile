@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 STAMP := $(VENV)/.installed-$(shell sha256sum pyproject.toml | cut -c1-16)
 
-.PHONY: help setup demo demo-slurm test slow lint bench clean
+.PHONY: help setup demo demo-slurm experiments test slow lint bench clean
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -19,6 +19,9 @@ demo: $(STAMP)   ## real images -> tokens -> four trained models -> table, plots
 
 demo-slurm: $(STAMP)  ## a real SLURM of four nodes on this machine runs the job scripts (root, slurm-wlm, munge; 2 min)
 	@source $(VENV)/bin/activate && bash jobs/demo_slurm.sh
+
+experiments: $(STAMP)   ## APF against its rivals on open data, three seeds (hours on two cores; DATA, SETS, ROWS, SEEDS)
+	@source $(VENV)/bin/activate && bash jobs/experiments.sh
 
 test: $(STAMP)   ## the default tests, as CI runs them
 	@source $(VENV)/bin/activate && python -m pytest -m "not slow" $(PYTEST_ARGS)

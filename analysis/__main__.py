@@ -8,6 +8,7 @@ from pathlib import Path
 from analysis.auc_cli import add_verb as add_auc
 from analysis.compare_cli import add_verb as add_compare
 from analysis.erf import add_verb as add_erf
+from analysis.gains import add_verb as add_gains
 from analysis.groups import BaselineError
 from analysis.records import Runs, RunsError, load
 from analysis.scaling import add_verb as add_scaling
@@ -71,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = "{tables,compare,auc,erf,lengths,plots,report,scaling}"
+    names = "{tables,compare,gains,auc,erf,lengths,plots,report,scaling}"
     verbs = top.add_subparsers(dest="verb", required=True, metavar=names)
     texts = {
         "plots": "scaling, adaptive against uniform, quality against cost and tokens, curves, lengths, pictures",
@@ -122,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
                 "--runs-site", metavar="S", help="site that RUNS ran on (default: local for CPUs, else no fit)"
             )
     add_compare(verbs)
+    add_gains(verbs)
     add_auc(verbs)
     add_erf(verbs)
     add_lengths(verbs)
@@ -156,7 +158,7 @@ def _run(args: argparse.Namespace) -> int:
 
         return run(args)
     text, runs = "", None
-    if args.verb in ("lengths", "compare", "auc", "erf"):
+    if args.verb in ("lengths", "compare", "gains", "auc", "erf"):
         text, written = args.run(args)
     elif args.verb == "tables":
         text, written, runs = args.run(args)

@@ -104,5 +104,5 @@ def smoke() -> Config:
 
 
 # The other families, one file each.
-for _family in ("btcv", "classify", "mammography", "paip", "resolution"):
+for _family in ("btcv", "classify", "mammography", "open", "paip", "resolution"):
     importlib.import_module(f"launch.experiments_{_family}")

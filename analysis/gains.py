@@ -1,0 +1,218 @@
+"""`python -m analysis gains`: how much better one row is than others over several data sets (no torch, no matplotlib).
+
+The quantity is the paper's relative gain of Dice (APF, Table III): ratio of the mean Dice over the same test slides,
+less 1, and its geometric mean over the data sets.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from analysis.formats import Column, Table, latex, markdown, number, write_atomically
+from analysis.groups import Group, group_runs
+from analysis.records import RunsError, load
+from analysis.stats import BOOTSTRAP_SEED, resamples
+
+EPILOG = """\
+Experiments are named by patterns in which * stands for the data set: with --a 'open_*_apf' --b 'open_*_unet' the runs
+of open_nuclei_apf are held against those of open_nuclei_unet, and so on for every set that has both. Seeds count as
+one: their mean per slide. The interval is a percentile bootstrap over the test slides of every set.
+
+examples:
+  python -m analysis gains runs/open/runs                # the rows of `make experiments`
+  python -m analysis gains runs --a 'demo_*apf' --b 'demo_*uniform_tokens' --out out
+
+exit codes: 0 done; 1 there is no set with both; 64 wrong arguments.
+"""
+_BETTER = "open_*_apf"
+_THAN = ("uniform_tokens", "uniform_patch", "unetr", "unet", "swin_unetr", "transunet", "apf_raster", "apf_token")
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A against B on the slides of one data set, or over all.
+
+    Attributes:
+        name: Data set; empty for the geometric mean over them.
+        a: Mean Dice of A; None over data sets.
+        b: The same of B.
+        gain: a / b - 1; None where B found nothing at all.
+        low: Lower end of its interval; None as well for fewer than two slides.
+        high: Upper end.
+        n: Slides, or data sets.
+        better: Slides on which A is better.
+        note: What else to know.
+    """
+
+    name: str
+    a: float | None
+    b: float | None
+    gain: float | None
+    low: float | None
+    high: float | None
+    n: int
+    better: int | None
+    note: str = ""
+
+
+def gains(pairs: Sequence[tuple[str, Group, Group]]) -> list[Gain]:
+    """Gains per data set, then the geometric mean over them if there are several.
+
+    Args:
+        pairs: (data set, A, B), each with at least one slide that both have.
+    """
+    rows, drawn = [], []
+    for i, (name, a, b) in enumerate(pairs):
+        row, ratios = _one(name, a, b, np.random.default_rng([BOOTSTRAP_SEED, i]))
+        rows.append(row)
+        drawn.append(ratios)
+    if len(rows) < 2:
+        return rows
+    if any(row.gain is None for row in rows):
+        why = ", ".join(row.name for row in rows if row.gain is None)
+        return [*rows, Gain("", None, None, None, None, None, len(rows), None, f"no mean: B has a Dice of 0 on {why}")]
+    with np.errstate(divide="ignore", invalid="ignore"):    # A may have found nothing: a mean of 0
+        ratio = float(np.exp(np.mean(np.log([1 + row.gain for row in rows]))))
+        low, high = _ends(np.exp(np.mean(np.log(_alike(drawn)), axis=0)))
+    return [*rows, Gain("", None, None, ratio - 1, low, high, len(rows), None)]
+
+
+def _alike(drawn: Sequence[np.ndarray]) -> np.ndarray:
+    """(sets, draws); sets of thousands of slides have fewer draws."""
+    fewest = min(map(len, drawn))
+    return np.array([ratios[:fewest] for ratios in drawn])
+
+
+def _one(name: str, a: Group, b: Group, rng: np.random.Generator) -> tuple[Gain, np.ndarray]:
+    """One data set, and the ratio of every resample."""
+    mine, theirs = a.dice_per_slide, b.dice_per_slide
+    shared = sorted(set(mine) & set(theirs))
+    values = np.array([[side[s] for s in shared] for side in (mine, theirs)])
+    x, y = values.mean(1).tolist()
+    n, draws = len(shared), resamples(len(shared))
+    picked = values[:, rng.integers(0, n, (draws, n))].mean(2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = picked[0] / picked[1]
+    low, high = _ends(ratios) if n > 1 and y > 0 else (None, None)
+    left = len(set(mine) ^ set(theirs))
+    notes = [f"{len(a.runs)} and {len(b.runs)} seeds"] if (len(a.runs), len(b.runs)) != (1, 1) else ["one seed"]
+    notes += [f"{left} slides that only one has are left out"] if left else []
+    better = int((values[0] > values[1]).sum())
+    return Gain(name, x, y, x / y - 1 if y > 0 else None, low, high, n, better, "; ".join(notes)), ratios
+
+
+def _ends(ratios: np.ndarray) -> tuple[float | None, float | None]:
+    """95 % interval of ratios, less 1; a resample in which B found nothing has no bound, or no ratio at all."""
+    known = np.where(np.isnan(ratios), np.inf, ratios)
+    low, high = np.sort(known)[[int(0.025 * (len(known) - 1)), math.ceil(0.975 * (len(known) - 1))]].tolist()
+    return (low - 1 if math.isfinite(low) else None), (high - 1 if math.isfinite(high) else None)
+
+
+def find_pairs(groups: Sequence[Group], a: str, b: str) -> list[tuple[str, Group, Group]]:
+    """(data set, A, B) for two patterns with one * each, where both have runs with Dice per slide, in order of name.
+
+    Raises:
+        RunsError: no set has both; or a name stands for several rows of different settings.
+    """
+    sides = [_by_set(groups, pattern) for pattern in (a, b)]
+    names = sorted(set(sides[0]) & set(sides[1]))
+    pairs = [(name, sides[0][name], sides[1][name]) for name in names]
+    pairs = [pair for pair in pairs if set(pair[1].dice_per_slide) & set(pair[2].dice_per_slide)]
+    if not pairs:
+        raise RunsError(f"no data set has finished runs of both {a} and {b} on the same slides", 1)
+    return pairs
+
+
+def _by_set(groups: Sequence[Group], pattern: str) -> dict[str, Group]:
+    start, star, end = pattern.partition("*")
+    if not star or "*" in end:
+        raise ValueError(f"{pattern!r}: one * must stand for the data set, e.g. 'open_*_apf'")
+    found: dict[str, Group] = {}
+    for group in groups:
+        name = group.first.experiment or ""
+        middle = name[len(start) : len(name) - len(end)]
+        if not (middle and name.startswith(start) and name.endswith(end) and len(name) > len(start) + len(end)):
+            continue
+        if middle in found:
+            raise RunsError(f"{name}: its runs have different settings, so they are no seeds of one row", 1)
+        found[middle] = group
+    return found
+
+
+def gains_table(a: str, b: str, rows: Sequence[Gain]) -> Table:
+    """The gains as a table."""
+    columns = [
+        Column("data set"), Column("Dice A", True), Column("Dice B", True), Column("gain [95 % CI]", True),
+        Column("n", True), Column("A better on", True), Column("remark"),
+    ]  # fmt: skip
+    cells = [
+        [
+            row.name or "geometric mean", number(row.a), number(row.b), _gain(row), str(row.n),
+            None if row.better is None else f"{row.better} of {row.n}", row.note or None,
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return Table(
+        f"Relative gain of Dice, A = {a} over B = {b}", columns, cells, ["run"] * len(cells),
+        ("gain: mean Dice of A over that of B on the same test slides, less 1; the paper's Table III has 5.46 % on "
+         "average.",
+         "n: test slides, or data sets in the last row.",
+         "interval: percentile bootstrap over the slides of every data set; it holds for these slides and seeds."),
+        slug="gains",
+    )  # fmt: skip
+
+
+def _gain(row: Gain) -> str | None:
+    if row.gain is None:
+        return None
+    ends = [f"{100 * end:+.1f} %" if end is not None else "-" for end in (row.low, row.high)]
+    return f"{100 * row.gain:+.1f} % [{', '.join(ends)}]"
+
+
+def add_verb(verbs) -> None:
+    """Add the parser of `gains` to the subparsers of `python -m analysis`."""
+    sub = verbs.add_parser(
+        "gains",
+        help="relative gain of Dice over several data sets, with interval",
+        description="How much better A is than B on every data set, and over all of them.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.add_argument("runs", type=Path, metavar="RUNS", help="folder of runs")
+    sub.add_argument("--a", default=_BETTER, metavar="PATTERN", help=f"default {_BETTER}")
+    sub.add_argument(
+        "--b", action="append", metavar="PATTERN", help="what A is held against, again for more; default: every "
+        "open_*_ROW of `make experiments` that has runs",
+    )  # fmt: skip
+    sub.add_argument("--out", type=Path, metavar="DIR", help="also write gains.md and gains.tex there")
+    sub.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> tuple[str, list[Path]]:
+    """Return what to print, and the files that were written.
+
+    Raises:
+        RunsError: nothing can be compared.
+        ValueError: a pattern without *.
+    """
+    groups = group_runs(load(args.runs).ok)
+    tables = []
+    for b in args.b or [f"open_*_{row}" for row in _THAN]:
+        try:
+            tables.append(gains_table(args.a, b, gains(find_pairs(groups, args.a, b))))
+        except RunsError:
+            if args.b:
+                raise
+    if not tables:
+        raise RunsError(f"{args.runs}: no data set has runs of {args.a} and of a row to hold it against", 1)
+    text = "\n".join(map(markdown, tables))
+    written = []
+    if args.out:
+        for name, content in {"gains.md": text, "gains.tex": "\n".join(map(latex, tables))}.items():
+            write_atomically(args.out / name, content)
+            written.append(args.out / name)
+    return text, written

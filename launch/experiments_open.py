@@ -1,0 +1,149 @@
+"""APF, uniform patches and convolutional rivals on open data sets, for the same training time; must not import torch.
+
+`jobs/experiments.sh` builds the token files and runs them all. The sets are what is freely available and is not PAIP:
+kidney glomeruli (regions), nuclei in H&E (dense detail), vessels of the retina (thin lines; at 1024 and 2048 pixels).
+Splits are by patient and fixed in files. Every row of a set has the same images, seconds, optimiser and schedule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any
+
+from launch.config import CheckpointConfig, Config, DataConfig, EvalConfig, TrainConfig
+from launch.model_base import ModelConfig
+from launch.model_families.segmentation import SwinUNETRConfig, TransUNetConfig
+from launch.model_families.spine import UNETRConfig, UNetTiledConfig
+from launch.registry import register
+
+SECONDS = 150.0
+CROP_PX = 256
+UNETR_PX = 16   # patch of UNETR itself (Hatamizadeh et al. 2022)
+
+
+@dataclass(frozen=True)
+class Set:
+    """A data set as it is cut.
+
+    Attributes:
+        split: JSON file of slide names.
+        px: R.
+        patch: p of the adaptive rows.
+        length: L of the adaptive rows, a square.
+    """
+
+    split: str
+    px: int
+    patch: int
+    length: int
+
+
+SETS = {
+    "glomeruli": Set("data_prep/sample_data/glomeruli24/split.json", 1024, 16, 256),
+    "nuclei": Set("launch/splits/nuclei.json", 1024, 16, 1024),
+    "vessels": Set("launch/splits/vessels.json", 1024, 16, 1024),
+    "vessels_2k": Set("launch/splits/vessels.json", 2048, 16, 4096),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the comparison.
+
+    Attributes:
+        text: What it is, for the list of experiments.
+        cut: How the frame is cut: apf, still (never flipped), strip (with the authors' packing), patch or tokens
+            (uniform, with the adaptive rows' smallest patch or number of tokens), unetr (uniform, 16 px), crops.
+        model: Its settings.
+        batch: Images, or as many crops as an image has, per step.
+    """
+
+    text: str
+    cut: str
+    model: ModelConfig
+    batch: int = 2
+
+
+def _vit(**other: Any) -> UNETRConfig:
+    """The transformer that all token rows share."""
+    return UNETRConfig(**({"width": 192, "depth": 4, "heads": 4, "mlp_dim": 384, "leaf_base": 8} | other))
+
+
+VARIANTS = {
+    "apf": Variant("adaptive tokens, leaf network", "apf", _vit(decoder="leaf", position="geom")),
+    "apf_token": Variant("adaptive tokens, linear head", "apf", _vit(decoder="token", position="geom")),
+    "apf_geometric": Variant(
+        "adaptive tokens, convolutional decoder on the grid of the frame", "apf",
+        _vit(decoder="geometric", position="geom"),
+    ),
+    "apf_raster": Variant(
+        "adaptive tokens, the paper's decoder on the sequence as a picture, slot positions", "apf",
+        _vit(decoder="raster", position="slot"),
+    ),
+    "apf_still": Variant(
+        "as apf_raster without flips and turns", "still", _vit(decoder="raster", position="slot")
+    ),
+    "apf_strip": Variant(
+        "as apf_still with the packing of the authors' code, which cannot be turned", "strip",
+        _vit(decoder="raster", position="slot"),
+    ),
+    "uniform_tokens": Variant(
+        "as many equal tokens as apf, linear head", "tokens", _vit(decoder="token", position="geom")
+    ),
+    "uniform_patch": Variant(
+        "equal tokens as small as apf's smallest, linear head", "patch", _vit(decoder="token", position="geom")
+    ),
+    "unetr": Variant("UNETR: equal patches of 16 px, convolutional decoder", "unetr", _vit(decoder="geometric")),
+    "unet": Variant(
+        "U-Net on crops, sliding windows", "crops", UNetTiledConfig(widths=(16, 16, 32, 64, 128)), batch=4
+    ),
+    "transunet": Variant(
+        "TransUNet on crops, sliding windows", "crops", TransUNetConfig(layout="tiles", norm="instance"), batch=4
+    ),
+    "swin_unetr": Variant(
+        "Swin UNETR on crops, sliding windows", "crops", SwinUNETRConfig(layout="tiles"), batch=4
+    ),
+}  # fmt: skip
+
+
+def _data(name: str, cut: str) -> DataConfig:
+    chosen = SETS[name]
+    uniform: dict[str, tuple[str, int]] = {
+        "patch": (f"uniform{chosen.patch}", chosen.patch),
+        "tokens": (f"uniform{chosen.px // isqrt(chosen.length)}", chosen.px // isqrt(chosen.length)),
+        "unetr": (f"uniform{UNETR_PX}", UNETR_PX),
+        "crops": (f"uniform{CROP_PX}", CROP_PX),
+    }
+    common: dict[str, Any] = {"split": chosen.split, "resolution": chosen.px, "jitter": 0.2}
+    root = f"runs/open/tokens/{name}"
+    if cut in uniform:
+        folder, patch = uniform[cut]
+        length = (chosen.px // patch) ** 2
+        more: dict[str, Any] = {"kind": "tiles", "crop_px": CROP_PX, "foreground_crops": 0.33} if cut == "crops" else {}
+        return DataConfig(dir=f"{root}/{folder}", patching="uniform", patch=patch, length=length, **common, **more)
+    folder = "strip" if cut == "strip" else "apf"
+    return DataConfig(
+        dir=f"{root}/{folder}", patching="apf", patch=chosen.patch, length=chosen.length, flips=cut == "apf", **common
+    )
+
+
+def _config(name: str, key: str) -> Config:
+    variant = VARIANTS[key]
+    return Config(
+        experiment=f"open_{name}_{key}",
+        data=_data(name, variant.cut),
+        model=variant.model,
+        train=TrainConfig(batch=variant.batch, lr=1e-3, max_seconds=SECONDS),
+        checkpoint=CheckpointConfig(every_seconds=60),
+        eval=EvalConfig(every_seconds=60),
+        run_root="runs/open/runs",
+    )
+
+
+for _name, _set in SETS.items():
+    for _key, _variant in VARIANTS.items():
+        register(
+            f"open_{_name}_{_key}", lambda name=_name, key=_key: _config(name, key),  # type: ignore[misc]
+            f"{_name.replace('_', ' ')} at {_set.px:,} px, {SECONDS:g} s: {_variant.text}.",
+        )  # fmt: skip

@@ -1,0 +1,68 @@
+"""Relative gains of Dice over data sets, against hand-computed cases."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.__main__ import main
+from analysis.gains import find_pairs, gains
+from analysis.groups import group_runs
+from analysis.records import RunsError, load
+from tests.analysis.generator import STEMS, record, write_run
+
+
+def runs_of(tmp_path, dice: dict[str, list[float]], seeds: int = 1) -> list:
+    for name, values in dice.items():
+        for seed in range(seeds):
+            # every seed is off by as much, so that their mean is as given
+            per_slide = {s: v + (seed - (seeds - 1) / 2) * 0.02 for s, v in zip(STEMS, values, strict=False)}
+            raw = record("demo_apf", experiment=name, seed=seed, run_id=f"r{seed}", dice_per_slide=per_slide,
+                         dice=float(np.mean(list(per_slide.values()))))
+            write_run(tmp_path, raw)
+    return group_runs(load(tmp_path).ok)
+
+
+def test_hand_computed(tmp_path):
+    groups = runs_of(tmp_path, {
+        "open_x_apf": [0.6, 0.4], "open_x_unet": [0.5, 0.3], "open_y_apf": [0.9, 0.9], "open_y_unet": [0.45, 0.45],
+        "open_z_apf": [0.5, 0.5], "open_x_apf_token": [0.1, 0.1],
+    }, seeds=3)  # fmt: skip
+    pairs = find_pairs(groups, "open_*_apf", "open_*_unet")
+    assert [name for name, _, _ in pairs] == ["x", "y"]
+    x, y, both = gains(pairs)
+    assert (x.gain, y.gain) == (pytest.approx(0.25), pytest.approx(1.0)) and (x.n, x.better) == (2, 2)
+    assert both.gain == pytest.approx((1.25 * 2) ** 0.5 - 1) and both.n == 2
+    # Two slides: resamples are both, or one of them twice.
+    assert (x.low, x.high) == (pytest.approx(0.2), pytest.approx(1 / 3))
+    assert (y.low, y.high) == (pytest.approx(1.0), pytest.approx(1.0))
+    assert (both.low, both.high) == (pytest.approx((1.2 * 2) ** 0.5 - 1), pytest.approx((4 / 3 * 2) ** 0.5 - 1))
+
+
+def test_nothing_found(tmp_path):
+    groups = runs_of(tmp_path, {"a_x": [0.0, 0.0], "b_x": [0.5, 0.1], "a_y": [0.3, 0.2], "b_y": [0.6, 0.4]})
+    x, y, both = gains(find_pairs(groups, "b_*", "a_*"))
+    assert x.gain is None and x.low is None and y.gain == pytest.approx(1.0)
+    assert both.gain is None and "0 on x" in both.note
+    x, _, both = gains(find_pairs(groups, "a_*", "b_*"))
+    assert x.gain == -1 and both.gain == -1
+    with pytest.raises(RunsError, match="no data set"):
+        find_pairs(groups, "a_*", "c_*")
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=2, max_size=6))
+def test_against_itself_is_nothing(tmp_path_factory, values):
+    (group,) = runs_of(tmp_path_factory.mktemp("runs"), {"open_x_apf": values})
+    (row,) = gains([("x", group, group)])
+    assert (row.gain, row.low, row.high, row.better) == (0, 0, 0, 0)
+
+
+def test_command(tmp_path, capsys):
+    runs_of(tmp_path / "runs", {"open_x_apf": [0.6, 0.4], "open_x_unet": [0.5, 0.3]})
+    assert main(["gains", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    assert "+25.0 % [+20.0 %, +33.3 %]" in text and "2 of 2" in text and text.count("Relative gain") == 1
+    assert (tmp_path / "out/gains.md").read_text() == text and "25.0" in (tmp_path / "out/gains.tex").read_text()
+    assert main(["gains", str(tmp_path / "runs"), "--b", "open_*_unetr"]) == 1
+    assert "no data set has finished runs of both" in capsys.readouterr().err
+    assert main(["gains", str(tmp_path / "runs"), "--a", "open_apf"]) == 64

@@ -1,0 +1,64 @@
+"""The comparison on open data: every row of a set gets the same images and time; the script that runs it."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from launch.config import load
+from launch.experiments_open import SETS, VARIANTS
+from launch.job_steps import prep_arguments
+from tests.conftest import ROOT
+
+
+def script(**env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["bash", "jobs/experiments.sh"], cwd=ROOT, env={**os.environ, **env}, capture_output=True,
+                          text=True, timeout=500)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_rows_of_a_set_differ_in_cut_and_model_only(name):
+    configs = {row: load(f"open_{name}_{row}") for row in VARIANTS}
+    split = json.loads((ROOT / configs["apf"].data.split).read_text())
+    parts = [set(split[part]) for part in ("train", "val", "test")]
+    assert all(parts) and len(set.union(*parts)) == sum(map(len, parts))
+    for config in configs.values():
+        one, other = config.train, configs["apf"].train
+        assert one.model_copy(update={"batch": other.batch}) == other
+        assert (config.data.split, config.data.resolution) == (configs["apf"].data.split, SETS[name].px)
+    assert configs["uniform_tokens"].data.length == configs["apf"].data.length
+    assert configs["uniform_patch"].data.patch == configs["apf"].data.patch
+    assert configs["apf_strip"].data.dir != configs["apf_still"].data.dir == configs["apf"].data.dir
+    assert not configs["apf_strip"].data.flips and not configs["apf_still"].data.flips
+
+
+def test_token_files_of_one_folder_are_made_alike():
+    made: dict[str, list[str]] = {}
+    for name in SETS:
+        for row in VARIANTS:
+            words = prep_arguments(f"open_{name}_{row}", "slides", "masks", [])
+            folder = words[words.index("--out") + 1]
+            assert made.setdefault(folder, words) == words
+
+
+def test_what_is_not_there_is_said(tmp_path):
+    done = script(SETS="kidneys")
+    assert done.returncode == 64 and "kidneys is none of" in done.stderr and "exit code 64" in done.stderr
+    done = script(DATA=str(tmp_path))
+    assert done.returncode == 1 and "none of the sets is in" in done.stderr and "set DATA" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_whole_way_and_again(tmp_path):
+    more = {"SETS": "glomeruli nuclei", "ROWS": "apf uniform_tokens apf_strip", "SEEDS": "0 1", "RUN_SECONDS": "1",
+            "OPEN_DIR": str(tmp_path)}  # fmt: skip
+    done = script(**more)
+    assert done.returncode == 0, done.stderr
+    assert "nuclei is left out" in done.stderr
+    assert len(list(tmp_path.glob("runs/*/*/record.json"))) == 6
+    assert "open_*_apf over B = open_*_uniform_tokens" in (tmp_path / "tables/gains.md").read_text().replace("\\", "")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/record.json")}
+    assert script(**more).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
