@@ -124,6 +124,7 @@ preflight() {
 TASK='trap "" USR1; trap : TERM
 export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_STEP_NUM_TASKS
 eval "$TASK_ENV"
+[ -z "${MIOPEN_USER_DB_PATH:-}" ] || mkdir -p "$MIOPEN_USER_DB_PATH" "${MIOPEN_CUSTOM_CACHE_DIR:-$MIOPEN_USER_DB_PATH}"
 rc=0; "$PYTHON" "$@" || rc=$?
 case $rc in 64 | 65 | 75) echo "$rc" >"$ENDED" ;; esac
 case $rc in 64 | 65) [ "$RANK" = 0 ] || sleep 20 ;; 75) rc=0 ;; esac

@@ -147,7 +147,8 @@ def _submit_new(asked: argparse.Namespace, names: list[str]) -> int:
         asked.gpus, asked.patching, asked.repeat, tuple(asked.vary), asked.zip, tuple(asked.exclude), asked.mode
     )
     found = members(names, axes, [word for word in asked.overrides if "=" in word])
-    options = Options(asked.account, asked.hours, asked.slides, asked.masks, tuple(asked.sbatch))
+    hours = asked.hours or (JOBS["scaling"].hours if study else None)  # a point of a study is some tens of steps
+    options = Options(asked.account, hours, asked.slides, asked.masks, tuple(asked.sbatch))
     plan = make_plan(found, site, options)
     if asked.dry_run:
         print("\n".join(describe(plan)))

@@ -65,9 +65,10 @@ def test_a_study_has_sizes_that_divide_its_largest(jobs: Jobs, tmp_path: Path):
     """Nodes of three gpus, and three of them: no size is without its whole nodes, and one node stays idle."""
     number = jobs.sbatch(
         "jobs/scaling.sh", options=("-N3", "--ntasks-per-node=3"), PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
-        RANK_ENV_DIR=str(tmp_path / "run"),
+        RANK_ENV_DIR=str(tmp_path / "run"), MIOPEN_USER_DB_PATH=str(tmp_path / "node" / "miopen"),
     )  # fmt: skip
     assert jobs.cluster.wait_job(number) == "COMPLETED", jobs.log(number)
+    assert (tmp_path / "node" / "miopen").is_dir(), "on each node, which has a disk of its own"
     found = [dict(word.split("=", 1) for word in line.split()[1:])
              for line in jobs.log(number).splitlines() if " RANK=" in line]  # fmt: skip
     assert sorted(int(words["SLURM_STEP_NUM_TASKS"]) for words in found) == [1] + [3] * 3 + [6] * 6

@@ -111,6 +111,9 @@ def test_a_dry_run_says_what_each_job_will_be(files: Path, tmp_path: Path):
     assert one.startswith("   1 gpus  1 x 1, 2 h  ") and many.startswith("2048 gpus  256 x 8, 9 h  ")
     assert last == "2 runs on frontier (sbatch --account=PROJ); a dry run, nothing was written"
     assert not (tmp_path / "runs").exists()
+    words = ["submit", "scaling", "paip_1k", "--mode", "weak", "--gpus", "1,2", "--dry-run", "--site", "generic-cuda"]
+    done = launch(*words, *small_here(files, tmp_path))
+    assert [line.split("  ")[-2] for line in done.stdout.splitlines()[:2]] == ["1 x 1, 4 h", "1 x 2, 4 h"]
 
 
 def test_slides_without_token_files_are_prepared_first(files: Path, tmp_path: Path):

@@ -20,7 +20,7 @@ from tests.slurm.cluster import wait_for
 from tests.slurm.jobs import Jobs
 from tests.slurm.test_scripts import changed
 
-TWO = ("-N2", "--ntasks-per-node=1")
+ONE, TWO = ("-N1", "--ntasks-per-node=1"), ("-N2", "--ntasks-per-node=1")
 
 
 def tensors(run_dir: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
@@ -77,7 +77,7 @@ def test_signalled_requeued_and_finished_with_the_same_weights(jobs: Jobs, tmp_p
 
 
 def test_scancel_leaves_a_record_that_says_so(jobs: Jobs):
-    number = jobs.sbatch("jobs/paip_64k.sh", *jobs.settings("gone", train__max_steps=100_000), options=TWO)
+    number = jobs.sbatch("jobs/paip_64k.sh", *jobs.settings("gone", train__max_steps=100_000), options=ONE)
     jobs.wait_steps("gone", int(number), 3)
     jobs.cluster.run("scancel", number)
     assert jobs.cluster.wait_job(number) == "CANCELLED"
@@ -194,9 +194,7 @@ def test_a_chain_goes_on_after_a_lost_node(jobs: Jobs, tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_file_stop_ends_a_job_for_good(jobs: Jobs):
-    number = jobs.sbatch(
-        "jobs/paip_64k.sh", *jobs.settings("still", train__max_steps=100_000), options=("-N1", "--ntasks-per-node=1")
-    )
+    number = jobs.sbatch("jobs/paip_64k.sh", *jobs.settings("still", train__max_steps=100_000), options=ONE)
     jobs.wait_steps("still", int(number), 3)
     (jobs.run_dir("still") / "STOP").touch()
     assert jobs.cluster.wait_job(number) == "FAILED"
