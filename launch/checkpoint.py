@@ -52,6 +52,11 @@ class Place:
         """The one that is being written."""
         return self.folder / f"step-{self.step}.tmp"
 
+    @property
+    def replaced(self) -> Path:
+        """An earlier one of the same step, until the new one counts."""
+        return self.folder / f"step-{self.step}.old"
+
 
 def save(
     folder: Path,
@@ -102,8 +107,7 @@ def prepare(place: Place, notes: dict[str, Any]) -> None:
     """Make the folder of a checkpoint that is about to be written, together with all ranks."""
 
     def work() -> None:
-        for old in (place.temporary, place.target):
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(place.temporary, ignore_errors=True)
         place.temporary.mkdir(parents=True)
         write_atomic(place.temporary / "notes.json", json.dumps(notes).encode())
 
@@ -138,13 +142,17 @@ def publish(place: Place, written: Callable[[], dict[str, list[int]]]) -> None:
         _on_first_rank(lambda: _name_and_mark(place, files))
     except BaseException:
         if dist.get_rank() == 0:
-            shutil.rmtree(place.temporary, ignore_errors=True)
+            clean(place.folder)
         raise
 
 
 def _name_and_mark(place: Place, files: dict[str, list[int]]) -> None:
+    if place.target.exists():  # saved again with a score: it stays until the new one is complete
+        shutil.rmtree(place.replaced, ignore_errors=True)
+        place.target.replace(place.replaced)
     place.temporary.replace(place.target)
     write_atomic(place.target / COMPLETE, json.dumps({"step": place.step, "files": files}).encode())
+    shutil.rmtree(place.replaced, ignore_errors=True)
     for old_step in _steps(place.folder)[place.keep :]:
         if old_step != place.best:
             shutil.rmtree(place.folder / f"step-{old_step}", ignore_errors=True)
@@ -241,8 +249,8 @@ def find_sound(folder: Path, which: str, say: Callable[[str], None]) -> Path | N
     """
     steps = _steps(folder)
     if which == "best":
-        notes = [json.loads((folder / f"step-{s}" / "notes.json").read_text()) for s in steps[:1]]
-        best = notes[0].get("best") if notes else None
+        newest = find_sound(folder, "last", say)
+        best = None if newest is None else json.loads((newest / "notes.json").read_text()).get("best")
         steps = [int(best[1])] if best and int(best[1]) in steps else []
     elif which != "last":
         steps = [s for s in steps if str(s) == which]
@@ -261,6 +269,7 @@ def load_newest(
     say: Callable[[str], None],
     native: Callable[[Path, dict[str, Any]], None] | None = None,
     only: int | None = None,
+    check: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any] | None:
     """Fill `state` from the newest sound checkpoint, together with all ranks.
 
@@ -273,6 +282,7 @@ def load_newest(
         say: Told in one line about every checkpoint that was passed over; called on rank 0 only.
         native: Reads an engine's own files from the folder it is given; called on every rank.
         only: Look at this step's checkpoint alone.
+        check: Given the notes before anything is read; raises when this run cannot read such a checkpoint.
 
     Returns:
         The notes saved with the checkpoint; None when there is no sound one, and then `state` is as it was.
@@ -290,6 +300,8 @@ def load_newest(
         if fault is None:
             _set_aside(damaged, rank)
             notes: dict[str, Any] = json.loads((source / "notes.json").read_text())
+            if check is not None:
+                check(notes)
             if state:
                 load_shards(state, checkpoint_id=source)
             if native is not None:
@@ -324,7 +336,13 @@ def _fault(source: Path, rank: int, world: int) -> str | None:
 
 
 def clean(folder: Path) -> None:
-    """Remove what killed runs left half-written. Rank 0 only, before anyone saves."""
+    """Remove what was left half-written, and put back what it would have replaced. Rank 0 only, when nobody saves."""
     for path in folder.glob("step-*"):
         if path.suffix == ".tmp" or not (path / COMPLETE).exists():
             shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob("step-*.old"):
+        target = path.with_suffix("")
+        if target.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.replace(target)

@@ -46,7 +46,10 @@ class Network(Section):
 
 
 class Expected(Section):
-    """What a healthy node reaches; `preflight` refuses less than `tolerance` times it, `plan` computes with it."""
+    """What a healthy node reaches; `preflight` refuses less than `tolerance` times it.
+
+    `plan` computes with the rates of matrix products and memory; of collectives it takes `network`.
+    """
 
     gemm_tflops: dict[Literal["fp32", "bf16"], float] = Field(description="large matrix products on one gpu")
     memory_gb_s: float = Field(gt=0, description="copy of a large tensor on one gpu, bytes read plus written")

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -369,7 +370,8 @@ class Trainer:
         """Weights, optimiser and average of a checkpoint, the newest or that of one step; returns its notes."""
         state = self._state()
         native = self.engine.load if self.config.engine.name == "deepspeed" else None
-        notes = checkpoint.load_newest(folder, state, self.say, native, only)
+        check = partial(engines.check_saved, self.config.engine.name)
+        notes = checkpoint.load_newest(folder, state, self.say, native, only, check)
         if notes is not None:
             self.engine.restore(state)
             if self.average is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launch.config import ConfigError
 
@@ -20,6 +20,20 @@ def shard_size(config: EngineConfig, world: int, local_world: int) -> int:
     if config.shard is not None:
         return min(config.shard, world)
     return local_world if local_world < world and world % local_world == 0 else world
+
+
+def check_saved(name: str, notes: dict[str, Any]) -> None:
+    """Can engine `name` read a checkpoint with these notes? DeepSpeed's are its own; ddp and fsdp read each other's.
+
+    Raises:
+        ConfigError: It cannot; the line names both engines and the way that is left.
+    """
+    saved = str(notes["engine"])
+    if "deepspeed" in (saved, name) and saved != name:
+        raise ConfigError(
+            f"a checkpoint of engine.name={saved} cannot be loaded with engine.name={name}; "
+            "take its weights along by export-weights and train.init_from"
+        )
 
 
 def build(

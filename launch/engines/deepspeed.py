@@ -217,6 +217,7 @@ class DeepSpeedEngine:
         """Write the universal form beside the native one; rank 0 alone."""
         failure: list[str | None] = [None]
         if dist.get_rank() == 0 and not (folder / UNIVERSAL).exists():
+            shutil.rmtree(folder / (UNIVERSAL + ".tmp"), ignore_errors=True)  # of a start that was killed
             command = [
                 sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", str(folder / TAG),
                 "--output_folder", str(folder / (UNIVERSAL + ".tmp")), "--num_extract_workers", "1",

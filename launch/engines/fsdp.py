@@ -1,8 +1,10 @@
 """FSDP2 (`fully_shard`): parameters, gradients and optimiser sharded over ranks; knows nothing of data or schedules.
 
-With a shard group smaller than the world it is HSDP: sharded within a group, replicated between groups. FSDP2 pads
-the first axis of every parameter to a multiple of the shard group, so that one group of 2048 ranks would gather about
-31 times the bytes of a group of 8; beyond one node the group is therefore a node by default.
+With a shard group smaller than the world it is HSDP: sharded within a group, replicated between groups. FSDP2 cuts the
+first axis of a parameter and pads it to a multiple of the group: a table of positions (1, L, D) would be gathered as 8
+or 2048 of its kind. So a parameter is cut along the first axis that the group divides, where there is one; what has
+none is still padded, and a gather by all ranks pays for every hop, so that beyond one node the group is a node by
+default.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -17,6 +20,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Shard
 
 from launch.engines.base import Batch, EngineError, MakeOptimizer, TorchEngine, units_of
 
@@ -65,9 +69,10 @@ class FSDPEngine(TorchEngine):
         on_meta = any(p.is_meta for p in model.parameters())
         if not on_meta:
             model = model.to(device)
+        axis = partial(shard_axis, ranks=shard)
         for unit in units_of(model):
-            fully_shard(unit, mesh=mesh, mp_policy=inner, reshard_after_forward=reshard)
-        fully_shard(model, mesh=mesh, mp_policy=root, reshard_after_forward=reshard)
+            fully_shard(unit, mesh=mesh, mp_policy=inner, reshard_after_forward=reshard, shard_placement_fn=axis)
+        fully_shard(model, mesh=mesh, mp_policy=root, reshard_after_forward=reshard, shard_placement_fn=axis)
         if on_meta:
             fill_from_first_rank(model, device, weights)
         # Models may end in a view; nobody here changes logits in place, which is all that the warning is about.
@@ -90,6 +95,11 @@ class FSDPEngine(TorchEngine):
     def micro_step(self, last: bool) -> AbstractContextManager[None]:
         """See `Engine`."""
         return self._syncing(last)
+
+
+def shard_axis(parameter: nn.Parameter, ranks: int) -> Shard | None:
+    """The first axis that `ranks` divides; None where there is none: FSDP2 then pads the first one."""
+    return next((Shard(axis) for axis, size in enumerate(parameter.shape) if size % ranks == 0), None)
 
 
 def fill_from_first_rank(model: nn.Module, device: torch.device, weights: dict[str, torch.Tensor] | None) -> None:

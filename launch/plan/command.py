@@ -120,7 +120,7 @@ def _row(base: Config, site: Site, world: int, asked: argparse.Namespace, advise
     local_world = min(world, site.hardware.gpus_per_node)
 
     def counted(config: Config) -> Counts:
-        return count(config, world, local_world)
+        return count(config, world, local_world, whole_batch=site.hardware.kind == "cpu")
 
     try:
         config = apply_overrides(base, engine_overrides(asked.engine, world)) if asked.engine else base

@@ -16,6 +16,8 @@ import torch.distributed as dist
 
 from data_prep.quadtree import budget_tree
 from data_prep.uniform import uniform_leaves
+from hpc_models.asam import neighbourhood
+from hpc_models.recompute import frozen_statistics
 from launch import engines
 from launch.classify import Classification
 from launch.config import Config
@@ -175,30 +177,35 @@ def one_step(
     config: Config, engine: Engine, task: Task, micro: int, average: Average | None, batch: dict[str, torch.Tensor],
     ledger: Ledger | None = None,
 ) -> None:  # fmt: skip
-    """What `Trainer._train_step` does on one rank: forward, loss and backward part by part, optimiser, average."""
+    """What `Trainer._train_step` does on one rank: forward, loss and backward part by part, optimiser, average.
+
+    `batch` holds the images of all parts, or of one, which then stands for all.
+    """
     train = config.train
     total = torch.zeros(())
     share = micro * train.accumulate
-    teacher = None
-    if average is not None and train.distill:
-
-        def teacher(inputs: Any) -> torch.Tensor:
-            with average.applied():
-                return engine.forward(inputs)
+    teacher = average.teacher(engine.forward) if average is not None and train.distill else None
 
     # As in the real loop: ranks agree on signal, time and best score, then step, then share the loss.
     dist.all_reduce(torch.zeros(3, dtype=torch.float64), op=dist.ReduceOp.MAX)
-    for piece in range(train.accumulate):
-        inputs = {k: v[piece * micro : (piece + 1) * micro] for k, v in batch.items()}
-        losses = task.losses(engine.forward, inputs, teacher)
-        for part in range(task.parts):
-            last = piece == train.accumulate - 1 and part == task.parts - 1
-            with engine.micro_step(last=last):
-                loss = next(losses).sum() / (share * task.parts)
-                if ledger is not None:
-                    _hold_extras(ledger, engine, average)  # ZeRO has its buckets for the backward pass only
-                engine.backward(loss)
-            total += loss.detach()
+
+    def gradients() -> None:
+        for piece in range(train.accumulate):
+            inputs = {k: v[piece * micro % len(v) :][:micro] for k, v in batch.items()}
+            losses = task.losses(engine.forward, inputs, teacher)
+            for part in range(task.parts):
+                last = piece == train.accumulate - 1 and part == task.parts - 1
+                with engine.micro_step(last=last):
+                    loss = next(losses).sum() / (share * task.parts)
+                    if ledger is not None:
+                        _hold_extras(ledger, engine, average)  # ZeRO has its buckets for the backward pass only
+                    engine.backward(loss)
+                total.add_(loss.detach())
+
+    gradients()
+    if train.optimiser == "asam":
+        with neighbourhood(engine.module.parameters(), train.rho), frozen_statistics(engine.module):
+            gradients()
     if ledger is not None:
         ledger.hold([p.grad for p in engine.module.parameters() if p.grad is not None], "gradients")
         _hold_extras(ledger, engine, average)
@@ -208,13 +215,14 @@ def one_step(
     dist.all_reduce(total.double())
 
 
-def count(config: Config, world: int, local_world: int) -> Counts:
+def count(config: Config, world: int, local_world: int, whole_batch: bool = True) -> Counts:
     """Count a step as it is when a run has settled.
 
     Args:
         config: The experiment.
         world: Number of gpus.
         local_world: Of these on a node.
+        whole_batch: All of the rank's batch lies in the counted memory, as on CPUs; gpus have one part of it at a time.
 
     Raises:
         ConfigError: The batch, the model or the engine does not fit that many gpus.
@@ -225,7 +233,7 @@ def count(config: Config, world: int, local_world: int) -> Counts:
         import_deepspeed()  # before there is a world, which it would remember
     with pretend(world):
         engine, task, micro, average = make_step(config, world, local_world)
-        batch = made_up_batch(config, micro * config.train.accumulate)
+        batch = made_up_batch(config, micro * (config.train.accumulate if whole_batch else 1))
         ledger = Ledger()
         ledger.hold(held_by(engine.module), "parameters")
         _hold_extras(ledger, engine, average)

@@ -1,4 +1,8 @@
-"""Fixtures of the launch tests: folders of token files, and processes that are gone when a test ends."""
+"""Fixtures of the launch tests: folders of token files, an undisturbed run, processes that are gone when a test ends.
+
+`pytest --repeat 20 tests/launch/test_resume.py` runs each test twenty times: what is killed at a random moment should
+not depend on the moment.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,7 +11,20 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.launch.small import Group, free_port, launch_rank, write_folder
+from tests.launch.small import Group, finish_well, free_port, launch_rank, stoppable, write_folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--repeat N`."""
+    parser.addoption("--repeat", type=int, default=1, metavar="N", help="tests/launch: run each test N times")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test once, or N times."""
+    times = metafunc.config.getoption("--repeat")
+    if times > 1:
+        metafunc.fixturenames.append("repetition")
+        metafunc.parametrize("repetition", range(1, times + 1))
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +37,15 @@ def apf_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tile_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Uniform token files of 32 px tiles at full resolution."""
     return write_folder(tmp_path_factory.mktemp("tokens") / "tiles", "uniform", 32)
+
+
+@pytest.fixture(scope="session")
+def whole(apf_files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on two ranks that nothing disturbed."""
+    root = tmp_path_factory.mktemp("whole")
+    port, program = str(free_port()), ["-m", "launch", "train", "smoke", *stoppable(apf_files, root)]
+    finish_well(Group([launch_rank(rank, 2, port, program) for rank in range(2)]))
+    return root / "smoke" / "r"
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from launch import ranks as places
@@ -30,7 +31,10 @@ from launch.run import Start, open_together
 
 STEP = 3
 # Which argument of an operation of c10d is the whole tensor.
-WHOLE = {"allreduce_": 0, "_allgather_base_": 0, "_reduce_scatter_base_": 1, "all_reduce": 0, "broadcast_": 0}
+WHOLE = {
+    "allreduce_": 0, "_allgather_base_": 0, "allgather_": 0, "_reduce_scatter_base_": 1, "all_reduce": 0,
+    "all_to_all_single": 0, "broadcast_": 0,
+}  # fmt: skip
 QUIET = ("wait_tensor", "_wrap_tensor_autograd")  # they send nothing
 # FlopCounterMode has no formula for attention on CPUs.
 ATTENTION = {
@@ -53,8 +57,7 @@ class CollectiveBytes(TorchDispatchMode):
             return NotImplemented
         library, _, name = func._schema.name.partition("::")
         if library in ("c10d", "_c10d_functional") and name not in QUIET:
-            whole = args[WHOLE[name]]
-            tensors = whole if isinstance(whole, list | tuple) else [whole]
+            tensors = tree_leaves(args[WHOLE[name]])
             row = self.seen.setdefault(name, [0, 0])
             row[0] += 1
             row[1] += sum(t.numel() * t.element_size() for t in tensors)

@@ -6,11 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from data_prep.ceiling import ceiling
 from data_prep.quadtree import budget_tree
@@ -20,6 +23,7 @@ from data_prep.uniform import uniform_leaves
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE, PATCH, LENGTH = 64, 8, 16
+STEPS = 24  # of the runs that are stopped somewhere and compared with one that was not
 SPLIT = {"train": ["a", "b", "c", "d", "e"], "val": ["f", "g"], "test": ["h", "i", "j"]}
 
 
@@ -148,3 +152,47 @@ def flip_a_byte(checkpoint: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
+
+
+def stoppable(files: Path, root: Path, *extra: str, **more: object) -> list[str]:
+    """Settings of a run of STEPS steps in `root/smoke/r` that may be stopped anywhere, sharded over its ranks."""
+    settings = {"run_id": "r", "train__max_steps": STEPS, "checkpoint__every_steps": 4, "checkpoint__keep": 3,
+                "eval__every_steps": 8, "eval__pictures_px": 0, "engine__name": "fsdp"}  # fmt: skip
+    return [*overrides(files, root, **(settings | more)), *extra]
+
+
+def wait_for_steps(run_dir: Path, count: int, group: Group) -> None:
+    """Until metrics.jsonl has this many lines; the processes must still be running."""
+    path = run_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        if path.exists() and path.read_text().count("\n") >= count:
+            return
+        assert all(p.poll() is None for p in group.processes), group.wait()
+        time.sleep(0.002)
+    raise AssertionError("training did not get there")
+
+
+def final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    """Model and optimiser of the last checkpoint of a run of STEPS steps, as one flat dict."""
+    target = run_dir.parent / "final.pt"
+    dcp_to_torch_save(run_dir / "checkpoints" / f"step-{STEPS}", target)
+    tree = torch.load(target, weights_only=False)
+    flat = {f"model.{k}": v for k, v in tree["model"].items()}
+    for name, moments in tree["optimizer"]["state"].items():
+        flat |= {f"optimizer.{name}.{k}": v for k, v in moments.items()}
+    return flat
+
+
+def ended_alike(run_dir: Path, whole: Path) -> None:
+    """Same losses, evaluations, weights and moments, to the last bit, as a run that nothing disturbed."""
+    assert losses(run_dir) == losses(whole)
+    measured = []
+    for folder in (run_dir, whole):
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        measured.append([line for line in lines if "val_dice" in line or "test_dice" in line])
+    assert measured[0] == measured[1], "evaluations once each, with the same numbers"
+    a, b = final_weights(run_dir), final_weights(whole)
+    assert a.keys() == b.keys() and len(a) > 40
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not [path for path in (run_dir / "checkpoints").iterdir() if path.suffix in (".tmp", ".old")]

@@ -43,7 +43,7 @@ def newest(folder: Path) -> tuple[int | None, float, list[str]]:
 def test_newest_is_loaded_and_old_ones_go(three):
     assert newest(three) == (30, 30.0, [])
     checkpoint.save(three, 40, state(40), {"step": 40}, keep=2)
-    assert sorted(p.name for p in three.iterdir()) == ["step-30", "step-40"]
+    assert contents(three) == ["step-30", "step-40"]
     assert newest(three)[0] == 40
 
 
@@ -87,7 +87,46 @@ def test_unfinished_ones_do_not_count_and_are_cleaned(three):
     shutil.copytree(three / "step-10", three / "step-50.tmp")
     assert newest(three) == (20, 20.0, [])
     checkpoint.clean(three)
-    assert sorted(p.name for p in three.iterdir()) == ["step-10", "step-20"]
+    assert contents(three) == ["step-10", "step-20"]
+
+
+def contents(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_the_one_that_is_saved_again_counts_until_the_new_one_does(three, monkeypatch):
+    """The same step once more, with a score: wherever it stops, one of the two is there."""
+
+    write = checkpoint.write_atomic
+
+    def killed(path: object, data: object, *_more: object) -> None:
+        if getattr(path, "name", "COMPLETE") == "COMPLETE":  # the notes are written before
+            raise KeyboardInterrupt
+        write(path, data)
+
+    for owner, place in ((checkpoint.Writer, "write_data"), (checkpoint, "write_atomic")):
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, place, killed)
+            patched.setattr(checkpoint, "clean", lambda folder: None)  # kill -9 leaves no time for it
+            with pytest.raises(KeyboardInterrupt):
+                checkpoint.save(three, 30, state(31), {"step": 30}, keep=1)
+        checkpoint.clean(three)
+        assert newest(three) == (30, 30.0, []) and contents(three) == ["step-10", "step-20", "step-30"]
+    checkpoint.save(three, 30, state(31), {"step": 30}, keep=1)
+    assert newest(three) == (30, 31.0, []) and contents(three) == ["step-30"]
+    shutil.copytree(three / "step-30", three / "step-30.old")
+    checkpoint.clean(three)
+    assert contents(three) == ["step-30"]
+
+
+def test_the_best_is_looked_for_in_the_newest_sound_one(tmp_path):
+    for step, best in ((10, [0.5, 10]), (20, [0.5, 10]), (30, [0.7, 30])):
+        checkpoint.save(tmp_path, step, state(step), {"step": step, "best": best}, keep=3)
+    said: list[str] = []
+    assert checkpoint.find_sound(tmp_path, "best", said.append) == tmp_path / "step-30" and not said
+    (tmp_path / "step-30" / "notes.json").write_text('{"step": 30, "be')
+    assert checkpoint.find_sound(tmp_path, "best", said.append) == tmp_path / "step-10"
+    assert len(said) == 1 and "notes.json has changed" in said[0]
 
 
 def test_none_at_all_and_all_damaged(tmp_path, three):
@@ -138,7 +177,7 @@ def test_files_that_cannot_be_written_raise_their_cause_and_leave_room(three):
             checkpoint.save(three, 40, state(40), {"step": 40}, keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert sorted(p.name for p in three.iterdir()) == ["step-10", "step-20", "step-30"]
+    assert contents(three) == ["step-10", "step-20", "step-30"]
     assert newest(three) == (30, 30.0, [])
 
 
@@ -158,7 +197,7 @@ def test_in_the_background_it_is_the_state_of_the_moment_and_the_one_before_coun
     held.set()
     saver.publish()
     assert not saver.under_way and newest(three) == (40, 40.0, [])
-    assert sorted(p.name for p in three.iterdir()) == ["step-10", "step-30", "step-40"], "two newest and the best"
+    assert contents(three) == ["step-10", "step-30", "step-40"], "two newest and the best"
     saver.begin(checkpoint.Place(three, 50, keep=2), values, {"step": 50})
     saver.begin(checkpoint.Place(three, 60, keep=2), values, {"step": 60})
     assert newest(three)[0] == 50, "the next one waits for the one before"
@@ -176,7 +215,7 @@ def test_a_full_disk_in_the_background_is_found_when_all_meet(three):
             saver.publish()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert sorted(p.name for p in three.iterdir()) == ["step-10", "step-20", "step-30"]
+    assert contents(three) == ["step-10", "step-20", "step-30"]
     saver.begin(checkpoint.Place(three, 40, keep=1), state(41), {"step": 40})
     saver.close()
     assert newest(three) == (40, 41.0, [])

@@ -13,6 +13,7 @@ from launch import engines
 from launch.config import ConfigError, EngineConfig
 from launch.engines import shard_size
 from launch.engines.base import repeated
+from launch.engines.fsdp import shard_axis
 from tests.launch.small import Group, free_port, launch_rank, losses, overrides
 
 
@@ -43,6 +44,12 @@ def test_shard_groups_are_nodes_beyond_one_node():
     plain, asked = EngineConfig(name="fsdp"), EngineConfig(name="fsdp", shard=4)
     assert [shard_size(plain, *sizes) for sizes in ((8, 8), (16, 8), (2048, 4), (6, 4))] == [8, 8, 4, 6]
     assert shard_size(asked, 16, 8) == 4 and shard_size(asked, 2, 2) == 2
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((8, 3), 0), ((1, 16, 4), 1), ((3, 5, 12), 2), ((3, 5), None), ((), None)])
+def test_weights_are_cut_where_nothing_has_to_be_padded(shape, axis):
+    found = shard_axis(nn.Parameter(torch.zeros(shape)), 4)
+    assert (found and found.dim) == axis
 
 
 def test_only_repeated_blocks_are_compiled():

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,8 @@ CASES = {
     )
     for i, ((decoder, position), engine) in enumerate(itertools.product(PAIRS, ("ddp", "fsdp")))
 }  # fmt: skip
+# Each decoder, code, engine, way to patch, precision, with and without recomputation; the others are slow.
+QUICK = ("raster-both-fsdp", "geometric-geom-ddp", "token-slot-ddp", "leaf-none-fsdp")
 # name: (test slides, engine). Fewer than ranks, and one too many for them.
 UNEVEN = {"one-of-two": (["j"], "fsdp"), "five-of-two": (["f", "g", "h", "i", "j"], "fsdp"), "one-ddp": (["j"], "ddp")}
 
@@ -55,34 +56,67 @@ def run_all(world: int, jobs: list[list[str]], root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(apf_files: Path, tmp_path_factory) -> Path:
-    """Folder with `first` (all runs, two ranks), `again` (resumed after step 1) and `alone` (UNEVEN, one rank)."""
-    root = tmp_path_factory.mktemp("matrix")
-    folders = {"apf": apf_files, "uniform": write_folder(root / "uniform", "uniform")}
-    for part in ("first", "again", "alone"):
+def folders(apf_files: Path, tmp_path_factory) -> dict[str, Path]:
+    return {"apf": apf_files, "uniform": write_folder(tmp_path_factory.mktemp("matrix") / "uniform", "uniform")}
+
+
+def run_twice(names: tuple[str, ...], folders: dict[str, Path], root: Path, *once: str) -> None:
+    """Folder `first` with all runs on two ranks, `again` with those of `names` killed after step 1 and resumed."""
+    for part in ("first", "again"):
         (root / part).mkdir()
-    run_all(2, [settings(name, folders, root / "first") for name in (*CASES, *UNEVEN)], root)
-    shutil.copytree(root / "first" / "smoke", root / "again" / "smoke")
-    for run_dir in (root / "again" / "smoke").iterdir():
-        (run_dir / "record.json").unlink()
-        shutil.rmtree(run_dir / "checkpoints" / "step-2")
-    run_all(2, [settings(name, folders, root / "again") for name in CASES], root)
+    jobs: list[list[object]] = [settings(name, folders, root / "first") for name in once]
+    for name in names:
+        words = settings(name, folders, root / "again")
+        jobs += [settings(name, folders, root / "first"), words]
+        jobs += [["forget", str(root / "again" / "smoke" / name), 1], words]
+    run_all(2, jobs, root)
+
+
+@pytest.fixture(scope="module")
+def runs(folders: dict[str, Path], tmp_path_factory) -> Path:
+    """Folders `first`, `again`, and `alone`: UNEVEN on one rank."""
+    root = tmp_path_factory.mktemp("matrix")
+    (root / "alone").mkdir()
+    run_twice(QUICK, folders, root, *UNEVEN)
     run_all(1, [settings(name, folders, root / "alone") for name in UNEVEN], root)
     return root
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_trains_saves_and_resumes(name, runs):
-    first, again = (runs / part / "smoke" / name for part in ("first", "again"))
+@pytest.fixture(scope="module")
+def all_runs(folders: dict[str, Path], tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("matrix")
+    run_twice(tuple(CASES), folders, root)
+    return root
+
+
+def resumed(root: Path, name: str) -> None:
+    first, again = (root / part / "smoke" / name for part in ("first", "again"))
     assert len(losses(first)) == 2 and losses(again) == losses(first)
     records = read_record(first), read_record(again)
     assert [r["status"] for r in records] == ["ok", "ok"] and [r["starts"] for r in records] == [1, 2]
     for key in ("dice_per_slide", "dice_val", "loss_final", "steps", "parameters", "floors"):
         assert records[0][key] == records[1][key], key
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_trains_saves_and_resumes(name, runs):
+    resumed(runs, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_every_pair_trains_saves_and_resumes(name, all_runs):
+    resumed(all_runs, name)
     twin = name.replace("-fsdp", "-ddp")
     if CASES[name][3:5] == CASES[twin][3:5]:
         tolerance = 1e-5 if CASES[name][4] == "fp32" else 0.02
-        assert losses(first) == pytest.approx(losses(runs / "first" / "smoke" / twin), abs=tolerance)
+        first, second = (losses(all_runs / "first" / "smoke" / each) for each in (name, twin))
+        assert first == pytest.approx(second, abs=tolerance)
+
+
+def test_the_quick_ones_have_everything_once():
+    columns = [set(column) for column in zip(*(CASES[name] for name in QUICK), strict=True)]
+    assert columns == [set(column) for column in zip(*CASES.values(), strict=True)]
 
 
 @pytest.mark.parametrize("name", UNEVEN)

@@ -14,7 +14,7 @@ from torch import nn
 
 from launch.record import read_record
 from launch.speed import Speed, peak_tflops
-from tests.launch.small import ROOT, clean_env, finish_well, losses, overrides
+from tests.launch.small import ROOT, clean_env, ended_alike, finish_well, overrides, stoppable, wait_for_steps
 
 STEPS = 8
 
@@ -116,14 +116,11 @@ def test_a_file_stops_all_ranks_and_is_gone_when_they_have(apf_files, tmp_path, 
 
 
 @pytest.mark.gloo
-def test_a_rank_that_hangs_is_a_timeout_record_and_the_run_goes_on(apf_files, tmp_path, start):
-    more = {"run_id": "r", "train__max_steps": 24, "eval__pictures_px": 0}
-    words = overrides(apf_files, tmp_path, **more, checkpoint__every_steps=2, log__hang_seconds=8)
+def test_a_rank_that_hangs_is_a_timeout_record_and_the_run_goes_on(whole, apf_files, tmp_path, start):
+    words = stoppable(apf_files, tmp_path, log__hang_seconds=8)
     run_dir = tmp_path / "smoke" / "r"
     group = start(2, words)
-    while not list((run_dir / "checkpoints").glob("step-2/COMPLETE")):
-        assert all(p.poll() is None for p in group.processes), group.wait()
-        time.sleep(0.002)
+    wait_for_steps(run_dir, 6, group)
     group.send(signal.SIGSTOP, [1])
     assert group.processes[0].wait(120) == 1
     group.send(signal.SIGKILL, [1])
@@ -135,8 +132,7 @@ def test_a_rank_that_hangs_is_a_timeout_record_and_the_run_goes_on(apf_files, tm
     assert "trainer.py" in stacks and "most recent call first" in stacks
     finish_well(start(2, [*words, "log.hang_seconds=600"]))
     assert not list(log_folder(run_dir, 2).glob("stacks*")), "nothing hung, nothing was left"
-    finish_well(start(2, overrides(apf_files, tmp_path / "whole", **more)))
-    assert losses(run_dir) == losses(tmp_path / "whole" / "smoke" / "r")
+    ended_alike(run_dir, whole)
 
 
 PROGRAM = """

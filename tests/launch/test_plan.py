@@ -29,10 +29,18 @@ SLOW_RUNS = {
     **{f"zero{stage}": {"engine__name": "deepspeed", "engine__zero": stage} for stage in range(4)},
     "fsdp_accumulate": {"engine__name": "fsdp", "train__accumulate": 2, "train__precision": "bf16"},
 }
+FOUR_RUNS = {
+    "ddp4": {},
+    "fsdp4": {"engine__name": "fsdp", "engine__shard": 4},
+    "hsdp4": {"engine__name": "fsdp", "engine__shard": 2},
+    "zero3_4": {"engine__name": "deepspeed", "engine__zero": 3},
+    "shared4": {"engine__name": "fsdp", "engine__shard": 2, "engine__sequence": 2},
+}
 # c10d's names of what the plan calls by one.
 NAMES = {
     "allreduce_": "all_reduce", "all_reduce": "all_reduce", "_allgather_base_": "all_gather",
-    "_reduce_scatter_base_": "reduce_scatter", "broadcast_": "broadcast",
+    "_reduce_scatter_base_": "reduce_scatter", "broadcast_": "broadcast", "allgather_": "all_gather",
+    "all_to_all_single": "all_to_all",
 }  # fmt: skip
 # Peak of the plan over the peak of the real run. These models are so small that the work space inside the CPU's
 # kernels, which a plan cannot see, is a part of the peak; bf16 kernels of CPUs have the most.
@@ -42,17 +50,17 @@ MEMORY = {"fp32": (0.93, 1.07), "bf16": (0.75, 1.10)}
 def settings(files: Path, name: str) -> list[str]:
     return overrides(
         files, files.parent / "runs", run_id=name, train__max_steps=3, eval__pictures_px=0, data__patching="uniform",
-        data__length=64, **{**RUNS, **SLOW_RUNS}[name],
+        data__length=64, **{**RUNS, **SLOW_RUNS, **FOUR_RUNS}[name],
     )  # fmt: skip
 
 
-def run_for_real(files: Path, names: list[str]) -> dict[str, dict]:
-    """What two processes did in their third step, by name."""
+def run_for_real(files: Path, names: list[str], world: int = 2) -> dict[str, dict]:
+    """What that many processes did in their third step, by name."""
     jobs = files.parent / f"{names[0]}.json"
     jobs.write_text(json.dumps([[name, settings(files, name)] for name in names]))
     port, program = str(free_port()), ["-m", "tests.launch.plan_real", str(jobs)]
-    group = Group([launch_rank(rank, 2, port, program) for rank in range(2)])
-    assert group.wait(300) == [0, 0], group.errors
+    group = Group([launch_rank(rank, world, port, program) for rank in range(world)])
+    assert group.wait(500) == [0] * world, group.errors
     return json.loads(jobs.with_suffix(".counts").read_text())
 
 
@@ -71,16 +79,28 @@ def really_slow(files: Path) -> dict[str, dict]:
     return run_for_real(files, list(SLOW_RUNS))
 
 
-def agree(name: str, files: Path, happened: dict) -> None:
+@pytest.fixture(scope="module")
+def really_four(files: Path) -> dict[str, dict]:
+    return run_for_real(files, list(FOUR_RUNS), 4)
+
+
+def add(rows: dict[str, list[int]], kind: str, times: int, size: int) -> None:
+    row = rows.setdefault(kind, [0, 0])
+    row[0] += times
+    row[1] += size
+
+
+def agree(name: str, files: Path, happened: dict, world: int = 2) -> None:
     config = load("smoke", settings(files, name))
-    planned = count(config, 2, 2)
-    assert planned.flops == happened["flops"] > 1e8
+    planned = count(config, world, world)
+    assert planned.flops == happened["flops"] > 5e7
+    seen: dict[str, list[int]] = {}
     expected: dict[str, list[int]] = {}
     for operation, (times, size) in happened["collectives"].items():
-        row = expected.setdefault(NAMES[operation], [0, 0])
-        row[0] += times
-        row[1] += size
-    assert {row["kind"]: [row["count"], row["bytes"]] for row in summed(planned.collectives)} == expected
+        add(seen, NAMES[operation], times, size)
+    for row in summed(planned.collectives):
+        add(expected, row["kind"], row["count"], row["bytes"])
+    assert expected == seen
     if happened["comm"]:  # CommDebugMode's count, where it can
         assert len(planned.collectives) == happened["comm"]
     low, high = MEMORY[config.train.precision]
@@ -99,6 +119,13 @@ def test_flops_and_collectives_are_those_of_a_real_run(name, files, real):
 @pytest.mark.parametrize("name", SLOW_RUNS)
 def test_zero_plans_what_deepspeed_does(name, files, really_slow):
     agree(name, files, really_slow[name])
+
+
+@pytest.mark.gloo
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FOUR_RUNS)
+def test_four_processes_do_what_is_planned_for_four(name, files, really_four):
+    agree(name, files, really_four[name], 4)
 
 
 def test_shards_hold_their_share_of_the_memory(files):
@@ -121,6 +148,22 @@ def test_recomputation_trades_flops_for_memory(files):
     assert again.flops > plain.flops
     assert again.memory["activations"] < plain.memory["activations"]
     assert least_bytes(plain, ("model.checkpointing=true",), 1, 2) < again.peak_bytes, "it may not be left out"
+
+
+def test_the_worst_weights_nearby_cost_a_second_pass(files):
+    plain, asam = (
+        count(load("smoke", [*settings(files, "ddp"), f"train.optimiser={name}"]), 2, 2) for name in ("adam", "asam")
+    )
+    assert asam.flops == 2 * plain.flops and len(asam.collectives) == 2 * len(plain.collectives) - 2
+    assert asam.peak_bytes > plain.peak_bytes, "a copy of the weights"
+
+
+def test_gpus_hold_one_part_of_the_batch(files):
+    words = [*settings(files, "ddp"), "train.accumulate=2"]
+    cpu, gpu = (count(load("smoke", words), 2, 2, whole_batch=whole) for whole in (True, False))
+    image = 4 * 64 * 8 * 8 * (3 + 1 + 1) + 64 * (8 * 2 + 8 + 1)  # pixels and counts, place, size and flag of 64 tokens
+    assert cpu.memory["activations"] - gpu.memory["activations"] == image
+    assert (cpu.flops, cpu.collectives) == (gpu.flops, gpu.collectives)
 
 
 # -- the ledger, on real tensors --------------------------------------------------------------------------------------
