@@ -63,8 +63,10 @@ def record_end(
     if reason and state not in _ENDS:
         words = f"ended before its training: {reason}"
     if record is not None:
-        if record["status"] == "ok" or state not in _ENDS:
+        early = bool(reason) and state not in _ENDS  # the record is of an earlier life
+        if record["status"] == "ok" or not (early or state in _ENDS):
             return None
+        record["status"] = status if early else record["status"]
         record["reason"] = f"job {job} {words}; {record['reason']}"
     else:
         record = new_record(status=status, reason=f"job {job} {words}", run_id=run_dir.name,

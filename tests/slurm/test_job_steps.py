@@ -66,6 +66,15 @@ def test_what_the_ranks_wrote_stays(run_dir: Path):
     assert record["reason"] == "job 7 was cancelled (scancel); SIGTERM: checkpointed at step 3"
 
 
+def test_a_preflight_that_fails_in_a_later_life_is_the_end_of_the_run(run_dir: Path):
+    write_record(run_dir, new_record(status="preempted", reason="SIGUSR1: checkpointed at step 3", steps=3))
+    record = record_end(run_dir, "7", "RUNNING", 65, None, "preflight: bad nodes")
+    assert record is not None and (record["status"], record["steps"]) == ("failed", 3)
+    assert record["reason"] == (
+        "job 7 ended before its training: preflight: bad nodes; SIGUSR1: checkpointed at step 3"
+    )
+
+
 def test_a_finished_run_and_one_that_goes_on_are_left_alone(run_dir: Path):
     assert record_end(run_dir, "7", "REQUEUED", 1) is None and read_record(run_dir) is None
     write_record(run_dir, new_record(status="ok"))
