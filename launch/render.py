@@ -115,7 +115,11 @@ def _exports(name: str, values: dict[str, str]) -> list[str]:
 def _site_part(site: Site, slurm: Slurm) -> list[str]:
     local = site.node_local
     task_env = "; ".join(f'export {key}="{value}"' for key, value in site.task_env.items()) or ":"
+    values = [*site.env.values(), *site.env_multi_node.values(), local.path if local else ""]
+    # Not every batch environment has it (--export=NONE, containers), and site files name folders by it.
+    user = ['export USER="${USER:-$(id -un)}"'] if any("${USER}" in value for value in values) else []
     return [
+        *user,
         f"SITE={site.name} SITE_ACCOUNT={int(slurm.account_required)} SITE_REQUEUE={int(slurm.requeue)}",
         f"SITE_MPI={slurm.mpi}",
         f"SITE_MODULES={_array(site.modules)}",

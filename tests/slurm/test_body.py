@@ -91,6 +91,34 @@ def test_jobs_that_share_a_node_have_gpus_of_their_own(jobs: Jobs, tmp_path: Pat
     assert sorted(seen) == [["0,1", "0,1"], ["2,3", "2,3"]]
 
 
+def test_scripts_of_real_sites_give_ranks_what_the_site_file_says(jobs: Jobs, tmp_path: Path):
+    """Their options of srun, modules and variables on nodes of ours; what only their SLURM knows is left out."""
+    wanted = {
+        "frontier": {"NCCL_NET": "OFI", "FI_CXI_RDZV_PROTO": "alt_read", "MIOPEN_USER_DB_PATH": "/tmp/root-miopen-JOB"},
+        "lumi": {"NCCL_SOCKET_IFNAME": "hsn", "SLURM_CPU_BIND_TYPE": "mask_cpu:"},
+        "perlmutter": {"CUDA_VISIBLE_DEVICES": "3,2,1,0", "FI_MR_CACHE_MONITOR": "userfaultfd"},
+    }
+    environment = {
+        "PYTHON": f"{ROOT}/tests/slurm/rank_env.sh", "RANK_ENV_DIR": str(tmp_path / "run"),
+        "RANK_DOES": '[ "$RANK" != 7 ] || env', "BASH_FUNC_module%%": "() { echo module $2; }",
+    }  # fmt: skip
+    numbers = {}
+    for name in wanted:
+        script = tmp_path / f"{name}.sh"
+        script.write_text(re.sub(r"#SBATCH --(partition|constraint|network|qos)=.*\n", "",
+                                 render(JOBS["paip_64k"], load_site(name))))  # fmt: skip
+        numbers[name] = jobs.sbatch(script, options=("-N2", "-c7", "-A", "proj"), **environment)
+    for name, number in numbers.items():
+        assert jobs.cluster.wait_job(number) == "COMPLETED", jobs.log(number)
+        printed = jobs.log(number).splitlines()
+        assert [line.split()[1] for line in printed if line.startswith("module ")] == list(load_site(name).modules)
+        seen = dict(line.split("=", 1) for line in printed if re.match(r"[A-Z_]+=", line))
+        for key, value in wanted[name].items():
+            assert seen[key] == value.replace("JOB", number), key
+        assert seen["TORCH_FR_BUFFER_SIZE"] == "2000" and seen["OMP_NUM_THREADS"] == "1"
+        assert (seen["WORLD_SIZE"], seen["RANK"]) == (str(2 * load_site(name).hardware.gpus_per_node), "7")
+
+
 def test_a_lost_node_sends_the_job_to_others(jobs: Jobs, tmp_path: Path):
     """The first life waits to be hit; test_train.py has the same with a training, whose weights do not change."""
     number = jobs.sbatch(
