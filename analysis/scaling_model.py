@@ -23,6 +23,7 @@ FACTORS = {
     "gradients": ("summing gradients over GPUs", 1.5),
     "fixed": ("seconds of every step that no hardware rate explains", 0.02),
 }
+_ARITHMETIC = ("encoder", "decoder")
 TERMS = (*FACTORS, "imbalance", "data", "checkpoint")
 ADAM_BYTES = 28  # fp32: weight, gradient and two moments read, weight and two moments written
 SAVED_BYTES = 12  # weight and two moments
@@ -167,22 +168,39 @@ def expected_largest(spread: Sequence[float], draws: int) -> float:
     return float((values * weight).sum())
 
 
+def _excess(work: Work) -> float:
+    """What the slowest GPU computes more than the mean one, as a share.
+
+    A GPU's share is the mean of `images` samples; the slowest of N shares is waited for.
+    """
+    if not work.spread:
+        return 0.0
+    largest = expected_largest(work.spread, max(1, work.gpus)) - 1
+    return max(0.0, largest / float(np.sqrt(max(1.0, work.images))))
+
+
+def _reading(work: Work, site: Site) -> float:
+    """Seconds in which the node's share of the file system delivers a GPU's images."""
+    rate = work.read_mb_s * 1e6 / min(work.gpus, site.hardware.gpus_per_node)
+    return work.images * work.image_bytes / rate
+
+
+def _saving(work: Work, site: Site) -> float:
+    """Seconds of saving per second of training: every node writes its share, every `save_every_s`."""
+    nodes = -(-work.gpus // site.hardware.gpus_per_node)
+    seconds = SAVED_BYTES * work.weights / (nodes * site.expected.disk_write_mb_s * 1e6)
+    return 0.0 if not work.save_every_s else seconds / work.save_every_s
+
+
 def terms(work: Work, site: Site, fit: Fit) -> dict[str, float]:
     """Seconds of each term of one step; their sum is the time of the step."""
     ideal = ideal_terms(work, site)
     out = {name: fit.factors[name] * ideal[name] for name in FACTORS}
     arithmetic = out["encoder"] + out["decoder"]
-    draws = max(1, work.gpus)
-    # A GPU's share is the mean of `images` samples; the slowest of N shares is waited for.
-    excess = (expected_largest(work.spread, draws) - 1) / np.sqrt(max(1.0, work.images)) if work.spread else 0.0
-    out["imbalance"] = arithmetic * max(0.0, float(excess))
-    rate = work.read_mb_s * 1e6 / min(work.gpus, site.hardware.gpus_per_node)
+    out["imbalance"] = arithmetic * _excess(work)
     # Reading runs beside the arithmetic: only what it takes longer is waited for.
-    out["data"] = max(0.0, work.images * work.image_bytes / rate - arithmetic - out["imbalance"])
-    step = sum(out.values())
-    nodes = -(-work.gpus // site.hardware.gpus_per_node)
-    saving = SAVED_BYTES * work.weights / (nodes * site.expected.disk_write_mb_s * 1e6)
-    out["checkpoint"] = 0.0 if not work.save_every_s else step * saving / work.save_every_s
+    out["data"] = max(0.0, _reading(work, site) - arithmetic - out["imbalance"])
+    out["checkpoint"] = sum(out.values()) * _saving(work, site)
     return out
 
 
@@ -217,12 +235,17 @@ def fit_records(works: Sequence[Work], seconds: Sequence[float], site: Site, see
     if not works:
         return start
     names = list(FACTORS)
-    ideal = np.array([[ideal_terms(w, site)[name] for name in names] for w in works])
     times = np.asarray(seconds, float)
-    rest = np.array([sum(v for k, v in terms(w, site, start).items() if k not in FACTORS) for w in works])
     assumed = np.array([start.factors[name] for name in names])
-    known = _identifiable(ideal / times[:, None], assumed, names)
-    best = _solve(ideal, times - rest, times, assumed, known, names)
+    best, bound = assumed, None
+    for _ in range(_MOST_ROUNDS):  # which steps wait for their data depends on the factors, and they on these steps
+        waits = [_reading(w, site) > _arithmetic(w, site, best, names) for w in works]
+        if waits == bound:
+            break
+        bound = waits
+        ideal, rest = _linear(works, site, waits, names)
+        known = _identifiable(ideal / times[:, None], assumed, names)
+        best = _solve(ideal, times - rest, times, assumed, known, names)
     generator = np.random.default_rng(seed)
     samples = []
     for _ in range(draws):
@@ -239,6 +262,34 @@ def fit_records(works: Sequence[Work], seconds: Sequence[float], site: Site, see
         float(np.sqrt((residual**2).mean())),
         len(times),
     )
+
+
+_MOST_ROUNDS = 20
+
+
+def _arithmetic(work: Work, site: Site, factors: np.ndarray, names: list[str]) -> float:
+    """Seconds of arithmetic, the slowest GPU's."""
+    ideal = ideal_terms(work, site)
+    of = dict(zip(names, factors.tolist(), strict=True))
+    return (1 + _excess(work)) * sum(of[name] * ideal[name] for name in _ARITHMETIC)
+
+
+def _linear(
+    works: Sequence[Work], site: Site, waits: Sequence[bool], names: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The step times as a matrix (records, factors) and a constant, given which steps wait for their data.
+
+    Imbalance stretches the arithmetic, saving stretches everything, and a step that waits for its data takes the time
+    of reading in place of its arithmetic: `terms` in matrix form.
+    """
+    matrix, constant = [], []
+    for work, waiting in zip(works, waits, strict=True):
+        ideal = ideal_terms(work, site)
+        stretch = 0.0 if waiting else 1 + _excess(work)
+        saved = 1 + _saving(work, site)
+        matrix.append([saved * ideal[n] * (stretch if n in _ARITHMETIC else 1.0) for n in names])
+        constant.append(saved * _reading(work, site) if waiting else 0.0)
+    return np.array(matrix), np.array(constant)
 
 
 def _identifiable(relative: np.ndarray, assumed: np.ndarray, names: list[str]) -> list[bool]:

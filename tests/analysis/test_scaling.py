@@ -116,6 +116,26 @@ def test_it_recovers_its_own_factors(seed, values, fixed):
     assert {"encoder", "decoder", "fixed"}.isdisjoint(fit.assumed) and fit.error < 1e-4
 
 
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.lists(st.floats(1.0, 8.0), min_size=5, max_size=5), st.floats(0.0, 0.1))
+def test_it_recovers_its_own_factors_behind_reading_saving_and_uneven_lengths(seed, values, fixed):
+    """Some steps wait for their data, some GPUs for others, and checkpoints stretch everything."""
+    rng = np.random.default_rng(seed)
+    truth = Fit(dict(zip(FACTORS, [*values, fixed], strict=True)))
+    works = [
+        dataclasses.replace(one, spread=tuple(rng.uniform(0.2, 1.8, 20)) if rng.random() < 0.5 else (),
+                            image_bytes=float(rng.choice([0, 1e6, 3e9])), save_every_s=600.0)
+        for one in various(rng, 60)
+    ]  # fmt: skip
+    parts = [terms(w, FRONTIER, truth) for w in works]
+    times = [sum(p.values()) for p in parts]
+    assert any(p["data"] > 0 for p in parts) and any(p["imbalance"] > 0 for p in parts)
+    fit = fit_records(works, times, FRONTIER, draws=2)
+    assert fit.error < 1e-4
+    for name in ("encoder", "decoder", "fixed"):
+        assert fit.factors[name] == pytest.approx(truth.factors[name], rel=2e-3, abs=1e-3), name
+
+
 def test_with_noise_the_interval_holds_the_truth_about_as_often_as_it_says():
     truth = Fit(dict(zip(FACTORS, [2.5, 4.0, 2.0, 3.0, 2.0, 0.03], strict=True)))
     inside, asked = 0, 0
