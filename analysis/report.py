@@ -96,27 +96,43 @@ def _summary(comparison: Comparison) -> str:
     return f'<dl class="key">{items}</dl>'
 
 
+_MOST_DATA = 3  # data sets whose best run stands at the top of the page
+
+
 def _best(comparison: Comparison) -> list[tuple[str, str]]:
-    """The best score of each task and the floor it has to pass: that of its own data, never one of another task."""
+    """The best score on each data set of each task, and the floor it has to pass: that of the same data and score.
+
+    Scores on different test sets or resolutions are never ranked against each other.
+    """
     facts = []
-    for task, name in (("segmentation", "dice"), ("classification", "auc"), ("classification", "accuracy")):
-        scored = [g for g in comparison.groups if task_of(g.first) == task and g.mean(name) is not None]
-        if not scored or (name == "accuracy" and any(g.mean("auc") is not None for g in scored)):
-            continue
-        best = max(scored, key=lambda g: (g.mean(name), g.label))
-        many = len({_data(g) for g in scored}) > 1
-        where = f"{best.label}, {whole(best.first.resolution) or '?'} px" if many else best.label
-        value = dice_cell(best) if name == "dice" else number(best.mean(name))
-        facts.append((f"highest test {'Dice' if name == 'dice' else 'AUC' if name == 'auc' else name}, {where}",
-                      value or MISSING))  # fmt: skip
-        floors = [
-            f.high
-            for f in comparison.floors
-            if f.task == task and name != "auc" and any(label == best.label for label, _ in f.values)
-        ]
-        if floors:
-            which = " of the same data" if many else ""
-            facts.append((f"highest floor{which} (no learning)", f"{max(floors):.3f}"))
+    for name, task in (("dice", "segmentation"), ("auc", "classification"), ("accuracy", "classification")):
+        sets: dict[tuple, list[Group]] = {}
+        for group in comparison.groups:
+            if task_of(group.first) == task and group.mean(name) is not None:
+                sets.setdefault(_data(group), []).append(group)
+        if name == "accuracy":  # an AUC says more, where there is one
+            sets = {key: gs for key, gs in sets.items() if all(g.mean("auc") is None for g in gs)}
+        for scored in list(sets.values())[:_MOST_DATA]:
+            facts += _best_of(comparison, scored, name, task, len(sets) > 1)
+        if len(sets) > _MOST_DATA:
+            facts.append((f"more data sets with {_SCORES[name]}, in the table", str(len(sets) - _MOST_DATA)))
+    return facts
+
+
+_SCORES = {"dice": "Dice", "auc": "AUC", "accuracy": "accuracy"}
+
+
+def _best_of(
+    comparison: Comparison, scored: list[Group], name: str, task: str, several: bool
+) -> list[tuple[str, str]]:
+    best = max(scored, key=lambda g: (g.mean(name), g.label))
+    where = f"{best.label}, {whole(best.first.resolution) or '?'} px" if several else best.label
+    value = dice_cell(best) if name == "dice" else number(best.mean(name))
+    facts = [(f"highest test {_SCORES[name]}, {where}", value or MISSING)]
+    floors = [f.high for f in comparison.floors if f.task == task and best.label in dict(f.values)]
+    if floors and name != "auc":
+        which = " of the same data" if several else ""
+        facts.append((f"highest floor{which} (no learning)", f"{max(floors):.3f}"))
     return facts
 
 
