@@ -9,7 +9,7 @@ from torch import Tensor
 def teacher_loss(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Cross-entropy with the class probabilities of the averaged model as targets, of each image.
 
-    HIRI-ViT (section 3.4) trains the student on labels and on these; the weight of the sum is not known, ours is a
+    HIRI-ViT (section 4.5) trains the student on labels and on these; the weight of the sum is not known, ours is a
     setting.
 
     Args:

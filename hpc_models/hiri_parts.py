@@ -1,6 +1,6 @@
 """Parts of HIRI-ViT: stems, downsamplings, feed-forwards and blocks on channel-first maps; imports torch only.
 
-Yao, Li, Pan, Mei: HIRI-ViT, IEEE TPAMI 2024 (arXiv 2403.11999), section 3. Channel numbers are the caller's.
+Yao, Li, Pan, Mei: HIRI-ViT, IEEE TPAMI 2024 (arXiv 2403.11999), section 4. Channel numbers are the caller's.
 """
 
 from __future__ import annotations

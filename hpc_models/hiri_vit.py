@@ -81,7 +81,7 @@ def _ladder() -> dict[str, Plan]:
     row5 = replace(row6, downs=("conv",) * 3)
     row4 = replace(row5, stem="vit")
     row3 = replace(row4, inner="ln", outer=("ln",) * 4)
-    # As in PVT, the base model's attention has fewer keys in its first two stages (section 4.4).
+    # As in PVT, the base model's attention has fewer keys in its first two stages (section 5.4).
     row2 = replace(row3, blocks=("transformer",) * 4, expansions=(7, 7, 4, 4), reductions=(8, 4))
     row1 = replace(row2, convolve=False)
     rows = (row1, row2, row3, row4, row5, row6, row7, row8, row9, row10)

@@ -45,7 +45,7 @@ def test_row_3_has_fewer_weights_than_row_2_and_no_attention_in_stages_1_and_2()
 
 @pytest.mark.parametrize("row", ["row1", "row2"])
 def test_the_base_model_has_fewer_keys_where_its_maps_are_large(row):
-    """Section 4.4: strided convolutions before keys and values in the first two stages, none in the last two."""
+    """Section 5.4: strided convolutions before keys and values in the first two stages, none in the last two."""
     with torch.device("meta"):
         model, keys = HIRIViT(variant=row), []
         for stage in model.stages:
