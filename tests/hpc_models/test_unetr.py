@@ -54,6 +54,7 @@ def test_gradients_equal_monai():
     torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow  # small ones are held against MONAI above, and the counts of this one below
 def test_full_size_unetr_equals_monai():
     theirs, mine = reference(512), ours(512)
     assert sum(p.numel() for p in mine.parameters()) == sum(p.numel() for p in theirs.parameters()) == 88_317_169
