@@ -11,8 +11,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,13 @@ from data_prep.build_slide import (
     damaged_tiles,
     finish,
     hash_inputs,
-    mask_of,
-    mask_reader,
     masks_of,
     valid_already,
     write_result,
 )
 from data_prep.edges import MAX_MAGNITUDE, auto_thresholds
-from data_prep.frame import Frame, FrameReader, make_frame
+from data_prep.frame import Frame
+from data_prep.open_slides import opened_slide
 from data_prep.options import BuildOptions
 from data_prep.outcome import Outcome, Task, one_line
 from data_prep.quadtree import Leaves, Nodes, candidates, first_nodes, pyramid, tree_of
@@ -52,11 +50,9 @@ from data_prep.region import (
 )
 from data_prep.scratch import BusyError, Scratch, remove_scratch, scratch_key, scratch_sides
 from data_prep.slide_plan import Step, StepResult
-from data_prep.slides import Slide, SlideError, open_slide
-from data_prep.tokens import Reader
+from data_prep.slides import Slide, SlideError
 
 IN_MEMORY_PX = 4096  # frames up to this side are built in one step
-_SLIDES_OPEN = 2
 _MOST_ACROSS = 64  # regions along a side: with more, what each costs besides its pixels is all there is
 _STEPS = 4  # goes up when steps leave other results behind, so that those of older code are not gone on with
 
@@ -129,52 +125,7 @@ def _check_unchanged(step: Step) -> None:
         raise SlideError(f"{step.folder}: was removed while {step.task.slide} was built: build again")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The slide, kept open between steps
-
-
-@dataclass
-class _Open:
-    """A slide, its frame and readers of it."""
-
-    stack: ExitStack
-    slide: Slide
-    frame: Frame
-    reader: FrameReader
-    read_mask: Reader | None
-    notes: tuple[str, ...]  # about the mask
-    seen: Any = 0           # gradients of the regions that this process scanned, (2041,) int64
-
-
-_open_slides: dict[tuple[Any, ...], _Open] = {}
 _last_tree: dict[tuple[Path, int], Leaves] = {}  # by folder and time
-
-
-def _opened(task: Task) -> _Open:
-    """The slide of a task; the last few stay open, since the next step is often of the same one."""
-    mask_paths = masks_of(task)
-    options = task.options
-    files = [task.slide, *mask_paths]
-    key = (*((str(path), stamp_of(path)) for path in files), options.resolution, options.aspect, options.mask_kind,
-           options.mask_classes, options.classes, options.strict)
-    if key in _open_slides:
-        _open_slides[key] = _open_slides.pop(key)
-        return _open_slides[key]
-    while len(_open_slides) >= _SLIDES_OPEN:
-        _open_slides.pop(next(iter(_open_slides))).stack.close()
-    stack = ExitStack()
-    try:
-        slide = stack.enter_context(open_slide(task.slide, strict=options.strict))
-        frame = make_frame(slide.size_wh, options.resolution, options.aspect)
-        read_mask, notes = None, tuple[str, ...]()
-        if mask_paths:
-            mask = stack.enter_context(mask_of(slide, mask_paths, options))
-            notes, read_mask = mask.notes, mask_reader(mask, frame, options)
-    except BaseException:
-        stack.close()
-        raise
-    _open_slides[key] = _Open(stack, slide, frame, FrameReader(slide, frame), read_mask, notes)
-    return _open_slides[key]
 
 
 def _spec(step: Step, frame: Frame, masked: bool) -> RegionSpec:
@@ -226,7 +177,7 @@ def _begin(step: Step, result: StepResult, beat: Callable[[str], None] | None) -
             result.ended = True
             remove_scratch(task.out, task.slide.stem)
             return
-    opened = _opened(task)
+    opened = opened_slide(task)
     result.side_px = (_begun_sides(task) or [step.side_px])[-1]
     scratch = Scratch(task.out, task.slide.stem, scratch_key(_about(task), result.side_px))
     other = scratch.worked_on_by()
@@ -262,7 +213,7 @@ def _hash(step: Step, result: StepResult) -> None:
 
 
 def _scan(step: Step, result: StepResult) -> None:
-    opened = _opened(step.task)
+    opened = opened_slide(step.task)
     scratch, i = _scratch(step), step.index
     decoded = getattr(opened.slide, "decoded_px", 0)
     spec = _spec(step, opened.frame, opened.read_mask is not None)
@@ -300,7 +251,7 @@ def _limits(step: Step, result: StepResult) -> None:  # noqa: ARG001
 
 
 def _edges(step: Step, result: StepResult) -> None:
-    opened = _opened(step.task)
+    opened = opened_slide(step.task)
     scratch, i = _scratch(step), step.index
     lo, hi = scratch.load("limits")["lo_hi"].tolist()
     spec = _spec(step, opened.frame, False)
@@ -373,7 +324,7 @@ def _tree(step: Step, result: StepResult) -> None:  # noqa: ARG001
 
 
 def _tokens(step: Step, result: StepResult) -> None:
-    opened = _opened(step.task)
+    opened = opened_slide(step.task)
     scratch, i = _scratch(step), step.index
     decoded = getattr(opened.slide, "decoded_px", 0)
     spec = _spec(step, opened.frame, opened.read_mask is not None)
@@ -402,7 +353,7 @@ def _damaged(slide: Slide) -> dict[str, Any]:
 
 
 def _write(step: Step, result: StepResult) -> None:
-    opened = _opened(step.task)
+    opened = opened_slide(step.task)
     scratch, options = _scratch(step), step.task.options
     tree = scratch.load("tree")
     lo, hi = scratch.load("limits")["lo_hi"].tolist()
