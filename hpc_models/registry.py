@@ -33,8 +33,12 @@ MODELS: dict[str, type[nn.Module]] = {
     "unetr": UNETR,
     "vit": ViT,
 }
-# ViT with a linear head per token is UNETR without its decoder.
-ALIASES = {"unet_tiled": "unet", "vit_seg": "unetr"}
+# Other names, each with the defaults that make it what it is: ViT with a linear head per token is UNETR without its
+# decoder, and has the biases that UNETR's attention lacks.
+ALIASES: dict[str, tuple[str, dict[str, object]]] = {
+    "unet_tiled": ("unet", {}),
+    "vit_seg": ("unetr", {"decoder": "token", "qkv_bias": True}),
+}
 
 
 def names() -> list[str]:
@@ -48,7 +52,7 @@ def model_class(name: str) -> type[nn.Module]:
     Raises:
         ValueError: unknown model (the message lists the valid ones).
     """
-    name = ALIASES.get(name, name)
+    name = ALIASES.get(name, (name,))[0]
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}; valid: {', '.join(names())}")
     return MODELS[name]
@@ -57,14 +61,14 @@ def model_class(name: str) -> type[nn.Module]:
 def options(name: str) -> dict[str, object]:
     """Keyword arguments of a model with their defaults (`inspect.Parameter.empty` for required ones)."""
     parameters = list(inspect.signature(model_class(name).__init__).parameters.values())[1:]
-    return {parameter.name: parameter.default for parameter in parameters}
+    return {parameter.name: parameter.default for parameter in parameters} | ALIASES.get(name, ("", {}))[1]
 
 
 def build(name: str, **config: object) -> nn.Module:
     """Build a model.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`, or an alias.
         **config: keyword arguments of its class.
 
     Returns:
@@ -80,4 +84,4 @@ def build(name: str, **config: object) -> nn.Module:
     missing = [key for key, default in valid.items() if default is inspect.Parameter.empty and key not in config]
     if missing:
         raise ValueError(f"model {name!r} needs {', '.join(missing)}")
-    return model_class(name)(**config)
+    return model_class(name)(**{**ALIASES.get(name, ("", {}))[1], **config})

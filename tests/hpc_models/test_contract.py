@@ -7,6 +7,7 @@ from hpc_models import build, names
 from hpc_models.losses import bce_dice
 from hpc_models.registry import model_class, options
 from hpc_models.unet import UNet
+from hpc_models.unetr import TokenHead
 from tests.hpc_models.trees import random_batch
 
 SMALL = {
@@ -259,6 +260,9 @@ def test_registry_refuses_what_it_does_not_know():
         build("unetr")
     assert isinstance(build("unet_tiled", widths=(4, 8)), UNet)
     assert options("unet")["norm"] == "instance"
+    assert (options("vit_seg")["decoder"], options("unetr")["decoder"]) == ("token", "raster")
+    vit = build("vit_seg", size_px=32, patch=8, length=16, width=16, depth=1, heads=2)
+    assert isinstance(vit.decoder, TokenHead) and vit.vit.blocks[0].attn.qkv.bias is not None
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,9 @@ def test_every_experiment_is_complete_named_and_described(name: str):
 @pytest.mark.parametrize("name", MODELS)
 def test_model_settings_are_the_arguments_of_the_model(name: str):
     asked = set(MODELS[name].model_fields) - {"name"}
-    assert asked == set(registry.options(name)) - set(FROM_DATA)
+    known = registry.options(name)
+    assert asked == set(known) - set(FROM_DATA)
+    assert MODELS[name](name=name).options() == {key: known[key] for key in asked}, "the same defaults"
     model = registry.model_class(name)
     assert (MODELS[name].task, MODELS[name].inputs) == (model.task, model.inputs)
 
