@@ -30,6 +30,7 @@ def test_demo_ends_with_four_records_a_table_and_a_page(small_demo: tuple[Path, 
     assert "tiled" in printed.lower() and "otsu" in printed.lower()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_second_demo_trains_nothing_again(small_demo: tuple[Path, str]):
     folder, _ = small_demo

@@ -170,8 +170,8 @@ def inject(tmp_path: Path, seeds: range) -> Counter:
 
 
 def test_faults_are_refused_listed_or_harmless(tmp_path: Path):
-    classes = inject(tmp_path, range(32))
-    assert sum(classes.values()) == 32 and classes["refused"] >= 5 and classes["the same pixels"] >= 3
+    classes = inject(tmp_path, range(16))
+    assert sum(classes.values()) == 16 and classes["refused"] >= 3 and classes["the same pixels"] >= 2
     assert classes["a stream that still decodes"] <= 4, classes
 
 

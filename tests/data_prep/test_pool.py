@@ -62,8 +62,8 @@ def test_ctrl_c_while_a_worker_starts_waits_for_it(monkeypatch: pytest.MonkeyPat
 
     def start(process: multiprocessing.process.BaseProcess) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        for _ in range(1000):       # time for Python to run a handler
-            time.sleep(0)
+        for _ in range(50):     # time for the other thread to take the signal, and for Python to run a handler
+            time.sleep(0.01)
         real(process)       # type: ignore[arg-type]
         started.append(process)
 
