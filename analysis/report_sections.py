@@ -32,10 +32,12 @@ def figure_html(drawing: Drawing) -> str:
     data = base64.b64encode(encode(drawing.figure, suffix)).decode("ascii")
     # Print size enlarged, so that 7 pt letters read like the text around them.
     width = drawing.figure.get_figwidth() * 72 / 12 * 1.6
+    slug = escape_html(drawing.slug)
     return (
-        f'<figure id="figure-{escape_html(drawing.slug)}"><img src="data:{mime};base64,{data}" '
+        f'<figure id="figure-{slug}" aria-labelledby="title-{slug}"><img src="data:{mime};base64,{data}" '
         f'alt="{escape_html(drawing.alt)}" style="width:{width:.1f}rem"><figcaption>'
-        f"<strong>{escape_html(drawing.title)}.</strong> {escape_html(drawing.caption)}</figcaption></figure>"
+        f'<strong id="title-{slug}">{escape_html(drawing.title)}.</strong> {escape_html(drawing.caption)}'
+        "</figcaption></figure>"
     )
 
 
