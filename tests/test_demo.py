@@ -25,6 +25,10 @@ def test_demo_ends_with_four_records_a_table_and_a_page(small_demo: tuple[Path, 
     assert {".md", ".csv", ".tex"} <= {p.suffix for p in tables.iterdir()}
     page = (folder / "report" / "index.html").read_text()
     assert "<table" in page and "data:image/" in page
+    joined = page[page.index('<section id="joined"') : page.index('<section id="modelled"')]
+    for experiment in EXPERIMENTS:      # which row is whose stands in words beside it, so without colour too
+        assert re.search(rf">{experiment}</td><td>measured</td>", joined), experiment
+    assert joined.count("<td>published</td>") > 60
     assert not re.search(r"<(img|script|link)[^>]+(src|href)=.https?:", page), "the page is self-contained"
     assert (folder / "inspect.png").stat().st_size > 20_000
     assert "tiled" in printed.lower() and "otsu" in printed.lower()

@@ -41,9 +41,17 @@ def test_the_screenshot_shows_a_page(page, tmp_path: Path):
     screens = [picture[y : y + 900] for y in range(0, height - 900, 900)]
     assert min((screen < 128).mean() for screen in screens) > 0.002, "a screen without ink"
     assert page.run("[...document.images].every(i => i.complete && i.naturalWidth > 100)")
-    assert page.run("getComputedStyle(document.querySelector('div.modelled caption'), '::before').content") == (
-        '"MODELLED"'
-    )
+
+
+def test_what_a_table_is_stands_before_its_caption(page):
+    """A word for each kind, and in a joined table upright or slanted letters for measured and published rows."""
+    for kind in ("measured", "published", "modelled", "joined"):
+        style = f"getComputedStyle(document.querySelector('div.{kind} caption'), '::before')"
+        assert page.run(f"{style}.content") == f'"{kind.upper()}"'
+    letters = "getComputedStyle(document.querySelector('div.joined tr.{} td'))"
+    kinds = {k: page.run(f"[{letters.format(k)}.fontStyle, {letters.format(k)}.fontWeight].join()")
+             for k in ("measured", "published", "modelled")}  # fmt: skip
+    assert kinds == {"measured": "normal,600", "published": "italic,400", "modelled": "normal,400"}
 
 
 def test_the_page_fits_its_window_wide_or_narrow(page):
