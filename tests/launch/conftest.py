@@ -21,7 +21,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every test once, or N times."""
-    times = metafunc.config.getoption("--repeat")
+    # The default is for `pytest tests`, which finds this file too late for an option.
+    times = metafunc.config.getoption("repeat", 1)
     if times > 1:
         metafunc.fixturenames.append("repetition")
         metafunc.parametrize("repetition", range(1, times + 1))

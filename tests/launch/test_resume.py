@@ -34,7 +34,7 @@ pytestmark = pytest.mark.gloo
 
 def once_or_each(fixture_name: str, config: pytest.Config) -> Literal["module", "function"]:
     """With `--repeat` every repetition has a disturbed run of its own."""
-    return "function" if config.getoption("--repeat") > 1 else "module"
+    return "function" if config.getoption("repeat", 1) > 1 else "module"
 
 
 @pytest.fixture(scope=once_or_each)
