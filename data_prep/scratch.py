@@ -27,6 +27,7 @@ from data_prep.files import remove_stale, same_host, temporary_name, writer_live
 
 _MANIFEST = "manifest.json"
 _OTHER_HOST_S = 60.0
+_LOOK_S = 1.0
 _SUFFIX = ".arrays"
 _ALIGN = 64
 
@@ -115,16 +116,24 @@ class Scratch:
     def worked_on_by(self) -> str | None:
         """Who else builds from this folder now, None if nobody does as far as one can tell.
 
-        A process of this host is asked. Of another host only the last sign of life counts, and only for a minute: a
-        job that was killed there and is started again here must not wait for itself.
+        A process of this host is asked. Of another host only signs of life count: what was written to within a minute
+        is watched until it is again, or the minute is over. A job that was killed there and goes on here, as the next
+        of a chain, must not take itself for another.
         """
         found = _owner(self.folder)
-        if found is None:
+        if found is None or not writer_lives(*found):
             return None
         owner, newest_s = found
-        age_s = time.time() - newest_s
-        if not writer_lives(owner, newest_s) or (age_s > _OTHER_HOST_S and not same_host(owner)):
-            return None
+        last_s = min(time.time(), newest_s) + _OTHER_HOST_S     # its clock may be ahead
+        while not same_host(owner):
+            if time.time() > last_s:
+                return None
+            time.sleep(_LOOK_S)
+            now = _owner(self.folder)
+            if now is None:
+                return None
+            if now != found:
+                break
         host, _, pid = owner.rpartition("-")
         return f"process {pid} on {host}"
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from data_prep import big_slide, fast_reader
+from data_prep import big_slide, fast_reader, scratch
 from data_prep.build import build, prepare_out
 from data_prep.files import writer_name
 from data_prep.options import BuildOptions
@@ -70,13 +70,36 @@ def test_a_second_build_of_the_same_says_who_is_at_it(monkeypatch, tmp_path: Pat
     assert outcome.status == "failed"
     assert outcome.reason == f"{CMU}: process 1 on {host} is building it into {out}; wait for it, or stop it"
     assert {path.name: path.read_bytes() for path in folder.glob("*.arrays")} == before
-    # A job that was killed on another host goes on here when there was no sign of life for a minute.
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_build_of_another_host_is_watched(lives: bool, monkeypatch, tmp_path: Path):
+    """The next job of a chain goes on at once where the last one was killed, on another node, and fails only if that
+    one still writes."""
+    out = tmp_path / "out"
+    prepare_out(out)
+    stop_after(monkeypatch, 10, out, OPTIONS)
+    folder = next(out.glob(".*.work"))
     (folder / "manifest.json").write_text(json.dumps({"owner": "node7-4242"}))
-    assert "process 4242 on node7 is building it" in build([CMU], OPTIONS, out)[0].reason
-    old = time.time() - 61
-    for path in folder.iterdir():
-        os.utime(path, (old, old))
-    assert build([CMU], OPTIONS, out)[0].status == "done" and leftovers(out) == []
+    monkeypatch.setattr(scratch, "_OTHER_HOST_S", 1.0)
+    monkeypatch.setattr(scratch, "_LOOK_S", 0.05)
+    looks = 0
+    real = scratch._owner
+
+    def looked(where: Path):
+        nonlocal looks
+        looks += 1
+        if lives and looks == 3:
+            (folder / "scan-900.arrays").touch()
+        return real(where)
+
+    monkeypatch.setattr(scratch, "_owner", looked)
+    outcome = build([CMU], OPTIONS, out)[0]
+    if lives:
+        assert outcome.status == "failed" and "process 4242 on node7 is building it" in outcome.reason
+        assert folder.is_dir()
+    else:
+        assert outcome.status == "done" and looks >= 3 and leftovers(out) == []
 
 
 def test_two_builds_at_once_end_well(tmp_path: Path):
