@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.equal_quality import EqualQuality, equal_quality, label
-from analysis.formats import Column, Table, csv_text, significant, whole
+from analysis.formats import Column, Table, csv_text, short_commit, significant, whole
 from analysis.groups import Group, group_runs, read_config
 from analysis.item_scores import interval, read_scores
 from analysis.records import RECORD, Run, RunsError, load, load_run
@@ -152,7 +152,7 @@ def _remarks(a: Group, b: Group) -> list[str]:
     x, y = a.first, b.first
     said = remarks(x, y)
     if x.commit != y.commit:
-        said.append(f"code {(x.commit or 'unknown')[:12]} against {(y.commit or 'unknown')[:12]}")
+        said.append(f"code {short_commit(x.commit)} against {short_commit(y.commit)}")
     versions = [read_environment(run).get("versions") for run in (x, y)]
     if all(isinstance(v, dict) for v in versions) and versions[0].get("torch") != versions[1].get("torch"):
         said.append(f"torch {versions[0].get('torch')} against {versions[1].get('torch')}")
@@ -305,7 +305,7 @@ def _notes(pair: Pair) -> list[str]:
         seeds = f", mean of {len(group.runs)} seeds" if len(group.runs) > 1 else ""
         notes.append(
             f"{name}: {group.label}, {run.gpus} x {run.device_name or run.device}, {run.precision}, {run.engine}, "
-            f"commit {(run.commit or 'unknown')[:12]}{seeds}; measured."
+            f"commit {short_commit(run.commit)}{seeds}; measured."
         )
     return notes + ([f"Compared although not alike in: {'; '.join(pair.remarks)}."] if pair.remarks else [])
 

@@ -64,6 +64,14 @@ def whole(value: float | None) -> str | None:
     return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
 
 
+def short_commit(commit: str | None) -> str:
+    """Return a commit's first twelve letters and, where it was changed ("+dirty"), that it was; "unknown" for none."""
+    if not commit:
+        return "unknown"
+    name, mark, rest = commit.partition("+")
+    return name[:12] + mark + rest
+
+
 # ---- Markdown
 
 

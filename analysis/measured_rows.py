@@ -8,6 +8,7 @@ from statistics import fmean
 
 from analysis.cells import TEXT, Cell
 from analysis.equal_quality import equal_quality
+from analysis.formats import short_commit
 from analysis.groups import Group, is_tiled, task_of
 from analysis.item_scores import interval, read_scores
 from analysis.paper_tables import MEASURED, MISSING, SUITE
@@ -251,8 +252,7 @@ def _provenance(groups: list[Group]) -> list[str]:
     alike: dict[str, list[str]] = defaultdict(list)
     for group in groups:
         run = group.first
-        commit = (run.commit or "unknown")[:12]
-        where = f"{run.device_name or run.device}, {run.precision}, {run.engine}, commit {commit}"
+        where = f"{run.device_name or run.device}, {run.precision}, {run.engine}, commit {short_commit(run.commit)}"
         alike[where].append(group.label)
     return [f"measured: on {where}, this suite's data ({_names(labels)})." for where, labels in sorted(alike.items())]
 

@@ -219,6 +219,25 @@ def test_what_may_differ_is_said(tmp_path: Path):
     assert "code 8cfaba800000 against ffffffffffff" in notes
 
 
+def test_changed_code_is_said_to_be_changed(tmp_path: Path):
+    found = pair(tmp_path, b={"commit": "8cfaba8" + "0" * 33 + "+dirty"})
+    notes = " ".join(pair_table(found).notes)
+    assert "code 8cfaba800000 against 8cfaba800000+dirty" in notes
+    assert "commit 8cfaba800000+dirty; measured" in notes
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("name", "value"), [("precision", None), ("gpus", 4), ("optimiser", None), ("warmup_rule", "")]
+)
+def test_a_refusal_does_not_depend_on_the_side(tmp_path: Path, name, value, turned):
+    """What one record does not say, or says otherwise, refuses the pair whichever side it is on."""
+    sides = ({}, {name: value})
+    a, b = reversed(sides) if turned else sides
+    with pytest.raises(UnfairError):
+        pair(tmp_path, a, b)
+
+
 @settings(max_examples=20)
 @given(st.dictionaries(st.text("abc", min_size=1), st.floats(0, 1), min_size=1, max_size=6), st.floats(1e-3, 1e3))
 def test_a_run_against_itself(slides, seconds):
