@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Seconds per image of the paper's rows on one GPU: `python -m launch bench`.
-# Made by `python -m launch render`; numbers come from the experiments and from jobs/sites/generic-cuda.yaml: edit those.
+# Made by `python -m launch render`; numbers come from the experiments and jobs/sites/generic-cuda.yaml: edit those.
 #   sbatch jobs/bench.sh [--rows PATTERN] [key=value ...]: as `python -m launch bench` takes them
 #   sbatch -N2 --time=1:00:00 jobs/bench.sh ...: sbatch's own options win over those below
 #   bash jobs/bench.sh ...: without SLURM, on this machine

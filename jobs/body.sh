@@ -91,16 +91,18 @@ capture() {  # what a later reader wants to know of this life; names are chosen,
 }
 
 unpack_environment() {  # 128 ranks that import torch from a parallel file system take minutes
-    [ -n "${ENV_ARCHIVE:-}" ] && [ -n "$SITE_NODE_LOCAL" ] && [ "$SLURM_JOB_NUM_NODES" -ge "$SITE_NODE_LOCAL_FROM" ] || return 0
-    local here=$SITE_NODE_LOCAL/env-$SLURM_JOB_ID
+    if [ -z "${ENV_ARCHIVE:-}" ] || [ -z "$SITE_NODE_LOCAL" ]; then return 0; fi
+    if [ "$SLURM_JOB_NUM_NODES" -lt "$SITE_NODE_LOCAL_FROM" ]; then return 0; fi
+    local here=$SITE_NODE_LOCAL/env-$SLURM_JOB_ID one_each=(--ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES")
     # shellcheck disable=SC2016,SC2086  # the nodes expand it; several options in one text
     if sbcast $SITE_SBCAST "$ENV_ARCHIVE" "$here.tar" &&
-        srun --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" bash -c \
-            'mkdir -p "$1" && tar -xf "$1.tar" -C "$1" && if [ -f "$1/bin/conda-unpack" ]; then "$1/bin/python" "$1/bin/conda-unpack"; fi' unpack "$here"; then
+        srun "${one_each[@]}" bash -c \
+            'mkdir -p "$1" && tar -xf "$1.tar" -C "$1" &&
+            if [ -f "$1/bin/conda-unpack" ]; then "$1/bin/python" "$1/bin/conda-unpack"; fi' unpack "$here"; then
         PYTHON=$here/bin/python
     else
         say "the environment could not be put on the nodes; using $PYTHON"
-        srun --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" rm -rf "$here" "$here.tar" || true
+        srun "${one_each[@]}" rm -rf "$here" "$here.tar" || true
     fi
 }
 
@@ -118,8 +120,9 @@ preflight() {
 
 # What each task does: the five variables of its rank, then Python. Ends that all ranks reach together (64, 65, 75) are
 # told by a file, not by the exit code alone: with --kill-on-bad-exit srun kills the ranks that are a moment behind, and
-# reports their death instead; a save in 75 is not to be disturbed at all. Rank 0 alone prints why it ends with 64 or 65,
-# so the others wait to be killed by its end. USR1 is ignored until Python takes it over: during its imports it would kill.
+# reports their death instead; a save in 75 is not to be disturbed at all. Rank 0 alone prints why it ends with 64 or
+# 65, so the others wait to be killed by its end. USR1 is ignored until Python takes it over: during its imports it
+# would kill.
 # shellcheck disable=SC2016  # each task expands it
 TASK='trap "" USR1; trap : TERM
 export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_STEP_NUM_TASKS
@@ -169,24 +172,24 @@ job_state() {  # RUNNING, or why SLURM is ending the job: while it does, it call
 }
 
 ended() {  # state, exit code: what the ranks could not write into the run's record themselves
-    "$PYTHON" -m launch ended "$run_dir" --job "$job" --state "$1" --code "$2" --log "$(readlink /proc/$$/fd/1)" "${@:3}" ||
-        true
+    "$PYTHON" -m launch ended "$run_dir" --job "$job" --state "$1" --code "$2" "${@:3}" \
+        --log "$(readlink /proc/$$/fd/1)" || true
 }
 
 finish() {  # exit code of the training: go on in another life, or leave a record that says how it ended
-    local rc=$1 state
+    local rc=$1 most=${MAX_RESTARTS:-20} state
     state=$(job_state)
     if [ "$rc" = 75 ] && grep -qs '"reason": "file STOP' "$run_dir/record.json"; then
         say "saved; the file STOP asked for the end, so it is not requeued: sbatch it again to go on"
         cancel_chain
     elif [ "$rc" = 75 ] && [ "$state" = RUNNING ] && [ "$SITE_REQUEUE" = 1 ]; then
-        if [ "$life" -ge "${MAX_RESTARTS:-20}" ]; then
-            say "saved, but this was life $((life + 1)) of at most $((${MAX_RESTARTS:-20} + 1)): sbatch it again to go on"
+        if [ "$life" -ge "$most" ]; then
+            say "saved, but this was life $((life + 1)) of at most $((most + 1)): sbatch it again to go on"
         elif scontrol requeue "$SLURM_JOB_ID"; then
             say "saved; requeued as life $((life + 2))"
             sleep 60   # SLURM ends this shell
         else
-            say "saved, but scontrol requeue is refused: sbatch the same command again, or set requeue: false in the site file"
+            say "saved, but scontrol requeue is refused: sbatch it again, or set requeue: false in the site file"
         fi
     elif [ "$rc" != 0 ]; then
         ended "$state" "$rc"
@@ -238,7 +241,8 @@ sizes() {  # nodes, ranks on each: the sizes of a scaling study, each of which d
 
 point() {  # ranks, words: settings and run directory of one size of a study (variables of the caller)
     local text
-    text=$("$PYTHON" -m launch where "$EXPERIMENT" --scaling "${MODE:-strong}" --ranks "$1" --of "$largest" "${@:2}") || exit $?
+    text=$("$PYTHON" -m launch where "$EXPERIMENT" --scaling "${MODE:-strong}" --ranks "$1" --of "$largest" "${@:2}") ||
+        exit $?
     mapfile -t settings <<<"$text"
     run_dir=${settings[0]}
 }
@@ -260,13 +264,22 @@ scaling() {  # the whole study in one allocation: 1, 2, 4, ... ranks up to all o
     exit "$worst"
 }
 
+on_usr1() {  # the time limit is near, or somebody sent it
+    usr1=1
+    case $KIND in
+    train | scaling) say "USR1: all ranks save together at the next step" ;;
+    *) say "USR1: ending the step" ;;
+    esac
+    [ -z "$step_pid" ] || kill -USR1 "$step_pid" 2>/dev/null || true
+}
+
 under_slurm() {
     # A chain of array tasks is lives of one run too.
     if [ -n "${SLURM_ARRAY_TASK_ID:-}" ] && [ "$SITE_REQUEUE" = 0 ]; then
         # shellcheck disable=SC2153  # SLURM sets it
         life=$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN)); export SLURM_RESTART_COUNT=$life
     fi
-    trap 'usr1=1; say "USR1: all ranks save together at the next step"; [ -z "$step_pid" ] || kill -USR1 "$step_pid" 2>/dev/null || true' USR1
+    trap on_usr1 USR1
     trap : TERM   # scancel: the ranks save; this shell stays to write how it ended
     enter_site
     meet
@@ -292,7 +305,8 @@ on_this_machine() {
     scaling)
         for n in $(sizes 1 "$largest"); do
             point "$n" "$@"
-            "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$n" -m launch train "$EXPERIMENT" "${settings[@]:1}"
+            "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$n" \
+                -m launch train "$EXPERIMENT" "${settings[@]:1}"
         done ;;
     esac
 }

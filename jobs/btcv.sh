@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # APF-UNETR on BTCV's CT slices, 13 organs; PATCHING=uniform: UNETR.
-# Made by `python -m launch render`; numbers come from the experiments and from jobs/sites/generic-cuda.yaml: edit those.
+# Made by `python -m launch render`; numbers come from the experiments and jobs/sites/generic-cuda.yaml: edit those.
 #   sbatch jobs/btcv.sh [key=value ...]: settings as `python -m launch train` takes them
 #   sbatch -N2 --time=1:00:00 jobs/btcv.sh ...: sbatch's own options win over those below
 #   bash jobs/btcv.sh ...: without SLURM, on this machine

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Classification of PAIP's slides by APF-ViT.
-# Made by `python -m launch render`; numbers come from the experiments and from jobs/sites/generic-cuda.yaml: edit those.
+# Made by `python -m launch render`; numbers come from the experiments and jobs/sites/generic-cuda.yaml: edit those.
 #   sbatch jobs/classify_paip.sh [key=value ...]: settings as `python -m launch train` takes them
 #   sbatch -N2 --time=1:00:00 jobs/classify_paip.sh ...: sbatch's own options win over those below
 #   bash jobs/classify_paip.sh ...: without SLURM, on this machine

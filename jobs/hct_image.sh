@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # HCT on whole mammograms.
-# Made by `python -m launch render`; numbers come from the experiments and from jobs/sites/generic-cuda.yaml: edit those.
+# Made by `python -m launch render`; numbers come from the experiments and jobs/sites/generic-cuda.yaml: edit those.
 #   sbatch jobs/hct_image.sh [key=value ...]: settings as `python -m launch train` takes them
 #   sbatch -N2 --time=1:00:00 jobs/hct_image.sh ...: sbatch's own options win over those below
 #   bash jobs/hct_image.sh ...: without SLURM, on this machine

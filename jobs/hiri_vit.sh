@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # HIRI-ViT-S on ImageNet-1K at 448 px.
-# Made by `python -m launch render`; numbers come from the experiments and from jobs/sites/generic-cuda.yaml: edit those.
+# Made by `python -m launch render`; numbers come from the experiments and jobs/sites/generic-cuda.yaml: edit those.
 #   sbatch jobs/hiri_vit.sh [key=value ...]: settings as `python -m launch train` takes them
 #   sbatch -N2 --time=1:00:00 jobs/hiri_vit.sh ...: sbatch's own options win over those below
 #   bash jobs/hiri_vit.sh ...: without SLURM, on this machine

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # APF-UNETR on PAIP at 512 px, on as many GPUs as in the paper; PATCHING=uniform: UNETR.
-# Made by `python -m launch render`; numbers come from the experiments and from jobs/sites/generic-cuda.yaml: edit those.
+# Made by `python -m launch render`; numbers come from the experiments and jobs/sites/generic-cuda.yaml: edit those.
 #   sbatch jobs/paip_512.sh [key=value ...]: settings as `python -m launch train` takes them
 #   sbatch -N2 --time=1:00:00 jobs/paip_512.sh ...: sbatch's own options win over those below
 #   bash jobs/paip_512.sh ...: without SLURM, on this machine

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Slides of PAIP to the token files of an experiment (EXPERIMENT=paip_16k), over MPI ranks.
-# Made by `python -m launch render`; numbers come from the experiments and from jobs/sites/generic-cuda.yaml: edit those.
+# Made by `python -m launch render`; numbers come from the experiments and jobs/sites/generic-cuda.yaml: edit those.
 #   sbatch jobs/prep_paip.sh --slides FOLDER [--masks FOLDER] [key=value ...]: as `python -m launch prep` takes them
 #   sbatch -N2 --time=1:00:00 jobs/prep_paip.sh ...: sbatch's own options win over those below
 #   bash jobs/prep_paip.sh ...: without SLURM, on this machine

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A scaling study in one allocation: 1, 2, 4, ... ranks; MODE=strong or weak.
-# Made by `python -m launch render`; numbers come from the experiments and from jobs/sites/generic-cuda.yaml: edit those.
+# Made by `python -m launch render`; numbers come from the experiments and jobs/sites/generic-cuda.yaml: edit those.
 #   sbatch jobs/scaling.sh [key=value ...]: settings as `python -m launch train` takes them
 #   sbatch -N2 --time=1:00:00 jobs/scaling.sh ...: sbatch's own options win over those below
 #   bash jobs/scaling.sh ...: without SLURM, on this machine

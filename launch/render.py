@@ -135,7 +135,7 @@ def _site_part(site: Site, slurm: Slurm) -> list[str]:
 _HEAD = """\
 #!/usr/bin/env bash
 # {text}
-# Made by `python -m launch render`{how}; numbers come from the experiments and from jobs/sites/{site}.yaml: edit those.
+# Made by `python -m launch render`{how}; numbers come from the experiments and jobs/sites/{site}.yaml: edit those.
 #   sbatch{account} {path} {words}
 #   sbatch -N2 --time=1:00:00{account} {path} ...: sbatch's own options win over those below
 #   bash {path} ...: without SLURM, on this machine

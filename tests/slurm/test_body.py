@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -116,6 +117,7 @@ def test_scripts_of_real_sites_give_ranks_what_the_site_file_says(jobs: Jobs, tm
         for key, value in wanted[name].items():
             assert seen[key] == value.replace("JOB", number), key
         assert seen["TORCH_FR_BUFFER_SIZE"] == "2000" and seen["OMP_NUM_THREADS"] == "1"
+        shutil.rmtree(f"/tmp/root-miopen-{number}", ignore_errors=True)
         assert (seen["WORLD_SIZE"], seen["RANK"]) == (str(2 * load_site(name).hardware.gpus_per_node), "7")
 
 

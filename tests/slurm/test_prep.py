@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.launch.small import ROOT, clean_env
+from tests.slurm.cluster import wait_for
 from tests.slurm.jobs import Jobs
 
 SAMPLE = ROOT / "data_prep" / "sample_data" / "glomeruli24"
@@ -32,6 +35,19 @@ def test_prep_on_two_nodes_equals_the_serial_result(jobs: Jobs, tmp_path: Path):
         {p.name: p.read_bytes() for p in sorted((tmp_path / d).glob("*.tokens.h5"))} for d in ("one", "two")
     )
     assert len(one) == 3 and one == two
+
+
+@pytest.mark.slow
+def test_a_preparation_out_of_time_goes_on_in_another_life(jobs: Jobs, tmp_path: Path):
+    number = jobs.sbatch(
+        "jobs/prep_paip.sh", options=("-N2", "--ntasks-per-node=1"), PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
+        RANK_DOES='[ "${SLURM_RESTART_COUNT:-0}" != 0 ] || exec sleep 300',
+    )  # fmt: skip
+    wait_for(lambda: jobs.log(number).count("prep on") == 2, 60, "both ranks")
+    jobs.cluster.run("scancel", "--signal=USR1", "--batch", number)
+    assert jobs.cluster.wait_job(number) == "COMPLETED", jobs.log(number)
+    assert jobs.cluster.job(number)["Restarts"] == "1"
+    assert "out of time; requeued as life 2" in jobs.log(number) and jobs.log(number).count("prep on") == 4
 
 
 def test_the_wrong_mpi_launcher_is_refused_not_run_twice(jobs: Jobs, tmp_path: Path):
