@@ -7,7 +7,6 @@ is exact. Frames of one region take the way of `build_slide` inside their first 
 
 from __future__ import annotations
 
-import shutil
 import time
 import traceback
 from collections.abc import Callable
@@ -48,7 +47,7 @@ from data_prep.region import (
     scan_region,
     unpack_edges,
 )
-from data_prep.scratch import BusyError, Scratch, remove_scratch, scratch_key, scratch_sides
+from data_prep.scratch import BusyError, Scratch, discard, remove_scratch, scratch_key, scratch_sides
 from data_prep.slide_plan import Step, StepResult
 from data_prep.slides import Slide, SlideError
 
@@ -100,7 +99,8 @@ def run_step(step: Step, beat: Callable[[str], None] | None = None) -> StepResul
     except (ValueError, OSError, MemoryError) as error:
         result.ended, result.outcome.reason = True, one_line(error)
         if isinstance(error, SlideError):   # trying again would not help; a full disk or a lost node is another matter
-            _forget(step)
+            if step.folder is not None:
+                discard(step.folder)
         elif step.folder is not None and step.folder.is_dir():
             result.outcome.reason += "; what was done is kept, the same command goes on from there"
     except Exception as error:      # one bad slide must not cost the other thousand
@@ -109,12 +109,6 @@ def run_step(step: Step, beat: Callable[[str], None] | None = None) -> StepResul
     if not result.ended:
         result.outcome.status = "done"
     return result
-
-
-def _forget(step: Step) -> None:
-    """Remove the results of a slide that cannot be built."""
-    if step.folder is not None:
-        shutil.rmtree(step.folder, ignore_errors=True)
 
 
 def _check_unchanged(step: Step) -> None:

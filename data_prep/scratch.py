@@ -74,6 +74,18 @@ def remove_scratch(out: Path, stem: str, but: Path | None = None) -> list[Path]:
     return removed
 
 
+def discard(folder: Path) -> None:
+    """Remove a scratch folder that other ranks may still write to: first its name goes, so that nothing new gets in."""
+    gone = folder.with_name(f"{folder.name.removesuffix('.work')}-gone.work")
+    try:
+        folder.rename(gone)
+    except FileNotFoundError:   # another rank was first
+        return
+    except OSError:
+        gone = folder
+    shutil.rmtree(gone, ignore_errors=True)
+
+
 def _owner(folder: Path) -> tuple[str, float] | None:
     """Who began or took over a folder, and when it was last written to; None without a manifest."""
     try:
@@ -187,7 +199,7 @@ class Scratch:
 
     def remove(self) -> None:
         """Remove the folder with all results."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        discard(self.folder)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}{_SUFFIX}"

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,26 @@ def test_how_often_a_pixel_is_decoded(length: int, most: float, monkeypatch, tmp
     options = BuildOptions(4096, 8, length=length, tile_px=1024)
     outcome = build([tmp_path / "x.tif"], options, _made(tmp_path / "out"))[0]
     assert outcome.status == "done" and 4096**2 <= outcome.counted["decoded_px"] <= most * 4096**2
+
+
+def test_what_others_still_write_does_not_keep_a_folder(tmp_path: Path):
+    """Ranks that are at work on a slide which is given up go on writing for a moment."""
+    given_up = scratch.Scratch(tmp_path, "a.b", "key-64")
+    given_up.begin()
+    late: list[str] = []
+
+    def write() -> None:
+        try:
+            for number in range(10_000):
+                given_up.save(f"scan-{number}", sums=np.zeros(100))
+        except OSError as error:
+            late.append(str(error.strerror))
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        while not given_up.has("scan-20"):
+            time.sleep(0.001)
+        given_up.remove()
+        writing.result(60)
+    assert late == ["No such file or directory"] and list(tmp_path.iterdir()) == []
+    given_up.remove()   # of many ranks one is first
