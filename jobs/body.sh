@@ -108,13 +108,15 @@ unpack_environment() {  # 128 ranks that import torch from a parallel file syste
 
 preflight() {
     [ "${PREFLIGHT:-1}" = 1 ] || return 0
-    local rc=0 bad=$run_dir/slurm/$SLURM_JOB_ID.$life.bad_nodes
+    local rc=0 state bad=$run_dir/slurm/$SLURM_JOB_ID.$life.bad_nodes
     ranks "$SLURM_JOB_NUM_NODES" "$tasks_per_node" -m launch preflight --site "$SITE" --bad-nodes "$bad" \
         --folder "$run_dir" || rc=$?
     [ "$rc" != 0 ] || return 0
     local why="preflight failed with exit code $rc; PREFLIGHT=0 skips it"
     [ ! -s "$bad" ] || why="preflight: bad nodes; submit again with --exclude=$(paste -sd, "$bad")"
-    ended "$(job_state)" 65 --reason "$why"
+    state=$(job_state)
+    ended "$state" 65 --reason "$why"
+    [ "$state" = RUNNING ] || exit "$rc"   # scancel, a lost node: no fault of the nodes that are left
     die 65 "$why"
 }
 
@@ -264,6 +266,10 @@ scaling() {  # the whole study in one allocation: 1, 2, 4, ... ranks up to all o
     exit "$worst"
 }
 
+on_exit() {  # what cannot run in this task of a chain cannot in the next
+    case $? in 64 | 65) cancel_chain ;; esac
+}
+
 on_usr1() {  # the time limit is near, or somebody sent it
     usr1=1
     case $KIND in
@@ -279,6 +285,7 @@ under_slurm() {
         # shellcheck disable=SC2153  # SLURM sets it
         life=$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN)); export SLURM_RESTART_COUNT=$life
     fi
+    trap on_exit EXIT
     trap on_usr1 USR1
     trap : TERM   # scancel: the ranks save; this shell stays to write how it ended
     enter_site

@@ -151,6 +151,10 @@ def test_where_requeue_is_forbidden_a_chain_of_jobs_goes_on(jobs: Jobs, tmp_path
     tasks = dict(re.findall(r"ArrayTaskId=(\S+) .*?JobState=(\S+)", shown))
     assert {key: tasks.pop(key) for key in "123"} == {"1": "FAILED", "2": "FAILED", "3": "COMPLETED"}
     assert tasks and set(tasks.values()) == {"CANCELLED"}, "the rest of the chain is gone"
+    number = jobs.sbatch(script, "train.stepz=5", options=("-N1", "--ntasks-per-node=1"))
+    wait_for(lambda: not jobs.cluster.run("squeue", "-h", "-j", number, check=False).strip(), 60, "the chain's end")
+    shown = jobs.cluster.run("scontrol", "--oneliner", "show", "job", number)
+    assert re.findall(r"JobState=(\S+)", shown).count("FAILED") == 1, "bad settings are not tried twenty times"
 
 
 @pytest.mark.slow
