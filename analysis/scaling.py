@@ -176,7 +176,7 @@ def prediction_table(found: Sequence[Prediction], mode: str, read_mb_s: float = 
     stays = "as many images per GPU (weak scaling)" if mode == "weak" else "as many images per step (strong scaling)"
     notes = [
         f"Seconds per image: time of a step over the images of all GPUs. Efficiency: against one GPU, with {stays}. "
-        f"Reading: {read_mb_s:,.0f} MB/s a node, assumed.{said}"
+        f"Reading: {read_mb_s:,.0f} MB/s a node, assumed, every image at every step (nothing cached).{said}"
     ]
     caption = f"Modelled, not measured: {mode} scaling."
     return Table(caption, columns, rows, ["modelled"] * len(rows), notes, f"scaling_{mode}")

@@ -204,7 +204,8 @@ def predicted_scaling(predictions: "Sequence[Prediction]", mode: str) -> Drawing
         legend_below(figure, *axes[0][0].get_legend_handles_labels(), 4, 2.6)
     caption = (
         f"Modelled, not measured: {mode} scaling of {', '.join(names)} on {', '.join(sites)}; right, what a step "
-        f"consists of on {counts[-1]:,} GPUs. Factors are in the table of the fit."
+        f"consists of on {counts[-1]:,} GPUs, from the left: {', '.join(predictions[0].parts)} (terms that take "
+        "nothing are not seen). Factors are in the table of the fit."
     )
     best = [min((p for p in predictions if p.site == s), key=lambda p: p.seconds_per_image) for s in sites]
     alt = "Line plots over GPUs and stacked bars. " + " ".join(
