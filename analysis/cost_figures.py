@@ -126,7 +126,8 @@ def preparation(comparison: Comparison) -> Drawing | None:
     shown = [g for g in comparison.groups if g.mean("preprocessing_seconds") and g.seconds_per_image][:MOST_RUNS]
     if not shown:
         return None
-    figure = new_figure(COLUMN_IN * 1.25, 0.34 * len(shown) + 0.95)
+    longest = max(len(g.label) for g in shown)
+    figure = new_figure(min(PAGE_IN, COLUMN_IN * 0.95 + 0.055 * longest), 0.34 * len(shown) + 0.95)
     axis = figure.subplots()
     words, largest, smallest = [], 0.0, float("inf")
     for y, group in enumerate(shown):

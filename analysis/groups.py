@@ -107,12 +107,36 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
             by_config[_config_without_names(run.folder) if len(same) > 1 else ""].append(run)
         sets += by_config.values()
     sets = [sorted(s, key=lambda r: (-1 if r.seed is None else r.seed, r.run_id, r.folder.as_posix())) for s in sets]
-    rows_of = Counter(s[0].experiment for s in sets)
-    labels = [s[0].experiment if rows_of[s[0].experiment] == 1 else f"{s[0].experiment}/{s[0].run_id}" for s in sets]
+    labels = _labels([s[0] for s in sets])
     for more in (lambda run: f"on {run.device_name or run.device}", lambda run: f"in {run.folder.as_posix()}"):
         alike = Counter(labels)
         labels = [x if alike[x] == 1 else f"{x} {more(s[0])}" for x, s in zip(labels, sets, strict=True)]
     return sorted((Group(x, tuple(s)) for x, s in zip(labels, sets, strict=True)), key=_order)
+
+
+_STUDY = {"gpus", "nodes", "global_batch"}  # what a scaling study varies
+
+
+def _labels(rows: Sequence[Run]) -> list[str]:
+    """The experiment of each row; with its number of GPUs where rows differ in that alone, else with its run id."""
+    by_name: dict[str, list[Run]] = defaultdict(list)
+    for run in rows:
+        by_name[run.experiment].append(run)
+    study = {
+        name
+        for name, same in by_name.items()
+        if len({run.gpus for run in same}) == len(same) > 1
+        and all(run.gpus for run in same)
+        and {key for key in IDENTITY if len({getattr(run, key) for run in same}) > 1} <= _STUDY
+    }
+    return [
+        run.experiment
+        if len(by_name[run.experiment]) == 1
+        else f"{run.experiment}, {run.gpus:,} GPU{'s' * (run.gpus != 1)}"
+        if run.experiment in study
+        else f"{run.experiment}/{run.run_id}"
+        for run in rows
+    ]
 
 
 def _order(group: Group) -> tuple:

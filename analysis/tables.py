@@ -64,7 +64,9 @@ def comparison_table(comparison: Comparison) -> Table:
     task, so that an accuracy is never read as a Dice.
     """
     tasks = {task_of(g.first) for g in comparison.groups} | {f.task for f in comparison.floors}
-    heads = [*_TEXT_HEADS, "R (px)", "p (px)", "L", "tokens/image", "steps", "train (s)", "s/image"]
+    several = len({g.first.gpus for g in comparison.groups}) > 1
+    heads = [*_TEXT_HEADS, *(["GPUs"] if several else []), "R (px)", "p (px)", "L", "tokens/image", "steps"]
+    heads += ["train (s)", "s/image"]
     heads += [DICE] if "segmentation" in tasks else []
     heads += [ACCURACY, "AUC"] if "classification" in tasks else []
     heads += ["n", *(["ceiling"] if "segmentation" in tasks else []), "speedup"]
@@ -92,6 +94,7 @@ def _run_cells(group: Group, quotient: Speedup, notes: "_Notes") -> dict[str, st
         "model": run.model,
         "decoder": run.decoder,
         "patching": run.patching,
+        "GPUs": whole(run.gpus),
         "R (px)": whole(run.resolution),
         "p (px)": whole(run.patch),
         "L": whole(run.length),

@@ -13,7 +13,7 @@ from analysis.figures import draw_all
 from analysis.groups import group_runs
 from analysis.records import load
 from analysis.scaling_figures import series_of
-from analysis.tables import compare
+from analysis.tables import compare, comparison_table
 from analysis.uniform_figures import measured_against_uniform, rivals_of
 from tests.analysis.generator import record, write_run
 
@@ -64,6 +64,20 @@ def test_a_point_without_a_fair_rival_is_counted_not_drawn(tmp_path: Path):
     (rivals,), alone = rivals_of(comparison)
     assert rivals.gpus == (1, 2) and alone == 1
     assert "1 adaptive points have no fair uniform rival" in measured_against_uniform(comparison).caption
+
+
+def test_rows_of_a_study_are_called_after_their_gpus(tmp_path: Path):
+    study(tmp_path, "strong", counts=(1, 2), names=(APF,))
+    study(tmp_path, "weak", counts=(4,), names=(APF,))
+    write_run(tmp_path, record(UNIFORM, gpus=2))
+    write_run(tmp_path, record(UNIFORM, gpus=2, patch=32, run_id="other"))
+    comparison = compare(load(tmp_path))
+    labels = [g.label for g in comparison.groups]
+    assert labels[:3] == ["demo_apf, 1 GPU", "demo_apf, 2 GPUs", "demo_apf, 4 GPUs"]
+    assert labels[4] == "demo_uniform_patch/other", "what differs in more than its GPUs keeps its run id"
+    table = comparison_table(comparison)
+    gpus = [c.head for c in table.columns].index("GPUs")
+    assert [row[gpus] for row in table.rows[:3]] == ["1", "2", "4"]
 
 
 def test_one_number_of_gpus_is_no_such_figure(tmp_path: Path):
