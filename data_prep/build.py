@@ -134,19 +134,20 @@ def messages(outcome: Outcome) -> list[str]:
     return lines
 
 
-def summary(outcomes: Sequence[Outcome], out: Path, seconds: float) -> str:
+def summary(outcomes: Sequence[Outcome], out: Path, seconds: float, unit: str = "slide") -> str:
     """The last table: every slide with what became of it; long runs show only failures and the first rows.
 
     Args:
         outcomes: Sorted as they shall appear.
         out: Where the files are.
         seconds: Wall-clock time of the run.
+        unit: What one outcome is of.
     """
     shown = list(outcomes)
     if len(shown) > _TABLE_ROWS:
         shown = [o for o in outcomes if o.status == "failed" or o.warnings][:_TABLE_ROWS]
         shown += [o for o in outcomes if o.status != "failed" and not o.warnings][: _TABLE_ROWS - len(shown)]
-    header = ("slide", "status", "tokens", "ceiling", "seconds", "note")
+    header = (unit, "status", "tokens", "ceiling", "seconds", "note")
     rows = [header, *(_row(outcome) for outcome in shown)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(header) - 1)]
     lines = []
@@ -158,7 +159,7 @@ def summary(outcomes: Sequence[Outcome], out: Path, seconds: float) -> str:
     if len(shown) < len(outcomes):
         lines.append(f"... and {len(outcomes) - len(shown)} more, all in {out / LOG_NAME}")
     count = Counter(outcome.status for outcome in outcomes)
-    of = counted(len(outcomes), "slide")
+    of = counted(len(outcomes), unit)
     lines.append(
         f"{count['done']} done, {count['skipped']} skipped, {count['failed']} failed of {of} "
         f"in {format_duration(seconds) if seconds >= 60 else f'{seconds:.1f} s'} -> {out}"

@@ -191,5 +191,5 @@ def _run(args: argparse.Namespace) -> int:
         for path in volumes:
             outcomes += build_volume(path, args.out, options, rebuild_all=args.rebuild, tell=tell)
             progress.update(1)
-    print(summary(outcomes, args.out, sum(outcome.seconds for outcome in outcomes)), flush=True)
+    print(summary(outcomes, args.out, sum(outcome.seconds for outcome in outcomes), "slice"), flush=True)
     return int(any(outcome.status == "failed" for outcome in outcomes))
