@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 def find() -> str | None:
     """The path of an installed Chromium or Chrome, or None."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+def _until(ask: Callable[[], Any], limit_s: float = 120) -> Any:
+    """What `ask` gives once it gives anything; the browser may still be starting or reading."""
+    until = time.monotonic() + limit_s
+    while not (answer := ask()):
+        assert time.monotonic() < until, "the browser does not get there"
+        time.sleep(0.02)
+    return answer
 
 
 class Browser:
@@ -46,9 +56,16 @@ class Browser:
         os.close(from_it)
         self._write, self._read = mine, its
         self._rest, self._last, self._session = b"", 0, None
+        try:
+            page = _until(self._first_page)
+            self._session = self._ask("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
+        except BaseException:
+            self.close()
+            raise
+
+    def _first_page(self) -> str | None:
         targets = self._ask("Target.getTargets")["targetInfos"]
-        page = next(t["targetId"] for t in targets if t["type"] == "page")
-        self._session = self._ask("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
+        return next((t["targetId"] for t in targets if t["type"] == "page"), None)
 
     def close(self) -> None:
         """End the browser and all its processes."""
@@ -87,8 +104,7 @@ class Browser:
         """Show a file and wait until all of it is there."""
         self._ask("Page.enable")
         self._ask("Page.navigate", url=path.resolve().as_uri())
-        while not self.run(f"document.readyState == 'complete' && location.href == '{path.resolve().as_uri()}'"):
-            time.sleep(0.02)
+        _until(lambda: self.run(f"document.readyState == 'complete' && location.href == '{path.resolve().as_uri()}'"))
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression in the page."""
