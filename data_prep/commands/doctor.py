@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def _run(args: argparse.Namespace) -> int:
         raise OptionError(f"--jobs {args.jobs}: must be 0 (one per core) or more")
     if args.masks is not None and not args.masks.is_dir():
         raise OptionError(f"--masks {args.masks}: no such folder")
+    if args.json is not None and not args.json.parent.is_dir():
+        raise OptionError(f"--json {args.json}: no such folder")
     if args.burden_column and not args.burden:
         raise OptionError("--burden-column: needs --burden")
     if args.burden and args.masks is None:
@@ -68,8 +71,10 @@ def _run(args: argparse.Namespace) -> int:
     findings, bands, mpps = [], [], {}
     with Progress(len(slides), "look", "slides") as progress:
         # A header that ends a reader's process must not end this one.
-        for path, found in zip(slides, _in_order(run_pool, partial(_examined, masks=args.masks), slides, jobs, died),
-                               strict=True):
+        looked = _in_order(
+            run_pool, partial(_examined, masks=args.masks), slides, jobs, died, lambda: progress.update(0)
+        )
+        for path, found in zip(slides, looked, strict=True):
             if isinstance(found, tuple):
                 findings += found[0]
                 bands += found[1]
@@ -85,12 +90,12 @@ def _run(args: argparse.Namespace) -> int:
             findings += found
             progress.update(1)
     findings = sorted(set(findings), key=lambda finding: (ORDER.index(finding.severity), finding.slide, finding.text))
-    if args.json is not None:
-        write_atomic(args.json, json.dumps([asdict(finding) for finding in findings], indent=1).encode())
     for finding in findings:
         print(f"{finding.severity:<8} {finding.slide}: {finding.text}\n         -> {finding.remedy}")
     count = {kind: sum(finding.severity == kind for finding in findings) for kind in ORDER}
     print(f"{counted(len(slides), 'slide')}: {', '.join(counted(count[kind], kind) for kind in ORDER)}")
+    if args.json is not None:
+        write_atomic(args.json, json.dumps([asdict(finding) for finding in findings], indent=1).encode())
     return int(count["error"] > 0)
 
 
@@ -100,8 +105,16 @@ def _examined(numbered: tuple[int, Path], masks: Path | None) -> tuple[int, Any]
     return numbered[0], examine(numbered[1], masks)
 
 
-def _in_order(run_pool: Any, function: Any, slides: list[Path], jobs: int, died: Any) -> Any:
-    """Results of all slides in their order, whichever is ready first."""
-    tasks = list(enumerate(slides))
-    results = dict(run_pool(function, tasks, jobs, lambda task, cause: (task[0], died(task[1], cause))))
-    return [results[number] for number in range(len(slides))]
+def _in_order(
+    run_pool: Any, function: Any, slides: list[Path], jobs: int, died: Any, idle: Callable[[], None]
+) -> Iterator[Any]:
+    """Results of all slides in their order, each as soon as it and those before it are there."""
+    ready: dict[int, Any] = {}
+    wanted = 0
+    for number, found in run_pool(
+        function, list(enumerate(slides)), jobs, lambda task, cause: (task[0], died(task[1], cause)), idle=idle
+    ):
+        ready[number] = found
+        while wanted in ready:
+            yield ready.pop(wanted)
+            wanted += 1

@@ -114,8 +114,11 @@ def _run_score(args: argparse.Namespace) -> int:
     import json
 
     from data_prep.files import write_atomic
+    from data_prep.options import OptionError
     from data_prep.volume_score import score_cells, score_labels
 
+    if args.json is not None and not args.json.parent.is_dir():
+        raise OptionError(f"--json {args.json}: no such folder")
     scores: dict[str, Any] = {}
     cases = _cases(args)
     for case in cases:
