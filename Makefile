@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)   ## real images -> tokens -> four trained models -> table, plots and one page in demo/ (at most 12 min)
 	@source $(VENV)/bin/activate && bash jobs/demo.sh
 
-demo-slurm: $(STAMP)  ## a real SLURM of four nodes on this machine runs the job scripts (root, slurm-wlm, munge; 2 min)
+demo-slurm: $(STAMP)  ## a real SLURM of four nodes on this machine runs the job scripts (root, slurm-wlm, munge; 1 min)
 	@source $(VENV)/bin/activate && bash jobs/demo_slurm.sh
 
 experiments: $(STAMP)   ## APF against its rivals on open data, three seeds (hours on two cores; DATA, SETS, ROWS, SEEDS)

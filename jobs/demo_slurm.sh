@@ -18,11 +18,13 @@ tiny=(data.dir="$out/tokens" data.split="$data/split.json" data.resolution=1024 
     train.log_every=10 eval.every_steps=null engine.threads=1 run_root="$out/runs" run_id=tiny)
 step() { printf '\n[demo-slurm %3ds] %s\n' "$SECONDS" "$*"; }
 job() {  # name of a script, ranks on each of two nodes, words: submit it, wait, show how it ended
-    local log=$out/$1.out rc=0
+    local log=$out/$1.out number state
     rm -f "$log"
-    echo "sbatch -N2 --ntasks-per-node=$2 jobs/$1.sh ... -> $log"
-    sbatch --wait -N2 --ntasks-per-node="$2" --output="$log" "jobs/$1.sh" "${@:3}" || rc=$?
-    if [ "$rc" = 0 ]; then tail -n 1 "$log"; else tail -n 20 "$log" >&2; exit 1; fi
+    number=$(sbatch --parsable -N2 --ntasks-per-node="$2" --output="$log" "jobs/$1.sh" "${@:3}")
+    echo "job $number: sbatch -N2 --ntasks-per-node=$2 jobs/$1.sh ... -> $log"
+    while [ -n "$(squeue --noheader --jobs="$number")" ]; do sleep 1; done   # sbatch --wait looks every half minute
+    state=$(scontrol --oneliner show job "$number" | sed 's/.* JobState=\([A-Z_]*\).*/\1/')
+    if [ "$state" = COMPLETED ]; then tail -n 1 "$log"; else tail -n 20 "$log" >&2; exit 1; fi
 }
 step "1/3 slides to token files, over MPI"
 job prep_paip 2 --slides "$data/images" --masks "$data/masks" "${tiny[@]:0:5}"

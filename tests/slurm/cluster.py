@@ -27,6 +27,7 @@ PROGRAMS = {
 }  # fmt: skip
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin"
 # Started by the tests or by slurmctld, which gives it an empty environment. bash is the node's init: it reaps orphans.
+# `alive` is a pipe that only the tests' process writes to: its end, however it comes, is the end of the node.
 # -b: the node has just booted; the machine's uptime would tell slurmctld otherwise.
 _BOOT = """#!/bin/bash
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin SLURM_CONF={folder}/slurm.conf
@@ -34,7 +35,9 @@ for node; do
     mkdir -p {folder}/spool/$node/tmp
     setsid unshare --mount --uts --pid --ipc --fork --kill-child --mount-proc bash -c '
         hostname "$1"; mount --bind {folder}/hosts /etc/hosts; mount -t tmpfs none /dev/shm
-        slurmd -b -D -N "$1" & wait $!' boot "$node" </dev/null >{folder}/log/$node.out 2>&1 &
+        slurmd -b -D -N "$1" & slurmd=$!
+        { read -r _ <{folder}/alive; kill -KILL $slurmd; } &
+        wait $slurmd' boot "$node" </dev/null >{folder}/log/$node.out 2>&1 &
     echo $! >{folder}/pid/$node
 done
 """
@@ -141,6 +144,8 @@ class Cluster:
         self.port = _free_port(nodes)
         self._kill_wait_s = kill_wait_s
         self._daemons: list[subprocess.Popen[bytes]] = []
+        os.mkfifo(self.folder / "alive")
+        self._alive = os.open(self.folder / "alive", os.O_RDWR)
         self.env = {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": _PATH}
 
     def __enter__(self) -> Cluster:
@@ -272,6 +277,7 @@ class Cluster:
             daemon.wait(timeout=20)
         for pid in (self.folder / "pid").glob("node*"):
             _end(pid)
+        os.close(self._alive)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
