@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data_prep.compiled import kernel, part
 
-__all__ = ["cell_ranges", "take"]
+__all__ = ["cell_ranges", "count_class", "take"]
 
 WHITE = 255
 
@@ -141,3 +141,36 @@ def cell_ranges(
         for j in range(low.shape[1]):
             low[i, j] = least[j * cell : (j + 1) * cell].min()
             high[i, j] = most[j * cell : (j + 1) * cell].max()
+
+
+@part
+def _count_rows(ids, at, stride, b, value, acc, n):
+    for x in range(n):
+        acc[x] = np.uint8(0)
+    for _ in range(b):
+        for x in range(n):
+            acc[x] += np.uint8(ids[at + x] == value)
+        at += stride
+
+
+@kernel
+def count_class(ids: NDArray[np.uint8], value: int, counts: NDArray[np.uint8]) -> None:
+    """How many pixels of every square of b x b, b up to 8, have a class.
+
+    Args:
+        ids: (h, w) C-contiguous, both multiples of b.
+        value: the class.
+        counts: (h / b, w / b) C-contiguous, gets the counts.
+    """
+    n, across = np.uint64(ids.shape[1]), np.uint64(counts.shape[1])
+    b = n // across
+    flat, out, acc, wanted = ids.reshape(ids.size), counts.reshape(counts.size), np.empty(n, np.uint8), np.uint8(value)
+    for row in range(np.uint64(counts.shape[0])):
+        _count_rows(flat, row * b * n, n, b, wanted, acc, n)
+        i = np.uint64(0)
+        for j in range(across):
+            total = np.uint8(0)
+            for _ in range(b):
+                total += acc[i]
+                i += np.uint64(1)
+            out[row * across + j] = total

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.cells import Sums, sum_pyramid
 from data_prep.hysteresis import BlockEdges, final_counts, join_blocks, light, resolve_pixels
+from data_prep.kernel_sums import count_class
 from data_prep.region_scan import Scan
 from data_prep.region_spec import WHITE, Maxima, Parts, Reader, RegionSpec, base_px
 
@@ -175,12 +175,14 @@ def _sum_mask(
     h = min(BLOCK_PX, spec.side_px - top, spec.content_wh[1] - y)
     if w <= 0 or h <= 0:
         return
-    ids = np.zeros((-(-h // b) * b, -(-w // b) * b), np.uint8)
-    ids[:h, :w] = read_mask(x, y, w, h)
+    ids = np.ascontiguousarray(read_mask(x, y, w, h))
+    if h % b or w % b:
+        ids = np.pad(ids, ((0, -h % b), (0, -w % b)))
     highest = int(ids.max())
     if highest > spec.classes:
         raise ValueError(f"the mask has class {highest}, but only classes 1 to {spec.classes} are expected")
     rows, columns = slice(top // b, top // b + ids.shape[0] // b), slice(0, ids.shape[1] // b)
     for k in range(highest):
-        plane: Sums = (ids == k + 1).view(np.uint8)
-        mask_sums[k, rows, columns] = sum_pyramid(plane, 1, b.bit_length() - 1)[-1]
+        counts = np.empty((ids.shape[0] // b, ids.shape[1] // b), np.uint8)
+        count_class(ids, k + 1, counts)
+        mask_sums[k, rows, columns] = counts
