@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.readers import OpenSlideSlide
-from data_prep.slide_base import ClosedError, Slide, SlideError, one_line
+from data_prep.slide_base import ClosedError, Slide, SlideError, check_memory, one_line
 from data_prep.tiff_io import open_tiff
 
 CACHE_BYTES = 256 * 2**20  # decoded tiles: the sides of the last regions, which the next ones look at again
@@ -197,6 +197,7 @@ class FastSlide(Slide):
                 if where.ends_early(tile):
                     self._ask_openslide(level, index)
             except Exception as error:  # imagecodecs has one exception class per codec
+                check_memory(error, 2 * where.gap.nbytes)
                 failure = error
                 self._reopen()
                 continue

@@ -235,6 +235,19 @@ def check_decoded_size(path: Path, need_bytes: int, what: str, max_raster_gib: f
         )
 
 
+def check_memory(error: BaseException, need_bytes: int) -> None:
+    """See whose fault it is that something could not be decoded.
+
+    A damaged header asks for any size, so a MemoryError may be damage; but if not even a sound tile fits, the machine
+    is to blame, and pixels that could be read must not be taken for damaged ones.
+
+    Raises:
+        MemoryError: `error` is one, and `need_bytes` are not to be had either.
+    """
+    if isinstance(error, MemoryError):
+        np.empty(need_bytes, np.uint8)
+
+
 def check_tokens_fit(path: Path, count: int, patch_px: int, classes: int, remedy: str) -> None:
     """Refuse, before they are made, tokens that would not fit in memory: a slide's tokens are written in one go.
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import tifffile
 
 from data_prep.pixels import oriented_size, read_oriented
-from data_prep.slide_base import SlideError, check_decoded_size, one_line
+from data_prep.slide_base import SlideError, check_decoded_size, check_memory, one_line
 
 _CACHE_BYTES = 64 * 2**20
 _ALIKE_BYTES = 4096
@@ -201,6 +201,7 @@ class TiffPlane:
                     data = handle.read(page.databytecounts[index])
                 decoded = self._decoded(data, index)
             except Exception as error:  # imagecodecs has one exception class per codec
+                check_memory(error, 2 * math.prod(page.chunks) * page.dtype.itemsize)
                 raise SlideError(f"{self._path}: tile or strip {index} cannot be decoded: {one_line(error)}") from error
             if page.is_tiled:
                 self._keep(index, decoded)

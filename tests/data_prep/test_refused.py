@@ -1,6 +1,7 @@
 """What a build refuses or says rather than do it badly: damage under --strict, too many tokens, names, regions."""
 
 import shutil
+import types
 from pathlib import Path
 
 import cv2
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from data_prep import interrupts, slide_base
+from data_prep import fast_reader, interrupts, slide_base, tiff_io
 from data_prep.big_slide import region_side
 from data_prep.build import build, prepare_out
 from data_prep.options import BuildOptions
@@ -69,6 +70,36 @@ def test_tokens_that_do_not_fit_in_memory_are_refused(options: dict, remedy: str
     assert "of memory available" in outcome.reason and leftovers(tmp_path / "out") == []
     monkeypatch.setattr(slide_base, "available_bytes", lambda: 1 << 30)
     assert one(slide, tmp_path / "out", **options).status == "done"
+
+
+@pytest.mark.parametrize("kind", ["fast", "tifffile"])
+@pytest.mark.parametrize("short", [True, False])
+def test_want_of_memory_is_no_damage(kind: str, short: bool, tmp_path: Path, monkeypatch):
+    """A damaged header may ask for any size; but where not even a sound tile fits, white would be a lie."""
+    slide, out = tmp_path / "kidney.tif", tmp_path / "out"
+    pixels = kidney() if kind == "fast" else kidney().astype(np.uint16) * 257
+    tifffile.imwrite(slide, pixels, tile=(256, 256), photometric="rgb", compression="zlib")
+    with open_slide(slide) as opened:
+        assert opened.reader == kind
+    where, name = (fast_reader._Level, "decode") if kind == "fast" else (tiff_io.TiffPlane, "_decoded")
+    real = getattr(where, name)
+
+    def decode(self, data, index):
+        if index == 5:      # not among those that the fast reader is tried with
+            raise MemoryError("Unable to allocate")
+        return real(self, data, index)
+
+    def empty(*_):
+        raise MemoryError("Unable to allocate 384 KiB")
+
+    monkeypatch.setattr(where, name, decode)
+    if short:
+        monkeypatch.setattr(slide_base, "np", types.SimpleNamespace(empty=empty, uint8=np.uint8, full=np.full))
+    outcome = one(slide, out, length=256)
+    if short:
+        assert outcome.status == "failed" and outcome.reason == "Unable to allocate 384 KiB" and not token_bytes(out)
+    else:
+        assert outcome.status == "done" and [entry["tile"][:3] for entry in outcome.damaged] == [[0, 256, 256]]
 
 
 @pytest.mark.parametrize("tile_px", [None, 256])
