@@ -13,7 +13,7 @@ from launch.experiments_paip import SIZES
 GPUS = {"classify_paip": 128, "classify_paip_uniform": 128, "classify_paip_hipt": 128, "hiri_": 8}
 for label, size in SIZES.items():
     for kind, rows in (("", size.apf), ("_uniform", size.uniform)):
-        GPUS |= {f"paip_{label}{kind}_p{row.patch}": row.gpus for row in rows}
+        GPUS |= {f"paip_{label}{kind}_p{row.patch}": row.gpus for row in rows[1:]}
         GPUS[f"paip_{label}{kind}"] = rows[0].gpus
     GPUS |= {f"paip_{label}_transunet": size.transunet_gpus, f"paip_{label}_unet": size.unet_gpus}
 AGREEMENT = 3 * 8 + 8  # bytes by which the ranks agree on signals, time and loss in every step
