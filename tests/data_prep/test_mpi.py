@@ -209,7 +209,7 @@ def test_ctrl_c_of_all_ranks_is_one_line(tmp_path: Path):
     for pid in pids_of_ranks(out).values():
         os.kill(pid, signal.SIGINT)
     _, text = process.communicate(timeout=60)
-    assert process.returncode != 0 and "Traceback" not in text
+    assert process.returncode != 0 and "Traceback" not in text, (process.returncode, text)
     assert text.count("interrupted: the same command goes on where this one stopped") == 1, text
 
 
