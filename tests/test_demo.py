@@ -69,6 +69,10 @@ def test_readme_command_runs(command: str, small_demo: tuple[Path, str]):
         return
     done = shell(re.sub(r"\bdemo/", f"{folder}/", command).replace(" out/", f" {folder.parent}/mine/")
                  .replace("=out/", f"={folder.parent}/mine/"))
+    if "analysis compare" in command and "--unfair-ok" not in command and done.returncode == 1:
+        # Runs of 3 s end a whole step after that, by other times on a busy machine; then the guard must say just this.
+        assert re.search(r"must not be compared: training budget [^;]*$", done.stderr.strip()), done.stderr
+        return
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
