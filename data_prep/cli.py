@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,13 +15,12 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from data_prep.commands import add_commands
-from data_prep.interrupts import INTERRUPTED, launcher_rank, loading
+from data_prep.interrupts import INTERRUPTED, launcher_rank, let_rank_0_be_first, loading
 from data_prep.options import BuildOptions, OptionError, class_ids
 
 BAD_ARGUMENTS = 64
 SOME_FAILED = 1
 CRASHED = 70
-_RANK_0_FIRST_S = 1.0
 
 _TOP = """Cut slides into token files for transformers.
 
@@ -79,9 +77,7 @@ def _complain(message: str) -> None:
 
 def _interrupted(command: str) -> None:
     """One line. Of many ranks the first says it and ends the others; if it was not interrupted, another one does."""
-    if launcher_rank():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        time.sleep(_RANK_0_FIRST_S)
+    let_rank_0_be_first()
     goes_on = ": the same command goes on where this one stopped" if command == "build" else ""
     print(f"interrupted{goes_on}", file=sys.stderr, flush=True)
 

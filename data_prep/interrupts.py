@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Timer, current_thread, main_thread
@@ -12,6 +13,7 @@ from types import FrameType
 
 INTERRUPTED = 130
 _AGAIN_S = 0.01
+_RANK_0_FIRST_S = 1.0
 
 
 def launcher_rank() -> int:
@@ -22,10 +24,20 @@ def launcher_rank() -> int:
     return int(rank) if rank is not None and rank.isdecimal() else 0
 
 
+def let_rank_0_be_first() -> None:
+    """Wait until rank 0 has said that it was interrupted and ended the others; come back if it has not.
+
+    A launcher ends all ranks as soon as one is gone, also a rank that is about to say why.
+    """
+    if launcher_rank():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        time.sleep(_RANK_0_FIRST_S)
+
+
 def leave_at_once(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    """Handler of SIGINT: one line, from one rank of many, and the exit code, without a word to anyone."""
-    if launcher_rank() == 0:
-        os.write(2, b"interrupted\n")
+    """Handler of SIGINT: one line, from one rank of many, and the exit code, without a word to the other ranks."""
+    let_rank_0_be_first()
+    os.write(2, b"interrupted\n")
     os._exit(INTERRUPTED)
 
 

@@ -1,6 +1,7 @@
 """Shared fixtures: where the repository is, and one small run of the demo that several tests look at."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:   # as in a background job of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("suite", deadline=None)  # a busy machine is not a failing test
 settings.load_profile("suite")
 
