@@ -21,6 +21,7 @@ from data_prep.options import BuildOptions, OptionError, class_ids
 BAD_ARGUMENTS = 64
 SOME_FAILED = 1
 CRASHED = 70
+_PASS_ON_S = 0.3
 
 _TOP = """Cut slides into token files for transformers.
 
@@ -218,11 +219,17 @@ def _run_build(args: argparse.Namespace) -> int:
         # One rank that left would let the others wait for ever.
         if isinstance(error, KeyboardInterrupt):
             _interrupted(args.command)
-            comm.Abort(INTERRUPTED)
-            return INTERRUPTED      # the call above may come back before this process is ended
+            return _abort(comm, INTERRUPTED)
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
-        comm.Abort(CRASHED)
-        return CRASHED
+        return _abort(comm, CRASHED)
+
+
+def _abort(comm: Any, code: int) -> int:
+    """End all ranks. The launcher is given time to pass on what was said: told to abort, it drops the rest."""
+    sys.stderr.flush()
+    time.sleep(_PASS_ON_S)
+    comm.Abort(code)
+    return code     # the call above may come back before this process is ended
 
 
 def _build(args: argparse.Namespace, options: BuildOptions, comm: Any) -> int:
