@@ -155,7 +155,7 @@ def _kills(tmp_path: Path, kills: int, longest_s: float) -> None:
 @needs_mpi
 @pytest.mark.mpi
 def test_kill_of_any_rank_then_the_same_bytes(tmp_path: Path):
-    _kills(tmp_path, 4, 0.8)
+    _kills(tmp_path, 2, 0.8)
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ def compare(path: Path, step: int = 700) -> None:
                     np.testing.assert_array_equal(fast.read(*where), slow.read(*where))
 
 
-@pytest.mark.parametrize("path", [CMU, TCGA], ids=lambda path: path.stem[:4])
+@pytest.mark.parametrize("path", [pytest.param(CMU, id="CMU"), pytest.param(TCGA, id="TCGA", marks=pytest.mark.slow)])
 def test_real_slides(path: Path) -> None:
     with open_slide(path) as slide:
         assert slide.reader == "fast"
