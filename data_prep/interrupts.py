@@ -37,7 +37,8 @@ def let_rank_0_be_first() -> None:
 def leave_at_once(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     """Handler of SIGINT: one line, from one rank of many, and the exit code, without a word to the other ranks."""
     let_rank_0_be_first()
-    os.write(2, b"interrupted\n")
+    if launcher_rank() == 0:
+        os.write(2, b"interrupted\n")
     os._exit(INTERRUPTED)
 
 

@@ -1,6 +1,7 @@
 """What a build refuses or says rather than do it badly: damage under --strict, too many tokens, names, regions."""
 
 import shutil
+import signal
 import types
 from pathlib import Path
 
@@ -140,5 +141,10 @@ def test_of_many_ranks_one_says_that_it_was_interrupted(rank: str | None, said: 
         monkeypatch.setenv("PMI_RANK", rank)
     monkeypatch.setattr(interrupts.os, "write", lambda _, text: written.append(text))
     monkeypatch.setattr(interrupts.os, "_exit", left.append)
-    interrupts.leave_at_once(2, None)
+    monkeypatch.setattr(interrupts, "_RANK_0_FIRST_S", 0.01)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        interrupts.leave_at_once(signal.SIGINT, None)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert b"".join(written) == said and left == [interrupts.INTERRUPTED]
