@@ -80,7 +80,8 @@ meet() {  # where the ranks find each other
 
 capture() {  # what a later reader wants to know of this life; names are chosen, since environments hold secrets
     mkdir -p "$run_dir/slurm"
-    cp "$0" "$run_dir/job.sh"
+    cp "$0" "$run_dir/.job.sh.$$.$(hostname)"   # whole or not at all, whoever else starts in this folder
+    mv -f "$run_dir/.job.sh.$$.$(hostname)" "$run_dir/job.sh"
     {
         scontrol show job "$job"
         git log -1 --format='commit %H' 2>/dev/null || true
