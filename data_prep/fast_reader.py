@@ -156,9 +156,9 @@ class FastSlide(Slide):
                     keep = x < x0 or y < y0 or x + tile_w > x1 or y + tile_h > y1
                     tile = self._tile(level, row * self._levels[level].across + column, keep)
                 except SlideError:  # `read` knows what to do with damage
-                    x1, y1 = min(x + tile_w, x_px + w_px), min(y + tile_h, y_px + h_px)
+                    right, bottom = min(x + tile_w, x_px + w_px), min(y + tile_h, y_px + h_px)
                     x, y = max(x, x_px), max(y, y_px)
-                    tile = self.read(level, x, y, x1 - x, y1 - y)
+                    tile = self.read(level, x, y, right - x, bottom - y)
                 yield tile, x, y
                 del tile    # so that its memory is free before the next one is decoded
 

@@ -196,3 +196,6 @@ def test_a_damaged_jpeg_tile(tmp_path: Path, rgb: np.ndarray, damage: str) -> No
     with open_slide(path) as slide:
         np.testing.assert_array_equal(pasted(slide, 0, 0, 1024, 768), whole)
         assert slide.damaged == [(0, 512, 256, 256, 256)]
+    with open_slide(path) as slide:
+        list(slide.parts(0, 0, 0, 1024, 768, done=(0, 0, 1024, 768)))
+        assert slide.damaged and slide._cached_bytes == 0   # damage does not make the tiles after it worth keeping
