@@ -109,19 +109,18 @@ VARIANTS = {
 
 def _data(name: str, cut: str) -> DataConfig:
     chosen = SETS[name]
-    uniform: dict[str, tuple[str, int]] = {
-        "patch": (f"uniform{chosen.patch}", chosen.patch),
-        "tokens": (f"uniform{chosen.px // isqrt(chosen.length)}", chosen.px // isqrt(chosen.length)),
-        "unetr": (f"uniform{UNETR_PX}", UNETR_PX),
-        "crops": (f"uniform{CROP_PX}", CROP_PX),
-    }
+    uniform = {
+        "patch": chosen.patch, "tokens": chosen.px // isqrt(chosen.length), "unetr": UNETR_PX, "crops": CROP_PX,
+    }  # fmt: skip
     common: dict[str, Any] = {"split": chosen.split, "resolution": chosen.px, "jitter": 0.2}
     root = f"runs/open/tokens/{name}"
     if cut in uniform:
-        folder, patch = uniform[cut]
+        patch = uniform[cut]
         length = (chosen.px // patch) ** 2
         more: dict[str, Any] = {"kind": "tiles", "crop_px": CROP_PX, "foreground_crops": 0.33} if cut == "crops" else {}
-        return DataConfig(dir=f"{root}/{folder}", patching="uniform", patch=patch, length=length, **common, **more)
+        return DataConfig(
+            dir=f"{root}/uniform{patch}", patching="uniform", patch=patch, length=length, **common, **more
+        )
     folder = "strip" if cut == "strip" else "apf"
     return DataConfig(
         dir=f"{root}/{folder}", patching="apf", patch=chosen.patch, length=chosen.length, flips=cut == "apf", **common
