@@ -16,9 +16,9 @@ from typing import Literal
 
 import numpy as np
 
-from data_prep.masks import MASK_SUFFIXES, POLYGON_SUFFIXES, Mask, find_masks, masks_beside, open_mask
+from data_prep.masks import MASK_SUFFIXES, POLYGON_SUFFIXES, Mask, find_masks, open_mask
 from data_prep.slide_base import DamagedTile, Slide, SlideError, one_line
-from data_prep.slides import SLIDE_SUFFIXES, open_slide
+from data_prep.slides import SLIDE_SUFFIXES, open_slide, slides_in
 from data_prep.tiff_io import open_tiff
 
 Severity = Literal["error", "warning", "note"]
@@ -69,7 +69,7 @@ class Band:
 
 
 def slides_of(paths: Iterable[Path]) -> list[Path]:
-    """Slides among files and folders; masks that lie beside their slides (`_whole`, `_viable`) are not slides.
+    """Files as given, folders replaced by their `slides_in`.
 
     Raises:
         SlideError: A path is missing, or no slide is found.
@@ -77,12 +77,7 @@ def slides_of(paths: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = [
-                p for p in sorted(path.iterdir())
-                if p.is_file() and p.suffix.lower() in SLIDE_SUFFIXES and not p.name.startswith(".")
-            ]  # fmt: skip
-            masks = masks_beside(inside)
-            found += [p for p in inside if p not in masks]
+            found += slides_in(path)
         elif path.exists():
             found.append(path)
         else:

@@ -337,12 +337,12 @@ def _only(
     return found
 
 
-def masks_beside(files: Collection[Path]) -> list[Path]:
+def masks_beside(files: Collection[Path]) -> set[Path]:
     """PAIP's masks among the files of a folder: `<stem>_whole` and `<stem>_viable` pictures beside another `<stem>`."""
     stems = {path.stem.casefold() for path in files}
     ends = tuple(_PAIP_ENDINGS.values())
     pictures = [path for path in files if path.suffix.lower() in MASK_SUFFIXES and path.stem.casefold().endswith(ends)]
-    return [path for path in pictures if path.stem.casefold().rpartition("_")[0] in stems]
+    return {path for path in pictures if path.stem.casefold().rpartition("_")[0] in stems}
 
 
 def find_mask(slide_path: Path | str, masks_dir: Path | str, kind: str | None = None) -> Path | None:

@@ -30,6 +30,7 @@ __all__ = [
     "find_slides",
     "open_mask",
     "open_slide",
+    "slides_in",
 ]
 
 READERS = ("auto", "fast", "openslide", "tifffile", "raster")
@@ -169,12 +170,22 @@ def _needs_tifffile(path: Path) -> bool:
         return bool(page.bitspersample != 8 or page.tags.valueof(274, 1) != 1 or axes not in ("YX", "YXS", "SYX"))
 
 
+def slides_in(folder: Path) -> list[Path]:
+    """Slides directly inside a folder, sorted.
+
+    Names that begin with a dot, unknown suffixes, and masks of whole and viable tumour that lie beside their slides
+    (`_whole`, `_viable`), are skipped.
+    """
+    files = [p for p in folder.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES and not p.name.startswith(".")]
+    files = [p for p in files if p.is_file()]
+    return sorted(set(files) - masks_beside(files))
+
+
 def find_slides(paths: Sequence[Path | str]) -> list[Path]:
-    """List slides: files as given, folders replaced by the slides directly inside them.
+    """List slides: files as given, folders replaced by their `slides_in`.
 
     Args:
-        paths: files and folders. In folders, names that begin with a dot, unknown suffixes, and masks of whole and
-            viable tumour that lie beside their slides, are skipped.
+        paths: files and folders.
 
     Returns:
         Sorted paths, each once.
@@ -185,10 +196,7 @@ def find_slides(paths: Sequence[Path | str]) -> list[Path]:
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            inside = [p for p in path.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES and not p.name.startswith(".")]
-            inside = [p for p in inside if p.is_file()]
-            masks = masks_beside(inside)
-            inside = [p for p in inside if p not in masks]
+            inside = slides_in(path)
             if not inside:
                 raise SlideError(f"{path}: no slides in this folder (looked for {', '.join(SLIDE_SUFFIXES)})")
             found.update({p.resolve(): p for p in inside})
