@@ -38,6 +38,7 @@ for set in $sets; do
 done
 [ ${#there[@]} -gt 0 ] || { echo "experiments: none of the sets is in $data: set DATA" >&2; exit 1; }
 
+declare -A tokens=()    # folder of each experiment's token files
 step "1/3 token files of ${there[*]}"
 for set in "${there[@]}"; do
     declare -A built=()
@@ -45,6 +46,7 @@ for set in "${there[@]}"; do
         name=open_${set}_$row
         dir=$(python -m launch show "$name" | sed -n 's/^  dir: *\([^ ]*\).*/\1/p')
         dir=$out/tokens/${dir#runs/open/tokens/}
+        tokens[$name]=$dir
         [ -z "${built[$dir]:-}" ] || continue
         built[$dir]=1
         more=()
@@ -60,9 +62,8 @@ for seed in $seeds; do
     for set in "${there[@]}"; do
         for row in $rows; do
             name=open_${set}_$row
-            dir=$(python -m launch show "$name" | sed -n 's/^  dir: *\([^ ]*\).*/\1/p')
             code=0
-            python -m launch train "$name" run_root="$out/runs" data.dir="$out/tokens/${dir#runs/open/tokens/}" \
+            python -m launch train "$name" run_root="$out/runs" data.dir="${tokens[$name]}" \
                 train.max_seconds="$seconds" train.seed="$seed" || code=$?
             [ -z "$stopped" ] && [ $code != 75 ] && [ $code != 130 ] || exit 130
             [ $code = 0 ] || echo "experiments: $name, seed $seed, ended with $code; its record says why" >&2
