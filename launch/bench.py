@@ -26,6 +26,7 @@ from data_prep.files import write_atomic
 from data_prep.progress import Progress
 from launch.config import Config, ConfigError, load
 from launch.record import environment, git_commit, now
+from launch.text_table import text_table
 
 if TYPE_CHECKING:
     import torch
@@ -307,8 +308,7 @@ def run(args: argparse.Namespace) -> int:
 
 def table(lines: list[dict[str, Any]]) -> str:
     """The rows as text for people."""
-    heads = ("row", "L", "batch", "s/image", "forward", "MFU %", "GiB", "attention")
-    body = [heads]
+    body: list[tuple[str, ...]] = [("row", "L", "batch", "s/image", "forward", "MFU %", "GiB", "attention")]
     for line in lines:
         if "error" in line:
             body.append((line["name"], str(line["length"]), str(line["batch"]), "-", "-", "-", "-", line["error"][:60]))
@@ -319,5 +319,4 @@ def table(lines: list[dict[str, Any]]) -> str:
             line["name"], f"{line['tokens_per_image']:.0f}", str(line["batch"]), f"{line['seconds_per_image']:.4g}",
             f"{line['forward_seconds_per_image']:.4g}", mfu, memory, str(line["attention_backend"]),
         ))  # fmt: skip
-    widths = [max(len(str(r[i])) for r in body) for i in range(len(heads))]
-    return "\n".join("  ".join(str(c).ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in body)
+    return text_table(body)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from launch.config import Config, DataConfig, TrainConfig, apply_overrides, load, model_class
 from launch.model_config import MODELS
+from launch.text_table import text_table
 
 if TYPE_CHECKING:
     import torch
@@ -181,21 +182,14 @@ def table(rows: list[dict[str, Any]]) -> str:
         name = row["name"] + (" (a reconstruction)" if row["reconstruction"] else "")
         first = [name, row["task"], ",".join(row["inputs"]), row["input"]]
         if "error" in row:
-            lines.append([*first, row["error"], "", "", ""])
+            lines.append([*first, row["error"]])
             continue
         gib = row["activation_bytes"] / GIB
         lines.append(
             [*first, f"{row['parameters']:,}", f"{row['macs'] / 1e9:,.3f}", f"{row['flops'] / 1e9:,.3f}", f"{gib:,.3f}"]
         )
-    # What went wrong may be long; it must not widen the columns of numbers.
-    widths = [max(len(line[i]) for line in lines if line[-1] or i < 4) for i in range(len(head))]
-    padded = [
-        [cell.ljust(w) if i < 4 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
-        for line in lines
-    ]
-    text = "\n".join("  ".join(line) for line in padded)
     batches = sorted({row["batch"] for row in rows})
-    return f"{text}\n\nbatch: {', '.join(map(str, batches))}\n{NOTES}"
+    return f"{text_table(lines, left=4)}\n\nbatch: {', '.join(map(str, batches))}\n{NOTES}"
 
 
 def run(asked: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from launch import ranks as places
 from launch.config import ConfigError
 from launch.ranks import EXIT_OK, Ranks
 from launch.sites import Site, load_site
+from launch.text_table import text_table
 
 if TYPE_CHECKING:
     import torch
@@ -229,8 +230,7 @@ def table(reports: Sequence[Report], faults: Iterable[Fault]) -> str:
             values = [report.rates[name] for report in group if name in report.rates]
             cells.append(f"{values[0] if name == 'clock' else min(values):.3g}" if values else "-")
         rows.append([host, str(len(group)), *cells, "BAD" if host in bad else "ok"])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return text_table(rows)
 
 
 def _verdict(site: Site, ranks: Ranks, report: Report, bad_nodes: Path | None) -> int:

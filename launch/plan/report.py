@@ -11,6 +11,7 @@ from launch.plan.changes import Search
 from launch.plan.cost import GIB, cost, fits, memory_gib, summed
 from launch.plan.step import Counts
 from launch.sites import Site
+from launch.text_table import text_table
 
 HEADINGS = (
     "gpus", "engine", "images/gpu", "tokens", "memory GiB", "TFLOP/gpu", "sent GiB/gpu", "step s", "images/s", "fits",
@@ -95,9 +96,7 @@ def table(rows: Sequence[Row], site: Site) -> str:
             f"{seconds.overlapped_s:.3g}-{seconds.step_s:.3g}", f"{counts.images / seconds.step_s:.3g}",
             "yes" if fits(counts, site) else "NO",
         ])  # fmt: skip
-    widths = [max(len(line[i]) for line in cells) for i in range(len(HEADINGS))]
-    lines = ["  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in cells]
-    return "\n".join([*(lines if len(cells) > 1 else []), *notes])
+    return "\n".join([*([text_table(cells, left=0)] if len(cells) > 1 else []), *notes])
 
 
 def page(row: Row, site: Site) -> str:

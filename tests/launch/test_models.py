@@ -17,6 +17,7 @@ from launch.experiments import EXPERIMENTS
 from launch.model_config import MODELS
 from launch.models import inventory, measure, meta_inputs, reference
 from launch.run import check_model
+from launch.text_table import text_table
 from launch.trainer import build_model
 from tests.launch.small import ROOT
 
@@ -161,3 +162,10 @@ def test_without_monai_its_models_say_which_extra_is_missing():
     lines = {line.split()[0]: line for line in done.stdout.splitlines() if line}
     assert "pip install the extra `monai`" in lines["swin_unetr"]
     assert "1,942,577" in lines["unet_tiled"]
+
+
+def test_what_ends_a_row_early_widens_no_column():
+    rows = [["name", "n", "GiB"], ["a", "12,345", "1"], ["longer", "no such thing"]]
+    shown = ["name         n  GiB", "a       12,345    1", "longer  no such thing     "]
+    assert text_table(rows, left=1).split("\n") == shown
+    assert text_table(rows[:2]).split("\n") == ["name  n       GiB", "a     12,345  1"]
