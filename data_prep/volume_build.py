@@ -273,21 +273,30 @@ def volume_dice(pred: NDArray[Any], truth: NDArray[Any], classes: int) -> dict[s
         classes: K; ids 1..K count.
 
     Returns:
-        `dice`: one value per class, None where the truth does not hold the class; `mean`: over those that it holds,
-        None if there are none; `absent`: how many it does not hold.
+        As `dice_of_sums`.
 
     Raises:
         ValueError: Shapes that differ.
     """
     if pred.shape != truth.shape:
         raise ValueError(f"prediction is {pred.shape}, truth is {truth.shape}")
-    dice: list[float | None] = []
+    sums = []
     for k in range(1, classes + 1):
         p, t = pred == k, truth == k
-        total = int(t.sum())
-        dice.append(2 * int((p & t).sum()) / (int(p.sum()) + total) if total else None)
+        sums.append((int((p & t).sum()), int(p.sum()), int(t.sum())))
+    return dice_of_sums(sums)
+
+
+def dice_of_sums(sums: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
+    """Dice from what was counted of every class: in both, in the prediction, in the truth.
+
+    Returns:
+        `dice`: one value per class, None where the truth does not hold the class; `mean`: over those that it holds,
+        None if there are none; `absent`: how many it does not hold.
+    """
+    dice = [2 * both / (predicted + true) if true else None for both, predicted, true in sums]
     held = [value for value in dice if value is not None]
-    return {"dice": dice, "mean": sum(held) / len(held) if held else None, "absent": classes - len(held)}
+    return {"dice": dice, "mean": sum(held) / len(held) if held else None, "absent": len(dice) - len(held)}
 
 
 def volume_ceiling(case: str, folder: Path) -> list[float]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from data_prep.slide_base import SlideError, one_line
 from data_prep.store import read_tokens, token_path
 from data_prep.tokens import TokenSet
-from data_prep.volume_build import find_labels, read_sidecar, reassemble, volume_dice
+from data_prep.volume_build import dice_of_sums, find_labels, read_sidecar, reassemble, volume_dice
 from data_prep.volume_io import Volume, check_labels, load_volume, save_labels
 
 _ENDING = ".volume.json"
@@ -104,7 +104,7 @@ def score_cells(case: str, folder: Path, predictions: Path | None) -> dict[str, 
     """Dice over a volume in the pixels of its frames, exact from the counts in the token files.
 
     Returns:
-        As `volume_dice`.
+        As `dice_of_sums`.
 
     Raises:
         SlideError: As `slices`; or the token files hold no masks.
@@ -120,10 +120,7 @@ def score_cells(case: str, folder: Path, predictions: Path | None) -> dict[str, 
             truth = token_set.mask_counts[..., k]
             sums[:, k] += [int(part.sum(dtype=np.int64)) for part in (truth[on], token_set.content_counts[on], truth)]
     assert sums is not None     # a volume has slices
-    both, predicted, truth_px = sums
-    dice = [2 * int(b) / int(p + t) if t else None for b, p, t in zip(both, predicted, truth_px, strict=True)]
-    held = [value for value in dice if value is not None]
-    return {"dice": dice, "mean": sum(held) / len(held) if held else None, "absent": len(dice) - len(held)}
+    return dice_of_sums(sums.T.tolist())
 
 
 def score_labels(case: str, folder: Path, predictions: Path | None, labels: Path, classes: int) -> dict[str, Any]:
