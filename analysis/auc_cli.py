@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.auc import AUC, auc_difference, auc_interval, below_sizes, broken_down, finding_types, size_thirds
-from analysis.formats import Column, Table, csv_text, latex, markdown, number, write_atomically
+from analysis.formats import Column, Table, csv_text, latex, markdown, number, write_files
 from analysis.records import RunsError
 
 EPILOG = """\
@@ -149,9 +149,4 @@ def run(args: argparse.Namespace) -> tuple[str, list[Path]]:
         slug="auc",
     )
     files = {"auc.md": markdown(table), "auc.csv": csv_text(heads, numbers), "auc.tex": latex(table)}
-    written = []
-    if args.out:
-        for name, text in files.items():
-            write_atomically(args.out / name, text)
-            written.append(args.out / name)
-    return files["auc.md"], written
+    return files["auc.md"], write_files(args.out, files) if args.out else []

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from analysis.compare import compare_pair, pair_csv, pair_json, pair_table, read_side
-from analysis.formats import latex, markdown, write_atomically
+from analysis.formats import latex, markdown, write_files
 
 EPILOG = """\
 A and B are run folders, record.json files (of any name), or folders with the seeds of one experiment. B / A is how
@@ -54,9 +54,4 @@ def run(args: argparse.Namespace) -> tuple[str, list[Path]]:
         "compare.tex": latex(table),
         "compare.json": data,
     }
-    written = []
-    if args.out:
-        for name, text in files.items():
-            write_atomically(args.out / name, text)
-            written.append(args.out / name)
-    return data if args.json else files["compare.md"], written
+    return data if args.json else files["compare.md"], write_files(args.out, files) if args.out else []

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -263,3 +263,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             raise
     except OSError as error:
         raise ValueError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> list[Path]:
+    """Write files of these names, as `write_atomically` does, and return their paths."""
+    for name, text in files.items():
+        write_atomically(folder / name, text)
+    return [folder / name for name in files]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.formats import Column, Table, latex, markdown, number, write_atomically
+from analysis.formats import Column, Table, latex, markdown, number, write_files
 from analysis.groups import Group, group_runs
 from analysis.records import RunsError, load
 from analysis.stats import BOOTSTRAP_SEED, resamples
@@ -210,9 +210,5 @@ def run(args: argparse.Namespace) -> tuple[str, list[Path]]:
     if not tables:
         raise RunsError(f"{args.runs}: no data set has runs of {args.a} and of a row to hold it against", 1)
     text = "\n".join(map(markdown, tables))
-    written = []
-    if args.out:
-        for name, content in {"gains.md": text, "gains.tex": "\n".join(map(latex, tables))}.items():
-            write_atomically(args.out / name, content)
-            written.append(args.out / name)
-    return text, written
+    files = {"gains.md": text, "gains.tex": "\n".join(map(latex, tables))}
+    return text, write_files(args.out, files) if args.out else []

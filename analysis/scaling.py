@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.formats import Column, Table, csv_text, latex, markdown, significant, whole, write_atomically
+from analysis.formats import Column, Table, csv_text, latex, markdown, significant, whole, write_files
 from analysis.records import RunsError, load
 from analysis.scaling_model import FACTORS, TERMS, Fit, assumed_fit, at, binding, fit_records, terms
 from analysis.scaling_published import published_table
@@ -272,9 +272,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _write(table: Table, out: Path) -> list[Path]:
     texts = {"md": markdown(table), "csv": csv_text([c.head for c in table.columns], table.rows), "tex": latex(table)}
-    for suffix, text in texts.items():
-        write_atomically(out / f"{table.slug}.{suffix}", text)
-    return [out / f"{table.slug}.{suffix}" for suffix in texts]
+    return write_files(out, {f"{table.slug}.{suffix}": text for suffix, text in texts.items()})
 
 
 def _numbers(text: str) -> list[int]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.floors import Floor, find_floors
-from analysis.formats import Column, Table, csv_text, latex, markdown, number, significant, whole, write_atomically
+from analysis.formats import Column, Table, csv_text, latex, markdown, number, significant, whole, write_files
 from analysis.groups import Group, group_runs, task_of
 from analysis.records import Problem, Runs
 from analysis.speedups import Baselines, Speedup
@@ -330,6 +330,4 @@ def write_tables(comparison: Comparison, out: Path) -> list[Path]:
         "comparison.tex": latex(comparison_table(comparison)),
         "problems.csv": csv_text([c.head for c in problems.columns], problems.rows),
     }
-    for name, text in files.items():
-        write_atomically(out / name, text)
-    return [out / name for name in files]
+    return write_files(out, files)

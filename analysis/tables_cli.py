@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from analysis import tables
-from analysis.formats import Table, csv_text, latex, markdown, write_atomically
+from analysis.formats import Table, csv_text, latex, markdown, write_files
 from analysis.measured_rows import measured_cells
 from analysis.paper_tables import TABLES, cells_csv, contradictions_table, paper_table, table_cells
 from analysis.records import Runs, load
@@ -85,11 +85,9 @@ def run(args: argparse.Namespace) -> tuple[str, list[Path], Runs | None]:
     if args.out:
         if COMPARISON in names and comparison:
             written += tables.write_tables(comparison, args.out)
-        for name, form in zip(names, forms, strict=True):
-            for suffix in ("md", "csv", "tex") if name != COMPARISON else ():
-                path = args.out / f"{form['slug']}.{suffix}"
-                write_atomically(path, form[suffix])
-                written.append(path)
+        others = [form for name, form in zip(names, forms, strict=True) if name != COMPARISON]
+        files = {f"{form['slug']}.{suffix}": form[suffix] for form in others for suffix in ("md", "csv", "tex")}
+        written += write_files(args.out, files)
     return text, written, runs
 
 
