@@ -19,6 +19,7 @@ from analysis.scaling_published import published_table
 from analysis.scaling_work import Measured, experiment_work, measured, read_spread
 from launch.config import Config, ConfigError
 from launch.config import load as load_experiment
+from launch.plan.command import gpu_counts
 from launch.sites import Site, load_site
 
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -227,7 +228,7 @@ def run(args: argparse.Namespace) -> int:
     """
     sites = [load_site(name) for name in args.site.split(",")]
     configs = [load_experiment(name) for name in args.experiments.split(",")]
-    gpus = _numbers(args.gpus)
+    gpus = sorted(set(gpu_counts(args.gpus)))
     for key in ("images", "read_mb_s"):
         if not 0 < getattr(args, key) < math.inf:
             raise ConfigError(f"--{key.replace('_', '-')} must be positive, got {getattr(args, key):g}")
@@ -273,13 +274,3 @@ def run(args: argparse.Namespace) -> int:
 def _write(table: Table, out: Path) -> list[Path]:
     texts = {"md": markdown(table), "csv": csv_text([c.head for c in table.columns], table.rows), "tex": latex(table)}
     return write_files(out, {f"{table.slug}.{suffix}": text for suffix, text in texts.items()})
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise ConfigError(f"--gpus {text}: not a list of numbers like 1,8,64")
-    return sorted(set(numbers))

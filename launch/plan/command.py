@@ -51,7 +51,12 @@ def engine_overrides(name: str, world: int) -> list[str]:
     return [f"engine.name={name}", *([f"engine.shard={world}"] if name == "fsdp" else [])]
 
 
-def _numbers(text: str) -> list[int]:
+def gpu_counts(text: str) -> list[int]:
+    """The value of `--gpus`.
+
+    Raises:
+        ConfigError: Not one or more numbers of at least 1.
+    """
     try:
         numbers = [int(word) for word in text.split(",")]
     except ValueError:
@@ -67,7 +72,7 @@ def run(asked: argparse.Namespace) -> int:
     Raises:
         ConfigError: Bad arguments or settings; exit code 64.
     """
-    site, numbers = load_site(asked.site), _numbers(asked.gpus)
+    site, numbers = load_site(asked.site), gpu_counts(asked.gpus)
     if asked.micro is not None and asked.micro < 1:
         raise ConfigError(f"--micro={asked.micro} must be at least 1")
     # The weights that a run starts from cost nothing, and need not be there yet.

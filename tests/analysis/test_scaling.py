@@ -364,7 +364,7 @@ def test_command_with_and_without_records(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["--gpus", "1,x"], "--gpus 1,x"), (["--site", "summit"], "summit"),
+        (["--gpus", "1,x"], "--gpus='1,x'"), (["--site", "summit"], "summit"),
         (["--experiments", "hiri_vit"], "hiri_vit"),
         (["--images", "0"], "--images must be positive"), (["--read-mb-s", "-1"], "--read-mb-s must be positive"),
         (["nowhere"], "nowhere"),
