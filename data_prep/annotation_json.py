@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from data_prep.annotation_xml import Drawn, check_coordinates
+from data_prep.error_text import one_line
 from data_prep.polygons import Ring
-from data_prep.slide_base import SlideError, one_line
+from data_prep.slide_base import SlideError
 
 _NO_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
 

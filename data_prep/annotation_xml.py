@@ -17,8 +17,9 @@ import numpy.typing as npt
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
 
+from data_prep.error_text import one_line
 from data_prep.polygons import Ring
-from data_prep.slide_base import SlideError, one_line
+from data_prep.slide_base import SlideError
 
 _ROOTS = ("Annotations", "ASAP_Annotations")
 _BLOCK_BYTES = 1 << 20

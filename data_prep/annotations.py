@@ -11,8 +11,9 @@ from pathlib import Path
 from data_prep.annotation_checks import left_out_note, overlap_note
 from data_prep.annotation_json import read_geojson
 from data_prep.annotation_xml import Drawn, read_xml
+from data_prep.error_text import one_line
 from data_prep.polygons import Polygons, Shape
-from data_prep.slide_base import SlideError, one_line
+from data_prep.slide_base import SlideError
 
 #: What a build takes of an annotation with whole tumour and viable tumour (PAIP 2019).
 KINDS = ("viable", "whole", "both")

@@ -32,10 +32,11 @@ from data_prep.build_slide import (
     write_result,
 )
 from data_prep.edges import MAX_MAGNITUDE, auto_thresholds
+from data_prep.error_text import one_line
 from data_prep.frame import Frame
 from data_prep.open_slides import opened_slide
 from data_prep.options import BuildOptions
-from data_prep.outcome import Outcome, Task, one_line
+from data_prep.outcome import Outcome, Task
 from data_prep.quadtree import Leaves, Nodes, candidates, first_nodes, pyramid, tree_of
 from data_prep.region import (
     Maxima,

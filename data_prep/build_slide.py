@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from data_prep.build_log import hash_source
 from data_prep.ceiling import ceiling
 from data_prep.edges import blur_for, count_edges
+from data_prep.error_text import one_line
 from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
 from data_prep.options import ALGORITHM, BuildOptions, changed_parameter
-from data_prep.outcome import Hashes, Outcome, Stage, Task, one_line
+from data_prep.outcome import Hashes, Outcome, Stage, Task
 from data_prep.packing import drop_or_repeat, pack_strip
 from data_prep.quadtree import Leaves, budget_tree, threshold_tree
 from data_prep.slide_base import check_tokens_fit

@@ -16,8 +16,9 @@ from typing import Literal
 
 import numpy as np
 
+from data_prep.error_text import one_line
 from data_prep.masks import MASK_SUFFIXES, POLYGON_SUFFIXES, Mask, find_masks, open_mask
-from data_prep.slide_base import DamagedTile, Slide, SlideError, one_line
+from data_prep.slide_base import DamagedTile, Slide, SlideError
 from data_prep.slides import SLIDE_SUFFIXES, open_slide, slides_in
 from data_prep.tiff_io import open_tiff
 

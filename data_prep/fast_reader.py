@@ -17,8 +17,9 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.error_text import one_line
 from data_prep.readers import OpenSlideSlide
-from data_prep.slide_base import ClosedError, Slide, SlideError, check_memory, one_line
+from data_prep.slide_base import ClosedError, Slide, SlideError, check_memory
 from data_prep.tiff_io import open_tiff
 
 CACHE_BYTES = 256 * 2**20  # decoded tiles: the sides of the last regions, which the next ones look at again

@@ -56,14 +56,6 @@ class Outcome:
         return {name: value for name, value in asdict(self).items() if value or name not in ("traceback", "damaged")}
 
 
-def one_line(error: BaseException) -> str:
-    """What went wrong, with the file's name where the system gave one."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines) if lines else type(error).__name__
-
-
 class Stage:
     """Adds the seconds of its block to `outcome.stage_seconds[name]`."""
 

@@ -13,9 +13,10 @@ import numpy.typing as npt
 import openslide
 from PIL import Image
 
+from data_prep.error_text import one_line
 from data_prep.pixels import gray_to_rgb, over_white, to_8_bit
 from data_prep.raster_io import RasterImage
-from data_prep.slide_base import ClosedError, Slide, SlideError, one_line, sane_mpp
+from data_prep.slide_base import ClosedError, Slide, SlideError, sane_mpp
 from data_prep.tiff_io import TiffPlane, UnsupportedTiffError, open_tiff
 
 _CHUNK_PX = 1024

@@ -16,6 +16,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.error_text import one_line
 from data_prep.memory import available_bytes
 
 MPP_RANGE = (0.02, 50.0)  # um per pixel; outside it the number is a printer's resolution or noise
@@ -267,8 +268,3 @@ def check_tokens_fit(path: Path, count: int, patch_px: int, classes: int, remedy
             f"{path}: {count} tokens of {patch_px} x {patch_px} pixels need {need_bytes / 2**30:.1f} GiB, more than "
             f"the {limit / 2**30:.1f} GiB of memory available; {remedy}"
         )
-
-
-def one_line(error: BaseException) -> str:
-    """Return an exception's text on one line; its class name if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import openslide
 
+from data_prep.error_text import one_line
 from data_prep.fast_reader import open_fast
 from data_prep.masks import Mask, check_mask_size, find_mask, find_masks, masks_beside, open_mask
 from data_prep.readers import OpenSlideSlide, RasterSlide, TiffSlide
-from data_prep.slide_base import Slide, SlideError, one_line
+from data_prep.slide_base import Slide, SlideError
 from data_prep.tiff_check import structure_faults
 from data_prep.tiff_io import UnsupportedTiffError, open_tiff
 

@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
+from data_prep.error_text import one_line
 from data_prep.pixels import oriented_size, read_oriented
-from data_prep.slide_base import SlideError, check_decoded_size, check_memory, one_line
+from data_prep.slide_base import SlideError, check_decoded_size, check_memory
 
 _CACHE_BYTES = 64 * 2**20
 _ALIKE_BYTES = 4096

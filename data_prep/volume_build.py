@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from data_prep.build_log import hash_source
 from data_prep.build_slide import finish, plan_leaves, valid_already, write_result
 from data_prep.ceiling import ceiling
+from data_prep.error_text import one_line
 from data_prep.files import sha256_of, write_atomic
 from data_prep.frame import FrameReader, MaskReader, make_frame
 from data_prep.masks import Mask
 from data_prep.options import BuildOptions
-from data_prep.outcome import Outcome, Stage, Task, one_line
+from data_prep.outcome import Outcome, Stage, Task
 from data_prep.slide_base import Slide, SlideError
 from data_prep.store import read_tokens, token_path
 from data_prep.tokens import cut, rebuild

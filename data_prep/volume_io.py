@@ -15,7 +15,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.slide_base import SlideError, one_line
+from data_prep.error_text import one_line
+from data_prep.slide_base import SlideError
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ARRAY_SUFFIXES = (".npz", ".npy.h5", ".h5")

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.slide_base import SlideError, one_line
+from data_prep.error_text import one_line
+from data_prep.slide_base import SlideError
 from data_prep.store import read_tokens, token_path
 from data_prep.tokens import TokenSet
 from data_prep.volume_build import dice_of_sums, find_labels, read_sidecar, reassemble, volume_dice

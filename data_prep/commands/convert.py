@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data_prep.error_text import one_line
 from data_prep.options import OptionError, class_ids
 
 _HELP = """Convert masks to tiled BigTIFF with a pyramid, OUT/<name>.tif each, which every tool reads by region.
@@ -91,5 +92,5 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _one_line(source: Path, error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error)
     return text if str(source) in text else f"{source}: {text}"
