@@ -235,3 +235,49 @@ def halo_patches(tokens: Tensor, leaf_xy: Tensor, leaf_size: Tensor, valid: Tens
     wide[:, :, halo : halo + p, halo : halo + p] = tokens
     wide[:, :, ring_y, ring_x] = values
     return wide
+
+
+def ring_steps(side: int) -> tuple[Tensor, Tensor]:
+    """The cells around a square of side x side cells.
+
+    Returns:
+        (4 side + 4, 2) int64 (x, y) of each, counted from the square's first cell, and (4 side + 4,) int64 where each
+        lies in raster order in the square of side + 2 cells.
+    """
+    at = torch.arange(-1, side + 1)
+    cells = torch.stack((at.repeat(side + 2), at.repeat_interleave(side + 2)), dim=-1)
+    edge = ((cells < 0) | (cells >= side)).any(-1)
+    steps = cells[edge]
+    return steps, (steps[:, 1] + 1) * (side + 2) + steps[:, 0] + 1
+
+
+def ring_cells(leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor | None, size_px: int, side: int) -> Tensor:
+    """Which cells lie around every leaf when leaves have side x side cells each: those that cover the ring's centres.
+
+    Args:
+        leaf_xy: (B, L, 2) int64.
+        leaf_size: (B, L) int64.
+        valid: (B, L) bool; None: every row is a leaf.
+        size_px: side R of the frame.
+        side: cells per leaf side.
+
+    Returns:
+        (M, 4 side + 4) int64 in the order of `ring_steps`: index of a cell among all M * side * side of the batch's M
+        leaves in a row; -1 where no leaf is.
+    """
+    b, n = leaf_size.shape
+    everyone = torch.ones_like(leaf_size, dtype=torch.bool) if valid is None else valid
+    steps = ring_steps(side)[0].to(leaf_xy.device)
+    centre = torch.div((2 * steps + 1) * leaf_size[..., None, None], 2 * side, rounding_mode="floor")
+    points = (leaf_xy[:, :, None] + centre).flatten(1, 2)
+    inside = ((points >= 0) & (points < size_px)).all(-1)
+    row = owner_of(points.clamp(0, size_px - 1), leaf_xy, leaf_size, everyone)
+    inside &= row >= 0
+    row = row.clamp(min=0)
+    offset = points - torch.gather(leaf_xy, 1, row[..., None].expand(-1, -1, 2))
+    size = torch.gather(leaf_size, 1, row).clamp(min=1)
+    cell = (offset * side).div(size[..., None], rounding_mode="floor").clamp(0, side - 1)
+    place = (everyone.flatten().cumsum(0) - 1).unflatten(0, (b, n))  # of each row among the leaves of the batch
+    leaf = torch.gather(place, 1, row)
+    index = torch.where(inside, (leaf * side + cell[..., 1]) * side + cell[..., 0], -1).unflatten(1, (n, -1))
+    return index.flatten(0, 1) if valid is None else index[valid]

@@ -1,4 +1,4 @@
-"""UNETR on sequences of leaves: any patch size, four decoders; single device, imports torch and this folder only.
+"""UNETR on sequences of leaves: any patch size, five decoders; single device, imports torch and this folder only.
 
 With uniform leaves, P = 16, decoder "raster" or "geometric" and position "slot" it is MONAI's UNETR, weight for weight
 (Hatamizadeh et al., UNETR, WACV 2022). With a quadtree it is APF-UNETR (SC24).
@@ -18,10 +18,12 @@ from hpc_models.geometry import halo_patches, is_power_of_two
 from hpc_models.init import init_linears, set_prior
 from hpc_models.layout import GeometricLayout, SequenceLayout, grid_side
 from hpc_models.leafnet import LeafDecoder, LeafEncoder, leaf_widths
+from hpc_models.leafunet import LeafUNetDecoder, LeafUNetEncoder, Seams, leaf_unet_widths
 from hpc_models.position import Position
 from hpc_models.vit import ViTEncoder
 
-DECODERS = ("raster", "geometric", "token", "leaf")
+DECODERS = ("raster", "geometric", "token", "leaf", "leaf_unet")
+LEAF_PARTS = (LeafEncoder, LeafDecoder, LeafUNetEncoder, LeafUNetDecoder)  # their features never leave the leaves
 
 
 class PatchEmbedding(nn.Module):
@@ -67,7 +69,8 @@ class UNETR(nn.Module):
         feature_size: channels of the finest level of the convolutional decoder.
         decoder: "raster" (tokens in a sqrt(L) x sqrt(L) picture in sequence order, as the authors), "geometric" (each
             decoder cell takes the token of the leaf that covers it), "token" (linear head), "leaf" (convolutional
-            encoder and decoder shared by all leaves around the transformer).
+            encoder and decoder shared by all leaves around the transformer), "leaf_unet" (a U-Net over the leaves, its
+            convolutions across their borders, with the transformer at its bottleneck).
         position: "slot", "geom", "both" or "none"; see `Position`.
         grid: side g of the geometric decoder's token grid, a power of two; None: R / p for uniform leaves, otherwise
             the next power of two that gives at least L cells, at most R / p.
@@ -75,7 +78,8 @@ class UNETR(nn.Module):
         dropout: in attention and MLP.
         attention: "full", "packed" (computes valid tokens only) or "window"; see `Attention`.
         window: tokens per window.
-        leaf_base: channels of the finest level of the leaf network.
+        leaf_base: channels of the finest level of the leaf networks.
+        seams: "leaf_unet": convolutions read across the borders of leaves; False: zeros lie around every leaf.
         halo: cells of the neighbouring leaves that the leaf encoder sees around each leaf (0, 1 or 2).
         normalise: map the input by (x - 0.5) / 0.5 first.
         checkpointing: recompute blocks and decoder stages in the backward pass instead of keeping their activations.
@@ -109,6 +113,7 @@ class UNETR(nn.Module):
         window: int = 256,
         leaf_base: int = 16,
         halo: int = 0,
+        seams: bool = True,
         normalise: bool = True,
         checkpointing: bool = False,
         prior: float | None = None,
@@ -124,7 +129,7 @@ class UNETR(nn.Module):
             raise ValueError(f"length must be at least 1, got {length}")
         cells = size_px // patch
         self.size_px, self.patch, self.length, self.classes = size_px, patch, length, classes
-        self.decoder_kind, self.normalise, self.halo = decoder, normalise, halo
+        self.decoder_kind, self.normalise, self.halo, self.seams = decoder, normalise, halo, seams
         self.uniform = length == cells * cells
         self.grid = grid_side(length, cells, grid)
 
@@ -132,19 +137,25 @@ class UNETR(nn.Module):
         if decoder == "raster" and not self.uniform:
             SequenceLayout(length, patch)  # refuses a length that is not a square now, not at the first step
         taps = ConvDecoder.taps(patch, depth) if convolutional else []
-        widths = leaf_widths(patch, leaf_base)
-        self.embed: nn.Module = (
-            LeafEncoder(patch, in_channels, width, widths, halo)
-            if decoder == "leaf"
-            else PatchEmbedding(patch, in_channels, width)
-        )
+        self.embed: nn.Module
+        self.decoder: LeafDecoder | LeafUNetDecoder | TokenHead | ConvDecoder
+        if decoder == "leaf":
+            widths = leaf_widths(patch, leaf_base)
+            self.embed = LeafEncoder(patch, in_channels, width, widths, halo)
+        elif decoder == "leaf_unet":
+            widths = leaf_unet_widths(patch, leaf_base)
+            self.sides = [patch >> level for level in range(len(widths))]
+            self.embed = LeafUNetEncoder(patch, in_channels, width, widths)
+        else:
+            self.embed = PatchEmbedding(patch, in_channels, width)
         self.position = Position(position, size_px, patch, length, width)
         self.vit = ViTEncoder(
             width, depth, heads, mlp_dim or 4 * width, taps, qkv_bias, dropout, convolutional, attention, window
         )
-        self.decoder: LeafDecoder | TokenHead | ConvDecoder
         if decoder == "leaf":
             self.decoder = LeafDecoder(patch, width, widths, classes)
+        elif decoder == "leaf_unet":
+            self.decoder = LeafUNetDecoder(patch, width, widths, classes)
         elif decoder == "token":
             self.decoder = TokenHead(patch, width, classes)
         else:
@@ -161,12 +172,12 @@ class UNETR(nn.Module):
     def set_checkpointing(self, on: bool) -> None:
         """Switch activation checkpointing of every part that knows it; results do not change."""
         for module in self.modules():
-            if isinstance(module, Block | LeafEncoder | LeafDecoder | ConvDecoder):
+            if isinstance(module, (Block, *LEAF_PARTS, ConvDecoder)):
                 module.checkpoint = on
 
     def fsdp_units(self) -> list[nn.Module]:
         """Modules to shard one by one, in forward order; what is left belongs to the root."""
-        embed = [self.embed] if isinstance(self.embed, LeafEncoder) else []
+        embed = [self.embed] if isinstance(self.embed, LEAF_PARTS) else []
         tail: list[nn.Module] = [self.decoder]
         if isinstance(self.decoder, ConvDecoder):
             tail = [self.decoder.image, *self.decoder.projections, *self.decoder.ups]
@@ -237,11 +248,15 @@ class UNETR(nn.Module):
         if valid is not None:
             tokens = tokens.masked_fill(~valid[:, :, None, None, None], 0)
         levels: list[Tensor] = []
-        if self.decoder_kind == "leaf":
-            if self.halo:
+        seams: tuple[Seams, ...] = ()
+        by_leaf = self.decoder_kind in ("leaf", "leaf_unet")
+        if by_leaf:
+            if self.decoder_kind == "leaf_unet":
+                seams = (Seams(xy, size, valid, self.size_px, self.sides, self.seams),)
+            elif self.halo:
                 tokens = halo_patches(tokens, xy, size, batch["valid"], self.size_px, self.halo)
             # Only real leaves go through the convolutions: a padded batch costs what its tokens cost.
-            vectors, levels = self.embed(pack(tokens, valid).permute(0, 3, 1, 2))
+            vectors, levels = self.embed(pack(tokens, valid).permute(0, 3, 1, 2), *seams)
             x = unpack(vectors, batch["valid"], valid)
         else:
             x = self.embed(tokens)
@@ -249,8 +264,8 @@ class UNETR(nn.Module):
         if valid is not None:
             x = x.masked_fill(~valid[..., None], 0)
         last, taps = self.vit(x, valid)
-        if self.decoder_kind == "leaf":
-            rows = self.decoder(pack(last, valid), levels)
+        if by_leaf:
+            rows = self.decoder(pack(last, valid), levels, *seams)
             return unpack(rows.permute(0, 2, 3, 1), batch["valid"], valid)
         if self.decoder_kind == "token":
             return self.decoder(last)

@@ -85,6 +85,29 @@ def turn_tokens(
     return moved[order], leaf_size[order], turned
 
 
+def leaves_in_part(
+    leaf_xy: Array, leaf_size: Array, content_wh: tuple[int, int], side_px: int, rng: np.random.Generator
+) -> Array:
+    """Which leaves have their middle in a random square of the content: the crop of a tree.
+
+    Args:
+        leaf_xy: (N, 2).
+        leaf_size: (N,).
+        content_wh: Width and height of the content at the frame's top left.
+        side_px: Side of the square in frame pixels.
+        rng: Draws its place.
+
+    Returns:
+        (N,) bool; the leaf that holds the square's middle is always among them, so no part of a full tree is empty.
+    """
+    corner = rng.integers(np.maximum(0, np.array(content_wh) - side_px) + 1)
+    middle = leaf_xy + leaf_size[:, None] // 2
+    inside = ((middle >= corner) & (middle < corner + side_px)).all(axis=1)
+    at = corner + side_px // 2 - leaf_xy
+    kept: Array = inside | ((at >= 0) & (at < leaf_size[:, None])).all(axis=1)
+    return kept
+
+
 def change_picture(
     values: NDArray[np.float32],
     rng: np.random.Generator,

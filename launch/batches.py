@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,32 @@ import torch
 from numpy.typing import NDArray
 
 from data_prep.tokens import TokenSet
-from launch.augment import DIHEDRAL, jitter, turn_pixels, turn_tokens
+from launch.augment import DIHEDRAL, jitter, leaves_in_part, turn_pixels, turn_tokens
 from launch.config import Config
 from launch.data import Raster, TokenFiles
 
 Batch = dict[str, torch.Tensor]
 Sample = dict[str, NDArray[Any]]
+
+
+_STEP = 64  # parts of trees are padded to multiples of this: few different shapes, whoever compiles for them
+
+
+def part_of(tokens: TokenSet, share: float, rng: np.random.Generator) -> TokenSet:
+    """The leaves of a random square with `share` of the frame's side; all of a tree that has none there.
+
+    A step then costs about share^2 of a whole frame, so that there are more of them in the same time.
+    """
+    side_px = max(1, round(share * tokens.size_px))
+    kept = leaves_in_part(tokens.leaf_xy, tokens.leaf_size, tokens.content_wh, side_px, rng)
+    if not kept.any():  # leaves were dropped when the file was built
+        return tokens
+    return replace(
+        tokens,
+        tokens=tokens.tokens[kept], leaf_xy=tokens.leaf_xy[kept], leaf_size=tokens.leaf_size[kept],
+        content_counts=tokens.content_counts[kept],
+        mask_counts=None if tokens.mask_counts is None else tokens.mask_counts[kept],
+    )  # fmt: skip
 
 
 def token_sample(
@@ -112,6 +133,7 @@ def training_batch(config: Config, files: TokenFiles, picks: list[tuple[int, int
     Depends on the pairs and the seed alone, so it is the same whichever rank makes it and after every restart.
     """
     data, samples = config.data, []
+    parts: list[tuple[TokenSet, np.random.Generator]] = []
     for index, sample_index in picks:
         name = files.split["train"][index]
         rng = np.random.default_rng([config.train.seed, 2, sample_index])
@@ -119,7 +141,12 @@ def training_batch(config: Config, files: TokenFiles, picks: list[tuple[int, int
             raster = files.load_raster(name)
             samples.append(crop_sample(raster, data.crop_px, rng, data.flips, data.jitter, data.foreground_crops))
         else:
-            samples.append(token_sample(files.load(name), data.length, rng, data.flips, data.jitter))
+            tokens = files.load(name)
+            parts.append((tokens if data.part == 1 else part_of(tokens, data.part, rng), rng))
+    length = data.length
+    if data.part < 1 and parts:
+        length = min(length, -(-max(len(tokens) for tokens, _ in parts) // _STEP) * _STEP)
+    samples += [token_sample(tokens, length, rng, data.flips, data.jitter) for tokens, rng in parts]
     return collate(samples)
 
 

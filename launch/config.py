@@ -70,6 +70,9 @@ class DataConfig(Section):
         default=(), description="kind=images: train on each picture at these sides too, largest first; (): one size"
     )
     flips: bool = Field(default=True, description="train on the eight flips and quarter turns of the frame")
+    part: float = Field(
+        default=1.0, gt=0, le=1, description="kind=tokens: train on the leaves in a random square of this share of R"
+    )
     jitter: float = Field(default=0.0, ge=0, le=0.9, description="strength of the colour jitter in training, 0 = off")
     mirror: bool = Field(default=False, description="kind=images, flips=false: swap left and right half of the time")
     rotate_deg: float = Field(default=0.0, ge=0, le=180, description="kind=images: turn by up to this many degrees")
@@ -98,6 +101,8 @@ class DataConfig(Section):
             raise ValueError(f"labels=mask has two classes, got classes={self.classes}")
         if self.sizes and (self.kind != "images" or list(self.sizes) != sorted(set(self.sizes), reverse=True)):
             raise ValueError(f"sizes needs kind=images and descending sides, got {list(self.sizes)}")
+        if self.part < 1 and (self.kind != "tokens" or self.labels not in (None, "mask")):
+            raise ValueError(f"part={self.part:g} is for segmentation with kind=tokens; crops have crop_px")
         if self.image_hw is not None and min(self.image_hw) < 1:
             raise ValueError(f"image_hw must be positive, got {list(self.image_hw)}")
         return self
@@ -263,6 +268,10 @@ class Config(Section):
         layout = getattr(self.model, "layout", None)
         if layout is not None and (layout == "tiles") != (self.data.kind == "tiles"):
             raise ValueError(f"model.layout={layout} does not go with data.kind={self.data.kind}; tiles with tiles")
+        if self.data.part < 1 and self.data.patching == "apf" and (
+            getattr(self.model, "decoder", None) == "raster" or layout == "sequence"
+        ):
+            raise ValueError("data.part needs tokens at their places; the model takes their sequence as a picture")
         if (self.model.task == "classification") != (self.data.labels is not None):
             needs = "needs data.labels" if self.model.task == "classification" else "segments: set data.labels=null"
             raise ValueError(f"model.name={self.model.name} {needs}")
@@ -290,7 +299,7 @@ class Config(Section):
     @property
     def images_per_step(self) -> float:
         """Frames' worth of pixels in one step over all ranks, so that throughput compares crops with whole frames."""
-        return self.train.batch / self.samples_per_image
+        return self.train.batch * self.data.part**2 / self.samples_per_image
 
     def run_name(self, world: int) -> str:
         """Name of the run directory: model, decoder, patching, resolution, patch, ranks, seed (or `run_id`)."""

@@ -11,10 +11,10 @@ from launch.model_families.parts import TransformerSizes
 
 
 class UNETRConfig(TransformerSizes):
-    """`unetr`: vision transformer over tokens with one of four decoders."""
+    """`unetr`: vision transformer over tokens with one of five decoders."""
 
     name: Literal["unetr"] = Field(default="unetr", description="registered name of the model")
-    decoder: Literal["raster", "geometric", "token", "leaf"] = Field(
+    decoder: Literal["raster", "geometric", "token", "leaf", "leaf_unet"] = Field(
         default="raster", description="how tokens become cells; raster is what the paper's authors did"
     )
     position: Literal["slot", "geom", "both", "none"] = Field(default="slot", description="position code of a token")
@@ -25,7 +25,8 @@ class UNETRConfig(TransformerSizes):
         default="full", description="packed: on valid tokens only; window: within `window` tokens; others: linear in L"
     )
     window: int = Field(default=256, gt=0, description="attention=window: tokens per window; nystrom: landmarks")
-    leaf_base: int = Field(default=16, gt=0, description="leaf decoder: channels of its finest level")
+    leaf_base: int = Field(default=16, gt=0, description="decoders by leaf: channels of the finest level")
+    seams: bool = Field(default=True, description="leaf_unet: convolutions read across the borders of leaves")
     halo: int = Field(default=0, ge=0, le=2, description="leaf decoder: cells of the neighbours seen around each leaf")
     normalise: bool = Field(default=True, description="map the input from [0, 1] to [-1, 1] first")
     checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")

@@ -44,11 +44,13 @@ MODELS = {
     "unetr-relu": ("unetr", {**SMALL, "decoder": "leaf", "position": "geom", "attention": "performer_relu"}),
     "unetr-nystrom": ("unetr", {**SMALL, "decoder": "token", "position": "geom", "attention": "nystrom", "window": 4}),
     "unetr-leaf-halo": ("unetr", {**SMALL, "decoder": "leaf", "position": "none", "halo": 2}),
+    "unetr-leaf_unet": ("unetr", {**SMALL, "decoder": "leaf_unet", "position": "geom", "leaf_base": 4}),
+    "unetr-leaf_unet-alone": ("unetr", {**SMALL, "decoder": "leaf_unet", "position": "geom", "seams": False}),
     "unet": ("unet", {"classes": 2, "widths": (4, 8, 16)}),
     "unet-batch": ("unet", {"classes": 2, "widths": (4, 8, 16), "norm": "batch"}),
 }
 ALL = pytest.mark.parametrize("name", list(MODELS))
-COMPILED = ("unetr-geometric", "unetr-leaf", "unet", "transunet", "swin_unetr")
+COMPILED = ("unetr-geometric", "unetr-leaf", "unetr-leaf_unet", "unet", "transunet", "swin_unetr")
 # Models that see the order of the tokens instead of their places, or every token alone.
 BLIND = ("unet", "unetr-raster", "transunet-sequence", "swin_unetr-sequence")
 
@@ -73,7 +75,7 @@ def full(batch):
 def test_the_cases_cover_every_registered_model_and_decoder():
     known = {n for n in names() if model_class(n).task == "segmentation"}
     assert {kind for kind, _ in MODELS.values()} == known == {MODELS[name][0] for name in COMPILED}
-    assert {c.get("decoder") for _, c in MODELS.values()} >= {"raster", "geometric", "token", "leaf"}
+    assert {c.get("decoder") for _, c in MODELS.values()} >= {"raster", "geometric", "token", "leaf", "leaf_unet"}
 
 
 @ALL
@@ -170,7 +172,9 @@ def test_more_padding_changes_nothing(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["unetr-geometric", "unetr-token", "unetr-leaf", "unetr-leaf-halo", "unet", "transunet", "swin_unetr"]
+    "name",
+    ["unetr-geometric", "unetr-token", "unetr-leaf", "unetr-leaf-halo", "unetr-leaf_unet", "unet", "transunet",
+     "swin_unetr"],
 )
 def test_order_of_tokens_does_not_matter_without_a_slot_table(name):
     model = make(name, **({"position": "geom"} if MODELS[name][0] == "unetr" else {})).eval()

@@ -1,12 +1,18 @@
 """Augmentation on token sets equals augmentation of the picture, and depends on nothing but its seed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 from data_prep.quadtree import Leaves, check_tiling
 from data_prep.tokens import cut, rebuild
-from launch.augment import DIHEDRAL, jitter, turn_leaves, turn_pixels, turn_tokens
-from tests.launch.small import PATCH, SIZE, picture, token_set
+from launch.augment import DIHEDRAL, jitter, leaves_in_part, turn_leaves, turn_pixels, turn_tokens
+from launch.batches import part_of, training_batch
+from launch.config import ConfigError, load
+from launch.data import TokenFiles
+from tests.launch.small import PATCH, SIZE, overrides, picture, token_set
 
 
 @pytest.mark.parametrize("code", range(DIHEDRAL))
@@ -56,3 +62,67 @@ def test_jitter():
     assert np.abs(one - plain).max() < 1.0 and np.abs(one - plain).mean() < 0.4
     # Pixel by pixel: the same colour always becomes the same colour.
     np.testing.assert_array_equal(jitter(pixels[:1], np.random.default_rng(1), 0.3), one[:1])
+
+
+def test_a_part_of_a_tree_is_the_leaves_of_a_square_of_the_content():
+    tokens = token_set(0, content_wh=(40, 64))
+    middle = tokens.leaf_xy + tokens.leaf_size[:, None] // 2
+    seen = set()
+    for seed in range(60):
+        kept = leaves_in_part(tokens.leaf_xy, tokens.leaf_size, (40, 64), 32, np.random.default_rng(seed))
+        corner = np.random.default_rng(seed).integers([40 - 32 + 1, 64 - 32 + 1])
+        inside = ((middle >= corner) & (middle < corner + 32)).all(1)
+        at = corner + 16 - tokens.leaf_xy
+        assert np.array_equal(kept, inside | ((at >= 0) & (at < tokens.leaf_size[:, None])).all(1))
+        assert kept.any() and not kept.all()
+        seen.add(kept.tobytes())
+    assert len(seen) > 5
+
+
+def test_a_part_keeps_what_belongs_to_its_leaves():
+    tokens = token_set(1)
+    part = part_of(tokens, 0.5, np.random.default_rng(0))
+    assert 0 < len(part) < len(tokens)
+    rows = [int(np.flatnonzero((tokens.leaf_xy == xy).all(1))[0]) for xy in part.leaf_xy]
+    assert rows == sorted(rows)
+    for name in ("tokens", "leaf_size", "content_counts", "mask_counts"):
+        assert np.array_equal(getattr(part, name), getattr(tokens, name)[rows])
+    assert len(part_of(tokens, 1.0, np.random.default_rng(0))) == len(tokens)
+
+
+def test_a_part_without_leaves_is_the_whole():
+    """Files built with --fit drop have holes."""
+    tokens = token_set(2)
+    only = (tokens.leaf_xy == 0).all(1)
+    hole = replace(
+        tokens, tokens=tokens.tokens[only], leaf_xy=tokens.leaf_xy[only], leaf_size=tokens.leaf_size[only],
+        content_counts=tokens.content_counts[only], mask_counts=tokens.mask_counts[only],
+    )  # fmt: skip
+    assert all(len(part_of(hole, 0.1, np.random.default_rng(seed))) == 1 for seed in range(20))
+
+
+def test_batches_of_parts_are_short_and_depend_on_the_sample_alone(apf_files):
+    words = overrides(apf_files, "unused")
+    config = load("smoke", [*words, "data.part=0.5", "data.length=200"])
+    files = TokenFiles(config.data)
+    both = training_batch(config, files, [(0, 7), (1, 8)])
+    alone = training_batch(config, files, [(1, 8)])
+    assert both["tokens"].shape[1] == alone["tokens"].shape[1] == 64  # the next multiple
+    for key in both:
+        assert torch.equal(both[key][1:], alone[key])
+    whole = training_batch(load("smoke", [*words, "data.length=200"]), files, [(0, 7), (1, 8)])
+    assert whole["tokens"].shape[1] == 200
+    assert both["valid"].sum() < whole["valid"].sum()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["data.part=0"], "data.part"),
+        (["data.part=0.5", "model.decoder=raster"], "the model takes their sequence as a picture"),
+        (["data.part=0.5", "data.kind=tiles", "data.patching=uniform"], "crops have crop_px"),
+    ],
+)
+def test_parts_that_cannot_be(words, line):
+    with pytest.raises(ConfigError, match=line):
+        load("smoke", words)

@@ -1,0 +1,208 @@
+"""U-Net over the leaves of a tree whose convolutions read across the borders of leaves; torch only.
+
+`leafnet` sees every leaf alone, so a vessel that leaves one is cut there. Here each 3x3 convolution first takes, at
+its own resolution, the row of features around each leaf from the leaves beside it, whatever their size. On uniform
+leaves that is, to the last rounding, the convolution of the whole picture with zeros around it (a test shows it); on a
+tree it is the nearest thing: a coarser neighbour lends the cell that covers the place, a finer one the cell at its
+middle. It costs (4 p + 4) / p^2 more reads per leaf, not the (p + 2 h)^2 / p^2 of leaves cut wider.
+
+Features are normalised over all leaves of one image, so results depend neither on the batch nor on the ranks. The
+transformer joins at the bottleneck, as in `leafnet`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hpc_models.geometry import ring_cells, ring_steps
+
+
+def leaf_unet_widths(patch: int, base: int = 16) -> tuple[int, ...]:
+    """Channels per level, finest first, of the usual small U-Net: base, base, 2 base, 4 base, at most 8 base.
+
+    The coarsest level has p/8 cells a side, at least 1 and at most 4.
+    """
+    bits = patch.bit_length() - 1
+    halvings = max(min(bits, 3), bits - 2)
+    return tuple(base * min(8, 1 << max(0, i - 1)) for i in range(halvings + 1))
+
+
+class Seams:
+    """What lies around the leaves of one batch.
+
+    Args:
+        leaf_xy: (B, L, 2) int64.
+        leaf_size: (B, L) int64.
+        valid: (B, L) bool, or None when every row is a leaf.
+        size_px: side R of the frame.
+        sides: cells per leaf side of each level.
+        across: False: zeros lie around every leaf.
+
+    Attributes:
+        counts: leaves of each image.
+        around: per side q, (M * (4 q + 4),) rows of the flattened features (M * q * q, C), -1 for zero; see
+            `ring_cells`. None: zeros everywhere.
+    """
+
+    def __init__(
+        self,
+        leaf_xy: Tensor,
+        leaf_size: Tensor,
+        valid: Tensor | None,
+        size_px: int,
+        sides: Sequence[int],
+        across: bool = True,
+    ) -> None:
+        b, n = leaf_size.shape
+        self.counts: list[int] = [n] * b if valid is None else valid.sum(1).tolist()
+        self.around: dict[int, Tensor] | None = None
+        if across:
+            self.around = {q: ring_cells(leaf_xy, leaf_size, valid, size_px, q).flatten() for q in sides}
+
+
+class _Surround(torch.autograd.Function):
+    """(M, q, q, C) to (M, q + 2, q + 2, C) with the ring read from other rows; made by hand to save memory traffic."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, around: Tensor, slots: Tensor) -> Tensor:
+        m, q, _, c = x.shape
+        ring = x.reshape(-1, c).index_select(0, around.clamp(min=0))
+        ring = ring.masked_fill_((around < 0)[:, None], 0)
+        wide = x.new_empty(m, q + 2, q + 2, c)
+        wide[:, 1:-1, 1:-1] = x
+        wide.view(m, -1, c)[:, slots] = ring.view(m, -1, c)
+        ctx.save_for_backward(around, slots)
+        return wide
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        around, slots = ctx.saved_tensors
+        m, w, _, c = gradients[0].shape
+        inner = gradients[0][:, 1:-1, 1:-1].contiguous()
+        ring = gradients[0].reshape(m, w * w, c)[:, slots].reshape(-1, c)
+        ring = ring.masked_fill((around < 0)[:, None], 0)
+        inner.view(-1, c).index_add_(0, around.clamp(min=0), ring)
+        return inner, None, None
+
+
+def surround(x: Tensor, seams: Seams) -> Tensor:
+    """Widen every leaf's features by one cell, read from the leaves around it: (M, C, q, q) to (M, C, q + 2, q + 2)."""
+    if seams.around is None:
+        return F.pad(x, (1, 1, 1, 1))
+    q = x.shape[-1]
+    _, slots = ring_steps(q)
+    wide: Tensor = _Surround.apply(  # type: ignore[no-untyped-call]
+        x.permute(0, 2, 3, 1).contiguous(), seams.around[q], slots.to(x.device)
+    )
+    return wide.permute(0, 3, 1, 2)
+
+
+class LeafConv(nn.Module):
+    """3x3 convolution across borders, norm over the leaves of each image, ReLU; the norm's bias is the only one."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, bias=False)
+        self.weight = nn.Parameter(torch.ones(out_channels))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
+
+    def forward(self, x: Tensor, seams: Seams) -> Tensor:
+        """(M, C_in, q, q) to (M, C_out, q, q)."""
+        y = self.conv(surround(x, seams))
+        normal = [self._norm(part) for part in y.split(seams.counts)]
+        return F.relu(normal[0] if len(normal) == 1 else torch.cat(normal))
+
+    def _norm(self, y: Tensor) -> Tensor:
+        if y.shape[0] * y.shape[2] * y.shape[3] < 2:  # nothing to compare with: as if all were equal
+            return (y - y) * self.weight[:, None, None] + self.bias[:, None, None]
+        return F.batch_norm(y, None, None, self.weight, self.bias, training=True)
+
+
+class _Double(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = LeafConv(in_channels, out_channels)
+        self.conv2 = LeafConv(out_channels, out_channels)
+
+    def forward(self, x: Tensor, seams: Seams) -> Tensor:
+        y: Tensor = self.conv2(self.conv1(x, seams), seams)
+        return y
+
+
+class LeafUNetEncoder(nn.Module):
+    """Patches to token vectors, keeping the features of each level for the decoder.
+
+    Args:
+        patch: p.
+        in_channels: channels of a patch.
+        width: D of the tokens.
+        widths: channels per level, finest first.
+    """
+
+    def __init__(self, patch: int, in_channels: int, width: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_Double(a, b) for a, b in pairwise((in_channels, *widths)))
+        side = patch >> (len(widths) - 1)
+        self.project = nn.Linear(widths[-1] * side * side, width)
+        nn.init.normal_(self.project.weight, std=self.project.in_features**-0.5)
+        nn.init.zeros_(self.project.bias)
+        self.checkpoint = False
+
+    def _forward(self, patches: Tensor, seams: Seams) -> tuple[Tensor, ...]:
+        levels = []
+        x = patches
+        for i, block in enumerate(self.blocks):
+            x = block(F.max_pool2d(x, 2) if i else x, seams)
+            levels.append(x)
+        return (self.project(x.flatten(1)), *levels)
+
+    def forward(self, patches: Tensor, seams: Seams) -> tuple[Tensor, list[Tensor]]:
+        """(M, C, p, p) to (M, D) token vectors and the features per level, finest first."""
+        run = self.checkpoint and self.training
+        found = checkpoint(self._forward, patches, seams, use_reentrant=False) if run else self._forward(patches, seams)
+        token, *levels = found
+        return token, levels
+
+
+class LeafUNetDecoder(nn.Module):
+    """Token vectors and the encoder's features to p x p logits.
+
+    Args:
+        patch: p.
+        width: D of the tokens.
+        widths: channels per level, finest first, as the encoder's.
+        classes: K.
+    """
+
+    def __init__(self, patch: int, width: int, widths: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        side = patch >> (len(widths) - 1)
+        self.project = nn.Linear(width, widths[-1] * side * side)
+        # A quarter of the bottleneck's variance: what the token says must not drown what the leaf shows.
+        nn.init.normal_(self.project.weight, std=0.5 * width**-0.5)
+        nn.init.zeros_(self.project.bias)
+        pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.ups = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
+        self.blocks = nn.ModuleList(_Double(2 * b, b) for _, b in pairs)
+        self.out = nn.Conv2d(widths[0], classes, 1)
+        self.checkpoint = False
+
+    def _forward(self, token: Tensor, seams: Seams, *levels: Tensor) -> Tensor:
+        x = levels[-1] + self.project(token).unflatten(1, levels[-1].shape[1:])
+        for up, block, skip in zip(self.ups, self.blocks, levels[-2::-1], strict=True):
+            x = block(torch.cat((skip, up(x)), dim=1), seams)
+        return self.out(x)
+
+    def forward(self, token: Tensor, levels: list[Tensor], seams: Seams) -> Tensor:
+        """(M, D) and the encoder's levels to (M, K, p, p)."""
+        if self.checkpoint and self.training:
+            return checkpoint(self._forward, token, seams, *levels, use_reentrant=False)
+        return self._forward(token, seams, *levels)
