@@ -8,6 +8,7 @@
 #   ROWS      rows to run (all; their names stand in launch/experiments_open.py)
 #   SEEDS     seeds of every row (0 1 2)
 #   RUN_SECONDS  training seconds of every run (150)
+#   JOBS      runs at once, each on its share of the cores (1); compare only what ran with the same number
 #   OPEN_DIR  where everything goes (runs/open)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,12 +18,17 @@ rows=${ROWS:-apf uniform_tokens unet apf_token apf_geometric apf_raster apf_stil
 seeds=${SEEDS:-0 1 2}
 seconds=${RUN_SECONDS:-150}
 out=${OPEN_DIR:-runs/open}
+at_once=${JOBS:-1}
+[[ $at_once =~ ^[1-9][0-9]*$ ]] || { echo "experiments: JOBS: $at_once is no number of runs" >&2; exit 64; }
+threads=$(($(nproc) / at_once))
+[ "$threads" -gt 0 ] || { echo "experiments: JOBS: $at_once runs at once on $(nproc) cores" >&2; exit 64; }
 export PYTHONUNBUFFERED=1 PYTHONWARNINGS=${PYTHONWARNINGS:-ignore}
 declare -A folder=([glomeruli]=glomeruli24 [nuclei]=monuseg_train [vessels]=hrf [vessels_2k]=hrf)
 
 step() { printf '\n[experiments %ds] %s\n' "$SECONDS" "$*"; }
 stopped=
-trap 'stopped=1' INT
+# Runs in the background do not hear Ctrl-C; SIGTERM lets them save.
+trap 'stopped=1; kill -TERM $(jobs -p) 2>/dev/null' INT TERM
 ended() {
     local rc=$?
     [ $rc = 0 ] || printf '\n[experiments] stopped (exit code %s); the same command goes on from here\n' $rc >&2
@@ -57,19 +63,35 @@ for set in "${there[@]}"; do
     unset built
 done
 
-step "2/3 training, $seconds s each"
+step "2/3 training, $seconds s each, $at_once at once on $threads cores each"
+train() {    # EXPERIMENT SEED
+    local code=0 run
+    python -m launch train "$1" run_root="$out/runs" data.dir="${tokens[$1]}" engine.threads="$threads" \
+        train.max_seconds="$seconds" train.seed="$2" &
+    run=$!
+    trap 'kill -TERM $run 2>/dev/null' TERM
+    wait $run || code=$?
+    while kill -0 $run 2>/dev/null; do code=0; wait $run || code=$?; done    # the signal ended the wait, not the run
+    [ $code != 75 ] && [ $code != 130 ] || return $code
+    [ $code = 0 ] || echo "experiments: $1, seed $2, ended with $code; its record says why" >&2
+}
+ended_one() {    # wait for a run; 1: there is none
+    local code=0
+    wait -n || code=$?
+    [ $code != 127 ] || return 1
+    [ $code = 0 ] || stopped=1
+}
 for seed in $seeds; do
     for set in "${there[@]}"; do
         for row in $rows; do
-            name=open_${set}_$row
-            code=0
-            python -m launch train "$name" run_root="$out/runs" data.dir="${tokens[$name]}" \
-                train.max_seconds="$seconds" train.seed="$seed" || code=$?
-            [ -z "$stopped" ] && [ $code != 75 ] && [ $code != 130 ] || exit 130
-            [ $code = 0 ] || echo "experiments: $name, seed $seed, ended with $code; its record says why" >&2
+            while [ "$(jobs -rp | wc -l)" -ge "$at_once" ]; do ended_one || true; done
+            [ -z "$stopped" ] || break 3
+            train "open_${set}_$row" "$seed" &
         done
     done
 done
+while ended_one; do :; done
+[ -z "$stopped" ] || exit 130
 
 step "3/3 tables, gains, page"
 python -m analysis tables "$out/runs" --out "$out/tables"

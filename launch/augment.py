@@ -85,26 +85,26 @@ def turn_tokens(
     return moved[order], leaf_size[order], turned
 
 
-def leaves_in_part(
-    leaf_xy: Array, leaf_size: Array, content_wh: tuple[int, int], side_px: int, rng: np.random.Generator
-) -> Array:
-    """Which leaves have their middle in a random square of the content: the crop of a tree.
+def leaves_in_square(
+    leaf_xy: Array, leaf_size: Array, content_wh: tuple[int, int], corner_xy: Array, side_px: int
+) -> NDArray[np.bool_]:
+    """Which leaves have their middle in a square of the frame: the crop of a tree.
 
     Args:
         leaf_xy: (N, 2).
         leaf_size: (N,).
-        content_wh: Width and height of the content at the frame's top left.
-        side_px: Side of the square in frame pixels.
-        rng: Draws its place.
+        content_wh: Width and height of the content at the frame's top left; the middle of a leaf that reaches beyond
+            counts as if it lay on the content's border.
+        corner_xy: (2,) top left of the square.
+        side_px: Its side.
 
     Returns:
-        (N,) bool; the leaf that holds the square's middle is always among them, so no part of a full tree is empty.
+        (N,) bool; with the leaf that holds the middle of the square, so that it is not empty where leaves are large.
     """
-    corner = rng.integers(np.maximum(0, np.array(content_wh) - side_px) + 1)
-    middle = leaf_xy + leaf_size[:, None] // 2
-    inside = ((middle >= corner) & (middle < corner + side_px)).all(axis=1)
-    at = corner + side_px // 2 - leaf_xy
-    kept: Array = inside | ((at >= 0) & (at < leaf_size[:, None])).all(axis=1)
+    middle = np.minimum(leaf_xy + leaf_size[:, None] // 2, np.array(content_wh) - 1)
+    inside = ((middle >= corner_xy) & (middle < corner_xy + side_px)).all(axis=1)
+    at = corner_xy + side_px // 2 - leaf_xy
+    kept: NDArray[np.bool_] = inside | ((at >= 0) & (at < leaf_size[:, None])).all(axis=1)
     return kept
 
 

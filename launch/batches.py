@@ -7,6 +7,7 @@ token that covers its whole square.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_prep.tokens import TokenSet
-from launch.augment import DIHEDRAL, jitter, leaves_in_part, turn_pixels, turn_tokens
+from launch.augment import DIHEDRAL, jitter, leaves_in_square, turn_pixels, turn_tokens
 from launch.config import Config
 from launch.data import Raster, TokenFiles
 
@@ -29,21 +30,64 @@ Sample = dict[str, NDArray[Any]]
 _STEP = 64  # parts of trees are padded to multiples of this: few different shapes, whoever compiles for them
 
 
-def part_of(tokens: TokenSet, share: float, rng: np.random.Generator) -> TokenSet:
-    """The leaves of a random square with `share` of the frame's side; all of a tree that has none there.
-
-    A step then costs about share^2 of a whole frame, so that there are more of them in the same time.
-    """
-    side_px = max(1, round(share * tokens.size_px))
-    kept = leaves_in_part(tokens.leaf_xy, tokens.leaf_size, tokens.content_wh, side_px, rng)
-    if not kept.any():  # leaves were dropped when the file was built
-        return tokens
+def take(tokens: TokenSet, kept: NDArray[Any]) -> TokenSet:
+    """Some rows of a token set, given as (N,) bool or as indices."""
     return replace(
         tokens,
         tokens=tokens.tokens[kept], leaf_xy=tokens.leaf_xy[kept], leaf_size=tokens.leaf_size[kept],
         content_counts=tokens.content_counts[kept],
         mask_counts=None if tokens.mask_counts is None else tokens.mask_counts[kept],
     )  # fmt: skip
+
+
+def part_of(tokens: TokenSet, share: float, rng: np.random.Generator) -> TokenSet:
+    """The leaves with content in a random square with `share` of the frame's side; all where there are none.
+
+    A step then costs about share^2 of a whole frame, so that there are more of them in the same time.
+    """
+    side_px = max(1, round(share * tokens.size_px))
+    corner = rng.integers(np.maximum(0, np.array(tokens.content_wh) - side_px) + 1)
+    kept = _in_part(tokens, corner, side_px)
+    return take(tokens, kept) if kept.any() else tokens  # none: leaves were dropped when the file was built
+
+
+def parts_of(tokens: TokenSet, share: float, overlap: float) -> list[tuple[NDArray[np.intp], NDArray[np.float32]]]:
+    """Overlapping parts as `part_of` draws them, which together hold every leaf with content.
+
+    Their number depends on share and overlap alone, so that ranks which must run the model together do.
+
+    Args:
+        tokens: A token set.
+        share: Side of a part as a share of the frame's.
+        overlap: Share of a part's side that neighbours have in common at least, [0, 1).
+
+    Returns:
+        Per part its rows (n,), and the weight (n,) of what is predicted there: the distance of a leaf's middle to the
+        border of the part, as what lies near it was seen from one side only. All rows where a part has no leaf.
+    """
+    side_px = max(1, round(share * tokens.size_px))
+    count = 1 + math.ceil((tokens.size_px - side_px) / max(1, side_px * (1 - overlap)))
+    middle = tokens.leaf_xy + tokens.leaf_size[:, None] // 2
+    x_starts, y_starts = (np.linspace(0, max(0, length - side_px), count).round() for length in tokens.content_wh)
+    parts = []
+    for corner in (np.array([x, y], np.int64) for y in y_starts for x in x_starts):
+        rows = np.flatnonzero(_in_part(tokens, corner, side_px))
+        if not len(rows):
+            rows = np.arange(len(tokens))
+        inward = np.minimum(middle[rows] - corner, corner + side_px - middle[rows]).clip(min=1).prod(axis=1)
+        parts.append((rows, inward.astype(np.float32)))
+    return parts
+
+
+def _in_part(tokens: TokenSet, corner: NDArray[Any], side_px: int) -> NDArray[np.bool_]:
+    inside = leaves_in_square(tokens.leaf_xy, tokens.leaf_size, tokens.content_wh, corner, side_px)
+    kept: NDArray[np.bool_] = inside & tokens.content_counts.any(axis=(1, 2))
+    return kept
+
+
+def padded_length(rows: int, length: int) -> int:
+    """Length of a batch of parts of at most `rows` leaves, when whole trees have up to `length`."""
+    return min(length, -(-rows // _STEP) * _STEP)
 
 
 def token_sample(
@@ -145,7 +189,7 @@ def training_batch(config: Config, files: TokenFiles, picks: list[tuple[int, int
             parts.append((tokens if data.part == 1 else part_of(tokens, data.part, rng), rng))
     length = data.length
     if data.part < 1 and parts:
-        length = min(length, -(-max(len(tokens) for tokens, _ in parts) // _STEP) * _STEP)
+        length = padded_length(max(len(tokens) for tokens, _ in parts), length)
     samples += [token_sample(tokens, length, rng, data.flips, data.jitter) for tokens, rng in parts]
     return collate(samples)
 

@@ -71,7 +71,7 @@ class DataConfig(Section):
     )
     flips: bool = Field(default=True, description="train on the eight flips and quarter turns of the frame")
     part: float = Field(
-        default=1.0, gt=0, le=1, description="kind=tokens: train on the leaves in a random square of this share of R"
+        default=1.0, gt=0, le=1, description="kind=tokens: a step sees the leaves in a random square of this share of R"
     )
     jitter: float = Field(default=0.0, ge=0, le=0.9, description="strength of the colour jitter in training, 0 = off")
     mirror: bool = Field(default=False, description="kind=images, flips=false: swap left and right half of the time")
@@ -81,7 +81,7 @@ class DataConfig(Section):
     foreground_crops: float = Field(
         default=0.0, ge=0, le=1, description="kind=tiles: share of the crops that are centred on a foreground pixel"
     )
-    overlap: float = Field(default=0.25, ge=0, lt=1, description="kind=tiles: overlap of the sliding windows")
+    overlap: float = Field(default=0.25, ge=0, lt=1, description="kind=tiles or part: overlap of sliding windows")
     cache_gib: float = Field(default=2.0, ge=0, description="memory per rank for files already read, in GiB")
     prefetch: int = Field(default=2, ge=0, description="batches prepared ahead by a background thread, 0 = none")
 

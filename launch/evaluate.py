@@ -21,7 +21,7 @@ from data_prep.progress import Progress
 from data_prep.tokens import TokenSet
 from hpc_models import metrics
 from hpc_models.unet import sliding_window
-from launch.batches import collate, token_sample
+from launch.batches import collate, padded_length, parts_of, take, token_sample
 from launch.config import Config
 from launch.data import Raster, TokenFiles
 from launch.engines.base import Engine
@@ -143,11 +143,29 @@ def _slide(
 
 
 def _predict_tokens(engine: Engine, config: Config, tokens: TokenSet, device: torch.device) -> NDArray[np.bool_]:
-    batch = collate([token_sample(tokens, config.data.length, None, False, 0.0)])
+    """Foreground per cell, (N, p, p, K); a model that was trained on parts sees parts, and their logits are averaged.
+
+    The norms of such a model know the statistics of parts: a whole tree at once cost it 0.04 Dice on vessels.
+    """
+    data = config.data
+    if data.part == 1:
+        return _forward(engine, tokens, data.length, device).cpu().numpy() > 0  # type: ignore[no-any-return]
+    total, weight = torch.zeros(()), torch.zeros(len(tokens), 1, 1, 1)
+    for rows, weights in parts_of(tokens, data.part, data.overlap):
+        logits = _forward(engine, take(tokens, rows), padded_length(len(rows), data.length), device).cpu()
+        if not total.ndim:
+            total = logits.new_zeros(len(tokens), *logits.shape[1:])
+        share = torch.from_numpy(weights)[:, None, None, None]
+        total[rows] += logits * share
+        weight[rows] += share
+    return (total / weight.clamp(min=1)).numpy() > 0  # type: ignore[no-any-return]
+
+
+def _forward(engine: Engine, tokens: TokenSet, length: int, device: torch.device) -> torch.Tensor:
+    """(N, p, p, K) float32 logits of one token set."""
+    batch = collate([token_sample(tokens, length, None, False, 0.0)])
     inputs = {k: v.to(device) for k, v in batch.items() if k not in ("mask_counts", "content_counts")}
-    logits = engine.forward(inputs)[0, : len(tokens.tokens)]
-    on: NDArray[np.bool_] = (logits > 0).cpu().numpy()
-    return on
+    return engine.forward(inputs)[0, : len(tokens)].float()
 
 
 def _predict_raster(engine: Engine, config: Config, raster: Raster, device: torch.device) -> NDArray[np.bool_]:

@@ -2,7 +2,8 @@
 
 `jobs/experiments.sh` builds the token files and runs them all. The sets are what is freely available and is not PAIP:
 kidney glomeruli (regions), nuclei in H&E (dense detail), vessels of the retina (thin lines; at 1024 and 2048 pixels).
-Splits are by patient and fixed in files. Every row of a set has the same images, seconds, optimiser and schedule.
+Splits are by patient and fixed in files. Every row of a set has the same images, seconds, optimiser and schedule; batch
+and peak learning rate are the best of a few that were tried on training and validation slides.
 """
 
 from __future__ import annotations
@@ -31,19 +32,21 @@ class Set:
         px: R.
         patch: p of the adaptive rows.
         length: L of the adaptive rows, a square.
+        part: Share of the frame's side that a training step of rows with parts sees.
     """
 
     split: str
     px: int
     patch: int
     length: int
+    part: float
 
 
 SETS = {
-    "glomeruli": Set("data_prep/sample_data/glomeruli24/split.json", 1024, 16, 256),
-    "nuclei": Set("launch/splits/nuclei.json", 1024, 16, 1024),
-    "vessels": Set("launch/splits/vessels.json", 1024, 16, 1024),
-    "vessels_2k": Set("launch/splits/vessels.json", 2048, 16, 4096),
+    "glomeruli": Set("data_prep/sample_data/glomeruli24/split.json", 1024, 32, 256, 0.5),
+    "nuclei": Set("launch/splits/nuclei.json", 1024, 32, 256, 0.5),
+    "vessels": Set("launch/splits/vessels.json", 1024, 32, 256, 0.5),
+    "vessels_2k": Set("launch/splits/vessels.json", 2048, 32, 256, 0.5),
 }
 
 
@@ -56,22 +59,38 @@ class Variant:
         cut: How the frame is cut: apf, still (never flipped), strip (with the authors' packing), patch or tokens
             (uniform, with the adaptive rows' smallest patch or number of tokens), unetr (uniform, 16 px), crops.
         model: Its settings.
-        batch: Images, or as many crops as an image has, per step.
+        batch: Images, or crops, per step.
+        lr: Peak learning rate.
+        parts: Whether a step sees a part of the tree or all of it.
     """
 
     text: str
     cut: str
     model: ModelConfig
     batch: int = 2
+    lr: float = 1e-3
+    parts: bool = False
 
 
 def _vit(**other: Any) -> UNETRConfig:
     """The transformer that all token rows share."""
-    return UNETRConfig(**({"width": 192, "depth": 4, "heads": 4, "mlp_dim": 384, "leaf_base": 8} | other))
+    return UNETRConfig(**({"width": 192, "depth": 4, "heads": 4, "mlp_dim": 384, "leaf_base": 16} | other))
 
 
+_LEAF_UNET = _vit(decoder="leaf_unet", position="geom")
 VARIANTS = {
-    "apf": Variant("adaptive tokens, leaf network", "apf", _vit(decoder="leaf", position="geom")),
+    "apf": Variant(
+        "adaptive tokens, U-Net over the leaves", "apf", _LEAF_UNET, batch=1, lr=5e-3, parts=True
+    ),
+    "apf_whole": Variant("as apf, every step on a whole tree", "apf", _LEAF_UNET, batch=1, lr=5e-3),
+    "apf_alone": Variant(
+        "as apf, every leaf in zeros", "apf", _vit(decoder="leaf_unet", position="geom", seams=False), batch=1, lr=5e-3,
+        parts=True,
+    ),
+    "apf_blind": Variant(
+        "as apf without position code", "apf", _vit(decoder="leaf_unet", position="none"), batch=1, lr=5e-3, parts=True
+    ),
+    "apf_leaf": Variant("adaptive tokens, leaf network", "apf", _vit(decoder="leaf", position="geom", leaf_base=8)),
     "apf_token": Variant("adaptive tokens, linear head", "apf", _vit(decoder="token", position="geom")),
     "apf_geometric": Variant(
         "adaptive tokens, convolutional decoder on the grid of the frame", "apf",
@@ -88,6 +107,9 @@ VARIANTS = {
         "as apf_still with the packing of the authors' code, which cannot be turned", "strip",
         _vit(decoder="raster", position="slot"),
     ),
+    "uniform_leaf_unet": Variant(
+        "as apf on equal tokens as small as apf's smallest", "patch", _LEAF_UNET, batch=1, lr=5e-3, parts=True
+    ),
     "uniform_tokens": Variant(
         "as many equal tokens as apf, linear head", "tokens", _vit(decoder="token", position="geom")
     ),
@@ -96,7 +118,7 @@ VARIANTS = {
     ),
     "unetr": Variant("UNETR: equal patches of 16 px, convolutional decoder", "unetr", _vit(decoder="geometric")),
     "unet": Variant(
-        "U-Net on crops, sliding windows", "crops", UNetTiledConfig(widths=(16, 16, 32, 64, 128)), batch=4
+        "U-Net on crops, sliding windows", "crops", UNetTiledConfig(widths=(16, 16, 32, 64, 128)), batch=1, lr=5e-3
     ),
     "transunet": Variant(
         "TransUNet on crops, sliding windows", "crops", TransUNetConfig(layout="tiles", norm="instance"), batch=4
@@ -107,12 +129,14 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def _data(name: str, cut: str) -> DataConfig:
+def _data(name: str, cut: str, parts: bool) -> DataConfig:
     chosen = SETS[name]
     uniform = {
         "patch": chosen.patch, "tokens": chosen.px // isqrt(chosen.length), "unetr": UNETR_PX, "crops": CROP_PX,
     }  # fmt: skip
     common: dict[str, Any] = {"split": chosen.split, "resolution": chosen.px, "jitter": 0.2}
+    if parts:
+        common["part"] = chosen.part
     root = f"runs/open/tokens/{name}"
     if cut in uniform:
         patch = uniform[cut]
@@ -131,9 +155,9 @@ def _config(name: str, key: str) -> Config:
     variant = VARIANTS[key]
     return Config(
         experiment=f"open_{name}_{key}",
-        data=_data(name, variant.cut),
+        data=_data(name, variant.cut, variant.parts),
         model=variant.model,
-        train=TrainConfig(batch=variant.batch, lr=1e-3, max_seconds=SECONDS),
+        train=TrainConfig(batch=variant.batch, lr=variant.lr, max_seconds=SECONDS),
         checkpoint=CheckpointConfig(every_seconds=60),
         eval=EvalConfig(every_seconds=60),
         run_root="runs/open/runs",

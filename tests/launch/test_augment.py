@@ -1,6 +1,6 @@
 """Augmentation on token sets equals augmentation of the picture, and depends on nothing but its seed."""
 
-from dataclasses import replace
+import math
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ import torch
 
 from data_prep.quadtree import Leaves, check_tiling
 from data_prep.tokens import cut, rebuild
-from launch.augment import DIHEDRAL, jitter, leaves_in_part, turn_leaves, turn_pixels, turn_tokens
-from launch.batches import part_of, training_batch
+from launch.augment import DIHEDRAL, jitter, leaves_in_square, turn_leaves, turn_pixels, turn_tokens
+from launch.batches import part_of, parts_of, take, training_batch
 from launch.config import ConfigError, load
 from launch.data import TokenFiles
 from tests.launch.small import PATCH, SIZE, overrides, picture, token_set
@@ -64,41 +64,49 @@ def test_jitter():
     np.testing.assert_array_equal(jitter(pixels[:1], np.random.default_rng(1), 0.3), one[:1])
 
 
-def test_a_part_of_a_tree_is_the_leaves_of_a_square_of_the_content():
-    tokens = token_set(0, content_wh=(40, 64))
-    middle = tokens.leaf_xy + tokens.leaf_size[:, None] // 2
-    seen = set()
-    for seed in range(60):
-        kept = leaves_in_part(tokens.leaf_xy, tokens.leaf_size, (40, 64), 32, np.random.default_rng(seed))
-        corner = np.random.default_rng(seed).integers([40 - 32 + 1, 64 - 32 + 1])
-        inside = ((middle >= corner) & (middle < corner + 32)).all(1)
-        at = corner + 16 - tokens.leaf_xy
-        assert np.array_equal(kept, inside | ((at >= 0) & (at < tokens.leaf_size[:, None])).all(1))
-        assert kept.any() and not kept.all()
-        seen.add(kept.tobytes())
-    assert len(seen) > 5
-
-
-def test_a_part_keeps_what_belongs_to_its_leaves():
-    tokens = token_set(1)
-    part = part_of(tokens, 0.5, np.random.default_rng(0))
+@pytest.mark.parametrize("seed", range(6))
+def test_a_part_of_a_tree_is_the_leaves_of_a_square_of_the_content(seed):
+    content = (40, 64)
+    tokens = token_set(0, content_wh=content)
+    corner = np.random.default_rng(seed).integers([40 - 32 + 1, 64 - 32 + 1])
+    expected = []
+    for i, ((x, y), size) in enumerate(zip(tokens.leaf_xy.tolist(), tokens.leaf_size.tolist(), strict=True)):
+        mx, my = min(x + size // 2, 39), min(y + size // 2, 63)
+        inside = corner[0] <= mx < corner[0] + 32 and corner[1] <= my < corner[1] + 32
+        cx, cy = corner + 16
+        if inside or (x <= cx < x + size and y <= cy < y + size):
+            expected.append(i)
+    kept = leaves_in_square(tokens.leaf_xy, tokens.leaf_size, content, corner, 32)
+    assert np.flatnonzero(kept).tolist() == expected
+    part = part_of(tokens, 0.5, np.random.default_rng(seed))
     assert 0 < len(part) < len(tokens)
-    rows = [int(np.flatnonzero((tokens.leaf_xy == xy).all(1))[0]) for xy in part.leaf_xy]
-    assert rows == sorted(rows)
-    for name in ("tokens", "leaf_size", "content_counts", "mask_counts"):
-        assert np.array_equal(getattr(part, name), getattr(tokens, name)[rows])
-    assert len(part_of(tokens, 1.0, np.random.default_rng(0))) == len(tokens)
+    white = ~tokens.content_counts.any((1, 2))
+    assert white.any()
+    for name in ("tokens", "leaf_xy", "leaf_size", "content_counts", "mask_counts"):
+        assert np.array_equal(getattr(part, name), getattr(tokens, name)[kept & ~white])
 
 
 def test_a_part_without_leaves_is_the_whole():
     """Files built with --fit drop have holes."""
     tokens = token_set(2)
-    only = (tokens.leaf_xy == 0).all(1)
-    hole = replace(
-        tokens, tokens=tokens.tokens[only], leaf_xy=tokens.leaf_xy[only], leaf_size=tokens.leaf_size[only],
-        content_counts=tokens.content_counts[only], mask_counts=tokens.mask_counts[only],
-    )  # fmt: skip
+    hole = take(tokens, (tokens.leaf_xy == 0).all(1))
+    assert len(hole) == 1
     assert all(len(part_of(hole, 0.1, np.random.default_rng(seed))) == 1 for seed in range(20))
+    assert {len(rows) for rows, _ in parts_of(hole, 0.1, 0.25)} == {1}
+
+
+@pytest.mark.parametrize("content_wh", [(64, 64), (40, 64), (30, 20)])
+@pytest.mark.parametrize(("share", "overlap"), [(0.5, 0.25), (0.3, 0.0), (1.0, 0.25)])
+def test_parts_together_hold_every_leaf_with_content(content_wh, share, overlap):
+    number = set()
+    for seed in range(4):
+        tokens = token_set(seed, content_wh=content_wh)
+        parts = parts_of(tokens, share, overlap)
+        number.add(len(parts))
+        assert all(len(rows) and (weight > 0).all() and len(weight) == len(rows) for rows, weight in parts)
+        found = np.unique(np.concatenate([rows for rows, _ in parts]))
+        assert set(np.flatnonzero(tokens.content_counts.any((1, 2)))) <= set(found.tolist())
+    assert number == {(1 + math.ceil((1 - share) / (share * (1 - overlap)))) ** 2}  # whatever the slide
 
 
 def test_batches_of_parts_are_short_and_depend_on_the_sample_alone(apf_files):

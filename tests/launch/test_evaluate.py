@@ -12,14 +12,14 @@ from data_prep.packing import drop_or_repeat
 from data_prep.store import read_tokens, token_path, write_tokens
 from data_prep.tokens import rebuild
 from launch import engines
-from launch.batches import collate, token_sample
+from launch.batches import collate, parts_of, take, token_sample
 from launch.config import load
 from launch.data import TokenFiles
 from launch.evaluate import evaluate
 from launch.floors import floors, gray, otsu_threshold
 from launch.pictures import class_gray, paint, picture_side
 from launch.trainer import build_model
-from tests.launch.small import LENGTH, SIZE, SPLIT, overrides, picture, token_set
+from tests.launch.small import LENGTH, PATCH, SIZE, SPLIT, overrides, picture, token_set
 
 
 def pixel_dice(pred: np.ndarray, truth: np.ndarray) -> float:
@@ -70,6 +70,26 @@ def test_dice_of_a_model_is_that_of_its_painted_prediction(apf_files, tmp_path):
     both = [np.concatenate([a.ravel() for a in part]) for part in zip(*pooled, strict=True)]
     assert scores.pooled() == pytest.approx(pixel_dice(*both))
     assert scores.tokens == [len(token_set(seed, "apf", c)) for seed, c in slides("test").values()]
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_prediction_in_parts_is_the_weighted_mean_of_what_parts_say(apf_files):
+    config, files, engine = make(apf_files, data__part=0.5)
+    scores = evaluate(engine, config, files, "test", torch.device("cpu"))
+    for name in files.split["test"]:
+        tokens = files.load(name)
+        total, weight = np.zeros((len(tokens), PATCH, PATCH, 1)), np.zeros(len(tokens))
+        for rows, weights in parts_of(tokens, 0.5, config.data.overlap):
+            with torch.no_grad():
+                batch = collate([token_sample(take(tokens, rows), len(rows), None, False, 0.0)])
+                logits = engine.module.eval()(batch)[0].numpy()
+            for row, w, z in zip(rows, weights, logits, strict=True):
+                total[row] += w * z
+                weight[row] += w
+        on = total / np.maximum(weight, 1)[:, None, None, None] > 0
+        both = (on * tokens.mask_counts).sum()
+        expected = 2 * both / ((on[..., 0] * tokens.content_counts).sum() + tokens.mask_counts.sum())
+        assert scores.per_slide()[name] == pytest.approx(expected, abs=2e-3)  # a logit near zero may tip over
 
 
 @pytest.mark.usefixtures("one_rank")

@@ -25,7 +25,7 @@ def test_rows_of_a_set_differ_in_cut_and_model_only(name):
     assert all(parts) and len(set.union(*parts)) == sum(map(len, parts))
     for config in configs.values():
         one, other = config.train, configs["apf"].train
-        assert one.model_copy(update={"batch": other.batch}) == other
+        assert one.model_copy(update={"batch": other.batch, "lr": other.lr}) == other
         assert (config.data.split, config.data.resolution) == (configs["apf"].data.split, SETS[name].px)
     assert configs["uniform_tokens"].data.length == configs["apf"].data.length
     assert configs["uniform_patch"].data.patch == configs["apf"].data.patch
