@@ -77,7 +77,10 @@ class DataConfig(Section):
     mirror: bool = Field(default=False, description="kind=images, flips=false: swap left and right half of the time")
     rotate_deg: float = Field(default=0.0, ge=0, le=180, description="kind=images: turn by up to this many degrees")
     noise: float = Field(default=0.0, ge=0, le=1, description="kind=images: deviation of Gaussian noise in training")
-    crop_px: int = Field(default=256, gt=0, description="kind=tiles: side of a training crop and of the sliding window")
+    crop_px: int = Field(default=256, gt=0, description="kind=tiles: side of a training crop")
+    window_px: OptionalInt = Field(
+        default=None, gt=0, description="kind=tiles: side of the sliding window of predictions; null: crop_px"
+    )
     foreground_crops: float = Field(
         default=0.0, ge=0, le=1, description="kind=tiles: share of the crops that are centred on a foreground pixel"
     )
@@ -229,6 +232,9 @@ class EvalConfig(Section):
         default="last", description="weights for the test slides: the last ones, or those with the best score on val"
     )
     pictures_px: int = Field(default=1024, ge=0, description="longest side of the saved test pictures, 0 = save none")
+    parts: bool = Field(
+        default=False, description="with data.part: predict in overlapping parts too, not on the whole tree at once"
+    )
     sizes: tuple[int, ...] = Field(
         default=(), description="kind=images: score the test pictures at these sides too, trained on or not"
     )

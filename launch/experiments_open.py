@@ -9,7 +9,6 @@ and peak learning rate are the best of a few that were tried on training and val
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isqrt
 from typing import Any
 
 from launch.config import CheckpointConfig, Config, DataConfig, EvalConfig, TrainConfig
@@ -19,6 +18,7 @@ from launch.model_families.spine import UNETRConfig, UNetTiledConfig
 from launch.registry import register
 
 SECONDS = 150.0
+TILE_PX = 256   # of the files crops are cut from
 CROP_PX = 256
 UNETR_PX = 16   # patch of UNETR itself (Hatamizadeh et al. 2022)
 
@@ -31,7 +31,7 @@ class Set:
         split: JSON file of slide names.
         px: R.
         patch: p of the adaptive rows.
-        length: L of the adaptive rows, a square.
+        length: L of the adaptive rows.
         part: Share of the frame's side that a training step of rows with parts sees.
     """
 
@@ -43,10 +43,10 @@ class Set:
 
 
 SETS = {
-    "glomeruli": Set("data_prep/sample_data/glomeruli24/split.json", 1024, 32, 256, 0.5),
-    "nuclei": Set("launch/splits/nuclei.json", 1024, 32, 256, 0.5),
-    "vessels": Set("launch/splits/vessels.json", 1024, 32, 256, 0.5),
-    "vessels_2k": Set("launch/splits/vessels.json", 2048, 32, 256, 0.5),
+    "glomeruli": Set("data_prep/sample_data/glomeruli24/split.json", 1024, 32, 256, 0.25),
+    "nuclei": Set("launch/splits/nuclei.json", 1024, 32, 784, 0.15),
+    "vessels": Set("launch/splits/vessels.json", 1024, 32, 576, 0.18),
+    "vessels_2k": Set("launch/splits/vessels.json", 2048, 32, 576, 0.18),
 }
 
 
@@ -57,11 +57,12 @@ class Variant:
     Attributes:
         text: What it is, for the list of experiments.
         cut: How the frame is cut: apf, still (never flipped), strip (with the authors' packing), patch or tokens
-            (uniform, with the adaptive rows' smallest patch or number of tokens), unetr (uniform, 16 px), crops.
+            (uniform, with the adaptive rows' smallest patch, or at least as many tokens), unetr (16 px), crops.
         model: Its settings.
         batch: Images, or crops, per step.
         lr: Peak learning rate.
         parts: Whether a step sees a part of the tree or all of it.
+        crop_px: Side of a training crop; predictions slide windows of `CROP_PX`.
     """
 
     text: str
@@ -70,6 +71,7 @@ class Variant:
     batch: int = 2
     lr: float = 1e-3
     parts: bool = False
+    crop_px: int = CROP_PX
 
 
 def _vit(**other: Any) -> UNETRConfig:
@@ -118,7 +120,8 @@ VARIANTS = {
     ),
     "unetr": Variant("UNETR: equal patches of 16 px, convolutional decoder", "unetr", _vit(decoder="geometric")),
     "unet": Variant(
-        "U-Net on crops, sliding windows", "crops", UNetTiledConfig(widths=(16, 16, 32, 64, 128)), batch=1, lr=5e-3
+        "U-Net on crops, sliding windows", "crops", UNetTiledConfig(widths=(16, 16, 32, 64, 128)), batch=1, lr=5e-3,
+        crop_px=128,
     ),
     "transunet": Variant(
         "TransUNet on crops, sliding windows", "crops", TransUNetConfig(layout="tiles", norm="instance"), batch=4
@@ -129,19 +132,29 @@ VARIANTS = {
 }  # fmt: skip
 
 
-def _data(name: str, cut: str, parts: bool) -> DataConfig:
-    chosen = SETS[name]
+def _patch_for(chosen: Set) -> int:
+    """The largest patch that gives at least L equal tokens, a power of two."""
+    patch = chosen.px
+    while (chosen.px // patch) ** 2 < chosen.length:
+        patch //= 2
+    return patch
+
+
+def _data(name: str, variant: Variant) -> DataConfig:
+    chosen, cut = SETS[name], variant.cut
     uniform = {
-        "patch": chosen.patch, "tokens": chosen.px // isqrt(chosen.length), "unetr": UNETR_PX, "crops": CROP_PX,
+        "patch": chosen.patch, "tokens": _patch_for(chosen), "unetr": UNETR_PX, "crops": TILE_PX,
     }  # fmt: skip
     common: dict[str, Any] = {"split": chosen.split, "resolution": chosen.px, "jitter": 0.2}
-    if parts:
+    if variant.parts:
         common["part"] = chosen.part
     root = f"runs/open/tokens/{name}"
     if cut in uniform:
         patch = uniform[cut]
         length = (chosen.px // patch) ** 2
-        more: dict[str, Any] = {"kind": "tiles", "crop_px": CROP_PX, "foreground_crops": 0.33} if cut == "crops" else {}
+        more: dict[str, Any] = {}
+        if cut == "crops":
+            more = {"kind": "tiles", "crop_px": variant.crop_px, "window_px": CROP_PX, "foreground_crops": 0.33}
         return DataConfig(
             dir=f"{root}/uniform{patch}", patching="uniform", patch=patch, length=length, **common, **more
         )
@@ -155,7 +168,7 @@ def _config(name: str, key: str) -> Config:
     variant = VARIANTS[key]
     return Config(
         experiment=f"open_{name}_{key}",
-        data=_data(name, variant.cut, variant.parts),
+        data=_data(name, variant),
         model=variant.model,
         train=TrainConfig(batch=variant.batch, lr=variant.lr, max_seconds=SECONDS),
         checkpoint=CheckpointConfig(every_seconds=60),
