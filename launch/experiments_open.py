@@ -43,10 +43,10 @@ class Set:
 
 
 SETS = {
-    "glomeruli": Set("data_prep/sample_data/glomeruli24/split.json", 1024, 32, 256, 0.25),
+    "glomeruli": Set("data_prep/sample_data/glomeruli24/split.json", 1024, 32, 256, 0.5),
     "nuclei": Set("launch/splits/nuclei.json", 1024, 32, 784, 0.15),
     "vessels": Set("launch/splits/vessels.json", 1024, 32, 576, 0.18),
-    "vessels_2k": Set("launch/splits/vessels.json", 2048, 32, 576, 0.18),
+    "vessels_2k": Set("launch/splits/vessels.json", 2048, 32, 256, 0.25),
 }
 
 
@@ -118,7 +118,9 @@ VARIANTS = {
     "uniform_patch": Variant(
         "equal tokens as small as apf's smallest, linear head", "patch", _vit(decoder="token", position="geom")
     ),
-    "unetr": Variant("UNETR: equal patches of 16 px, convolutional decoder", "unetr", _vit(decoder="geometric")),
+    "unetr": Variant(
+        "UNETR: equal patches of 16 px, convolutional decoder", "unetr", _vit(decoder="geometric"), batch=1, lr=3e-3
+    ),
     "unet": Variant(
         "U-Net on crops, sliding windows", "crops", UNetTiledConfig(widths=(16, 16, 32, 64, 128)), batch=1, lr=5e-3,
         crop_px=128,
