@@ -92,8 +92,8 @@ VARIANTS = {
     "apf_blind": Variant(
         "as apf without position code", "apf", _vit(decoder="leaf_unet", position="none"), batch=1, lr=5e-3, parts=True
     ),
-    "apf_leaf": Variant("adaptive tokens, leaf network", "apf", _vit(decoder="leaf", position="geom", leaf_base=8)),
-    "apf_token": Variant("adaptive tokens, linear head", "apf", _vit(decoder="token", position="geom")),
+    "apf_leaf": Variant("adaptive tokens, leaf network", "apf", _vit(decoder="leaf", position="geom", leaf_base=8), parts=True),
+    "apf_token": Variant("adaptive tokens, linear head", "apf", _vit(decoder="token", position="geom"), parts=True),
     "apf_geometric": Variant(
         "adaptive tokens, convolutional decoder on the grid of the frame", "apf",
         _vit(decoder="geometric", position="geom"),
@@ -113,10 +113,10 @@ VARIANTS = {
         "as apf on equal tokens as small as apf's smallest", "patch", _LEAF_UNET, batch=1, lr=5e-3, parts=True
     ),
     "uniform_tokens": Variant(
-        "as many equal tokens as apf, linear head", "tokens", _vit(decoder="token", position="geom")
+        "as many equal tokens as apf, linear head", "tokens", _vit(decoder="token", position="geom"), parts=True
     ),
     "uniform_patch": Variant(
-        "equal tokens as small as apf's smallest, linear head", "patch", _vit(decoder="token", position="geom")
+        "equal tokens as small as apf's smallest, linear head", "patch", _vit(decoder="token", position="geom"), parts=True
     ),
     "unetr": Variant(
         "UNETR: equal patches of 16 px, convolutional decoder", "unetr", _vit(decoder="geometric"), batch=1, lr=3e-3
