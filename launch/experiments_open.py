@@ -92,7 +92,9 @@ VARIANTS = {
     "apf_blind": Variant(
         "as apf without position code", "apf", _vit(decoder="leaf_unet", position="none"), batch=1, lr=5e-3, parts=True
     ),
-    "apf_leaf": Variant("adaptive tokens, leaf network", "apf", _vit(decoder="leaf", position="geom", leaf_base=8), parts=True),
+    "apf_leaf": Variant(
+        "adaptive tokens, leaf network", "apf", _vit(decoder="leaf", position="geom", leaf_base=8), parts=True
+    ),
     "apf_token": Variant("adaptive tokens, linear head", "apf", _vit(decoder="token", position="geom"), parts=True),
     "apf_geometric": Variant(
         "adaptive tokens, convolutional decoder on the grid of the frame", "apf",
@@ -116,7 +118,8 @@ VARIANTS = {
         "as many equal tokens as apf, linear head", "tokens", _vit(decoder="token", position="geom"), parts=True
     ),
     "uniform_patch": Variant(
-        "equal tokens as small as apf's smallest, linear head", "patch", _vit(decoder="token", position="geom"), parts=True
+        "equal tokens as small as apf's smallest, linear head", "patch", _vit(decoder="token", position="geom"),
+        parts=True,
     ),
     "unetr": Variant(
         "UNETR: equal patches of 16 px, convolutional decoder", "unetr", _vit(decoder="geometric"), batch=1, lr=3e-3
