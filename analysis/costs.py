@@ -122,6 +122,28 @@ def _leaf_network(tally: _Tally, n: int, patch: int, width: int, base: int, clas
     tally.conv(first, classes, 1, square(0), bias=True)
 
 
+def _leaf_unet(tally: _Tally, n: int, patch: int, width: int, base: int, classes: int, channels: int) -> None:
+    """U-Net over n leaves, its convolutions across their borders; a norm has two weights a channel."""
+    bits = patch.bit_length() - 1
+    halvings = max(min(bits, 3), bits - 2)
+    widths = [base * min(8, 1 << max(0, i - 1)) for i in range(halvings + 1)]
+    cells = widths[-1] * (patch >> halvings) ** 2
+
+    def double(a: int, b: int, level: int) -> None:
+        for before in (a, b):
+            tally.conv(before, b, 3, n * (patch >> level) ** 2)
+            tally.weights += 2 * b
+
+    for level, (a, b) in enumerate(pairwise([channels, *widths])):
+        double(a, b, level)
+    tally.linear(cells, width, n)
+    tally.linear(width, cells, n)
+    for level in range(halvings, 0, -1):
+        tally.double(widths[level], widths[level - 1], n * (patch >> level) ** 2, bias=True)
+        double(2 * widths[level - 1], widths[level - 1], level - 1)
+    tally.conv(widths[0], classes, 1, n * patch * patch, bias=True)
+
+
 def unetr_cost(
     resolution: int,
     patch: int,
@@ -148,9 +170,9 @@ def unetr_cost(
         width: D.
         depth: transformer blocks.
         mlp_dim: hidden width, 4 D when None.
-        decoder: raster, geometric, token or leaf.
+        decoder: raster, geometric, token, leaf or leaf_unet.
         feature_size: channels of the convolutional decoder's finest level.
-        leaf_base: channels of the leaf network's finest level.
+        leaf_base: channels of the leaf networks' finest level.
         grid: side of the geometric decoder's grid; chosen as the model does when None.
         classes: K.
         channels: of a token.
@@ -167,6 +189,8 @@ def unetr_cost(
     weights = _encoder_weights(width, depth, mlp, qkv_bias)
     if decoder == "leaf":
         _leaf_network(tally, n, patch, width, leaf_base, classes, channels)
+    elif decoder == "leaf_unet":
+        _leaf_unet(tally, n, patch, width, leaf_base, classes, channels)
     else:
         encoder += 2 * length * width * channels * patch * patch
         weights += width * channels * patch * patch + width

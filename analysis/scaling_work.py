@@ -155,6 +155,8 @@ def _measured(run: Run, site: Site) -> Measured | str:
         return f"no readable config.yaml ({str(error).splitlines()[0]})"
     if run.device and (run.device == "cpu") != (site.hardware.kind == "cpu"):
         return f"ran on {run.device}, which is no hardware of site {site.name} (--runs-site)"
+    if config.data.part < 1:
+        return "trained on parts of trees (data.part), whose cost is not that of whole slides"
     if not run.seconds_per_image or not run.gpus or (run.timed_steps or 0) < 3:
         return "no timed steps"
     folder = find_data(run)

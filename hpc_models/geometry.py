@@ -244,7 +244,7 @@ def ring_steps(side: int) -> tuple[Tensor, Tensor]:
         (4 side + 4, 2) int64 (x, y) of each, counted from the square's first cell, and (4 side + 4,) int64 where each
         lies in raster order in the square of side + 2 cells.
     """
-    at = torch.arange(-1, side + 1)
+    at = torch.arange(-1, side + 1, device="cpu")  # also where the default device is meta: values decide a shape
     cells = torch.stack((at.repeat(side + 2), at.repeat_interleave(side + 2)), dim=-1)
     edge = ((cells < 0) | (cells >= side)).any(-1)
     steps = cells[edge]

@@ -49,6 +49,7 @@ class Seams:
         counts: leaves of each image.
         around: per side q, (M * (4 q + 4),) rows of the flattened features (M * q * q, C), -1 for zero; see
             `ring_cells`. None: zeros everywhere.
+        slots: per side q, where those lie in a square of q + 2 cells; see `ring_steps`.
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class Seams:
         b, n = leaf_size.shape
         self.counts: list[int] = [n] * b if valid is None else valid.sum(1).tolist()
         self.around: dict[int, Tensor] | None = None
+        self.slots: dict[int, Tensor] = {}
         if across:
+            self.slots = {q: ring_steps(q)[1].to(leaf_xy.device) for q in sides}
             self.around = {q: ring_cells(leaf_xy, leaf_size, valid, size_px, q).flatten() for q in sides}
 
 
@@ -77,7 +80,7 @@ class _Surround(torch.autograd.Function):
         ring = ring.masked_fill_((around < 0)[:, None], 0)
         wide = x.new_empty(m, q + 2, q + 2, c)
         wide[:, 1:-1, 1:-1] = x
-        wide.view(m, -1, c)[:, slots] = ring.view(m, -1, c)
+        wide.view(m, (q + 2) ** 2, c)[:, slots] = ring.view(m, len(slots), c)
         ctx.save_for_backward(around, slots)
         return wide
 
@@ -97,10 +100,8 @@ def surround(x: Tensor, seams: Seams) -> Tensor:
     if seams.around is None:
         return F.pad(x, (1, 1, 1, 1))
     q = x.shape[-1]
-    _, slots = ring_steps(q)
-    wide: Tensor = _Surround.apply(  # type: ignore[no-untyped-call]
-        x.permute(0, 2, 3, 1).contiguous(), seams.around[q], slots.to(x.device)
-    )
+    rows = x.permute(0, 2, 3, 1).contiguous()
+    wide: Tensor = _Surround.apply(rows, seams.around[q], seams.slots[q])  # type: ignore[no-untyped-call]
     return wide.permute(0, 3, 1, 2)
 
 

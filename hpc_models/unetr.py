@@ -23,7 +23,7 @@ from hpc_models.position import Position
 from hpc_models.vit import ViTEncoder
 
 DECODERS = ("raster", "geometric", "token", "leaf", "leaf_unet")
-LEAF_PARTS = (LeafEncoder, LeafDecoder, LeafUNetEncoder, LeafUNetDecoder)  # their features never leave the leaves
+LEAF_PARTS = (LeafEncoder, LeafDecoder, LeafUNetEncoder, LeafUNetDecoder)  # they compute valid leaves only, packed
 
 
 class PatchEmbedding(nn.Module):

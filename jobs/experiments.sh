@@ -5,7 +5,7 @@
 #   DATA      folder of the sets: glomeruli24, monuseg_train, hrf, each with images/ and masks/; those that are not
 #             there are left out (default: data_prep/sample_data, which has the first)
 #   SETS      sets to run (glomeruli nuclei vessels vessels_2k)
-#   ROWS      rows to run (all; their names stand in launch/experiments_open.py)
+#   ROWS      rows to run (all; their names and what they are stand in launch/experiments_open.py)
 #   SEEDS     seeds of every row (0 1 2)
 #   RUN_SECONDS  training seconds of every run (150)
 #   JOBS      runs at once, each on its share of the cores (1); compare only what ran with the same number
@@ -14,21 +14,23 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${DATA:-data_prep/sample_data}
 sets=${SETS:-glomeruli nuclei vessels vessels_2k}
-rows=${ROWS:-apf uniform_tokens unet apf_token apf_geometric apf_raster apf_still apf_strip uniform_patch unetr swin_unetr transunet}
+rows=${ROWS:-apf unet uniform_tokens uniform_leaf_unet unetr uniform_patch apf_alone apf_whole apf_blind apf_leaf apf_token
+    apf_geometric apf_raster apf_still apf_strip swin_unetr transunet}
 seeds=${SEEDS:-0 1 2}
 seconds=${RUN_SECONDS:-150}
 out=${OPEN_DIR:-runs/open}
 at_once=${JOBS:-1}
 [[ $at_once =~ ^[1-9][0-9]*$ ]] || { echo "experiments: JOBS: $at_once is no number of runs" >&2; exit 64; }
-threads=$(($(nproc) / at_once))
-[ "$threads" -gt 0 ] || { echo "experiments: JOBS: $at_once runs at once on $(nproc) cores" >&2; exit 64; }
+cores=$(env -u OMP_NUM_THREADS nproc)
+threads=$((cores / at_once))
+[ "$threads" -gt 0 ] || { echo "experiments: JOBS: $at_once runs at once on $cores cores" >&2; exit 64; }
 export PYTHONUNBUFFERED=1 PYTHONWARNINGS=${PYTHONWARNINGS:-ignore}
 declare -A folder=([glomeruli]=glomeruli24 [nuclei]=monuseg_train [vessels]=hrf [vessels_2k]=hrf)
 
 step() { printf '\n[experiments %ds] %s\n' "$SECONDS" "$*"; }
 stopped=
-# Runs in the background do not hear Ctrl-C; SIGTERM lets them save.
-trap 'stopped=1; kill -TERM $(jobs -p) 2>/dev/null' INT TERM
+# Ctrl-C reaches the script alone (`train` ignores it); SIGTERM lets the runs save.
+trap 'stopped=1; kill -TERM $(jobs -p) 2>/dev/null || true' INT TERM
 ended() {
     local rc=$?
     [ $rc = 0 ] || printf '\n[experiments] stopped (exit code %s); the same command goes on from here\n' $rc >&2
@@ -50,6 +52,11 @@ for set in "${there[@]}"; do
     declare -A built=()
     for row in $rows; do
         name=open_${set}_$row
+        [ -z "$stopped" ] || exit 130
+        if [ "$row" = uniform_patch ] && ! python -m launch show "$name" >/dev/null 2>&1; then
+            echo "experiments: $name is left out: it would be open_${set}_uniform_tokens again" >&2
+            continue
+        fi
         dir=$(python -m launch show "$name" | sed -n 's/^  dir: *\([^ ]*\).*/\1/p')
         dir=$out/tokens/${dir#runs/open/tokens/}
         tokens[$name]=$dir
@@ -58,18 +65,20 @@ for set in "${there[@]}"; do
         more=()
         [ "$row" != apf_strip ] || more=(--packing strip)
         python -m launch prep "$name" --slides "$data/${folder[$set]}/images" --masks "$data/${folder[$set]}/masks" \
-            --jobs "$(nproc)" data.dir="$dir" "${more[@]}" | tail -n 1
+            --jobs "$cores" data.dir="$dir" "${more[@]}" | tail -n 1
     done
     unset built
 done
 
 step "2/3 training, $seconds s each, $at_once at once on $threads cores each"
 train() {    # EXPERIMENT SEED
-    local code=0 run
+    local code=0 run=
+    trap '' INT
+    trap '[ -z "$run" ] || kill -TERM $run 2>/dev/null; gone=1' TERM
     python -m launch train "$1" run_root="$out/runs" data.dir="${tokens[$1]}" engine.threads="$threads" \
         train.max_seconds="$seconds" train.seed="$2" &
     run=$!
-    trap 'kill -TERM $run 2>/dev/null' TERM
+    [ -z "${gone:-}" ] || kill -TERM $run 2>/dev/null || true
     wait $run || code=$?
     while kill -0 $run 2>/dev/null; do code=0; wait $run || code=$?; done    # the signal ended the wait, not the run
     [ $code != 75 ] && [ $code != 130 ] || return $code
@@ -84,6 +93,7 @@ ended_one() {    # wait for a run; 1: there is none
 for seed in $seeds; do
     for set in "${there[@]}"; do
         for row in $rows; do
+            [ -n "${tokens[open_${set}_$row]:-}" ] || continue
             while [ "$(jobs -rp | wc -l)" -ge "$at_once" ]; do ended_one || true; done
             [ -z "$stopped" ] || break 3
             train "open_${set}_$row" "$seed" &

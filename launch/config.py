@@ -104,8 +104,14 @@ class DataConfig(Section):
             raise ValueError(f"labels=mask has two classes, got classes={self.classes}")
         if self.sizes and (self.kind != "images" or list(self.sizes) != sorted(set(self.sizes), reverse=True)):
             raise ValueError(f"sizes needs kind=images and descending sides, got {list(self.sizes)}")
-        if self.part < 1 and (self.kind != "tokens" or self.labels not in (None, "mask")):
+        if self.part < 1 and (self.kind != "tokens" or self.labels is not None):
             raise ValueError(f"part={self.part:g} is for segmentation with kind=tokens; crops have crop_px")
+        if self.part < 1 and self.part * self.resolution < self.patch:
+            raise ValueError(f"part={self.part:g} of resolution={self.resolution} is less than patch={self.patch}")
+        if self.window_px is not None and (self.kind != "tiles" or self.labels is not None):
+            raise ValueError(f"window_px={self.window_px} is for segmentation with kind=tiles")
+        if self.window_px is not None and not self.crop_px <= self.window_px <= self.resolution:
+            raise ValueError(f"window_px={self.window_px} must lie between crop_px={self.crop_px} and resolution")
         if self.image_hw is not None and min(self.image_hw) < 1:
             raise ValueError(f"image_hw must be positive, got {list(self.image_hw)}")
         return self
@@ -274,10 +280,13 @@ class Config(Section):
         layout = getattr(self.model, "layout", None)
         if layout is not None and (layout == "tiles") != (self.data.kind == "tiles"):
             raise ValueError(f"model.layout={layout} does not go with data.kind={self.data.kind}; tiles with tiles")
-        if self.data.part < 1 and self.data.patching == "apf" and (
-            getattr(self.model, "decoder", None) == "raster" or layout == "sequence"
-        ):
-            raise ValueError("data.part needs tokens at their places; the model takes their sequence as a picture")
+        if self.data.part < 1 and self.data.patching == "apf":
+            if getattr(self.model, "decoder", None) == "raster" or layout == "sequence":
+                raise ValueError("data.part needs tokens at their places; the model takes their sequence as a picture")
+            if getattr(self.model, "position", None) in ("slot", "both"):
+                raise ValueError("data.part changes which slot a token has; set model.position=geom or none")
+        if self.eval.parts and self.data.part == 1:
+            raise ValueError("eval.parts=true needs data.part below 1")
         if (self.model.task == "classification") != (self.data.labels is not None):
             needs = "needs data.labels" if self.model.task == "classification" else "segments: set data.labels=null"
             raise ValueError(f"model.name={self.model.name} {needs}")

@@ -2,8 +2,9 @@
 
 `jobs/experiments.sh` builds the token files and runs them all. The sets are what is freely available and is not PAIP:
 kidney glomeruli (regions), nuclei in H&E (dense detail), vessels of the retina (thin lines; at 1024 and 2048 pixels).
-Splits are by patient and fixed in files. Every row of a set has the same images, seconds, optimiser and schedule; batch
-and peak learning rate are the best of a few that were tried on training and validation slides.
+Splits are by patient and fixed in files. Every row of a set has the same images, seconds, optimiser and schedule. For
+apf, unet, uniform_tokens and unetr the batch, peak learning rate, crop or part are the best of a few that were tried on
+validation and spare training slides; the rows beside apf have its own, the others have defaults.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Set:
         split: JSON file of slide names.
         px: R.
         patch: p of the adaptive rows.
-        length: L of the adaptive rows.
+        length: L of the adaptive rows, a square as apf_raster needs.
         part: Share of the frame's side that a training step of rows with parts sees.
     """
 
@@ -84,7 +85,9 @@ VARIANTS = {
     "apf": Variant(
         "adaptive tokens, U-Net over the leaves", "apf", _LEAF_UNET, batch=1, lr=5e-3, parts=True
     ),
-    "apf_whole": Variant("as apf, every step on a whole tree", "apf", _LEAF_UNET, batch=1, lr=5e-3),
+    "apf_whole": Variant(
+        "as apf, every step on a whole tree with its white leaves", "apf", _LEAF_UNET, batch=1, lr=5e-3
+    ),
     "apf_alone": Variant(
         "as apf, every leaf in zeros", "apf", _vit(decoder="leaf_unet", position="geom", seams=False), batch=1, lr=5e-3,
         parts=True,
@@ -115,7 +118,8 @@ VARIANTS = {
         "as apf on equal tokens as small as apf's smallest", "patch", _LEAF_UNET, batch=1, lr=5e-3, parts=True
     ),
     "uniform_tokens": Variant(
-        "as many equal tokens as apf, linear head", "tokens", _vit(decoder="token", position="geom"), parts=True
+        "at least as many equal tokens as apf, linear head", "tokens", _vit(decoder="token", position="geom"),
+        parts=True,
     ),
     "uniform_patch": Variant(
         "equal tokens as small as apf's smallest, linear head", "patch", _vit(decoder="token", position="geom"),
@@ -182,9 +186,15 @@ def _config(name: str, key: str) -> Config:
     )
 
 
+def rows_of(name: str) -> list[str]:
+    """Rows of a set; where L tokens need patches as small as apf's smallest, the two uniform rows would be one."""
+    same = _patch_for(SETS[name]) == SETS[name].patch
+    return [key for key in VARIANTS if not (same and key == "uniform_patch")]
+
+
 for _name, _set in SETS.items():
-    for _key, _variant in VARIANTS.items():
+    for _key in rows_of(_name):
         register(
             f"open_{_name}_{_key}", lambda name=_name, key=_key: _config(name, key),  # type: ignore[misc]
-            f"{_name.replace('_', ' ')} at {_set.px:,} px, {SECONDS:g} s: {_variant.text}.",
+            f"{_name.replace('_', ' ')} at {_set.px:,} px, {SECONDS:g} s: {VARIANTS[_key].text}.",
         )  # fmt: skip

@@ -42,7 +42,7 @@ def test_published_cost_of_unetr_16():
     assert encoder_flops(1024, 768, 12) == 12 * (24 * 1024 * 768**2 + 4 * 1024**2 * 768)
 
 
-@pytest.mark.parametrize("decoder", ["token", "leaf", "raster"])
+@pytest.mark.parametrize("decoder", ["token", "leaf", "leaf_unet", "raster"])
 @pytest.mark.parametrize("patch", [2, 8, 32])
 def test_adaptive_unetr(decoder, patch):
     shape = {"width": 64, "depth": 3, "mlp_dim": 96, "decoder": decoder, "feature_size": 4, "leaf_base": 8}
@@ -55,7 +55,7 @@ def test_adaptive_unetr(decoder, patch):
     assert cost.weights == sum(p.numel() for p in model.parameters()) - spare
 
 
-@pytest.mark.parametrize("decoder", ["leaf", "token"])
+@pytest.mark.parametrize("decoder", ["leaf", "leaf_unet", "token"])
 @pytest.mark.parametrize("attention", ["full", "packed"])
 def test_padding_costs_what_the_model_computes_of_it(attention, decoder):
     """40 valid tokens of 64: convolutions and transformer see 40, linear maps of tokens all 64."""

@@ -185,6 +185,17 @@ def test_order_of_tokens_does_not_matter_without_a_slot_table(name):
     torch.testing.assert_close(model(shuffled)[valid], model(batch)[:, order][valid], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["unetr-token", "unetr-leaf", "unetr-leaf_unet", "unetr-leaf_unet-alone"])
+@pytest.mark.parametrize("images", [1, 2])
+def test_images_without_leaves_are_no_fault(name, images):
+    model, batch = make(name), batch_of()
+    batch["valid"][:images] = False
+    logits = model(batch)
+    logits.sum().backward()
+    assert torch.isfinite(logits).all()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
 @ALL
 def test_images_of_a_batch_do_not_see_each_other(name):
     model = make(name).eval()

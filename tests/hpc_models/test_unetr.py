@@ -108,7 +108,7 @@ def test_the_encoder_alone_is_vit_b_for_every_patch_size(patch, parameters, gflo
     assert counter.get_total_flops() / 1e9 == pytest.approx(gflop, abs=0.01)
 
 
-@pytest.mark.parametrize("decoder", ["raster", "geometric", "token", "leaf"])
+@pytest.mark.parametrize("decoder", ["raster", "geometric", "token", "leaf", "leaf_unet"])
 def test_cost_of_token_sets_can_be_counted_on_meta(decoder):
     with torch.device("meta"):
         model = build("unetr", size_px=512, patch=16, length=1024, decoder=decoder, position="geom", width=192, heads=6)
@@ -128,7 +128,7 @@ def test_encoder_cost_formula():
     assert counter.get_total_flops() == depth * (24 * tokens * width**2 + 4 * tokens**2 * width)
 
 
-@pytest.mark.parametrize("decoder", ["raster", "geometric", "token", "leaf"])
+@pytest.mark.parametrize("decoder", ["raster", "geometric", "token", "leaf", "leaf_unet"])
 @pytest.mark.parametrize("patch", [2, 4, 16, 32])
 def test_uniform_tokens_in_morton_order_give_the_whole_image_result(decoder, patch):
     size = 4 * patch

@@ -110,7 +110,7 @@ def test_parts_together_hold_every_leaf_with_content(content_wh, share, overlap)
 
 
 def test_batches_of_parts_are_short_and_depend_on_the_sample_alone(apf_files):
-    words = overrides(apf_files, "unused")
+    words = [*overrides(apf_files, "unused"), "model.position=geom"]
     config = load("smoke", [*words, "data.part=0.5", "data.length=200"])
     files = TokenFiles(config.data)
     both = training_batch(config, files, [(0, 7), (1, 8)])
@@ -128,6 +128,10 @@ def test_batches_of_parts_are_short_and_depend_on_the_sample_alone(apf_files):
     [
         (["data.part=0"], "data.part"),
         (["data.part=0.5", "model.decoder=raster"], "the model takes their sequence as a picture"),
+        (["data.part=0.5"], "set model.position=geom or none"),
+        (["data.part=0.01", "model.position=geom"], "is less than patch="),
+        (["eval.parts=true"], "eval.parts=true needs data.part below 1"),
+        (["data.window_px=64"], "is for segmentation with kind=tiles"),
         (["data.part=0.5", "data.kind=tiles", "data.patching=uniform"], "crops have crop_px"),
     ],
 )

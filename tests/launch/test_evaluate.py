@@ -75,7 +75,7 @@ def test_dice_of_a_model_is_that_of_its_painted_prediction(apf_files, tmp_path):
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("parts", [True, False])
 def test_prediction_in_parts_is_the_weighted_mean_of_what_parts_say(apf_files, parts):
-    config, files, engine = make(apf_files, data__part=0.5, eval__parts=parts)
+    config, files, engine = make(apf_files, data__part=0.5, eval__parts=parts, model__position="geom")
     scores = evaluate(engine, config, files, "test", torch.device("cpu"))
     for name in files.split["test"]:
         tokens = files.load(name)

@@ -2,12 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
+import time
 
 import pytest
 
 from launch.config import load
-from launch.experiments_open import SETS, VARIANTS
+from launch.experiments_open import SETS, VARIANTS, rows_of
 from launch.job_steps import prep_arguments
 from tests.conftest import ROOT
 
@@ -18,8 +20,10 @@ def script(**env: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_rows_of_a_set_differ_in_cut_and_model_only(name):
-    configs = {row: load(f"open_{name}_{row}") for row in VARIANTS}
+def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
+    configs = {row: load(f"open_{name}_{row}") for row in rows_of(name)}
+    whole = [config.model_copy(update={"experiment": ""}).sha256() for config in configs.values()]
+    assert len(set(whole)) == len(configs) >= len(VARIANTS) - 1
     split = json.loads((ROOT / configs["apf"].data.split).read_text())
     parts = [set(split[part]) for part in ("train", "val", "test")]
     assert all(parts) and len(set.union(*parts)) == sum(map(len, parts))
@@ -29,7 +33,8 @@ def test_rows_of_a_set_differ_in_cut_and_model_only(name):
         assert (config.data.split, config.data.resolution) == (configs["apf"].data.split, SETS[name].px)
     length = configs["apf"].data.length
     assert length <= configs["uniform_tokens"].data.length < 4 * length
-    assert configs["uniform_patch"].data.patch == configs["apf"].data.patch
+    rows = "uniform_patch" if "uniform_patch" in configs else "uniform_tokens"
+    assert configs[rows].data.patch == configs["apf"].data.patch
     assert configs["apf_strip"].data.dir != configs["apf_still"].data.dir == configs["apf"].data.dir
     assert not configs["apf_strip"].data.flips and not configs["apf_still"].data.flips
 
@@ -37,7 +42,7 @@ def test_rows_of_a_set_differ_in_cut_and_model_only(name):
 def test_token_files_of_one_folder_are_made_alike():
     made: dict[str, list[str]] = {}
     for name in SETS:
-        for row in VARIANTS:
+        for row in rows_of(name):
             words = prep_arguments(f"open_{name}_{row}", "slides", "masks", [])
             folder = words[words.index("--out") + 1]
             assert made.setdefault(folder, words) == words
@@ -49,6 +54,40 @@ def test_what_is_not_there_is_said(tmp_path):
     done = script(DATA=str(tmp_path))
     assert done.returncode == 1 and "none of the sets is in" in done.stderr and "set DATA" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_rows_that_run_by_default_are_all_there_are():
+    text = (ROOT / "jobs/experiments.sh").read_text()
+    words = text.split("rows=${ROWS:-")[1].split("}")[0].split()
+    assert sorted(words) == sorted(VARIANTS)
+
+
+def test_more_runs_than_cores_are_refused():
+    for jobs in ("0", "x", str(10 * (os.cpu_count() or 1))):
+        done = script(JOBS=jobs)
+        assert done.returncode == 64 and f"JOBS: {jobs}" in done.stderr
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_runs_and_the_same_command_goes_on(sent, tmp_path):
+    """SIGINT to the whole process group, as a terminal sends it."""
+    env = {**os.environ, "SETS": "glomeruli", "ROWS": "apf uniform_tokens", "SEEDS": "0", "RUN_SECONDS": "300",
+           "JOBS": "2" if (os.cpu_count() or 1) > 1 else "1", "OPEN_DIR": str(tmp_path)}  # fmt: skip
+    with (tmp_path / "log").open("w") as log:
+        run = subprocess.Popen(["bash", "jobs/experiments.sh"], cwd=ROOT, env=env, stdout=log, stderr=log,
+                               start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        until = time.monotonic() + 200
+        while time.monotonic() < until and not any(
+            path.read_text().count("\n") > 1 for path in tmp_path.glob("runs/open_glomeruli_apf/*/metrics.jsonl")
+        ):
+            time.sleep(0.2)
+        os.killpg(run.pid, sent) if sent == signal.SIGINT else run.send_signal(sent)
+        assert run.wait(120) == 130, (tmp_path / "log").read_text()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(run.pid, 0)  # nobody is left behind
+    (record,) = tmp_path.glob("runs/open_glomeruli_apf/*/record.json")
+    assert json.loads(record.read_text())["status"] == "preempted"
+    assert list(tmp_path.glob("runs/open_glomeruli_apf/*/checkpoints/step-*/COMPLETE"))
 
 
 @pytest.mark.slow

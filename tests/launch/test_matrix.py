@@ -13,7 +13,7 @@ pytestmark = pytest.mark.gloo
 
 PAIRS = [  # half of all pairs, so that each decoder meets two codes and each code two decoders
     (decoder, position)
-    for d, decoder in enumerate(("raster", "geometric", "token", "leaf"))
+    for d, decoder in enumerate(("raster", "geometric", "token", "leaf", "leaf_unet"))
     for p, position in enumerate(("slot", "geom", "both", "none"))
     if (d + p) % 2 == 0
 ]
@@ -26,7 +26,7 @@ CASES = {
     for i, ((decoder, position), engine) in enumerate(itertools.product(PAIRS, ("ddp", "fsdp")))
 }  # fmt: skip
 # Each decoder, code, engine, way to patch, precision, with and without recomputation; the others are slow.
-QUICK = ("raster-both-fsdp", "geometric-geom-ddp", "token-slot-ddp", "leaf-none-fsdp")
+QUICK = ("raster-both-fsdp", "geometric-geom-ddp", "token-slot-ddp", "leaf-none-fsdp", "leaf_unet-both-fsdp")
 # name: (test slides, engine). Fewer than ranks, and one too many for them.
 UNEVEN = {"one-of-two": (["j"], "fsdp"), "five-of-two": (["f", "g", "h", "i", "j"], "fsdp"), "one-ddp": (["j"], "ddp")}
 
