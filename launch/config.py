@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
-from launch.data_config import DataConfig
+from launch.data_config import DataConfig as DataConfig  # as the other sections, it is imported from here
 from launch.log_config import LogConfig
 from launch.model_base import OptionalBool, number_from_text
 from launch.model_config import MODELS, ModelConfig, OptionalFloat, OptionalInt, OptionalText, Section
