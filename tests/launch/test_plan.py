@@ -8,12 +8,13 @@ import torch
 import yaml
 
 from launch.__main__ import main
+from launch.batches import padded_length
 from launch.config import load
 from launch.plan.changes import combinations, least_bytes, single_changes
 from launch.plan.command import engine_overrides
 from launch.plan.cost import collective_s, summed
 from launch.plan.ledger import Collective, Ledger
-from launch.plan.step import count
+from launch.plan.step import count, made_up_batch
 from launch.sites import SITES, load_site
 from tests.launch.small import Group, free_port, launch_rank, overrides, write_folder
 
@@ -276,3 +277,14 @@ def test_bad_arguments_are_one_line(words, said, capsys):
     assert main(["plan", *words]) == 64
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_a_plan_of_parts_counts_the_leaves_of_a_part():
+    whole = load("open_nuclei_apf", ["data.part=1"])
+    part = load("open_nuclei_apf", ["data.part=0.25"])
+    batches = [made_up_batch(config, 1) for config in (whole, part)]
+    lengths = [int(batch["valid"].sum()) for batch in batches]
+    assert lengths[0] == 784 and 30 < lengths[1] < 100
+    assert batches[1]["tokens"].shape[1] == padded_length(lengths[1], 784)
+    flops = [count(config, 1, 1).flops for config in (whole, part)]
+    assert flops[1] < 0.2 * flops[0]
