@@ -226,9 +226,25 @@ def test_a_resolution_is_set_apart_and_its_rows_stay_together():
     assert body.count("\\midrule") == 7, "below the heads, and before each resolution but the first"
 
 
-def test_the_kept_tables_are_what_the_command_makes(capsys, tmp_path: Path):
-    """analysis/measured/demo_cpu holds records and the tables made from them; README shows the same rows."""
-    kept = REFERENCE.parent / "measured" / "demo_cpu"
-    assert main(["tables", str(kept), "--out", str(tmp_path)]) == 0
-    for name in ("comparison.md", "comparison.csv"):
+@pytest.mark.parametrize(
+    ("folder", "command", "names"),
+    [
+        ("demo_cpu", "tables", ("comparison.md", "comparison.csv")),
+        ("open_cpu", "tables", ("comparison.md", "comparison.csv")),
+        ("open_cpu", "gains", ("gains.md",)),
+    ],
+)
+def test_the_kept_tables_are_what_the_command_makes(folder, command, names, capsys, tmp_path: Path):
+    """analysis/measured/* holds records and the tables made from them; the READMEs show the same rows."""
+    kept = REFERENCE.parent / "measured" / folder
+    assert main([command, str(kept), "--out", str(tmp_path)]) == 0
+    for name in names:
         assert (tmp_path / name).read_text() == (kept / name).read_text(), name
+
+
+def test_the_results_page_shows_the_kept_gains():
+    kept = REFERENCE.parent / "measured" / "open_cpu"
+    page = (kept / "README.md").read_text()
+    rows = [line for line in (kept / "gains.md").read_text().splitlines() if line.startswith("| ")]
+    assert len(rows) > 8
+    assert all(row in page for row in rows)
