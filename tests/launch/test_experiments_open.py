@@ -68,7 +68,7 @@ def test_more_runs_than_cores_are_refused():
         assert done.returncode == 64 and f"JOBS: {jobs}" in done.stderr
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_the_runs_and_the_same_command_goes_on(sent, tmp_path):
     """SIGINT to the whole process group, as a terminal sends it."""
     env = {**os.environ, "SETS": "glomeruli", "ROWS": "apf uniform_tokens", "SEEDS": "0", "RUN_SECONDS": "300",
