@@ -120,9 +120,7 @@ def paint(values: Tensor, leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor, siz
     points = centres_xy(size_px, side, device)
     row = owner_of(points, leaf_xy, leaf_size, valid)
     safe = row.clamp(min=0)
-    leaf_side = torch.gather(leaf_size, 1, safe).clamp(min=1)
-    offset = points - torch.gather(leaf_xy, 1, safe[..., None].expand(-1, -1, 2))
-    cell = (offset * p).div(leaf_side[..., None], rounding_mode="floor").clamp(0, p - 1)
+    cell = _cell_at(points, safe, leaf_xy, leaf_size, p)
     index = (safe * p + cell[..., 1]) * p + cell[..., 0]
     flat = values.reshape(b, n * p * p, c)
     painted = torch.gather(flat, 1, index[..., None].expand(-1, -1, c))
@@ -213,42 +211,49 @@ def halo_patches(tokens: Tensor, leaf_xy: Tensor, leaf_size: Tensor, valid: Tens
         (B, L, p + 2 halo, p + 2 halo, C).
     """
     b, n, p, _, c = tokens.shape
-    device = tokens.device
     q = p + 2 * halo
-    at = torch.arange(-halo, p + halo, device=device)
-    inner = (at >= 0) & (at < p)
-    ring_y, ring_x = torch.nonzero(~(inner[:, None] & inner[None, :]), as_tuple=True)
-    steps = torch.stack((at[ring_x], at[ring_y]), dim=-1)  # (Q, 2) in cells
-    points = leaf_xy[:, :, None] + torch.div((2 * steps + 1) * leaf_size[..., None, None], 2 * p, rounding_mode="floor")
-    points = points.flatten(1, 2)
+    row, cell, inside = _around(leaf_xy, leaf_size, valid, size_px, p, halo)
+    index = (row * p + cell[..., 1]) * p + cell[..., 0]
+    values = torch.gather(tokens.reshape(b, n * p * p, c), 1, index[..., None].expand(-1, -1, c))
+    wide = tokens.new_zeros(b, n, q, q, c)
+    wide[:, :, halo : halo + p, halo : halo + p] = tokens
+    slots = ring_steps(p, halo)[1].to(tokens.device)
+    wide.flatten(2, 3)[:, :, slots] = values.masked_fill(~inside[..., None], 0).unflatten(1, (n, -1))
+    return wide
+
+
+def ring_steps(side: int, halo: int = 1) -> tuple[Tensor, Tensor]:
+    """The cells around a square of side x side cells, up to `halo` away.
+
+    Returns:
+        (Q, 2) int64 (x, y) of each, counted from the square's first cell, and (Q,) int64 where each lies in raster
+        order in the square of side + 2 halo cells; Q = 4 side + 4 for a halo of 1. Both on the CPU.
+    """
+    at = torch.arange(-halo, side + halo, device="cpu")  # also where the default device is meta: values decide a shape
+    cells = torch.stack((at.repeat(len(at)), at.repeat_interleave(len(at))), dim=-1)
+    edge = ((cells < 0) | (cells >= side)).any(-1)
+    return cells[edge], torch.nonzero(edge)[:, 0]
+
+
+def _around(
+    leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor, size_px: int, side: int, halo: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Row (B, L * Q) and cell (B, L * Q, 2) that cover the centres of every leaf's `ring_steps`; where there is one."""
+    steps = ring_steps(side, halo)[0].to(leaf_xy.device)
+    centre = torch.div((2 * steps + 1) * leaf_size[..., None, None], 2 * side, rounding_mode="floor")
+    points = (leaf_xy[:, :, None] + centre).flatten(1, 2)
     inside = ((points >= 0) & (points < size_px)).all(-1)
     row = owner_of(points.clamp(0, size_px - 1), leaf_xy, leaf_size, valid)
     inside &= row >= 0
     row = row.clamp(min=0)
-    offset = points - torch.gather(leaf_xy, 1, row[..., None].expand(-1, -1, 2))
-    side = torch.gather(leaf_size, 1, row).clamp(min=1)
-    cell = (offset * p).div(side[..., None], rounding_mode="floor").clamp(0, p - 1)
-    index = (row * p + cell[..., 1]) * p + cell[..., 0]
-    values = torch.gather(tokens.reshape(b, n * p * p, c), 1, index[..., None].expand(-1, -1, c))
-    values = values.masked_fill(~inside[..., None], 0).unflatten(1, (n, -1))
-    wide = tokens.new_zeros(b, n, q, q, c)
-    wide[:, :, halo : halo + p, halo : halo + p] = tokens
-    wide[:, :, ring_y, ring_x] = values
-    return wide
+    return row, _cell_at(points, row, leaf_xy, leaf_size, side), inside
 
 
-def ring_steps(side: int) -> tuple[Tensor, Tensor]:
-    """The cells around a square of side x side cells.
-
-    Returns:
-        (4 side + 4, 2) int64 (x, y) of each, counted from the square's first cell, and (4 side + 4,) int64 where each
-        lies in raster order in the square of side + 2 cells.
-    """
-    at = torch.arange(-1, side + 1, device="cpu")  # also where the default device is meta: values decide a shape
-    cells = torch.stack((at.repeat(side + 2), at.repeat_interleave(side + 2)), dim=-1)
-    edge = ((cells < 0) | (cells >= side)).any(-1)
-    steps = cells[edge]
-    return steps, (steps[:, 1] + 1) * (side + 2) + steps[:, 0] + 1
+def _cell_at(points_xy: Tensor, row: Tensor, leaf_xy: Tensor, leaf_size: Tensor, side: int) -> Tensor:
+    """Cell (x, y) of each point, (B, P, 2), in the leaf whose row (B, P) is given, which has side x side cells."""
+    offset = points_xy - torch.gather(leaf_xy, 1, row[..., None].expand(-1, -1, 2))
+    size = torch.gather(leaf_size, 1, row).clamp(min=1)
+    return (offset * side).div(size[..., None], rounding_mode="floor").clamp(0, side - 1)
 
 
 def ring_cells(leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor | None, size_px: int, side: int) -> Tensor:
@@ -267,16 +272,7 @@ def ring_cells(leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor | None, size_px
     """
     b, n = leaf_size.shape
     everyone = torch.ones_like(leaf_size, dtype=torch.bool) if valid is None else valid
-    steps = ring_steps(side)[0].to(leaf_xy.device)
-    centre = torch.div((2 * steps + 1) * leaf_size[..., None, None], 2 * side, rounding_mode="floor")
-    points = (leaf_xy[:, :, None] + centre).flatten(1, 2)
-    inside = ((points >= 0) & (points < size_px)).all(-1)
-    row = owner_of(points.clamp(0, size_px - 1), leaf_xy, leaf_size, everyone)
-    inside &= row >= 0
-    row = row.clamp(min=0)
-    offset = points - torch.gather(leaf_xy, 1, row[..., None].expand(-1, -1, 2))
-    size = torch.gather(leaf_size, 1, row).clamp(min=1)
-    cell = (offset * side).div(size[..., None], rounding_mode="floor").clamp(0, side - 1)
+    row, cell, inside = _around(leaf_xy, leaf_size, everyone, size_px, side)
     place = (everyone.flatten().cumsum(0) - 1).unflatten(0, (b, n))  # of each row among the leaves of the batch
     leaf = torch.gather(place, 1, row)
     index = torch.where(inside, (leaf * side + cell[..., 1]) * side + cell[..., 0], -1).unflatten(1, (n, -1))
