@@ -7,10 +7,10 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hpc_models.attend import KINDS, attend, attend_packed, attend_window
 from hpc_models.linear_attention import Nystrom, Performer
+from hpc_models.recompute import maybe_recompute
 
 LINEAR = ("performer_relu", "performer_softmax", "nystrom")
 ALL_KINDS = (*KINDS, *LINEAR)
@@ -186,7 +186,6 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """(B, L, D) or packed (T, D) to the same; see `Attention` for mask and lengths."""
-        if self.checkpoint and self.training:
-            # Inside the block, not around it: a sharding hook on the block then stays outside the recomputation.
-            return checkpoint(self._forward, x, key_mask, lengths, use_reentrant=False)
-        return self._forward(x, key_mask, lengths)
+        # Inside the block, not around it: a sharding hook on the block then stays outside the recomputation.
+        y: Tensor = maybe_recompute(self, self._forward, x, key_mask, lengths)
+        return y

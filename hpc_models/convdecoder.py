@@ -12,7 +12,8 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from hpc_models.recompute import maybe_recompute
 
 SLOPE = 0.01
 
@@ -105,9 +106,8 @@ class ConvDecoder(nn.Module):
         return [min(i * depth // k, depth - 1) for i in range(1, k)]
 
     def _run(self, module: nn.Module, *args: Tensor) -> Tensor:
-        if self.checkpoint and self.training:
-            return checkpoint(module, *args, use_reentrant=False)
-        return module(*args)
+        y: Tensor = maybe_recompute(self, module, *args)
+        return y
 
     def forward(self, image: Tensor, taps: list[Tensor], last: Tensor) -> Tensor:
         """Decode.

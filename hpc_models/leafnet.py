@@ -15,7 +15,8 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from hpc_models.recompute import maybe_recompute
 
 
 def leaf_widths(patch: int, base: int = 16) -> tuple[int, ...]:
@@ -104,8 +105,7 @@ class LeafEncoder(nn.Module):
         Returns:
             (M, D) token vectors and the features per level, finest first; the last one is the bottleneck.
         """
-        run = self.checkpoint and self.training
-        token, *levels = checkpoint(self._forward, patches, use_reentrant=False) if run else self._forward(patches)
+        token, *levels = maybe_recompute(self, self._forward, patches)
         return token, levels
 
 
@@ -142,6 +142,5 @@ class LeafDecoder(nn.Module):
 
     def forward(self, token: Tensor, levels: list[Tensor]) -> Tensor:
         """(M, D) and the encoder's levels to (M, K, p, p)."""
-        if self.checkpoint and self.training:
-            return checkpoint(self._forward, token, *levels, use_reentrant=False)
-        return self._forward(token, *levels)
+        logits: Tensor = maybe_recompute(self, self._forward, token, *levels)
+        return logits

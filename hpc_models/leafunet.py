@@ -19,9 +19,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hpc_models.geometry import ring_cells, ring_steps
+from hpc_models.recompute import maybe_recompute
 
 
 def leaf_unet_widths(patch: int, base: int = 16) -> tuple[int, ...]:
@@ -167,9 +167,7 @@ class LeafUNetEncoder(nn.Module):
 
     def forward(self, patches: Tensor, seams: Seams) -> tuple[Tensor, list[Tensor]]:
         """(M, C, p, p) to (M, D) token vectors and the features per level, finest first."""
-        run = self.checkpoint and self.training
-        found = checkpoint(self._forward, patches, seams, use_reentrant=False) if run else self._forward(patches, seams)
-        token, *levels = found
+        token, *levels = maybe_recompute(self, self._forward, patches, seams)
         return token, levels
 
 
@@ -204,6 +202,5 @@ class LeafUNetDecoder(nn.Module):
 
     def forward(self, token: Tensor, levels: list[Tensor], seams: Seams) -> Tensor:
         """(M, D) and the encoder's levels to (M, K, p, p)."""
-        if self.checkpoint and self.training:
-            return checkpoint(self._forward, token, seams, *levels, use_reentrant=False)
-        return self._forward(token, seams, *levels)
+        logits: Tensor = maybe_recompute(self, self._forward, token, seams, *levels)
+        return logits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -25,6 +25,20 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             m.momentum = momentum
             if count is not None and m.num_batches_tracked is not None:
                 m.num_batches_tracked.copy_(count)
+
+
+def maybe_recompute(owner: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
+    """function(*args); its activations are computed again in the backward pass where `owner` trains with checkpointing.
+
+    For functions without batch norm, whose running statistics `recompute` looks after.
+
+    Args:
+        owner: has the switch `checkpoint`.
+        function: of tensors, and of what needs no gradient.
+    """
+    if owner.checkpoint and owner.training:
+        return checkpoint(function, *args, use_reentrant=False)
+    return function(*args)
 
 
 def recompute(module: nn.Module, *args: Any) -> Tensor:

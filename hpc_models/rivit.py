@@ -11,10 +11,10 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hpc_models.attend import attend
 from hpc_models.batch import Batch, images_of
+from hpc_models.recompute import maybe_recompute
 
 POSITIONS = ("learned", "sinusoidal", "relative")
 
@@ -196,7 +196,7 @@ class RIViT(nn.Module):
         x = self.tokens_of(images_of(batch))
         x = torch.cat((self.cls.expand(len(x), -1, -1).to(x.dtype), x), dim=1)
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.checkpoint and self.training else block(x)
+            x = maybe_recompute(self, block, x)
         first = x[:, 0]
         logits = self.head(self.norm(first))
         if isinstance(batch, dict) and batch.get("features"):
