@@ -21,7 +21,7 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
     ]
     kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
-    return kind([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)
+    return kind([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
 
 
 def progress_of(config: TrainConfig, step: int, train_seconds: float) -> float:
