@@ -27,7 +27,7 @@ Batch = dict[str, torch.Tensor]
 Sample = dict[str, NDArray[Any]]
 
 
-_STEP = 64  # parts of trees are padded to multiples of this: few different shapes, whoever compiles for them
+_STEP = 32  # parts of trees are padded to multiples of this: few different shapes, whoever compiles for them
 
 
 def take(tokens: TokenSet, kept: NDArray[Any]) -> TokenSet:
@@ -40,12 +40,17 @@ def take(tokens: TokenSet, kept: NDArray[Any]) -> TokenSet:
     )  # fmt: skip
 
 
+def part_side(share: float, size_px: int) -> int:
+    """Side in pixels of a part with `share` of the side of a frame."""
+    return max(1, round(share * size_px))
+
+
 def part_of(tokens: TokenSet, share: float, rng: np.random.Generator) -> TokenSet:
     """The leaves with content in a random square with `share` of the frame's side; all where there are none.
 
     A step then costs about share^2 of a whole frame, so that there are more of them in the same time.
     """
-    side_px = max(1, round(share * tokens.size_px))
+    side_px = part_side(share, tokens.size_px)
     corner = rng.integers(np.maximum(0, np.array(tokens.content_wh) - side_px) + 1)
     kept = _in_part(tokens, corner, side_px)
     return take(tokens, kept) if kept.any() else tokens  # none: leaves were dropped when the file was built
@@ -65,7 +70,7 @@ def parts_of(tokens: TokenSet, share: float, overlap: float) -> list[tuple[NDArr
         Per part its rows (n,), and the weight (n,) of what is predicted there: the distance of a leaf's middle to the
         border of the part, as what lies near it was seen from one side only. All rows where a part has no leaf.
     """
-    side_px = max(1, round(share * tokens.size_px))
+    side_px = part_side(share, tokens.size_px)
     count = 1 + math.ceil((tokens.size_px - side_px) / max(1, side_px * (1 - overlap)))
     middle = tokens.leaf_xy + tokens.leaf_size[:, None] // 2
     x_starts, y_starts = (np.linspace(0, max(0, length - side_px), count).round() for length in tokens.content_wh)

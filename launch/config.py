@@ -154,9 +154,10 @@ class EvalConfig(Section):
         default="last", description="weights for the test slides: the last ones, or those with the best score on val"
     )
     pictures_px: int = Field(default=1024, ge=0, description="longest side of the saved test pictures, 0 = save none")
-    parts: bool = Field(
-        default=False, description="with data.part: predict in overlapping parts too, not on the whole tree at once"
-    )
+    part: OptionalFloat = Field(
+        default=None, gt=0, lt=1, description="with data.part: predict in overlapping parts, squares with this share "
+        "of the frame's side, as the statistics of norms are then like those of training; null: the whole tree at once",
+    )  # fmt: skip
     sizes: tuple[int, ...] = Field(
         default=(), description="kind=images: score the test pictures at these sides too, trained on or not"
     )
@@ -201,8 +202,8 @@ class Config(Section):
                 raise ValueError("data.part needs tokens at their places; the model takes their sequence as a picture")
             if getattr(self.model, "position", None) in ("slot", "both"):
                 raise ValueError("data.part changes which slot a token has; set model.position=geom or none")
-        if self.eval.parts and self.data.part == 1:
-            raise ValueError("eval.parts=true needs data.part below 1")
+        if self.eval.part is not None and self.data.part == 1:
+            raise ValueError("eval.part needs data.part below 1")
         if (self.model.task == "classification") != (self.data.labels is not None):
             needs = "needs data.labels" if self.model.task == "classification" else "segments: set data.labels=null"
             raise ValueError(f"model.name={self.model.name} {needs}")

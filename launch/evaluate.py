@@ -152,8 +152,8 @@ def _predict_tokens(engine: Engine, config: Config, tokens: TokenSet, device: to
         return _forward(engine, tokens, data.length, device).cpu().numpy() > 0  # type: ignore[no-any-return]
     content = np.flatnonzero(tokens.content_counts.any(axis=(1, 2)))
     parts = [(content if len(content) else np.arange(len(tokens)), np.ones(max(1, len(content)), np.float32))]
-    if config.eval.parts:
-        parts = parts_of(tokens, data.part, data.overlap)
+    if config.eval.part is not None:
+        parts = parts_of(tokens, config.eval.part, data.overlap)
     total, weight = torch.zeros(()), torch.zeros(len(tokens), 1, 1, 1)
     for rows, weights in parts:
         logits = _forward(engine, take(tokens, rows), padded_length(len(rows), data.length), device).cpu()

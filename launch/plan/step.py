@@ -20,7 +20,7 @@ from hpc_models.asam import neighbourhood
 from hpc_models.recompute import frozen_statistics
 from launch import engines
 from launch.augment import leaves_in_square
-from launch.batches import padded_length
+from launch.batches import padded_length, part_side
 from launch.classify import Classification
 from launch.config import Config
 from launch.data import TokenFiles
@@ -126,7 +126,7 @@ def _tokens(config: Config, images: int) -> dict[str, torch.Tensor]:
         length, side = data.length, data.patch
         xy, size = _leaves(config)
     if data.kind == "tokens" and data.part < 1:     # the part in the middle stands for all
-        side_px = max(1, round(data.part * data.resolution))
+        side_px = part_side(data.part, data.resolution)
         corner = np.full(2, (data.resolution - side_px) // 2)
         kept = leaves_in_square(xy, size, (data.resolution, data.resolution), corner, side_px)
         xy, size = xy[kept], size[kept]

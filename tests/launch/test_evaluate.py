@@ -73,16 +73,16 @@ def test_dice_of_a_model_is_that_of_its_painted_prediction(apf_files, tmp_path):
 
 
 @pytest.mark.usefixtures("one_rank")
-@pytest.mark.parametrize("parts", [True, False])
-def test_prediction_in_parts_is_the_weighted_mean_of_what_parts_say(apf_files, parts):
-    config, files, engine = make(apf_files, data__part=0.5, eval__parts=parts, model__position="geom")
+@pytest.mark.parametrize("share", [0.5, 0.75, None])
+def test_prediction_in_parts_is_the_weighted_mean_of_what_parts_say(apf_files, share):
+    config, files, engine = make(apf_files, data__part=0.5, eval__part=share, model__position="geom")
     scores = evaluate(engine, config, files, "test", torch.device("cpu"))
     for name in files.split["test"]:
         tokens = files.load(name)
         total, weight = np.zeros((len(tokens), PATCH, PATCH, 1)), np.zeros(len(tokens))
         content = np.flatnonzero(tokens.content_counts.any((1, 2)))
         whole = [(content, np.ones(len(content)))]  # white padding is left out, as it is in parts
-        for rows, weights in parts_of(tokens, 0.5, config.data.overlap) if parts else whole:
+        for rows, weights in parts_of(tokens, share, config.data.overlap) if share else whole:
             with torch.no_grad():
                 batch = collate([token_sample(take(tokens, rows), len(rows), None, False, 0.0)])
                 logits = engine.module.eval()(batch)[0].numpy()
