@@ -33,7 +33,9 @@ class Set:
         px: R.
         patch: p of the adaptive rows.
         length: L of the adaptive rows, a square as apf_raster needs.
-        part: Share of the frame's side that a training step of rows with parts sees.
+        part: Share of the frame's side that a training step of adaptive rows with parts sees.
+        seen: Share of the frame's side that they see at once when they predict; None: all of it.
+        token_part: `part` of the rows of equal tokens with a linear head.
     """
 
     split: str
@@ -41,13 +43,15 @@ class Set:
     patch: int
     length: int
     part: float
+    seen: float | None
+    token_part: float
 
 
 SETS = {
-    "glomeruli": Set("data_prep/sample_data/glomeruli24/split.json", 1024, 32, 256, 0.5),
-    "nuclei": Set("launch/splits/nuclei.json", 1024, 32, 784, 0.15),
-    "vessels": Set("launch/splits/vessels.json", 1024, 32, 576, 0.18),
-    "vessels_2k": Set("launch/splits/vessels.json", 2048, 32, 256, 0.25),
+    "glomeruli": Set("data_prep/sample_data/glomeruli24/split.json", 1024, 32, 256, 0.5, None, 0.5),
+    "nuclei": Set("launch/splits/nuclei.json", 1024, 32, 784, 0.15, None, 0.15),
+    "vessels": Set("launch/splits/vessels.json", 1024, 32, 576, 0.125, 0.25, 0.18),
+    "vessels_2k": Set("launch/splits/vessels.json", 2048, 32, 1024, 0.07, 0.19, 0.25),
 }
 
 
@@ -62,7 +66,7 @@ class Variant:
         model: Its settings.
         batch: Images, or crops, per step.
         lr: Peak learning rate.
-        parts: Whether a step sees a part of the tree or all of it.
+        part: Name of the set's share that a step sees; empty: all of the tree.
         crop_px: Side of a training crop; predictions slide windows of `CROP_PX`.
     """
 
@@ -71,7 +75,7 @@ class Variant:
     model: ModelConfig
     batch: int = 2
     lr: float = 1e-3
-    parts: bool = False
+    part: str = ""
     crop_px: int = CROP_PX
 
 
@@ -83,22 +87,22 @@ def _vit(**other: Any) -> UNETRConfig:
 _LEAF_UNET = _vit(decoder="leaf_unet", position="geom")
 VARIANTS = {
     "apf": Variant(
-        "adaptive tokens, U-Net over the leaves", "apf", _LEAF_UNET, batch=1, lr=5e-3, parts=True
+        "adaptive tokens, U-Net over the leaves", "apf", _LEAF_UNET, batch=1, lr=5e-3, part="part"
     ),
     "apf_whole": Variant(
         "as apf, every step on a whole tree with its white leaves", "apf", _LEAF_UNET, batch=1, lr=5e-3
     ),
     "apf_alone": Variant(
         "as apf, every leaf in zeros", "apf", _vit(decoder="leaf_unet", position="geom", seams=False), batch=1, lr=5e-3,
-        parts=True,
+        part="part",
     ),
     "apf_blind": Variant(
-        "as apf without position code", "apf", _vit(decoder="leaf_unet", position="none"), batch=1, lr=5e-3, parts=True
+        "as apf without position code", "apf", _vit(decoder="leaf_unet", position="none"), batch=1, lr=5e-3, part="part"
     ),
     "apf_leaf": Variant(
-        "adaptive tokens, leaf network", "apf", _vit(decoder="leaf", position="geom", leaf_base=8), parts=True
+        "adaptive tokens, leaf network", "apf", _vit(decoder="leaf", position="geom", leaf_base=8), part="part"
     ),
-    "apf_token": Variant("adaptive tokens, linear head", "apf", _vit(decoder="token", position="geom"), parts=True),
+    "apf_token": Variant("adaptive tokens, linear head", "apf", _vit(decoder="token", position="geom"), part="part"),
     "apf_geometric": Variant(
         "adaptive tokens, convolutional decoder on the grid of the frame", "apf",
         _vit(decoder="geometric", position="geom"),
@@ -115,15 +119,15 @@ VARIANTS = {
         _vit(decoder="raster", position="slot"),
     ),
     "uniform_leaf_unet": Variant(
-        "as apf on equal tokens as small as apf's smallest", "patch", _LEAF_UNET, batch=1, lr=5e-3, parts=True
+        "as apf on equal tokens as small as apf's smallest", "patch", _LEAF_UNET, batch=1, lr=5e-3, part="part"
     ),
     "uniform_tokens": Variant(
         "at least as many equal tokens as apf, linear head", "tokens", _vit(decoder="token", position="geom"),
-        parts=True,
+        part="token_part",
     ),
     "uniform_patch": Variant(
         "equal tokens as small as apf's smallest, linear head", "patch", _vit(decoder="token", position="geom"),
-        parts=True,
+        part="token_part",
     ),
     "unetr": Variant(
         "UNETR: equal patches of 16 px, convolutional decoder", "unetr", _vit(decoder="geometric"), batch=1, lr=3e-3
@@ -155,8 +159,8 @@ def _data(name: str, variant: Variant) -> DataConfig:
         "patch": chosen.patch, "tokens": _patch_for(chosen), "unetr": UNETR_PX, "crops": TILE_PX,
     }  # fmt: skip
     common: dict[str, Any] = {"split": chosen.split, "resolution": chosen.px, "jitter": 0.2}
-    if variant.parts:
-        common["part"] = chosen.part
+    if variant.part:
+        common["part"] = getattr(chosen, variant.part)
     root = f"runs/open/tokens/{name}"
     if cut in uniform:
         patch = uniform[cut]
@@ -181,7 +185,7 @@ def _config(name: str, key: str) -> Config:
         model=variant.model,
         train=TrainConfig(batch=variant.batch, lr=variant.lr, max_seconds=SECONDS),
         checkpoint=CheckpointConfig(every_seconds=60),
-        eval=EvalConfig(every_seconds=60),
+        eval=EvalConfig(every_seconds=60, part=SETS[name].seen if variant.part == "part" else None),
         run_root="runs/open/runs",
     )
 
