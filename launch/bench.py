@@ -184,7 +184,7 @@ def measure(row: Row, device: torch.device, seconds: float) -> dict[str, Any]:
         found["parameters"] = sum(p.numel() for p in model.parameters())
         side = data.resolution // data.patch
         image = join_patches(batch["tokens"], side, side) if row.monai else None
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         speed = Speed(peak_tflops(_name(device), row.config.train.precision))
 
         def forward() -> torch.Tensor:

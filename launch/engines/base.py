@@ -123,7 +123,10 @@ class TorchEngine:
     def restore(self, state: dict[str, Any]) -> None:
         """See `Engine`."""
         # The optimiser first: setting it makes its moments by an empty step, which must not run on loaded weights.
+        fused = [group.get("fused") for group in self.optimizer.param_groups]
         set_optimizer_state_dict(self.module, self.optimizer, state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, fused, strict=True):
+            group["fused"] = own  # how steps are computed is this program's affair, not the checkpoint's
         set_model_state_dict(self.module, state["model"])
 
     def forget(self) -> None:

@@ -211,7 +211,7 @@ class DeepSpeedEngine:
         for group, own in zip(inner.param_groups, settings, strict=True):
             group.update(own)
         for moments in inner.state.values():
-            moments["step"] = torch.tensor(float(step))
+            moments["step"] = torch.tensor(float(step), device=moments["exp_avg"].device)  # fused kernels want it there
 
     def _convert(self, folder: Path) -> None:
         """Write the universal form beside the native one; rank 0 alone."""

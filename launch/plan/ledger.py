@@ -223,7 +223,7 @@ class Ledger(TorchDispatchMode):
         if func._overloadpacket.__name__ in _FREE or _is_view(schema):
             return
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        outputs = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        outputs = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)] or _written(schema, args, kwargs)
         if not outputs:
             return
         moved = sum(map(_touched, inputs)) + sum(map(_touched, outputs))
@@ -258,6 +258,15 @@ def _touched(tensor: torch.Tensor) -> int:
     """Bytes that reading the tensor once moves; an expanded one is no larger than its storage."""
     size = tensor.numel() * tensor.element_size()
     return min(size, tensor.untyped_storage().nbytes()) if 0 in tensor.stride() else size
+
+
+def _written(schema: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """Arguments that an operation without results writes, as a fused optimiser does; it only unscales its gradients."""
+    given = {**dict(zip((a.name for a in schema.arguments), args, strict=False)), **kwargs}
+    named = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    if given.get("grad_scale") is None:
+        named = [name for name in named if name != "grads"]
+    return [t for name in named for t in tree_leaves(given.get(name)) if isinstance(t, torch.Tensor)]
 
 
 def _is_view(schema: Any) -> bool:

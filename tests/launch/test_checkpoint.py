@@ -227,6 +227,18 @@ def test_the_first_step_is_adams_first(engine, apf_files, tmp_path):
     assert {int(moments["step"]) for moments in trainer.engine.optimizer.state.values()} == {8}
 
 
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_a_checkpoint_does_not_say_how_steps_are_computed(engine, apf_files, tmp_path):
+    """One of before the optimiser was fused goes on fused."""
+    engine = train(apf_files, tmp_path, None, engine__name=engine).engine
+    old = engine.state()
+    for group in old["optimizer"]["param_groups"]:
+        assert group["fused"] is True
+        group["fused"] = None
+    engine.restore(old)
+    assert [group["fused"] for group in engine.optimizer.param_groups] == [True, True]
+
+
 def test_speed_is_of_one_machine_and_time_of_all(apf_files, tmp_path, monkeypatch):
     first = train(apf_files, tmp_path, 6)
     assert first.clock.timed_steps == 3

@@ -204,6 +204,17 @@ def test_flops_and_traffic_by_hand():
     assert ledger.flops == 2 * (2 * 8 * 8 * 4) * 2, "two products of 8 x 8 x 4 for each of 2 heads"
 
 
+def test_a_fused_optimiser_moves_weights_gradients_and_moments():
+    weight = torch.nn.Parameter(torch.zeros(1000))
+    weight.grad = torch.ones(1000)
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    optimizer.step()  # makes the moments
+    with Ledger() as ledger:
+        optimizer.step()
+    moved = ledger.work["fp32"].other_bytes - 7 * 4 * 1000  # reads four, writes all but the gradient
+    assert 0 <= moved <= 64, "the rest is the counter of steps"
+
+
 # -- seconds ----------------------------------------------------------------------------------------------------------
 
 
