@@ -25,7 +25,7 @@ SITE_MODULES=()
 SITE_SRUN=(--cpu-bind=cores)
 SITE_NODE_LOCAL="" SITE_SBCAST='' SITE_NODE_LOCAL_FROM=0
 site_env() {
-    export MPIR_CVAR_CH4_NETMOD="${MPIR_CVAR_CH4_NETMOD:-ofi}"
+    export MPIR_CVAR_CH4_NETMOD="${MPIR_CVAR_CH4_NETMOD-ofi}"
 }
 site_env_multi_node() { :; }
 TASK_ENV=:
