@@ -10,7 +10,7 @@ validation and spare training slides; the rows beside apf have its own, the othe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from launch.config import CheckpointConfig, Config, DataConfig, EvalConfig, TrainConfig
 from launch.model_base import ModelConfig
@@ -33,9 +33,9 @@ class Set:
         px: R.
         patch: p of the adaptive rows.
         length: L of the adaptive rows, a square as apf_raster needs.
-        part: Share of the frame's side that a training step of adaptive rows with parts sees.
+        part: Share of the frame's side that a training step sees, of adaptive rows and of uniform_leaf_unet.
         seen: Share of the frame's side that they see at once when they predict; None: all of it.
-        token_part: `part` of the rows of equal tokens with a linear head.
+        token_part: The share that a training step sees of equal tokens with a linear head.
     """
 
     split: str
@@ -75,7 +75,7 @@ class Variant:
     model: ModelConfig
     batch: int = 2
     lr: float = 1e-3
-    part: str = ""
+    part: Literal["", "part", "token_part"] = ""
     crop_px: int = CROP_PX
 
 
