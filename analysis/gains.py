@@ -29,7 +29,11 @@ examples:
 exit codes: 0 done; 1 there is no set with both; 64 wrong arguments.
 """
 _BETTER = "open_*_apf"
-_THAN = ("uniform_tokens", "uniform_patch", "unetr", "unet", "swin_unetr", "transunet", "apf_raster", "apf_token")
+_THAN = (  # rivals, then ablations
+    "uniform_tokens", "uniform_patch", "unetr", "unet", "swin_unetr", "transunet", "uniform_leaf_unet", "apf_whole",
+    "apf_alone", "apf_blind", "apf_leaf", "apf_token", "apf_geometric", "apf_raster",
+)  # fmt: skip
+_PACKING = ("open_*_apf_still", "open_*_apf_strip")  # alike but for which leaves make a token
 
 
 @dataclass(frozen=True)
@@ -201,9 +205,12 @@ def run(args: argparse.Namespace) -> tuple[str, list[Path]]:
     """
     groups = group_runs(load(args.runs).ok)
     tables = []
-    for b in args.b or [f"open_*_{row}" for row in _THAN]:
+    pairs = [(args.a, b) for b in args.b or [f"open_*_{row}" for row in _THAN]]
+    if not args.b and args.a == _BETTER:
+        pairs.append(_PACKING)
+    for a, b in pairs:
         try:
-            tables.append(gains_table(args.a, b, gains(find_pairs(groups, args.a, b))))
+            tables.append(gains_table(a, b, gains(find_pairs(groups, a, b))))
         except RunsError:
             if args.b:
                 raise
