@@ -20,7 +20,8 @@ def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
     ]
-    # One kernel for all parameters, on CPUs too, where a loop over them costs more than their arithmetic.
+    # One kernel for all parameters, on CPUs too, where a loop over them costs more than their arithmetic. It takes for
+    # granted that a gradient has the strides of its parameter, as autograd's have; one set by hand must have them too.
     kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
     return kind([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
 

@@ -345,7 +345,7 @@ def test_asam_steps_on_the_gradient_of_the_perturbed_weights(pictures, tmp_path)
     with torch.no_grad():
         for p, value, g in zip(named, before, grads, strict=True):
             p.copy_(value)
-            p.grad = g
+            p.grad = torch.empty_like(p).copy_(g)  # with the strides of p, as autograd does; the fused step needs it
     torch.nn.utils.clip_grad_norm_(named, config.train.clip)
     optimizer.step()
     stored = build_model(config)

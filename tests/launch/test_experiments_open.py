@@ -33,7 +33,7 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
         assert (config.data.split, config.data.resolution) == (configs["apf"].data.split, SETS[name].px)
     leaves = {"apf", "apf_alone", "apf_blind", "apf_leaf", "apf_token", "uniform_leaf_unet"}
     seen = {row: config.eval.part for row, config in configs.items() if config.data.part == SETS[name].part}
-    assert {row: SETS[name].seen for row in leaves} == {row: seen[row] for row in leaves}
+    assert dict.fromkeys(leaves, SETS[name].seen) == {row: seen[row] for row in leaves}
     assert all(config.eval.part is None for row, config in configs.items() if row not in leaves)
     length = configs["apf"].data.length
     assert length <= configs["uniform_tokens"].data.length < 4 * length
