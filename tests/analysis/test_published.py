@@ -232,6 +232,7 @@ def test_a_resolution_is_set_apart_and_its_rows_stay_together():
         ("demo_cpu", "tables", ("comparison.md", "comparison.csv")),
         ("open_cpu", "tables", ("comparison.md", "comparison.csv")),
         ("open_cpu", "gains", ("gains.md",)),
+        ("open_cpu_13s", "tables", ("comparison.md", "comparison.csv")),
     ],
 )
 def test_the_kept_tables_are_what_the_command_makes(folder, command, names, capsys, tmp_path: Path):
