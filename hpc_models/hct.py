@@ -170,7 +170,7 @@ class ResNet22(nn.Module):
         x = (image - 0.5) / 0.5 if self.normalise else image
         x = F.max_pool2d(self.stem(x), 3, 2)
         for block in self.blocks:
-            x = recompute(block, x) if self.checkpoint and self.training else block(x)
+            x = recompute(self, block, x)
         return F.relu(self.norm(x))
 
     def forward(self, batch: Batch | Tensor) -> Tensor:

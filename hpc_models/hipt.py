@@ -204,4 +204,4 @@ class HIPT(nn.Module):
         b, n, m = squares.shape[:3]
         x = self.squares(squares.flatten(0, 2)).unflatten(0, (b * n, m))
         x = self.regions(x, self.region // self.square).unflatten(0, (b, n))
-        return recompute(self.slide, x) if self.checkpoint and self.training else self.slide(x)
+        return recompute(self, self.slide, x)

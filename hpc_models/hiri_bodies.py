@@ -240,5 +240,5 @@ class TwoBranchBody(nn.Module):
         x = images_of(batch)
         x = (x - 0.5) / 0.5 if self.normalise else x
         for stage in self.stages:
-            x = recompute(stage, x) if self.checkpoint and self.training else stage(x)
+            x = recompute(self, stage, x)
         return self.head(self.norm(x.mean(dim=(-2, -1))))

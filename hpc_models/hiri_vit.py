@@ -172,7 +172,7 @@ class HIRIViT(nn.Module):
         for i, stage in enumerate(self.stages):
             x = self.downs[i - 1](x) if i else x
             for block in stage.children():
-                x = recompute(block, x) if self.checkpoint and self.training else block(x)
+                x = recompute(self, block, x)
             out.append(x)
         return out
 

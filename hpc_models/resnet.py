@@ -96,6 +96,6 @@ class ResNet(nn.Module):
             if i == 0:
                 x = F.max_pool2d(x, 3, 2)  # without padding, so one pixel short: upstream fills its skip with zeros
             for unit in stage:  # type: ignore[attr-defined]
-                x = recompute(unit, x) if self.checkpoint and self.training else unit(x)
+                x = recompute(self, unit, x)
             maps.append(x if i else F.pad(x, (0, 1, 0, 1)))
         return maps

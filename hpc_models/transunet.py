@@ -150,8 +150,7 @@ class TransUNet(PictureModel):
         x = F.dropout(x, self.dropout, self.training)
         x, _ = self.vit(x)
         x = x.transpose(1, 2).unflatten(2, (rows, cols))
-        run = self.checkpoint and self.training
-        x = recompute(self.bridge, x) if run else self.bridge(x)
+        x = recompute(self, self.bridge, x)
         for up, skip in zip(self.ups, (eighth, quarter, stem, None), strict=True):
-            x = recompute(up, x, skip) if run else up(x, skip)
+            x = recompute(self, up, x, skip)
         return self.out(x)

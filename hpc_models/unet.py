@@ -117,11 +117,6 @@ class UNet(nn.Module):
         """Modules to shard one by one, in forward order; what is left belongs to the root."""
         return [*self.downs, *self.ups]
 
-    def _run(self, module: nn.Module, *args: Tensor) -> Tensor:
-        if self.checkpoint and self.training:
-            return recompute(module, *args)
-        return module(*args)
-
     def forward(self, batch: Batch | Tensor) -> Tensor:
         """Per-cell logits of every token, each token an image of its own: (B, L, p, p, K).
 
@@ -142,10 +137,10 @@ class UNet(nn.Module):
         x = pad_to(x, multiple)
         skips = []
         for i, down in enumerate(self.downs):
-            x = self._run(down, x if i == 0 else F.max_pool2d(x, 2))
+            x = recompute(self, down, x if i == 0 else F.max_pool2d(x, 2))
             skips.append(x)
         for up, skip in zip(self.ups, reversed(skips[:-1]), strict=True):
-            x = self._run(up, x, skip)
+            x = recompute(self, up, x, skip)
         return self.out(x)[..., :h, :w]
 
 
