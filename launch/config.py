@@ -202,11 +202,10 @@ class Config(Section):
                 raise ValueError("data.part needs tokens at their places; the model takes their sequence as a picture")
             if getattr(self.model, "position", None) in ("slot", "both"):
                 raise ValueError("data.part changes which slot a token has; set model.position=geom or none")
-        if self.eval.part is not None and self.data.part == 1:
-            raise ValueError("eval.part needs data.part below 1")
-        if self.eval.part is not None and self.eval.part * self.data.resolution < self.data.patch:
-            size = f"resolution={self.data.resolution} is less than patch={self.data.patch}"
-            raise ValueError(f"eval.part={self.eval.part:g} of {size}")
+        if self.eval.part is not None:
+            if self.data.part == 1:
+                raise ValueError("eval.part needs data.part below 1")
+            self.data.check_part("eval.part", self.eval.part)
         if (self.model.task == "classification") != (self.data.labels is not None):
             needs = "needs data.labels" if self.model.task == "classification" else "segments: set data.labels=null"
             raise ValueError(f"model.name={self.model.name} {needs}")

@@ -65,6 +65,11 @@ class DataConfig(Section):
     cache_gib: float = Field(default=2.0, ge=0, description="memory per rank for files already read, in GiB")
     prefetch: int = Field(default=2, ge=0, description="batches prepared ahead by a background thread, 0 = none")
 
+    def check_part(self, key: str, share: float) -> None:
+        """Raise ValueError where a part with `share` of the frame's side, set by `key`, is smaller than a patch."""
+        if share < 1 and share * self.resolution < self.patch:
+            raise ValueError(f"{key}={share:g} of resolution={self.resolution} is less than patch={self.patch}")
+
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
         if self.split is None and (min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6):
@@ -83,8 +88,7 @@ class DataConfig(Section):
             raise ValueError(f"sizes needs kind=images and descending sides, got {list(self.sizes)}")
         if self.part < 1 and (self.kind != "tokens" or self.labels is not None):
             raise ValueError(f"part={self.part:g} is for segmentation with kind=tokens; crops have crop_px")
-        if self.part < 1 and self.part * self.resolution < self.patch:
-            raise ValueError(f"part={self.part:g} of resolution={self.resolution} is less than patch={self.patch}")
+        self.check_part("part", self.part)
         if self.window_px is not None and (self.kind != "tiles" or self.labels is not None):
             raise ValueError(f"window_px={self.window_px} is for segmentation with kind=tiles")
         if self.window_px is not None and not self.crop_px <= self.window_px <= self.resolution:
