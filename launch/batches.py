@@ -45,15 +45,37 @@ def part_side(share: float, size_px: int) -> int:
     return max(1, round(share * size_px))
 
 
-def part_of(tokens: TokenSet, share: float, rng: np.random.Generator) -> TokenSet:
+def part_of(tokens: TokenSet, share: float, rng: np.random.Generator, foreground: float = 0.0) -> TokenSet:
     """The leaves with content in a random square with `share` of the frame's side; all where there are none.
 
     A step then costs about share^2 of a whole frame, so that there are more of them in the same time.
+
+    Args:
+        tokens: The token set.
+        share: Side of the square as a share of the frame's.
+        rng: Generator of its place.
+        foreground: Chance that it is centred on a random cell with foreground (of any class) where there is one.
     """
     side_px = part_side(share, tokens.size_px)
-    corner = rng.integers(np.maximum(0, np.array(tokens.content_wh) - side_px) + 1)
+    room = np.maximum(0, np.array(tokens.content_wh) - side_px)
+    corner = rng.integers(room + 1)
+    if foreground and rng.random() < foreground and (centre := _foreground_cell(tokens, rng)) is not None:
+        corner = np.clip(centre - side_px // 2, 0, room)
     kept = _in_part(tokens, corner, side_px)
     return take(tokens, kept) if kept.any() else tokens  # none: leaves were dropped when the file was built
+
+
+def _foreground_cell(tokens: TokenSet, rng: np.random.Generator) -> NDArray[np.int64] | None:
+    """Frame pixels (x, y) of the middle of a random cell with foreground; None without one."""
+    assert tokens.mask_counts is not None
+    cells = np.flatnonzero(tokens.mask_counts.any(axis=-1))
+    if not len(cells):
+        return None
+    side = tokens.mask_counts.shape[1]
+    leaf, cell = divmod(int(cells[rng.integers(len(cells))]), side * side)
+    middle = (2 * np.array([cell % side, cell // side]) + 1) * int(tokens.leaf_size[leaf]) // (2 * side)
+    found: NDArray[np.int64] = tokens.leaf_xy[leaf] + middle
+    return found
 
 
 def parts_of(tokens: TokenSet, share: float, overlap: float) -> list[tuple[NDArray[np.intp], NDArray[np.float32]]]:
@@ -191,7 +213,7 @@ def training_batch(config: Config, files: TokenFiles, picks: list[tuple[int, int
             samples.append(crop_sample(raster, data.crop_px, rng, data.flips, data.jitter, data.foreground_crops))
         else:
             tokens = files.load(name)
-            parts.append((tokens if data.part == 1 else part_of(tokens, data.part, rng), rng))
+            parts.append((tokens if data.part == 1 else part_of(tokens, data.part, rng, data.foreground_crops), rng))
     length = data.length
     if data.part < 1 and parts:
         length = padded_length(max(len(tokens) for tokens, _ in parts), length)

@@ -59,7 +59,7 @@ class DataConfig(Section):
         default=None, gt=0, description="kind=tiles: side of the sliding window of predictions; null: crop_px"
     )
     foreground_crops: float = Field(
-        default=0.0, ge=0, le=1, description="kind=tiles: share of the crops that are centred on a foreground pixel"
+        default=0.0, ge=0, le=1, description="share of the crops, or parts, that are centred on a foreground pixel"
     )
     overlap: float = Field(default=0.25, ge=0, lt=1, description="kind=tiles or part: overlap of sliding windows")
     cache_gib: float = Field(default=2.0, ge=0, description="memory per rank for files already read, in GiB")
@@ -89,6 +89,8 @@ class DataConfig(Section):
         if self.part < 1 and (self.kind != "tokens" or self.labels is not None):
             raise ValueError(f"part={self.part:g} is for segmentation with kind=tokens; crops have crop_px")
         self.check_part("part", self.part)
+        if self.foreground_crops and self.kind != "tiles" and self.part == 1:
+            raise ValueError(f"foreground_crops={self.foreground_crops:g} is for crops and parts: set kind or part")
         if self.window_px is not None and (self.kind != "tiles" or self.labels is not None):
             raise ValueError(f"window_px={self.window_px} is for segmentation with kind=tiles")
         if self.window_px is not None and not self.crop_px <= self.window_px <= self.resolution:

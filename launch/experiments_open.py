@@ -19,9 +19,10 @@ from launch.model_families.spine import UNETRConfig, UNetTiledConfig
 from launch.registry import register
 
 SECONDS = 150.0
-TILE_PX = 256   # of the files crops are cut from
+TILE_PX = 256  # of the files crops are cut from
 CROP_PX = 256
-UNETR_PX = 16   # patch of UNETR itself (Hatamizadeh et al. 2022)
+FOREGROUND = 0.33  # share of crops and parts around a foreground pixel
+UNETR_PX = 16  # patch of UNETR itself (Hatamizadeh et al. 2022)
 
 
 @dataclass(frozen=True)
@@ -160,14 +161,14 @@ def _data(name: str, variant: Variant) -> DataConfig:
     }  # fmt: skip
     common: dict[str, Any] = {"split": chosen.split, "resolution": chosen.px, "jitter": 0.2}
     if variant.part:
-        common["part"] = getattr(chosen, variant.part)
+        common |= {"part": getattr(chosen, variant.part), "foreground_crops": FOREGROUND}
     root = f"runs/open/tokens/{name}"
     if cut in uniform:
         patch = uniform[cut]
         length = (chosen.px // patch) ** 2
         more: dict[str, Any] = {}
         if cut == "crops":
-            more = {"kind": "tiles", "crop_px": variant.crop_px, "window_px": CROP_PX, "foreground_crops": 0.33}
+            more = {"kind": "tiles", "crop_px": variant.crop_px, "window_px": CROP_PX, "foreground_crops": FOREGROUND}
         return DataConfig(
             dir=f"{root}/uniform{patch}", patching="uniform", patch=patch, length=length, **common, **more
         )

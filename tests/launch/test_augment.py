@@ -1,6 +1,7 @@
 """Augmentation on token sets equals augmentation of the picture, and depends on nothing but its seed."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,6 +96,34 @@ def test_a_part_without_leaves_is_the_whole():
     assert {len(rows) for rows, _ in parts_of(hole, 0.1, 0.25)} == {1}
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_parts_around_foreground(seed):
+    """Every foreground cell is as likely; the part is the square around it, moved into the content at its border."""
+    tokens = token_set(seed, content_wh=(64, 48))
+    assert tokens.mask_counts is not None
+    masks = np.zeros_like(tokens.mask_counts)
+    for leaf in (0, len(tokens) // 2):  # two cells of two leaves
+        masks[leaf, 1, 2, 0] = 1
+    few = replace(tokens, mask_counts=masks)
+    side = masks.shape[1]
+    squares = []
+    for leaf in (0, len(tokens) // 2):
+        centre = few.leaf_xy[leaf] + (np.array([2, 1]) * 2 + 1) * few.leaf_size[leaf] // (2 * side)
+        corner = np.clip(centre - 8, 0, np.array([64, 48]) - 16)
+        kept = leaves_in_square(few.leaf_xy, few.leaf_size, few.content_wh, corner, 16)
+        kept &= few.content_counts.any((1, 2))
+        squares.append(few.leaf_xy[kept].tolist())
+    drawn = [part_of(few, 0.25, np.random.default_rng(n), foreground=1.0).leaf_xy.tolist() for n in range(60)]
+    assert all(part in squares for part in drawn)
+    assert all(15 <= drawn.count(square) <= 45 for square in squares)
+    mixed = [part_of(few, 0.25, np.random.default_rng(n), foreground=0.5).leaf_xy.tolist() for n in range(60)]
+    assert 10 <= sum(part not in squares for part in mixed) <= 50
+    none = replace(few, mask_counts=np.zeros_like(masks))
+    for n in range(10):  # as without
+        part = part_of(none, 0.25, np.random.default_rng(n), foreground=1.0)
+        assert np.array_equal(part.leaf_xy, part_of(few, 0.25, np.random.default_rng(n)).leaf_xy)
+
+
 @pytest.mark.parametrize("content_wh", [(64, 64), (40, 64), (30, 20)])
 @pytest.mark.parametrize(("share", "overlap"), [(0.5, 0.25), (0.3, 0.0), (1.0, 0.25)])
 def test_parts_together_hold_every_leaf_with_content(content_wh, share, overlap):
@@ -135,6 +164,7 @@ def test_batches_of_parts_are_short_and_depend_on_the_sample_alone(apf_files):
         (["eval.part=0.5"], "eval.part needs data.part below 1"),
         (["data.part=0.5", "model.position=geom", "eval.part=1"], "eval.part"),
         (["data.part=0.5", "model.position=geom", "eval.part=0.01"], "eval.part=0.01 of resolution"),
+        (["data.foreground_crops=0.3"], "foreground_crops=0.3 is for crops and parts"),
         (["data.window_px=64"], "is for segmentation with kind=tiles"),
         (["data.part=0.5", "data.kind=tiles", "data.patching=uniform"], "crops have crop_px"),
     ],
