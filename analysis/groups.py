@@ -12,6 +12,7 @@ import yaml
 
 from analysis.records import Run
 from analysis.stats import bootstrap_interval, mean
+from launch.config import ADDED
 
 # Runs that agree on all of these, and on their config apart from the seed, are seeds of one row.
 IDENTITY = (
@@ -153,14 +154,22 @@ def _order(group: Group) -> tuple:
 
 
 def _config_without_names(folder: Path) -> str:
-    """Return config.yaml as canonical text without the keys that name a run; unreadable ones count as equal."""
+    """Return config.yaml as canonical text without the keys that name a run; unreadable ones count as equal.
+
+    A key that came later does not tell runs apart while it has the value that earlier ones had.
+    """
 
     def strip(value):
         if isinstance(value, dict):
             return {str(k): strip(v) for k, v in value.items() if k not in _NAMING}
         return [strip(v) for v in value] if isinstance(value, list) else value
 
-    return json.dumps(strip(read_config(folder)), sort_keys=True, default=str)
+    config = strip(read_config(folder))
+    for key, before in ADDED.items():
+        section, name = key.split(".")
+        if isinstance(config.get(section), dict) and config[section].get(name) == before:
+            config[section].pop(name, None)
+    return json.dumps(config, sort_keys=True, default=str)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -20,7 +20,6 @@ import numpy as np
 from data_prep.big_tokens import assemble, region_rows
 from data_prep.build_log import stamp_of
 from data_prep.build_slide import (
-    blur_of,
     build_one,
     check_room,
     code_version,
@@ -34,8 +33,9 @@ from data_prep.build_slide import (
 from data_prep.edges import MAX_MAGNITUDE, auto_thresholds
 from data_prep.error_text import one_line
 from data_prep.frame import Frame
+from data_prep.leaf_plan import blur_of
 from data_prep.open_slides import opened_slide
-from data_prep.options import BuildOptions
+from data_prep.options import IN_MEMORY_PX, BuildOptions
 from data_prep.outcome import Outcome, Task
 from data_prep.quadtree import Leaves, Nodes, candidates, first_nodes, pyramid, tree_of
 from data_prep.region import (
@@ -52,7 +52,6 @@ from data_prep.scratch import BusyError, Scratch, discard, remove_scratch, scrat
 from data_prep.slide_plan import Step, StepResult
 from data_prep.slides import Slide, SlideError
 
-IN_MEMORY_PX = 4096  # frames up to this side are built in one step
 _MOST_ACROSS = 64  # regions along a side: with more, what each costs besides its pixels is all there is
 _STEPS = 4  # goes up when steps leave other results behind, so that those of older code are not gone on with
 

@@ -20,22 +20,19 @@ from numpy.typing import NDArray
 
 from data_prep.build_log import hash_source
 from data_prep.ceiling import ceiling
-from data_prep.edges import blur_for, count_edges
 from data_prep.error_text import one_line
 from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
+from data_prep.leaf_plan import TILE_PX, blur_of, plan_leaves
 from data_prep.options import ALGORITHM, BuildOptions, changed_parameter
 from data_prep.outcome import Hashes, Outcome, Stage, Task
 from data_prep.packing import drop_or_repeat, pack_strip
-from data_prep.quadtree import Leaves, budget_tree, threshold_tree
 from data_prep.slide_base import check_tokens_fit
 from data_prep.slides import Mask, Slide, SlideError, check_mask_size, find_masks, open_mask, open_slide
 from data_prep.store import StoreError, check_bytes, new_meta, read_meta, token_path, write_tokens
 from data_prep.tokens import Reader, TokenSet, cut
-from data_prep.uniform import uniform_leaves
 from data_prep.verify import verify_file
 
 CEILING_LOW = 0.8
-TILE_PX = 2048  # read at once where a frame is built in memory
 _HELD_PX = 4096  # frames up to this side are held whole, 48 MiB, since edges and tokens both look at all of it
 _BAND_PX = 512
 
@@ -255,7 +252,7 @@ def finish(
         slide: The slide.
         frame: Its frame.
         whole: One row per leaf.
-        found: `blur`, `lo`, `hi` and `edge_pixels` as used; None for uniform patching.
+        found: `blur`, `lo`, `hi` and `edge_pixels` as used; None where there are none.
         options: Parameters.
         outcome: Gets tokens, edge pixels, ceiling and warnings.
         damaged: (level, x, y, w, h) of the slide's tiles that could not be decoded, and why. The cause goes into the
@@ -335,41 +332,6 @@ def rounded_ceiling(token_set: TokenSet, mask_pixels: list[int]) -> list[float]:
     return [round(d, 6) for d in ceiling(token_set.mask_counts, token_set.content_counts, mask_pixels)]
 
 
-def blur_of(options: BuildOptions) -> int | None:
-    """Side of the Gaussian that a build uses; None for uniform patching."""
-    if options.patching == "uniform":
-        return None
-    return options.blur if options.blur is not None else blur_for(options.resolution)
-
-
-def plan_leaves(
-    read: Reader, frame: Frame, options: BuildOptions, outcome: Outcome
-) -> tuple[Leaves, dict[str, Any]]:
-    """The leaves of the frame by the rule asked for.
-
-    Returns:
-        Leaves in Morton order, and `blur`, `lo`, `hi`, `edge_pixels` as used and the edge `counts` (R/p, R/p); all
-        None for uniform patching.
-    """
-    blur = blur_of(options)
-    if blur is None:
-        leaves = uniform_leaves(frame.size_px, options.patch)
-        return leaves, dict.fromkeys(("blur", "lo", "hi", "edge_pixels", "counts"))
-    with Stage(outcome, "edges"):
-        edges = count_edges(
-            read, frame.size_px, frame.content_wh, options.patch, blur, options.thresholds,
-            tile_px=TILE_PX,
-        )
-    with Stage(outcome, "tree"):
-        if options.split_value is not None:
-            leaves = threshold_tree(edges.counts, options.patch, options.split_value)
-        else:
-            assert options.length is not None   # one of the two is given, see `BuildOptions`
-            leaves = budget_tree(edges.counts, options.patch, options.length)
-    found = {"blur": blur, "lo": int(edges.lo), "hi": int(edges.hi), "edge_pixels": int(edges.edge_pixels)}
-    return leaves, found | {"counts": edges.counts}
-
-
 def _warn(options: BuildOptions, used: int, outcome: Outcome, damaged: Sequence[Sequence[Any]]) -> None:
     """Damage, and the two silent failures of adaptive patching: a tree without edges, one that cannot show the mask."""
     if damaged:
@@ -379,6 +341,8 @@ def _warn(options: BuildOptions, used: int, outcome: Outcome, damaged: Sequence[
         outcome.warnings.append(f"{what} filled with white, first at level {level}, x={x} y={y}{why}")
     if options.split_value is None and options.length is not None and used < 1 + 3 * ((options.length - 1) // 3):
         why = "no edges are left to split at" + (", use --thresholds auto" if options.thresholds != "auto" else "")
+        if options.split_on != "edges":
+            why = f"no {options.split_on} is left to split at"
         if used == (options.resolution // options.patch) ** 2:
             why = "every leaf has the side of --patch already"
         outcome.warnings.append(f"only {used} of {options.length} leaves used: {why}")

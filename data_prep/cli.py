@@ -117,6 +117,9 @@ def _add_tree_options(parser: argparse.ArgumentParser, inspect: bool) -> None:
     tree.add_argument("--thresholds", type=_thresholds, default="auto", metavar="LOW,HIGH|auto",
                       help="Canny thresholds. auto: from each slide's own gradients, also good on faint images; "
                       "the paper: 100,200 (default auto)")
+    tree.add_argument("--split-on", choices=("edges", "variance", "entropy"), default="edges",
+                      help="with --length: what is counted in a square, its edges, or the variance or entropy of its "
+                      "luma times its pixels (default edges; others for frames built in memory)")
     masks = parser.add_argument_group("annotation")
     masks.add_argument("--masks", type=Path, metavar="DIR",
                        help="folder with a mask per slide, of the same name: .png, .tif, .tiff (same size, pixel "
@@ -182,7 +185,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _options(args: argparse.Namespace, **changed: Any) -> BuildOptions:
     names = ("resolution", "patch", "patching", "length", "split_value", "blur", "thresholds", "aspect", "fit",
-             "packing", "classes", "seed", "masks", "mask_kind", "strict")
+             "packing", "classes", "seed", "masks", "mask_kind", "strict", "split_on")
     values = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if args.mask_classes is not None:
         values["mask_classes"] = tuple(class_ids(args.mask_classes.split(","), "--mask-classes").items())

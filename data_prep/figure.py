@@ -68,7 +68,8 @@ def caption(look: Look, dot: str = ", ") -> str:
     else:
         rule = f"L = {options.length:,}" if options.length is not None else f"v = {options.split_value}"
         kind = "auto " if options.thresholds == "auto" else ""
-        parts += [rule, f"Canny {kind}{found['lo']}/{found['hi']}, blur {found['blur']}"]
+        seen = f"Canny {kind}{found['lo']}/{found['hi']}" if options.split_on == "edges" else options.split_on
+        parts += [rule, f"{seen}, blur {found['blur']}"]
         of = f" of {options.length:,}" if options.length is not None else ""
         parts.append(f"{used:,}{of} leaves used, {full / used:.1f} x fewer than uniform ({full:,})")
     if look.ceiling:
@@ -136,6 +137,9 @@ def _edges(axis: Any, look: Look) -> tuple[str, str]:
         axis.text(0.5, 0.5, "uniform patching looks at no edges", ha="center", color=_FAINT, transform=axis.transAxes)
         return "Edges", "none"
     _picture(axis, look, 1 - look.edges, cmap="gray", vmin=0, vmax=1)
+    if look.options.split_on != "edges":
+        what = "Deviation" if look.options.split_on == "variance" else "Entropy"
+        return f"{what} of the luma", f"per smallest leaf, after {look.found['blur']} px Gaussian"
     title = "Edges" if look.edges.shape[0] == look.shown_px else "Edge density"
     return title, f"Canny {look.found['lo']}/{look.found['hi']} after {look.found['blur']} px Gaussian"
 

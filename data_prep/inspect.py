@@ -15,9 +15,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.build_slide import TILE_PX, mask_of, mask_reader, plan_leaves, rounded_ceiling
+from data_prep.build_slide import mask_of, mask_reader, rounded_ceiling
+from data_prep.criteria import content_pixels
 from data_prep.edges import edge_map
 from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
+from data_prep.leaf_plan import TILE_PX, plan_leaves
 from data_prep.options import BuildOptions, OptionError
 from data_prep.outcome import Outcome
 from data_prep.slides import SlideError, find_masks, open_slide
@@ -41,7 +43,8 @@ class Look:
         shown_px: D, side of the pictures below; R / D is a power of two, or 1.
         content_wh: Part of the shown frame that the slide covers.
         rgb: (D, D, 3) uint8, the frame.
-        edges: (D, D) or less, float32 in [0, 1], edges or their density; None for uniform patching.
+        edges: (D, D) or less, float32 in [0, 1], edges or their density; for splits by variance or entropy what a
+            pixel of each smallest leaf has of it, beside the largest; None for uniform patching.
         seen: (D, D, 3) uint8, tokens painted back.
         token_set: The tokens.
         truth: (D, D) uint8 class ids, or None.
@@ -108,6 +111,8 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
         if found["counts"] is not None:
             whole = reader.read(0, 0, frame.size_px, frame.size_px) if frame.size_px <= _WHOLE_EDGES_PX else None
             edges = _edges_to_show(whole, found, options.patch, shown_px)
+        elif found["scores"] is not None:
+            edges = _scores_to_show(found["scores"], frame, shown_px, options.split_on)
         truth = best = ceiling = None
         if mask is not None and token_set.mask_counts is not None:
             truth = MaskReader(mask, small).read(0, 0, shown_px, shown_px)
@@ -144,6 +149,17 @@ def _edges_to_show(
     if len(edges) > shown_px:   # area mean would fade thin lines, so lift it
         edges = 2 * np.asarray(cv2.resize(edges, (shown_px, shown_px), interpolation=cv2.INTER_AREA), np.float32)
     return np.minimum(np.float32(1), edges)
+
+
+def _scores_to_show(
+    levels: list[NDArray[np.int64]], frame: Frame, shown_px: int, split_on: str
+) -> NDArray[np.float32]:
+    """Scores per pixel, of variance their root, of the smallest leaves (or nodes no smaller than a pixel shown)."""
+    depth = min(len(levels) - 1, shown_px.bit_length() - 1)
+    each = levels[depth] / np.maximum(1, content_pixels(depth, frame.size_px, frame.content_wh))
+    each = np.sqrt(each) if split_on == "variance" else each
+    shown: NDArray[np.float32] = (each / max(1e-9, float(each.max()))).astype(np.float32)
+    return shown
 
 
 def _majority(token_set: TokenSet, shown_px: int) -> NDArray[np.uint8]:

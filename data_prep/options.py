@@ -13,6 +13,7 @@ from typing import Any, Literal
 #: Goes up when the same slide and parameters give other bytes, so that old token files are built again.
 ALGORITHM = 3
 MAX_TILE_PX = 16384  # regions of this side need about 1 GiB per rank
+IN_MEMORY_PX = 4096  # frames up to this side are built in one step, unless they are to be cut into smaller regions
 MAX_RESOLUTION = 1 << 20  # four times the largest slides that scanners make
 
 
@@ -33,6 +34,8 @@ class BuildOptions:
         blur: Side of the Gaussian in pixels (odd, 1 = none); None takes the entry of the table for R.
         thresholds: Canny thresholds (low, high), or `auto`.
         aspect: `keep` (padding) or `squash` (to a square).
+        split_on: What makes a square worth splitting: its `edges`, or `variance` or `entropy` of its luma (see
+            `criteria`; budget rule and frames in memory only).
         fit: `budget` (exactly the tree's leaves) or `drop` (the paper: the tree of `split_value`, then random drop or
             duplicate to `length`).
         packing: `leaf` (token i = leaf i) or `strip` (rows mixed as in the authors' public code).
@@ -65,10 +68,13 @@ class BuildOptions:
     strict: bool = False
     mask_kind: Literal["viable", "whole", "both"] | None = None
     mask_classes: tuple[tuple[str, int | None], ...] | None = None
+    split_on: Literal["edges", "variance", "entropy"] = "edges"
 
     def __post_init__(self) -> None:
         _check_grid(self)
         _check_rule(self)
+        if self.split_on != "edges":
+            _check_criterion(self)
         if self.blur is not None and (self.blur < 1 or self.blur % 2 == 0):
             raise OptionError(f"--blur {self.blur}: must be an odd number of pixels, 1 for none")
         if self.thresholds != "auto":
@@ -95,8 +101,8 @@ class BuildOptions:
 
         Args:
             blur: Blur that was used; None for uniform patching.
-            low: Lower Canny threshold that was used; None for uniform patching.
-            high: Upper Canny threshold that was used; None for uniform patching.
+            low: Lower Canny threshold that was used; None without edges.
+            high: Upper Canny threshold that was used; None without edges.
         """
         thresholds = "auto" if self.thresholds == "auto" else list(self.thresholds)
         return {
@@ -107,7 +113,7 @@ class BuildOptions:
             "length": self.length,
             "split_value": self.split_value,
             "blur": blur,
-            "thresholds": thresholds if self.patching == "apf" else None,
+            "thresholds": thresholds if self.patching == "apf" and self.split_on == "edges" else None,
             "lo": low,
             "hi": high,
             "aspect": self.aspect,
@@ -115,6 +121,7 @@ class BuildOptions:
             "packing": self.packing,
             "classes": self.classes,
             "seed": self.seed if self.fit == "drop" else None,
+            **({"split_on": self.split_on} if self.split_on != "edges" else {}),
             **({"mask_kind": self.mask_kind} if self.mask_kind else {}),
             **({"mask_classes": dict(self.mask_classes)} if self.mask_classes else {}),
         }
@@ -185,3 +192,18 @@ def _check_rule(options: BuildOptions) -> None:
         raise OptionError(f"--split-value {options.split_value}: must be 0 or more edge pixels")
     if options.seed < 0:
         raise OptionError(f"--seed {options.seed}: must be 0 or more")
+
+
+def _check_criterion(options: BuildOptions) -> None:
+    asked = f"--split-on {options.split_on}"
+    if options.patching == "uniform":
+        raise OptionError(f"{asked}: only with --patching apf; uniform patching splits nothing")
+    if options.fit == "drop" or options.split_value is not None:
+        raise OptionError(f"{asked}: only with --length; --split-value and --fit drop count edge pixels")
+    if options.thresholds != "auto":
+        raise OptionError(f"{asked}: --thresholds are those of edges; leave them out")
+    tile_px = options.tile_px
+    limit_px = IN_MEMORY_PX if tile_px is None else 1 << (tile_px.bit_length() - 1)
+    if options.resolution > limit_px:
+        why = f"at most {limit_px} pixels" + ("" if tile_px is None else f" with --tile {tile_px}")
+        raise OptionError(f"{asked}: only frames built in memory, {why}, got --resolution {options.resolution}")

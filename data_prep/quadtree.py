@@ -6,11 +6,12 @@ parent's and an equal parent is shallower, so a node becomes available before it
 leaves is the first (L - 1) // 3 nodes of that order made internal. Level by level from the root: if a node is among
 the first K of the whole order, its parent is too, so its parent is among the first K of the levels seen so far. It is
 therefore enough to carry the best K nodes downwards and trim after every level: O(depth * L log L) after the counts.
+Nothing else about counts is used, so any integer score will do of which a child has at most as much as its parent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,7 @@ class Nodes:
         depth: (N,) depth, 0 = root.
         x: (N,) column among the 2**depth of its depth.
         y: (N,) row.
-        count: (N,) edge pixels in the node.
+        count: (N,) edge pixels in the node, or another score of it.
     """
 
     depth: IntArray
@@ -175,10 +176,27 @@ def budget_tree(counts: NDArray[Any], p_min: int, length: int) -> Leaves:
         ValueError: length below 4, or sizes that are no powers of two.
     """
     _check(counts, p_min)
+    return budget_tree_of(pyramid(counts), p_min, length)
+
+
+def budget_tree_of(levels: Sequence[NDArray[Any]], p_min: int, length: int) -> Leaves:
+    """As `budget_tree`, by any score of the nodes instead of the number of edge pixels.
+
+    Args:
+        levels: log2(G) + 1 arrays; entry d is (2**d, 2**d) non-negative integers, indexed [y, x]. No child's score
+            exceeds its parent's.
+        p_min: side of the smallest leaf in pixels, a power of two.
+        length: L, the largest number of leaves, at least 4.
+
+    Returns:
+        Leaves in Morton order.
+
+    Raises:
+        ValueError: length below 4.
+    """
     if length < 4:
         raise ValueError(f"the length must be at least 4 (one split makes four leaves), got {length}")
-    best = candidates(counts, keep=(length - 1) // 3)
-    return tree_of(best, len(counts).bit_length() - 1, p_min)
+    return tree_of(_candidates(levels, 0, (length - 1) // 3), len(levels) - 1, p_min)
 
 
 def candidates(
@@ -196,7 +214,13 @@ def candidates(
         keep: K, or None for all.
         origin: (depth, x, y) of the subtree's root in the whole tree.
     """
-    levels = pyramid(counts)
+    found = _candidates(pyramid(counts), above, keep)
+    shift = np.left_shift(1, found.depth)
+    depth0, x0, y0 = origin
+    return Nodes(found.depth + depth0, found.x + x0 * shift, found.y + y0 * shift, found.count)
+
+
+def _candidates(levels: Sequence[NDArray[Any]], above: int, keep: int | None) -> Nodes:
     root = Nodes(*(np.full(1, value, np.int64) for value in (0, 0, 0, int(levels[0][0, 0]))))
     newest = root.take(root.count > above) if len(levels) > 1 else _nothing()
     best = [newest]
@@ -209,10 +233,7 @@ def candidates(
             newest = best[0].take(best[0].depth == depth)
         if not len(newest):
             break
-    found = _join(best) if keep is None else first_nodes(best, keep)
-    shift = np.left_shift(1, found.depth)
-    depth0, x0, y0 = origin
-    return Nodes(found.depth + depth0, found.x + x0 * shift, found.y + y0 * shift, found.count)
+    return _join(best) if keep is None else first_nodes(best, keep)
 
 
 def first_nodes(parts: Iterable[Nodes], k: int) -> Nodes:

@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.build_log import hash_source
-from data_prep.build_slide import finish, plan_leaves, valid_already, write_result
+from data_prep.build_slide import finish, valid_already, write_result
 from data_prep.ceiling import ceiling
 from data_prep.error_text import one_line
 from data_prep.files import sha256_of, write_atomic
 from data_prep.frame import FrameReader, MaskReader, make_frame
+from data_prep.leaf_plan import plan_leaves
 from data_prep.masks import Mask
 from data_prep.options import BuildOptions
 from data_prep.outcome import Outcome, Stage, Task

@@ -153,7 +153,11 @@ class TokenFiles:
                 "patch": meta["patch"],
                 "patching": params.get("patching", self.config.patching),
                 "classes": meta["classes"],
+                "split_on": params.get("split_on", "edges"),
             }
+            if self.config.thresholds is not None:
+                cut = params.get("thresholds")
+                found["thresholds"] = tuple(cut) if isinstance(cut, list) else cut
             if not meta["classes"] and self.config.labels in (None, "mask"):
                 raise ConfigError(f"{path}: has no mask counts; build it again with --masks DIR")
             if self.config.labels is not None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from launch.model_base import OptionalInt, OptionalText, Section, number_from_text
+from launch.model_base import OptionalInt, OptionalText, Section, none_from_text, number_from_text
 
 
 class DataConfig(Section):
@@ -28,6 +28,12 @@ class DataConfig(Section):
         description="classification: CSV file `name,label`; `mask`: is there foreground; `folders`: one per class",
     )
     patching: Literal["apf", "uniform"] = Field(default="apf", description="how the files were cut (checked)")
+    split_on: Literal["edges", "variance", "entropy"] = Field(
+        default="edges", description="patching=apf: what the files' trees were split by (checked)"
+    )
+    thresholds: Annotated[tuple[int, int] | None, BeforeValidator(none_from_text)] = Field(
+        default=None, description="Canny thresholds the files were cut with (checked), null: auto for prep, not checked"
+    )
     resolution: int = Field(gt=0, description="R, side of the frame in pixels (checked)")
     patch: int = Field(default=1, gt=0, description="p, side of a patch in pixels (checked); kind=images: not used")
     length: int = Field(
@@ -70,8 +76,22 @@ class DataConfig(Section):
         if share < 1 and share * self.resolution < self.patch:
             raise ValueError(f"{key}={share:g} of resolution={self.resolution} is less than patch={self.patch}")
 
+    def check_split(self) -> None:
+        """Raise ValueError where the files have no tree that `split_on` or `thresholds` could be about."""
+        has_tree = self.patching == "apf" and self.kind == "tokens"
+        if self.split_on != "edges" and not has_tree:
+            raise ValueError(f"split_on={self.split_on} is for patching=apf with kind=tokens")
+        if self.thresholds is None:
+            return
+        low, high = self.thresholds
+        if not has_tree or self.split_on != "edges":
+            raise ValueError(f"thresholds={low},{high} are those of edges: for patching=apf with split_on=edges")
+        if not 0 <= low <= high:
+            raise ValueError(f"thresholds must be [low, high] with 0 <= low <= high, got {[low, high]}")
+
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
+        self.check_split()
         if self.split is None and (min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6):
             raise ValueError(f"fractions must be three shares that sum to 1 (got {list(self.fractions)})")
         if self.kind == "tiles" and self.patching != "uniform":

@@ -22,6 +22,7 @@ SECONDS = 150.0
 TILE_PX = 256  # of the files crops are cut from
 CROP_PX = 256
 FOREGROUND = 0.33  # share of crops and parts around a foreground pixel
+PAPER_THRESHOLDS = (100, 200)  # of Canny
 UNETR_PX = 16  # patch of UNETR itself (Hatamizadeh et al. 2022)
 
 
@@ -62,8 +63,9 @@ class Variant:
 
     Attributes:
         text: What it is, for the list of experiments.
-        cut: How the frame is cut: apf, still (never flipped), strip (with the authors' packing), patch or tokens
-            (uniform, with the adaptive rows' smallest patch, or at least as many tokens), unetr (16 px), crops.
+        cut: How the frame is cut: apf, variance or entropy (splits where the luma has most of it), fixed (edges by the
+            paper's thresholds), still (never flipped), strip (with the authors' packing), patch or tokens (uniform,
+            with the adaptive rows' smallest patch, or at least as many tokens), unetr (16 px), crops.
         model: Its settings.
         batch: Images, or crops, per step.
         lr: Peak learning rate.
@@ -99,6 +101,15 @@ VARIANTS = {
     ),
     "apf_blind": Variant(
         "as apf without position code", "apf", _vit(decoder="leaf_unet", position="none"), batch=1, lr=5e-3, part="part"
+    ),
+    "apf_variance": Variant(
+        "as apf, splits where the luma's variance is largest", "variance", _LEAF_UNET, batch=1, lr=5e-3, part="part"
+    ),
+    "apf_entropy": Variant(
+        "as apf, splits where the luma's entropy is largest", "entropy", _LEAF_UNET, batch=1, lr=5e-3, part="part"
+    ),
+    "apf_fixed": Variant(
+        "as apf, edges by the paper's thresholds 100 and 200", "fixed", _LEAF_UNET, batch=1, lr=5e-3, part="part"
     ),
     "apf_leaf": Variant(
         "adaptive tokens, leaf network", "apf", _vit(decoder="leaf", position="geom", leaf_base=8), part="part"
@@ -172,10 +183,14 @@ def _data(name: str, variant: Variant) -> DataConfig:
         return DataConfig(
             dir=f"{root}/uniform{patch}", patching="uniform", patch=patch, length=length, **common, **more
         )
-    folder = "strip" if cut == "strip" else "apf"
+    flips = cut not in ("still", "strip")
+    split: dict[str, Any] = {"split_on": cut} if cut in ("variance", "entropy") else {}
+    if cut == "fixed":
+        split["thresholds"] = PAPER_THRESHOLDS
     return DataConfig(
-        dir=f"{root}/{folder}", patching="apf", patch=chosen.patch, length=chosen.length, flips=cut == "apf", **common
-    )
+        dir=f"{root}/{'apf' if cut == 'still' else cut}", patching="apf", patch=chosen.patch, length=chosen.length,
+        flips=flips, **common, **split,
+    )  # fmt: skip
 
 
 def _config(name: str, key: str) -> Config:

@@ -132,6 +132,10 @@ def prep_arguments(name: str, slides: str, masks: str | None, more: list[str]) -
     ]  # fmt: skip
     if data.patching == "apf":
         words += ["--length", str(data.length)]
+        if data.split_on != "edges":
+            words += ["--split-on", data.split_on]
+        if data.thresholds is not None:
+            words += ["--thresholds", ",".join(map(str, data.thresholds))]
     if masks:
         words += ["--masks", masks]
     return words + [word for word in more if word not in settings]

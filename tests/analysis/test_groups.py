@@ -43,6 +43,17 @@ def test_other_settings_are_other_rows_with_names_that_tell_them_apart(tmp_path:
     assert sorted(g.label for g in groups) == ["demo_apf/other", f"demo_apf/{record()['run_id']}"]
 
 
+def test_a_key_that_came_later_keeps_seeds_together_and_other_values_apart(tmp_path: Path):
+    configs = ["data: {dir: x}\n", "data: {dir: x, split_on: edges, thresholds: null}\n"]
+    for seed, text in enumerate(configs):
+        folder = write_run(tmp_path, record(seed=seed, run_id=f"s{seed}"))
+        (folder / "config.yaml").write_text(text)
+    (group,) = group_runs(load(tmp_path).ok)
+    assert len(group.runs) == 2
+    (folder / "config.yaml").write_text("data: {dir: x, split_on: variance, thresholds: null}\n")
+    assert len(group_runs(load(tmp_path).ok)) == 2
+
+
 def test_one_run_on_two_machines_is_two_rows_with_names_of_their_own(tmp_path: Path):
     groups = load_all(tmp_path, record(), record(device_name="NVIDIA H200"))
     assert [g.label.removeprefix(f"demo_apf/{record()['run_id']} ") for g in groups] == [

@@ -1,5 +1,7 @@
 """Settings, experiments and the command line: what is accepted, and the one line for what is not."""
 
+import hashlib
+import json
 import subprocess
 import sys
 
@@ -8,7 +10,7 @@ import yaml
 
 from hpc_models import registry
 from launch.__main__ import main
-from launch.config import ConfigError, differing_keys, flatten, load, validate
+from launch.config import ADDED, NOT_COMPARED, ConfigError, differing_keys, flatten, load, validate
 from launch.experiments import EXPERIMENTS, describe
 from launch.model_config import FROM_DATA, MODELS
 from launch.run import check_world
@@ -48,6 +50,23 @@ def test_steps_is_short_for_max_steps_and_the_last_one_counts():
     assert load("paip_64k", ["train.max_steps=7", "train.steps=10"]).train.max_steps == 10
 
 
+def test_keys_that_came_later_leave_runs_from_before_as_they_were():
+    now = load("demo_apf")
+    before = now.model_dump(mode="json")
+    for key, value in ADDED.items():
+        section, name = key.split(".")
+        assert before[section].pop(name) == value, "a default, or the runs of before would have had something else"
+    assert not differing_keys(before, now.model_dump(mode="json"))
+    assert validate(before) == now
+    # as a version without these keys hashed this configuration
+    flat = {k: v for k, v in flatten(before).items() if not any(k == n or k.startswith(n + ".") for n in NOT_COMPARED)}
+    assert now.sha256() == hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+    other = load("demo_apf", ["data.split_on=variance"])
+    assert other.sha256() != now.sha256() != load("demo_apf", ["data.thresholds=[100,200]"]).sha256()
+    assert differing_keys(before, other.model_dump(mode="json")) == ["data.split_on: edges -> variance"]
+    assert other.run_name(1) == now.run_name(1)
+
+
 def test_what_does_not_change_the_numbers_does_not_change_the_hash():
     words = ["run_root=x", "run_id=y", "checkpoint.every_steps=3", "engine.threads=2", "data.prefetch=0"]
     base, changed = load("demo_apf"), load("demo_apf", words)
@@ -69,6 +88,10 @@ def test_what_does_not_change_the_numbers_does_not_change_the_hash():
         (["model.width=192", "model.heads=5"], ["heads=5", "width=192"]),
         (["model.name=unet_tiled"], ["data.kind"]),
         (["train.max_seconds=null"], ["max_steps or max_seconds"]),
+        (["data.split_on=colour"], ["data.split_on", "'edges', 'variance' or 'entropy'"]),
+        (["data.patching=uniform", "data.split_on=entropy"], ["split_on=entropy is for patching=apf"]),
+        (["data.thresholds=[100,200]", "data.split_on=entropy"], ["thresholds=100,200", "split_on=edges"]),
+        (["data.thresholds=[200,100]"], ["0 <= low <= high", "[200, 100]"]),
         (["train.betas=[0.9,"], ["train.betas=[0.9,", "list"]),
         (["train.betas=[0.9,1.5]"], ["betas", "1.5"]),
         (["engine.name=deepspeed", "checkpoint.background=true"], ["checkpoint.background=false"]),

@@ -87,6 +87,29 @@ def test_files_that_cannot_be_turned_need_flips_off(option, apf_files, tmp_path)
     TokenFiles(config(folder, data__flips="false").data).check()
 
 
+@pytest.mark.parametrize(("built", "asked", "why"), [
+    ({"split_on": "variance"}, {}, "split_on variance, but data.split_on=edges"),
+    ({}, {"data__split_on": "entropy"}, "split_on edges, but data.split_on=entropy"),
+    ({"split_on": "variance"}, {"data__split_on": "variance"}, None),
+    ({"thresholds": "auto"}, {"data__thresholds": "[100,200]"}, "thresholds auto, but data.thresholds="),
+    ({"thresholds": [100, 250]}, {"data__thresholds": "[100,200]"}, "thresholds .100, 250., but data.thresholds="),
+    ({"thresholds": [100, 200]}, {"data__thresholds": "[100,200]"}, None),
+    ({"thresholds": [100, 200]}, {}, None),
+])  # fmt: skip
+def test_files_are_split_as_the_configuration_says(built, asked, why, apf_files, tmp_path):
+    folder = shutil.copytree(apf_files, tmp_path / "x")
+    for path in folder.glob("*.tokens.h5"):
+        tokens, meta = read_tokens(path)
+        meta["params"] |= built
+        write_tokens(path, tokens, meta)
+    files = TokenFiles(config(folder, **asked).data)
+    if why is None:
+        files.check()
+    else:
+        with pytest.raises(ConfigError, match=why):
+            files.check()
+
+
 def test_damaged_file_is_named(apf_files, tmp_path):
     folder = shutil.copytree(apf_files, tmp_path / "cut")
     path = token_path(folder, "c")

@@ -13,6 +13,9 @@ from launch.experiments_open import SETS, VARIANTS, rows_of
 from launch.job_steps import prep_arguments
 from tests.conftest import ROOT
 
+SPLITS = {"apf_variance": {"split_on": "variance"}, "apf_entropy": {"split_on": "entropy"},
+          "apf_fixed": {"thresholds": (100, 200)}}  # fmt: skip
+
 
 def script(**env: str) -> subprocess.CompletedProcess:
     return subprocess.run(["bash", "jobs/experiments.sh"], cwd=ROOT, env={**os.environ, **env}, capture_output=True,
@@ -31,7 +34,7 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
         one, other = config.train, configs["apf"].train
         assert one.model_copy(update={"batch": other.batch, "lr": other.lr}) == other
         assert (config.data.split, config.data.resolution) == (configs["apf"].data.split, SETS[name].px)
-    leaves = {"apf", "apf_alone", "apf_blind", "apf_leaf", "apf_token", "uniform_leaf_unet"}
+    leaves = {"apf", "apf_alone", "apf_blind", "apf_leaf", "apf_token", "uniform_leaf_unet", *SPLITS}
     seen = {row: config.eval.part for row, config in configs.items() if config.data.part == SETS[name].part}
     assert dict.fromkeys(leaves, SETS[name].seen) == {row: seen[row] for row in leaves}
     assert all(config.eval.part is None for row, config in configs.items() if row not in leaves)
@@ -39,6 +42,12 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
     assert length <= configs["uniform_tokens"].data.length < 4 * length
     rows = "uniform_patch" if "uniform_patch" in configs else "uniform_tokens"
     assert configs[rows].data.patch == configs["apf"].data.patch
+    for row, split in SPLITS.items():
+        alike = {"experiment": configs["apf"].experiment, "data": configs["apf"].data}
+        assert configs[row].model_copy(update=alike) == configs["apf"]
+        own = {"dir": configs[row].data.dir, **split}
+        assert configs["apf"].data.model_copy(update=own) == configs[row].data
+    assert len({configs[row].data.dir for row in ("apf", *SPLITS)}) == 4
     assert configs["apf_strip"].data.dir != configs["apf_still"].data.dir == configs["apf"].data.dir
     assert not configs["apf_strip"].data.flips and not configs["apf_still"].data.flips
 
@@ -50,6 +59,18 @@ def test_token_files_of_one_folder_are_made_alike():
             words = prep_arguments(f"open_{name}_{row}", "slides", "masks", [])
             folder = words[words.index("--out") + 1]
             assert made.setdefault(folder, words) == words
+
+
+def test_token_files_are_split_as_the_row_says():
+    def words(row: str, *more: str) -> list[str]:
+        return prep_arguments(f"open_nuclei_{row}", "slides", None, list(more))[4:]
+
+    length = words("apf")[-1]
+    assert words("apf")[-2:] == ["--length", length]
+    assert words("apf_variance")[-3:] == [length, "--split-on", "variance"]
+    assert words("apf_entropy")[-3:] == [length, "--split-on", "entropy"]
+    assert words("apf_fixed")[-3:] == [length, "--thresholds", "100,200"]
+    assert words("apf", "data.thresholds=[90,180]", "--jobs", "2")[-4:] == ["--thresholds", "90,180", "--jobs", "2"]
 
 
 def test_what_is_not_there_is_said(tmp_path):
