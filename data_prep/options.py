@@ -13,6 +13,7 @@ from typing import Any, Literal
 #: Goes up when the same slide and parameters give other bytes, so that old token files are built again.
 ALGORITHM = 3
 MAX_TILE_PX = 16384  # regions of this side need about 1 GiB per rank
+AUTO_PERCENT = 90  # of the non-zero gradients lie below the higher of the `auto` thresholds
 MAX_RESOLUTION = 1 << 20  # four times the largest slides that scanners make
 
 
@@ -32,6 +33,7 @@ class BuildOptions:
         split_value: v of the threshold rule: split while a square holds more than v edge pixels.
         blur: Side of the Gaussian in pixels (odd, 1 = none); None takes the entry of the table for R.
         thresholds: Canny thresholds (low, high), or `auto`.
+        auto_percent: Of `auto`: the share of a slide's non-zero gradients that the higher threshold reaches, 1 to 99.
         aspect: `keep` (padding) or `squash` (to a square).
         fit: `budget` (exactly the tree's leaves) or `drop` (the paper: the tree of `split_value`, then random drop or
             duplicate to `length`).
@@ -65,6 +67,7 @@ class BuildOptions:
     strict: bool = False
     mask_kind: Literal["viable", "whole", "both"] | None = None
     mask_classes: tuple[tuple[str, int | None], ...] | None = None
+    auto_percent: int = AUTO_PERCENT
 
     def __post_init__(self) -> None:
         _check_grid(self)
@@ -75,6 +78,7 @@ class BuildOptions:
             low, high = self.thresholds
             if not 0 <= low <= high:
                 raise OptionError(f"--thresholds {low},{high}: must be LOW,HIGH with 0 <= LOW <= HIGH, or auto")
+        _check_auto(self)
         if not 1 <= self.classes <= 255:
             raise OptionError(f"--classes {self.classes}: must be 1 to 255")
         if self.tile_px is not None and not 64 <= self.tile_px <= MAX_TILE_PX:
@@ -115,6 +119,7 @@ class BuildOptions:
             "packing": self.packing,
             "classes": self.classes,
             "seed": self.seed if self.fit == "drop" else None,
+            **({"auto_quantile": self.auto_percent / 100} if self.auto_percent != AUTO_PERCENT else {}),
             **({"mask_kind": self.mask_kind} if self.mask_kind else {}),
             **({"mask_classes": dict(self.mask_classes)} if self.mask_classes else {}),
         }
@@ -164,6 +169,14 @@ def _check_grid(options: BuildOptions) -> None:
         )
     if size_px > MAX_RESOLUTION:
         raise OptionError(f"--resolution {size_px}: must be at most {MAX_RESOLUTION} pixels; slides are never enlarged")
+
+
+def _check_auto(options: BuildOptions) -> None:
+    percent = options.auto_percent
+    if not 1 <= percent <= 99:
+        raise OptionError(f"--auto-quantile {percent / 100:g}: must be 0.01 to 0.99")
+    if percent != AUTO_PERCENT and (options.patching == "uniform" or options.thresholds != "auto"):
+        raise OptionError(f"--auto-quantile {percent / 100:g}: only with --patching apf and --thresholds auto")
 
 
 def _check_rule(options: BuildOptions) -> None:
