@@ -68,6 +68,7 @@ class Variant:
         lr: Peak learning rate.
         part: Name of the set's share that a step sees; empty: all of the tree.
         crop_px: Side of a training crop; predictions slide windows of `CROP_PX`.
+        quantiles: Of `--auto-quantile`, in percent: further folders of trees that training draws from.
     """
 
     text: str
@@ -77,6 +78,7 @@ class Variant:
     lr: float = 1e-3
     part: Literal["", "part", "token_part"] = ""
     crop_px: int = CROP_PX
+    quantiles: tuple[int, ...] = ()
 
 
 def _vit(**other: Any) -> UNETRConfig:
@@ -98,6 +100,10 @@ VARIANTS = {
     ),
     "apf_blind": Variant(
         "as apf without position code", "apf", _vit(decoder="leaf_unet", position="none"), batch=1, lr=5e-3, part="part"
+    ),
+    "apf_jittered": Variant(
+        "as apf, each step's tree from thresholds drawn among three", "apf", _LEAF_UNET, batch=1, lr=5e-3, part="part",
+        quantiles=(80, 95),
     ),
     "apf_leaf": Variant(
         "adaptive tokens, leaf network", "apf", _vit(decoder="leaf", position="geom", leaf_base=8), part="part"
@@ -172,6 +178,7 @@ def _data(name: str, variant: Variant) -> DataConfig:
             dir=f"{root}/uniform{patch}", patching="uniform", patch=patch, length=length, **common, **more
         )
     folder = "strip" if cut == "strip" else "apf"
+    common["variants"] = tuple(f"{root}/{folder}_q{percent}" for percent in variant.quantiles)
     return DataConfig(
         dir=f"{root}/{folder}", patching="apf", patch=chosen.patch, length=chosen.length, flips=cut == "apf", **common
     )

@@ -64,7 +64,7 @@ BAD_ARGUMENTS = {
     "blur": ("--resolution 1024 --patch 16 --length 64 --blur 4", "--blur 4: must be an odd number"),
     "thresholds": ("--resolution 1024 --patch 16 --length 64 --thresholds 100", "'100' is neither auto nor LOW,HIGH"),
     "thresholds-order": ("--resolution 64 --patch 16 --length 64 --thresholds 9,1", "9,1: must be LOW,HIGH"),
-    "quantile": ("--resolution 64 --patch 16 --length 64 --auto-quantile 0.855", "'0.855' is no quantile in hundredths"),
+    "quantile": ("--resolution 64 --patch 16 --length 64 --auto-quantile .855", "'.855' is no quantile in hundredths"),
     "quantile-range": ("--resolution 64 --patch 16 --length 64 --auto-quantile 1", "'1' is no quantile in hundredths"),
     "quantile-fixed": (
         "--resolution 64 --patch 16 --length 64 --auto-quantile .8 --thresholds 9,10",

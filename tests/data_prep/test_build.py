@@ -249,7 +249,7 @@ def test_a_lower_quantile_of_auto_finds_more_edges_and_makes_other_files(slides,
     out = tmp_path / "out0.8"
     assert build(slides, out, "--auto-quantile", "0.80") == 0 and "3 skipped" in capsys.readouterr().out
     assert build(slides, out) == 0
-    assert [entry["reason"] for entry in read_log(out)[-3:]] == 3 * ["rebuilt: auto_quantile 0.8 -> None"]
+    assert [entry["reason"] for entry in read_log(out)[-3:]] == 3 * ["rebuilt: parameter auto_quantile 0.8 -> None"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
