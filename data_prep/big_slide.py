@@ -126,7 +126,7 @@ def _spec(step: Step, frame: Frame, masked: bool) -> RegionSpec:
     options = step.task.options
     return RegionSpec(
         frame.size_px, frame.content_wh, options.patch, blur_of(options), options.thresholds, step.side_px,
-        options.classes if masked else 0,
+        options.classes if masked else 0, options.auto_percent,
     )  # fmt: skip
 
 
@@ -240,7 +240,7 @@ def _limits(step: Step, result: StepResult) -> None:  # noqa: ARG001
         hist = np.zeros(MAX_MAGNITUDE + 1, np.int64)
         for i in step.regions:
             hist += scratch.load(f"scan-{i}", "hist")["hist"]
-        lo, hi = auto_thresholds(hist)
+        lo, hi = auto_thresholds(hist, step.task.options.auto_percent)
     scratch.save("limits", lo_hi=np.array([lo, hi], np.int64))
 
 

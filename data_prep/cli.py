@@ -11,12 +11,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from data_prep.commands import add_commands
 from data_prep.interrupts import INTERRUPTED, launcher_rank, let_rank_0_be_first, loading
-from data_prep.options import BuildOptions, OptionError, class_ids
+from data_prep.options import AUTO_PERCENT, BuildOptions, OptionError, class_ids
 
 BAD_ARGUMENTS = 64
 SOME_FAILED = 1
@@ -93,6 +94,17 @@ def _thresholds(text: str) -> Literal["auto"] | tuple[int, int]:
     return low, high
 
 
+def _percent(text: str) -> int:
+    """A quantile such as 0.8 in hundredths, so that thresholds are found with integers."""
+    try:
+        hundredths = 100 * Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        hundredths = Fraction(0)
+    if hundredths.denominator != 1 or not 1 <= hundredths <= 99:
+        raise argparse.ArgumentTypeError(f"{text!r} is no quantile in hundredths, 0.01 to 0.99")
+    return int(hundredths)
+
+
 def _add_tree_options(parser: argparse.ArgumentParser, inspect: bool) -> None:
     frame = parser.add_argument_group("frame and patches")
     frame.add_argument("--resolution", type=int, metavar="R", required=not inspect,
@@ -120,6 +132,9 @@ def _add_tree_options(parser: argparse.ArgumentParser, inspect: bool) -> None:
     tree.add_argument("--split-on", choices=("edges", "variance", "entropy"), default="edges",
                       help="with --length: what is counted in a square, its edges, or the variance or entropy of its "
                       "luma times its pixels (default edges; others for frames built in memory)")
+    tree.add_argument("--auto-quantile", type=_percent, default=AUTO_PERCENT, metavar="Q", dest="auto_percent",
+                      help="of auto: quantile of the slide's non-zero gradients that becomes HIGH (LOW is half of it), "
+                      f"0.01 to 0.99; lower finds more edges (default {AUTO_PERCENT / 100:.2f})")
     masks = parser.add_argument_group("annotation")
     masks.add_argument("--masks", type=Path, metavar="DIR",
                        help="folder with a mask per slide, of the same name: .png, .tif, .tiff (same size, pixel "
@@ -185,7 +200,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _options(args: argparse.Namespace, **changed: Any) -> BuildOptions:
     names = ("resolution", "patch", "patching", "length", "split_value", "blur", "thresholds", "aspect", "fit",
-             "packing", "classes", "seed", "masks", "mask_kind", "strict", "split_on")
+             "packing", "classes", "seed", "masks", "mask_kind", "strict", "split_on", "auto_percent")
     values = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if args.mask_classes is not None:
         values["mask_classes"] = tuple(class_ids(args.mask_classes.split(","), "--mask-classes").items())

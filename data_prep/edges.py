@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from data_prep.hysteresis import BlockEdges, merge_blocks, resolve_pixels
 from data_prep.kernel_maxima import maxima
+from data_prep.options import AUTO_PERCENT
 from data_prep.quadtree import tree_depth
 
 __all__ = [
@@ -80,19 +81,20 @@ def edge_map(rgb: NDArray[np.uint8], lo: int, hi: int, blur: int) -> NDArray[np.
     return found
 
 
-def auto_thresholds(hist: NDArray[Any]) -> tuple[int, int]:
+def auto_thresholds(hist: NDArray[Any], percent: int = AUTO_PERCENT) -> tuple[int, int]:
     """Thresholds relative to the picture's own gradients.
 
     Args:
         hist: (M,) integers, hist[m] = content pixels whose L1 Sobel magnitude is m; hist[0] is ignored.
+        percent: share of the non-zero magnitudes that hi reaches, 1 to 99.
 
     Returns:
-        (lo, hi): hi the smallest magnitude that at least 90 % of the non-zero ones do not exceed, at least 8;
+        (lo, hi): hi the smallest magnitude that at least `percent` % of the non-zero ones do not exceed, at least 8;
         lo = hi // 2.
     """
     reached = np.cumsum(np.asarray(hist, np.int64)[1:])
     total = int(reached[-1]) if len(reached) else 0
-    quantile = int(np.searchsorted(10 * reached, 9 * total)) + 1 if total else 0
+    quantile = int(np.searchsorted(100 * reached, percent * total)) + 1 if total else 0
     hi = max(8, quantile)
     return hi // 2, hi
 
@@ -123,6 +125,7 @@ def count_edges(
     thresholds: Thresholds,
     tile_px: int = 2048,
     on_block: Callable[[int, int, NDArray[np.bool_]], None] | None = None,
+    percent: int = AUTO_PERCENT,
 ) -> EdgeResult:
     """Count edge pixels in every cell of the frame.
 
@@ -139,6 +142,7 @@ def count_edges(
             passes if the frame has at most 512 Mi pixels, else every tile is read twice.
         on_block: called as (x_px, y_px, (h, w) bool edge map) for every block once all is decided; what is not
             reported has no edges. Keeps the edge pixels in memory: for pictures and tests, not for huge frames.
+        percent: of "auto", see `auto_thresholds`.
 
     Raises:
         ValueError: sizes, kernel or thresholds that make no sense, in one line.
@@ -150,7 +154,7 @@ def count_edges(
         raise ValueError(f"the tile must have at least one pixel, got {tile_px}")
     source = _Source(read_rgb, size_px, content_wh, blur, tile_px)
     if thresholds == "auto":
-        lo, hi = auto_thresholds(source.histogram())
+        lo, hi = auto_thresholds(source.histogram(), percent)
     else:
         lo, hi = _checked(thresholds)
     keep_map = on_block is not None

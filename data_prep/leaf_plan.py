@@ -49,7 +49,7 @@ def plan_leaves(
     with Stage(outcome, "edges"):
         edges = count_edges(
             read, frame.size_px, frame.content_wh, options.patch, blur, options.thresholds,
-            tile_px=TILE_PX,
+            tile_px=TILE_PX, percent=options.auto_percent,
         )
     with Stage(outcome, "tree"):
         if options.split_value is not None:

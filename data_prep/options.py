@@ -14,6 +14,7 @@ from typing import Any, Literal
 ALGORITHM = 3
 MAX_TILE_PX = 16384  # regions of this side need about 1 GiB per rank
 IN_MEMORY_PX = 4096  # frames up to this side are built in one step, unless they are to be cut into smaller regions
+AUTO_PERCENT = 90  # of the non-zero gradients lie below the higher of the `auto` thresholds
 MAX_RESOLUTION = 1 << 20  # four times the largest slides that scanners make
 
 
@@ -33,6 +34,7 @@ class BuildOptions:
         split_value: v of the threshold rule: split while a square holds more than v edge pixels.
         blur: Side of the Gaussian in pixels (odd, 1 = none); None takes the entry of the table for R.
         thresholds: Canny thresholds (low, high), or `auto`.
+        auto_percent: Of `auto`: the share of a slide's non-zero gradients that the higher threshold reaches, 1 to 99.
         aspect: `keep` (padding) or `squash` (to a square).
         split_on: What makes a square worth splitting: its `edges`, or `variance` or `entropy` of its luma (see
             `criteria`; budget rule and frames in memory only).
@@ -69,6 +71,7 @@ class BuildOptions:
     mask_kind: Literal["viable", "whole", "both"] | None = None
     mask_classes: tuple[tuple[str, int | None], ...] | None = None
     split_on: Literal["edges", "variance", "entropy"] = "edges"
+    auto_percent: int = AUTO_PERCENT
 
     def __post_init__(self) -> None:
         _check_grid(self)
@@ -81,6 +84,7 @@ class BuildOptions:
             low, high = self.thresholds
             if not 0 <= low <= high:
                 raise OptionError(f"--thresholds {low},{high}: must be LOW,HIGH with 0 <= LOW <= HIGH, or auto")
+        _check_auto(self)
         if not 1 <= self.classes <= 255:
             raise OptionError(f"--classes {self.classes}: must be 1 to 255")
         if self.tile_px is not None and not 64 <= self.tile_px <= MAX_TILE_PX:
@@ -122,6 +126,7 @@ class BuildOptions:
             "classes": self.classes,
             "seed": self.seed if self.fit == "drop" else None,
             **({"split_on": self.split_on} if self.split_on != "edges" else {}),
+            **({"auto_quantile": self.auto_percent / 100} if self.auto_percent != AUTO_PERCENT else {}),
             **({"mask_kind": self.mask_kind} if self.mask_kind else {}),
             **({"mask_classes": dict(self.mask_classes)} if self.mask_classes else {}),
         }
@@ -173,6 +178,14 @@ def _check_grid(options: BuildOptions) -> None:
         raise OptionError(f"--resolution {size_px}: must be at most {MAX_RESOLUTION} pixels; slides are never enlarged")
 
 
+def _check_auto(options: BuildOptions) -> None:
+    percent = options.auto_percent
+    if not 1 <= percent <= 99:
+        raise OptionError(f"--auto-quantile {percent / 100:g}: must be 0.01 to 0.99")
+    if percent != AUTO_PERCENT and (options.patching == "uniform" or options.thresholds != "auto"):
+        raise OptionError(f"--auto-quantile {percent / 100:g}: only with --patching apf and --thresholds auto")
+
+
 def _check_rule(options: BuildOptions) -> None:
     if options.patching == "uniform":
         for flag, value in (("--length", options.length), ("--split-value", options.split_value)):
@@ -200,8 +213,9 @@ def _check_criterion(options: BuildOptions) -> None:
         raise OptionError(f"{asked}: only with --patching apf; uniform patching splits nothing")
     if options.fit == "drop" or options.split_value is not None:
         raise OptionError(f"{asked}: only with --length; --split-value and --fit drop count edge pixels")
-    if options.thresholds != "auto":
-        raise OptionError(f"{asked}: --thresholds are those of edges; leave them out")
+    if options.thresholds != "auto" or options.auto_percent != AUTO_PERCENT:
+        flag = "--thresholds are" if options.thresholds != "auto" else "--auto-quantile is"
+        raise OptionError(f"{asked}: {flag} of edges; leave it out")
     tile_px = options.tile_px
     limit_px = IN_MEMORY_PX if tile_px is None else 1 << (tile_px.bit_length() - 1)
     if options.resolution > limit_px:

@@ -149,7 +149,7 @@ class Scan:
         n = int(hist[1:].sum())
         if n < _ENOUGH:
             return _AUTO_LEAST, False
-        lo = auto_thresholds(hist)[0]
+        lo = auto_thresholds(hist, self.spec.auto_percent)[0]
         limit = max(_AUTO_LEAST, 7 * lo // 8 if n >= _PLENTY else 3 * lo // 4)
         return limit, 3 * lo < limit + BYTE
 

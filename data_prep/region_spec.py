@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from data_prep.cells import is_power_of_two
 from data_prep.edges import MAX_MAGNITUDE, REACH_PX
 from data_prep.kernel_components import pixels_of
+from data_prep.options import AUTO_PERCENT
 
 __all__ = ["BYTE", "WHITE", "Maxima", "Parts", "Reader", "Rectangle", "RegionSpec", "base_px"]
 
@@ -43,6 +44,7 @@ class RegionSpec:
         thresholds: Canny's (lo, hi), or "auto".
         side_px: side of the regions, a power of two, at least `patch`, at most `size_px`.
         classes: K, foreground classes of the mask; 0 without one.
+        auto_percent: of "auto", see `edges.auto_thresholds`.
     """
 
     size_px: int
@@ -52,6 +54,7 @@ class RegionSpec:
     thresholds: tuple[int, int] | Literal["auto"]
     side_px: int
     classes: int = 0
+    auto_percent: int = AUTO_PERCENT
 
     def __post_init__(self) -> None:
         if not is_power_of_two(self.side_px) or not self.patch <= self.side_px <= self.size_px:

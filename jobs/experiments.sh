@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 data=${DATA:-data_prep/sample_data}
 sets=${SETS:-glomeruli nuclei vessels vessels_2k}
 rows=${ROWS:-apf unet uniform_tokens uniform_leaf_unet unetr uniform_patch apf_alone apf_whole apf_blind apf_variance apf_entropy
-    apf_fixed apf_leaf apf_token apf_geometric apf_raster apf_still apf_strip swin_unetr transunet}
+    apf_fixed apf_jittered apf_leaf apf_token apf_geometric apf_raster apf_still apf_strip swin_unetr transunet}
 seeds=${SEEDS:-0 1 2}
 seconds=${RUN_SECONDS:-150}
 out=${OPEN_DIR:-runs/open}
@@ -47,6 +47,14 @@ done
 [ ${#there[@]} -gt 0 ] || { echo "experiments: none of the sets is in $data: set DATA" >&2; exit 1; }
 
 declare -A tokens=()    # folder of each experiment's token files
+declare -A variants=()  # of those that draw from more: data.variants=[FOLDER, ...]
+prep() {    # EXPERIMENT SET FOLDER [OPTION...]: token files of a set, once
+    [ -z "$stopped" ] || exit 130
+    [ -z "${built[$3]:-}" ] || return 0
+    built[$3]=1
+    python -m launch prep "$1" --slides "$data/${folder[$2]}/images" --masks "$data/${folder[$2]}/masks" \
+        --jobs "$cores" data.dir="$3" "${@:4}" | tail -n 1
+}
 step "1/3 token files of ${there[*]}"
 for set in "${there[@]}"; do
     declare -A built=()
@@ -60,12 +68,16 @@ for set in "${there[@]}"; do
         dir=$(python -m launch show "$name" | sed -n 's/^  dir: *\([^ ]*\).*/\1/p')
         dir=$out/tokens/${dir#runs/open/tokens/}
         tokens[$name]=$dir
-        [ -z "${built[$dir]:-}" ] || continue
-        built[$dir]=1
         more=()
         [ "$row" != apf_strip ] || more=(--packing strip)
-        python -m launch prep "$name" --slides "$data/${folder[$set]}/images" --masks "$data/${folder[$set]}/masks" \
-            --jobs "$cores" data.dir="$dir" "${more[@]}" | tail -n 1
+        prep "$name" "$set" "$dir" "${more[@]}"
+        drawn=
+        for other in $(python -m launch show "$name" | sed -n 's/^  variants: *\[\([^]]*\)\].*/\1/p' | tr -d ,); do
+            other=$out/tokens/${other#runs/open/tokens/}
+            prep "$name" "$set" "$other" --auto-quantile "0.${other##*_q}"    # apf_q80: quantile 0.80
+            drawn+=${drawn:+, }\"$other\"
+        done
+        [ -z "$drawn" ] || variants[$name]="data.variants=[$drawn]"
     done
     unset built
 done
@@ -76,7 +88,7 @@ train() {    # EXPERIMENT SEED
     trap '' INT
     trap '[ -z "$run" ] || kill -TERM $run 2>/dev/null; gone=1' TERM
     python -m launch train "$1" run_root="$out/runs" data.dir="${tokens[$1]}" engine.threads="$threads" \
-        train.max_seconds="$seconds" train.seed="$2" &
+        ${variants[$1]:+"${variants[$1]}"} train.max_seconds="$seconds" train.seed="$2" &
     run=$!
     [ -z "${gone:-}" ] || kill -TERM $run 2>/dev/null || true
     wait $run || code=$?

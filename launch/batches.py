@@ -212,7 +212,7 @@ def training_batch(config: Config, files: TokenFiles, picks: list[tuple[int, int
             raster = files.load_raster(name)
             samples.append(crop_sample(raster, data.crop_px, rng, data.flips, data.jitter, data.foreground_crops))
         else:
-            tokens = files.load(name)
+            tokens = files.draw(name, rng)
             parts.append((tokens if data.part == 1 else part_of(tokens, data.part, rng, data.foreground_crops), rng))
     length = data.length
     if data.part < 1 and parts:

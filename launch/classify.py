@@ -118,7 +118,7 @@ class Classification:
             raster = self.files.load_raster(name)
             sample = crop_sample(raster, data.crop_px, rng, data.flips, data.jitter, data.foreground_crops)
             return self._crop(sample, name)
-        tokens = self.files.load(name)
+        tokens = self.files.load(name) if rng is None else self.files.draw(name, rng)
         sample = token_sample(tokens, data.length, rng, data.flips, data.jitter if rng is not None else 0.0)
         if data.labels == "mask":
             assert tokens.mask_counts is not None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,39 @@ def read_split(config: DataConfig) -> dict[str, list[str]]:
         raise ConfigError(f"data.split={config.split}: {twice[0]!r} is listed twice; splits must not overlap")
     missing = sorted(set(names) - set(there))
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise ConfigError(f"data.dir={config.dir}: no token file for {', '.join(missing[:3])}{more} of the split")
+        raise ConfigError(f"data.dir={config.dir}: no token file for {_some(missing)} of the split")
     for part in ("train", "test"):
         if not split[part]:
             key = f"split={config.split}" if config.split else f"fractions={list(config.fractions)}"
             raise ConfigError(f"data.{key}: no slide in {part} ({len(there)} token files in {config.dir})")
     return split
+
+
+def check_variants(config: DataConfig, names: Collection[str]) -> None:
+    """Hold that every folder of data.variants is there, is not data.dir, and has token files of `names`.
+
+    Raises:
+        ConfigError: One line with the folder.
+    """
+    for variant in config.variants:
+        folder = Path(variant)
+        how = f"`python -m launch prep EXPERIMENT data.dir={variant} --thresholds LOW,HIGH` makes its token files"
+        if folder.resolve() == Path(config.dir).resolve():
+            raise ConfigError(f"data.variants: {variant} is data.dir, which is drawn anyway: leave it out")
+        if not folder.exists():
+            raise ConfigError(f"data.variants: {variant}: no such folder; {how}")
+        try:
+            there = token_names(folder)
+        except StoreError as error:
+            raise ConfigError(f"data.variants: {variant}: {error}") from None
+        missing = sorted(set(names) - set(there))
+        if missing or not there:
+            which = _some(missing) if missing else "any slide"
+            raise ConfigError(f"data.variants: {variant}: no token file for {which}; {how}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def file_split(path: Path) -> dict[str, list[str]]:
@@ -118,16 +145,18 @@ class TokenFiles:
         config: The data section.
 
     Raises:
-        ConfigError: See `read_split`.
+        ConfigError: See `read_split` and `check_variants`.
     """
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
         self.folder = Path(config.dir)
         self.split = read_split(config)
+        check_variants(config, self.split["train"])
+        self._drawn = [self.folder, *map(Path, config.variants)]
         self._budget = int(config.cache_gib * 2**30)
-        self._cache: dict[tuple[str, str], Any] = {}
-        self._sound: set[str] = set()
+        self._cache: dict[tuple[str, Path], Any] = {}
+        self._sound: set[Path] = set()
         self._truth: dict[str, NDArray[np.int64]] = {}
 
     @property
@@ -136,55 +165,81 @@ class TokenFiles:
         return hashlib.sha256(json.dumps(self.split, sort_keys=True).encode()).hexdigest()
 
     def check(self) -> None:
-        """Hold every file's parameters against the configuration.
+        """Hold the parameters of every file, of data.variants those of training slides, against the configuration.
 
         Raises:
             ConfigError: One line with the file, what it has and which key asked for something else.
         """
+        trained = set(self.split["train"])
         for name in (name for part in SPLITS for name in self.split[part]):
-            path = token_path(self.folder, name)
-            try:
-                meta = read_meta(path)
-            except StoreError as error:
-                raise ConfigError(str(error)) from None
-            params = meta["params"]
-            found = {
-                "resolution": meta["frame_px"],
-                "patch": meta["patch"],
-                "patching": params.get("patching", self.config.patching),
-                "classes": meta["classes"],
-                "split_on": params.get("split_on", "edges"),
-            }
+            own = self._check_file(token_path(self.folder, name), own=True)
+            for folder in self._drawn[1:] if name in trained else ():
+                path = token_path(folder, name)
+                other = self._check_file(path, own=False)
+                kinds = ("source", "mask") if self.config.labels in (None, "mask") else ("source",)
+                for kind in kinds:
+                    if other[f"{kind}_sha256"] != own[f"{kind}_sha256"]:
+                        what = {"source": "slide", "mask": "mask"}[kind]
+                        raise ConfigError(f"{path}: was built from another {what} than that of {self.folder}")
+
+    def _check_file(self, path: Path, own: bool) -> dict[str, Any]:
+        """The metadata of a file, when it is as the configuration wants it; one of a variant may have other trees."""
+        try:
+            meta = read_meta(path)
+        except StoreError as error:
+            raise ConfigError(str(error)) from None
+        params = meta["params"]
+        found = {
+            "resolution": meta["frame_px"],
+            "patch": meta["patch"],
+            "patching": params.get("patching", self.config.patching),
+            "classes": meta["classes"],
+        }
+        if own:
+            found["split_on"] = params.get("split_on", "edges")
             if self.config.thresholds is not None:
                 cut = params.get("thresholds")
                 found["thresholds"] = tuple(cut) if isinstance(cut, list) else cut
-            if not meta["classes"] and self.config.labels in (None, "mask"):
-                raise ConfigError(f"{path}: has no mask counts; build it again with --masks DIR")
-            if self.config.labels is not None:
-                del found["classes"]  # data.classes are those of the labels
-            for key, value in found.items():
-                asked = getattr(self.config, key)
-                if value != asked:
-                    raise ConfigError(f"{path}: was built with {key} {value}, but data.{key}={asked}")
-            if self.config.flips and (params.get("packing") == "strip" or params.get("fit") == "drop"):
-                # Turning puts tokens back into Morton order, and turns patches that are no pictures of one leaf.
-                raise ConfigError(f"{path}: was built with --packing strip or --fit drop, which needs data.flips=false")
-            if meta["rows"] > self.config.length:
-                raise ConfigError(f"{path}: has {meta['rows']} tokens, more than data.length={self.config.length}")
+        if not meta["classes"] and self.config.labels in (None, "mask"):
+            raise ConfigError(f"{path}: has no mask counts; build it again with --masks DIR")
+        if self.config.labels is not None:
+            del found["classes"]  # data.classes are those of the labels
+        for key, value in found.items():
+            asked = getattr(self.config, key)
+            if value != asked:
+                raise ConfigError(f"{path}: was built with {key} {value}, but data.{key}={asked}")
+        if self.config.flips and (params.get("packing") == "strip" or params.get("fit") == "drop"):
+            # Turning puts tokens back into Morton order, and turns patches that are no pictures of one leaf.
+            raise ConfigError(f"{path}: was built with --packing strip or --fit drop, which needs data.flips=false")
+        if meta["rows"] > self.config.length:
+            raise ConfigError(f"{path}: has {meta['rows']} tokens, more than data.length={self.config.length}")
+        return meta
 
     def load(self, name: str) -> TokenSet:
-        """The token set of one slide.
+        """The token set of one slide in data.dir.
 
         Raises:
             StoreError: The file became unreadable.
         """
-        tokens: TokenSet = self._remember(("tokens", name), lambda: self._read(name))
+        return self._load(token_path(self.folder, name))
+
+    def draw(self, name: str, rng: np.random.Generator) -> TokenSet:
+        """A training slide as data.dir or one of data.variants has it, each as likely; draws nothing without variants.
+
+        Raises:
+            StoreError: The file became unreadable.
+        """
+        index = int(rng.integers(len(self._drawn))) if len(self._drawn) > 1 else 0
+        return self._load(token_path(self._drawn[index], name))
+
+    def _load(self, path: Path) -> TokenSet:
+        tokens: TokenSet = self._remember(("tokens", path), lambda: self._read(path))
         return tokens
 
-    def _read(self, name: str) -> TokenSet:
+    def _read(self, path: Path) -> TokenSet:
         """The file's tokens; the first time its checksum is compared, so that nobody trains on damage."""
-        tokens, _ = read_tokens(token_path(self.folder, name), check=name not in self._sound)
-        self._sound.add(name)
+        tokens, _ = read_tokens(path, check=path not in self._sound)
+        self._sound.add(path)
         return tokens
 
     def truth_pixels(self, name: str, tokens: TokenSet) -> NDArray[np.int64]:
@@ -206,11 +261,11 @@ class TokenFiles:
         Raises:
             ConfigError: The leaves are larger than their patches, so the pictures are not in the file.
         """
-        raster: Raster = self._remember(("raster", name), lambda: self._raster(name))
+        raster: Raster = self._remember(("raster", token_path(self.folder, name)), lambda: self._raster(name))
         return raster
 
     def _raster(self, name: str) -> Raster:
-        tokens = self._read(name)
+        tokens = self._read(token_path(self.folder, name))
         if (tokens.leaf_size != tokens.tokens.shape[1]).any() or tokens.mask_counts is None:
             raise ConfigError(f"{self.folder / name}: data.kind=tiles needs leaves as large as the patch")
 
@@ -219,7 +274,7 @@ class TokenFiles:
 
         return Raster(paint(tokens.tokens), paint(tokens.mask_counts > 0), paint(tokens.content_counts > 0))
 
-    def _remember(self, key: tuple[str, str], make: Any) -> Any:
+    def _remember(self, key: tuple[str, Path], make: Any) -> Any:
         if key in self._cache:
             return self._cache[key]
         value = make()
@@ -230,13 +285,27 @@ class TokenFiles:
         return value
 
     def preprocessing_seconds(self) -> float | None:
-        """Mean time that the last build of each slide of the splits took, from build_log.jsonl; None without one."""
+        """Mean time that the last build of each slide of the splits took, from build_log.jsonl; None without one.
+
+        Variants come on top, for the training slides alone.
+        """
         names = {name for part in SPLITS for name in self.split[part]}
-        last: dict[str, float] = {}
-        try:
-            for entry in read_log(self.folder):
-                if entry.get("status") == "done" and entry.get("slide") in names and entry.get("seconds"):
-                    last[entry["slide"]] = float(entry["seconds"])
-        except (OSError, ValueError, TypeError):
-            return None
-        return sum(last.values()) / len(last) if last else None
+        total = 0.0
+        for folder in self._drawn:
+            used = names if folder is self.folder else set(self.split["train"])
+            seconds = _mean_seconds(folder, used)
+            if seconds is None:
+                return None
+            total += seconds * (len(used) / len(names))
+        return total
+
+
+def _mean_seconds(folder: Path, names: set[str]) -> float | None:
+    last: dict[str, float] = {}
+    try:
+        for entry in read_log(folder):
+            if entry.get("status") == "done" and entry.get("slide") in names and entry.get("seconds"):
+                last[entry["slide"]] = float(entry["seconds"])
+    except (OSError, ValueError, TypeError):
+        return None
+    return sum(last.values()) / len(last) if last else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -13,6 +14,11 @@ class DataConfig(Section):
     """Which token files, and how they become batches."""
 
     dir: str = Field(description="folder of *.tokens.h5 (`python -m data_prep build`), or of pictures (kind=images)")
+    variants: tuple[str, ...] = Field(
+        default=(),
+        description="folders of the same slides cut otherwise, each by `launch prep EXPERIMENT data.dir=FOLDER "
+        "--thresholds 60,120`; a training sample draws one of dir and these",
+    )
     split: OptionalText = Field(
         default=None, description="JSON file {train, val, test: [slide names]}; null: by `fractions`"
     )
@@ -94,6 +100,10 @@ class DataConfig(Section):
         self.check_split()
         if self.split is None and (min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6):
             raise ValueError(f"fractions must be three shares that sum to 1 (got {list(self.fractions)})")
+        if self.variants and (self.kind != "tokens" or self.patching != "apf"):
+            raise ValueError(f"variants={list(self.variants)} is for kind=tokens with patching=apf")
+        if len({Path(folder) for folder in self.variants}) < len(self.variants):
+            raise ValueError(f"variants={list(self.variants)} names a folder twice")
         if self.kind == "tiles" and self.patching != "uniform":
             raise ValueError("kind=tiles needs uniform token files: set data.patching=uniform")
         if self.kind == "tiles" and self.crop_px > self.resolution:

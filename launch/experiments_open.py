@@ -71,6 +71,7 @@ class Variant:
         lr: Peak learning rate.
         part: Name of the set's share that a step sees; empty: all of the tree.
         crop_px: Side of a training crop; predictions slide windows of `CROP_PX`.
+        quantiles: Of `--auto-quantile`, in percent: further folders of trees that training draws from.
     """
 
     text: str
@@ -80,6 +81,7 @@ class Variant:
     lr: float = 1e-3
     part: Literal["", "part", "token_part"] = ""
     crop_px: int = CROP_PX
+    quantiles: tuple[int, ...] = ()
 
 
 def _vit(**other: Any) -> UNETRConfig:
@@ -110,6 +112,10 @@ VARIANTS = {
     ),
     "apf_fixed": Variant(
         "as apf, edges by the paper's thresholds 100 and 200", "fixed", _LEAF_UNET, batch=1, lr=5e-3, part="part"
+    ),
+    "apf_jittered": Variant(
+        "as apf, each step's tree from thresholds drawn among three", "apf", _LEAF_UNET, batch=1, lr=5e-3, part="part",
+        quantiles=(80, 95),
     ),
     "apf_leaf": Variant(
         "adaptive tokens, leaf network", "apf", _vit(decoder="leaf", position="geom", leaf_base=8), part="part"
@@ -187,6 +193,7 @@ def _data(name: str, variant: Variant) -> DataConfig:
     split: dict[str, Any] = {"split_on": cut} if cut in ("variance", "entropy") else {}
     if cut == "fixed":
         split["thresholds"] = PAPER_THRESHOLDS
+    common["variants"] = tuple(f"{root}/{cut}_q{percent}" for percent in variant.quantiles)
     return DataConfig(
         dir=f"{root}/{'apf' if cut == 'still' else cut}", patching="apf", patch=chosen.patch, length=chosen.length,
         flips=flips, **common, **split,

@@ -16,6 +16,7 @@ from typing import Any
 from data_prep.files import write_atomic
 from data_prep.store import StoreError, token_names
 from launch.config import ConfigError
+from launch.data import check_variants
 from launch.images import open_files
 from launch.jobs_table import JOBS, Job
 from launch.record import now, read_record, to_json
@@ -91,6 +92,7 @@ def make_plan(members: Sequence[Member], site: Site, options: Options) -> Plan:
         if site.slurm is None and member.gpus > site.hardware.gpus_per_node:
             raise ConfigError(f"{member.gpus} ranks: {site.name} runs at most {site.hardware.gpus_per_node}")
         if options.slides is not None and _unprepared(member, Path(options.slides)):
+            check_variants(member.config.data, ())  # the job prepares data.dir alone
             plan.prep.setdefault(member.config.data.dir, _prep_script(member, site, options))
         else:
             open_files(member.config.data)

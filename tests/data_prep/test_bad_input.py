@@ -64,6 +64,15 @@ BAD_ARGUMENTS = {
     "blur": ("--resolution 1024 --patch 16 --length 64 --blur 4", "--blur 4: must be an odd number"),
     "thresholds": ("--resolution 1024 --patch 16 --length 64 --thresholds 100", "'100' is neither auto nor LOW,HIGH"),
     "thresholds-order": ("--resolution 64 --patch 16 --length 64 --thresholds 9,1", "9,1: must be LOW,HIGH"),
+    "quantile": ("--resolution 64 --patch 16 --length 64 --auto-quantile .855", "'.855' is no quantile in hundredths"),
+    "quantile-range": ("--resolution 64 --patch 16 --length 64 --auto-quantile 1", "'1' is no quantile in hundredths"),
+    "quantile-fixed": (
+        "--resolution 64 --patch 16 --length 64 --auto-quantile .8 --thresholds 9,10",
+        "--auto-quantile 0.8: only with --patching apf and --thresholds auto",
+    ),
+    "quantile-uniform": (
+        "--resolution 64 --patch 16 --patching uniform --auto-quantile 0.95", "--auto-quantile 0.95: only with",
+    ),
     "classes": ("--resolution 1024 --patch 16 --length 64 --classes 0", "--classes 0: must be 1 to 255"),
     "tile": ("--resolution 1024 --patch 16 --length 64 --tile 8", "--tile 8: must be 64 to 16384 pixels"),
     "tile-large": ("--resolution 32768 --patch 16 --length 64 --tile 32768", "--tile 32768: must be 64 to 16384"),

@@ -54,6 +54,8 @@ CASES = {
     "frame larger than slide": {"resolution": 4096, "patch": 16, "length": 512, "masks": True},
     "scaled down": {"resolution": 512, "patch": 8, "length": 200, "masks": True},
     "few leaves": {"resolution": 1024, "patch": 2, "length": 4, "masks": True},
+    "more edges": {"resolution": 1024, "patch": 8, "length": 256, "masks": True, "auto_percent": 55},
+    "fewer edges": {"resolution": 2048, "patch": 4, "length": 1024, "svs": True, "auto_percent": 97},
     "squashed": {"resolution": 1024, "patch": 8, "length": 128, "aspect": "squash", "svs": True},
     "no edge": {"resolution": 1024, "patch": 8, "length": 128, "thresholds": (2000, 2040)},
 }

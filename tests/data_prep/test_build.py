@@ -234,6 +234,24 @@ def test_warnings_of_trees_that_cannot_show_the_mask(slides, tmp_path: Path, cap
     assert "only 64 of 9999 leaves used: every leaf has the side of --patch already" in capsys.readouterr().err
 
 
+def test_a_lower_quantile_of_auto_finds_more_edges_and_makes_other_files(slides, tmp_path: Path, capsys):
+    metas = {}
+    for asked in ("", "0.90", "0.8", ".95"):
+        out = tmp_path / f"out{asked}"
+        assert build(slides, out, *(["--auto-quantile", asked] if asked else [])) == 0
+        metas[asked] = [read_meta(path) for path in sorted(out.glob("*.tokens.h5"))]
+    assert metas[""] == metas["0.90"] and "auto_quantile" not in metas[""][0]["params"]
+    for few, some, many in zip(metas[".95"], metas[""], metas["0.8"], strict=True):
+        assert few["edge_pixels"] < some["edge_pixels"] < many["edge_pixels"]
+        assert few["params"]["hi"] > some["params"]["hi"] > many["params"]["hi"]
+        assert (few["params"]["auto_quantile"], many["params"]["auto_quantile"]) == (0.95, 0.8)
+    capsys.readouterr()
+    out = tmp_path / "out0.8"
+    assert build(slides, out, "--auto-quantile", "0.80") == 0 and "3 skipped" in capsys.readouterr().out
+    assert build(slides, out) == 0
+    assert [entry["reason"] for entry in read_log(out)[-3:]] == 3 * ["rebuilt: parameter auto_quantile 0.8 -> None"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Kills
 

@@ -165,7 +165,8 @@ def test_sizes_that_do_not_fit(gray, size_px, p_min, why):
     ({"split_value": 5, "length": None}, "only with --length"),
     ({"split_value": 5, "fit": "drop"}, "only with --length"),
     ({"patching": "uniform", "length": None}, "only with --patching apf"),
-    ({"thresholds": (100, 200)}, "--thresholds are those of edges"),
+    ({"thresholds": (100, 200)}, "--thresholds are of edges"),
+    ({"auto_percent": 80}, "--auto-quantile is of edges"),
     ({"resolution": 8192}, "at most 4096 pixels, got --resolution 8192"),
     ({"tile_px": 600}, "at most 512 pixels with --tile 600"),
 ])  # fmt: skip

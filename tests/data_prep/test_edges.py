@@ -324,12 +324,14 @@ def test_blur_never_widens_the_range(blur):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(0, MAX_MAGNITUDE), max_size=60))
-def test_auto_is_the_smallest_magnitude_that_reaches_nine_tenths(magnitudes):
-    lo, hi = auto_thresholds(np.bincount(np.array(magnitudes, int), minlength=MAX_MAGNITUDE + 1))
-    found = [m for m in magnitudes if m > 0]
-    fits = [m for m in range(1, MAX_MAGNITUDE + 1) if found and 10 * sum(f <= m for f in found) >= 9 * len(found)]
-    assert hi == max(8, fits[0] if fits else 0)
+@given(st.lists(st.integers(0, MAX_MAGNITUDE), max_size=60), st.sampled_from([None, 1, 50, 80, 95, 99]))
+def test_auto_is_the_smallest_magnitude_that_reaches_nine_tenths_or_what_is_asked(magnitudes, percent):
+    hist = np.bincount(np.array(magnitudes, int), minlength=MAX_MAGNITUDE + 1)
+    lo, hi = auto_thresholds(hist) if percent is None else auto_thresholds(hist, percent)
+    found, share = [m for m in magnitudes if m > 0], percent or 90
+    below = np.searchsorted(np.sort(found), np.arange(1, MAX_MAGNITUDE + 1), side="right")
+    fits = 1 + np.flatnonzero(100 * below >= share * len(found)) if found else []
+    assert hi == max(8, fits[0] if found else 0)
     assert lo == hi // 2
 
 

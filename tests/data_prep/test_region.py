@@ -59,7 +59,7 @@ def frame_counts(whole, spec, mask=None):
     corners = [(x * spec.side_px, y * spec.side_px) for y in range(n) for x in range(n)]
     scans = [scan_region(read, None if mask is None else read_mask, spec, x, y) for x, y in corners]
     if spec.thresholds == "auto":
-        lo, hi = auto_thresholds(sum(scan.hist for scan in scans))
+        lo, hi = auto_thresholds(sum(scan.hist for scan in scans), spec.auto_percent)
         edges = [edges_of_maxima(scan.maxima, spec, x, y, lo, hi) for scan, (x, y) in zip(scans, corners, strict=True)]
     else:
         lo, hi = spec.thresholds
@@ -118,7 +118,8 @@ def test_regions_are_opencv_on_the_whole_frame(data):
     rgb = cv2.resize(coarse, wh, interpolation=cv2.INTER_LINEAR).astype(int)
     rgb = np.clip(rgb + rng.integers(-data.draw(st.sampled_from([1, 10, 60])), 2, rgb.shape), 0, 255).astype(np.uint8)
     mask = rng.integers(0, 4, wh[::-1], np.uint8)
-    spec = RegionSpec(size_px, wh, patch, blur, thresholds, side, classes=3)
+    percent = data.draw(st.sampled_from([90, 90, 1, 50, 99]))
+    spec = RegionSpec(size_px, wh, patch, blur, thresholds, side, classes=3, auto_percent=percent)
     before = region_module.BLOCK_PX
     try:
         region_module.BLOCK_PX = data.draw(st.sampled_from([16, 32, 64, 512]))
@@ -312,6 +313,19 @@ def test_too_few_maxima_are_noticed_and_enough_give_the_same_edges(tissue):
             np.testing.assert_array_equal(found.counts, fixed.counts)
             for one, other in zip(found.sides, fixed.sides, strict=True):
                 np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("percent", [40, 80, 90, 98])
+def test_what_is_kept_goes_by_the_quantile_that_is_asked_for(tissue, percent):
+    spec = RegionSpec(1024, (1024, 1024), 8, 9, "auto", 1024, auto_percent=percent)
+
+    def read(x, y, w, h):
+        return tissue[y : y + h, x : x + w]
+
+    hist = scan_region(read, None, spec, 0, 0).hist
+    lo, hi = auto_thresholds(hist, percent)
+    kept = scan_region(read, None, spec, 0, 0, seen=8 * hist).maxima
+    assert max(4, lo // 2) <= int(kept.above) <= lo and edges_of_maxima(kept, spec, 0, 0, lo, hi) is not None
 
 
 @settings(max_examples=40, deadline=None)

@@ -43,14 +43,15 @@ def picture(seed: int, content_wh: tuple[int, int]) -> tuple[np.ndarray, np.ndar
 
 
 def token_set(
-    seed: int, patching: str = "apf", content_wh: tuple[int, int] = (SIZE, SIZE), patch: int = PATCH
+    seed: int, patching: str = "apf", content_wh: tuple[int, int] = (SIZE, SIZE), patch: int = PATCH,
+    length: int = LENGTH,
 ) -> TokenSet:
-    """A token set of `picture(seed)`; adaptive ones have at most LENGTH leaves, and not all the same number."""
+    """A token set of `picture(seed)`; adaptive ones have at most `length` leaves, and not all the same number."""
     image, mask = picture(seed, content_wh)
     if patching == "apf":
         cells = mask.reshape(SIZE // patch, patch, SIZE // patch, patch).sum((1, 3))
         edges = np.where((cells > 0) & (cells < patch * patch), cells, 0)
-        leaves = budget_tree(edges, patch, LENGTH - 3 * (seed % 3))
+        leaves = budget_tree(edges, patch, length - 3 * (seed % 3))
     else:
         leaves = uniform_leaves(SIZE, patch)
     return cut(
@@ -59,11 +60,11 @@ def token_set(
     )  # fmt: skip
 
 
-def write_folder(folder: Path, patching: str = "apf", patch: int = PATCH) -> Path:
+def write_folder(folder: Path, patching: str = "apf", patch: int = PATCH, length: int = LENGTH) -> Path:
     """A folder of token files for all names of SPLIT, and split.json beside them."""
     folder.mkdir(parents=True)
     for seed, name in enumerate(sorted(name for names in SPLIT.values() for name in names)):
-        tokens = token_set(seed, patching, (SIZE, SIZE - 16) if seed % 2 else (SIZE, SIZE), patch)
+        tokens = token_set(seed, patching, (SIZE, SIZE - 16) if seed % 2 else (SIZE, SIZE), patch, length)
         meta = new_meta(
             slide=name, params={"patching": patching, "patch": patch, "resolution": SIZE}, size0_wh=[SIZE, SIZE],
             ceiling=ceiling(tokens.mask_counts, tokens.content_counts),

@@ -100,6 +100,9 @@ def test_what_does_not_change_the_numbers_does_not_change_the_hash():
         (["train.max_seconds=inf"], ["train.max_seconds", "finite"]),
         (["train.batch=3", "train.accumulate=2"], ["batch=3", "accumulate=2"]),
         (["data.split=null", "data.fractions=[0.5,0.1,0.1]"], ["fractions", "sum to 1"]),
+        (["data.variants=[a]", "data.patching=uniform"], ["variants=['a']", "patching=apf"]),
+        (["data.variants=[a,./a/]"], ["variants=['a', './a/']", "twice"]),
+        (["data.variants=a"], ["data.variants", "tuple"]),
     ],
 )
 def test_wrong_setting_is_one_line_and_64(words, parts, capsys):

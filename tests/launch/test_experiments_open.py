@@ -7,7 +7,9 @@ import subprocess
 import time
 
 import pytest
+import yaml
 
+from data_prep.store import read_meta
 from launch.config import load
 from launch.experiments_open import SETS, VARIANTS, rows_of
 from launch.job_steps import prep_arguments
@@ -34,7 +36,7 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
         one, other = config.train, configs["apf"].train
         assert one.model_copy(update={"batch": other.batch, "lr": other.lr}) == other
         assert (config.data.split, config.data.resolution) == (configs["apf"].data.split, SETS[name].px)
-    leaves = {"apf", "apf_alone", "apf_blind", "apf_leaf", "apf_token", "uniform_leaf_unet", *SPLITS}
+    leaves = {"apf", "apf_alone", "apf_blind", "apf_jittered", "apf_leaf", "apf_token", "uniform_leaf_unet", *SPLITS}
     seen = {row: config.eval.part for row, config in configs.items() if config.data.part == SETS[name].part}
     assert dict.fromkeys(leaves, SETS[name].seen) == {row: seen[row] for row in leaves}
     assert all(config.eval.part is None for row, config in configs.items() if row not in leaves)
@@ -49,6 +51,10 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
         assert configs["apf"].data.model_copy(update=own) == configs[row].data
     assert len({configs[row].data.dir for row in ("apf", *SPLITS)}) == 4
     assert configs["apf_strip"].data.dir != configs["apf_still"].data.dir == configs["apf"].data.dir
+    jittered, apf = configs["apf_jittered"], configs["apf"]
+    dirs = [f"{apf.data.dir}_q80", f"{apf.data.dir}_q95"]
+    assert [*jittered.data.variants] == dirs and not apf.data.variants
+    assert jittered.data.model_copy(update={"variants": ()}) == apf.data and jittered.model == apf.model
     assert not configs["apf_strip"].data.flips and not configs["apf_still"].data.flips
 
 
@@ -113,6 +119,21 @@ def test_a_signal_saves_the_runs_and_the_same_command_goes_on(sent, tmp_path):
     (record,) = tmp_path.glob("runs/open_glomeruli_apf/*/record.json")
     assert json.loads(record.read_text())["status"] == "preempted"
     assert list(tmp_path.glob("runs/open_glomeruli_apf/*/checkpoints/step-*/COMPLETE"))
+
+
+@pytest.mark.slow
+def test_the_jittered_row_has_its_folders(tmp_path):
+    done = script(SETS="glomeruli", ROWS="apf apf_jittered", SEEDS="0", RUN_SECONDS="1", OPEN_DIR=str(tmp_path / "a b"))
+    assert done.returncode == 0, done.stderr
+    folders = {path.name: path for path in tmp_path.glob("a b/tokens/glomeruli/*")}
+    assert sorted(folders) == ["apf", "apf_q80", "apf_q95"]
+    params = {name: read_meta(next(path.glob("*.tokens.h5")))["params"] for name, path in folders.items()}
+    found = {name: kept.get("auto_quantile") for name, kept in params.items()}
+    assert found == {"apf": None, "apf_q80": 0.8, "apf_q95": 0.95}
+    (path,) = tmp_path.glob("a b/runs/open_glomeruli_apf_jittered/*/config.yaml")
+    data = yaml.safe_load(path.read_text())["data"]
+    assert [data["dir"], *data["variants"]] == [str(folders[name]) for name in sorted(folders)]
+    assert "open_*_apf over B = open_*_apf_jittered" in (tmp_path / "a b/tables/gains.md").read_text().replace("\\", "")
 
 
 @pytest.mark.slow

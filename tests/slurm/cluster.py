@@ -47,8 +47,8 @@ for node in $(SLURM_CONF={folder}/slurm.conf /usr/bin/scontrol show hostnames "$
     rm -f {folder}/pid/$node
 done
 """
-# slurmctld counts in whole seconds and takes no node that came up in, or seems to have come up before, the second it was
-# asked for: one that boots at once may never be believed. Real ones take longer.
+# slurmctld counts in whole seconds and ignores a node that seems to have come up before it was asked for, as one that
+# boots at once may. Real ones take longer.
 _RESUME = """#!/bin/bash
 sleep 2
 exec {folder}/boot $(SLURM_CONF={folder}/slurm.conf /usr/bin/scontrol show hostnames "$1")

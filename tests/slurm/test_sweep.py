@@ -132,6 +132,21 @@ def test_slides_without_token_files_are_prepared_first(files: Path, tmp_path: Pa
     assert not list(tmp_path.glob("runs/paip_1k/*")), "the training that needs them was not started"
 
 
+def test_variants_must_be_there_before_slides_are_prepared(files: Path, tmp_path: Path):
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    (slides / "new.svs").touch()
+    other = tmp_path / "other"
+    words = ("submit", "paip_1k", "--gpus", "1", "--site", "local", "--slides", slides, *small_here(files, tmp_path),
+             f"data.variants=[{other}]", "--dry-run")  # fmt: skip
+    assert f"data.variants: {other}: no such folder; `python -m launch prep" in error(launch(*words))
+    other.mkdir()
+    assert f"data.variants: {other}: no token file for any slide" in error(launch(*words))
+    write_folder(tmp_path / "third")
+    words = (*words[:-2], f"data.variants=[{tmp_path / 'third'}]", "--dry-run")
+    assert f"prep  {files}\n" in launch(*words).stdout
+
+
 def test_a_submitted_job_inherits_no_choice_and_no_job_around_it(monkeypatch: pytest.MonkeyPatch):
     for name in ("EXPERIMENT", "PATCHING", "SLURM_ARRAY_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_CONF", "PREFLIGHT"):
         monkeypatch.setenv(name, "1")
