@@ -86,7 +86,7 @@ def contents(draw):
 
 
 @pytest.mark.parametrize("split_on", LEVELS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(made=contents(), length=st.integers(4, 120))
 def test_the_tree_is_that_of_a_heap(split_on, made, length):
     gray, size_px, p_min = made
@@ -99,7 +99,7 @@ def test_the_tree_is_that_of_a_heap(split_on, made, length):
 
 
 @pytest.mark.parametrize("split_on", LEVELS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(made=contents())
 def test_every_score_is_that_of_the_pixels_and_no_child_exceeds_its_parent(split_on, made):
     gray, size_px, p_min = made
