@@ -153,7 +153,7 @@ def test_showing_imports_nothing_heavy():
 
 def test_run_name_tells_what_is_compared():
     name = load("demo_apf", ["train.seed=7"]).run_name(4)
-    assert name == "unetr-leaf_apf_R1024_p16_g4_s7"
+    assert name == "unetr-leaf_unet_apf_R1024_p16_g4_s7"
     assert load("demo_apf", ["run_id=mine"]).run_dir(4).parts[-2:] == ("demo_apf", "mine")
 
 
