@@ -26,9 +26,9 @@ def add_plan_command(commands: argparse._SubParsersAction[argparse.ArgumentParse
         "plan",
         help="what a training step costs on any number of gpus: memory, collectives, FLOPs, seconds; needs no gpu",
         description="Runs one training step of an experiment as rank 0 of N gpus on tensors without numbers, in this "
-        "one process, and counts what it does. With data.part images are parts, and the one in the middle of the frame "
-        "stands for all. Adaptive images are taken to have data.length tokens, or as many as a "
-        "tree of that length has. Memory is that of tensors; work space inside kernels is the site's reserve.",
+        "one process, and counts what it does. With data.part images are parts, and one with about the mean number "
+        "of leaves stands for all. Adaptive images are taken to have data.length tokens, or as many as a tree of that "
+        "length has. Memory is that of tensors; work space inside kernels is the site's reserve.",
     )
     command.add_argument("experiment", metavar="EXPERIMENT", help="a name from `python -m launch experiments`")
     command.add_argument("overrides", metavar="key=value", nargs="*", help="settings to change, as for train")

@@ -36,6 +36,7 @@ from launch.trainer import build_model
 from launch.ulysses import spread_sequences
 
 _FINEST_CELLS = 512  # side of the grid that made-up trees are grown on; deeper frames get no smaller leaves than that
+_PLACES = 16    # of parts across the frame, from which the usual one is taken
 # The first step makes the optimiser's moments and settles DDP's buckets; ZeRO-3 follows its trace from the third on.
 _WARM_UPS = {"ddp": 1, "fsdp": 1, "deepspeed": 2}
 
@@ -125,10 +126,8 @@ def _tokens(config: Config, images: int) -> dict[str, torch.Tensor]:
     else:
         length, side = data.length, data.patch
         xy, size = _leaves(config)
-    if data.kind == "tokens" and data.part < 1:     # the part in the middle stands for all
-        side_px = part_side(data.part, data.resolution)
-        corner = np.full(2, (data.resolution - side_px) // 2)
-        kept = leaves_in_square(xy, size, (data.resolution, data.resolution), corner, side_px)
+    if data.kind == "tokens" and data.part < 1:
+        kept = _usual_part(xy, size, data.resolution, part_side(data.part, data.resolution))
         xy, size = xy[kept], size[kept]
         length = padded_length(len(size), length)
     rows = len(size)
@@ -144,6 +143,17 @@ def _tokens(config: Config, images: int) -> dict[str, torch.Tensor]:
         batch["content_counts"] = torch.empty(images, length, side, side)
         batch["mask_counts"] = torch.empty(images, length, side, side, data.classes)
     return batch
+
+
+def _usual_part(
+    xy: np.ndarray[Any, Any], size: np.ndarray[Any, Any], resolution: int, side_px: int
+) -> np.ndarray[Any, Any]:
+    """Which leaves (N,) bool a part has whose number of leaves is nearest to the mean over the frame."""
+    places = np.linspace(0, resolution - side_px, _PLACES).astype(np.int64)
+    frame = (resolution, resolution)
+    parts = [leaves_in_square(xy, size, frame, np.array([x, y]), side_px) for y in places for x in places]
+    counts = np.array([part.sum() for part in parts])
+    return parts[int(np.argmin(np.abs(counts - counts.mean())))]
 
 
 def _leaves(config: Config) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -297,5 +297,7 @@ def test_a_plan_of_parts_counts_the_leaves_of_a_part():
     lengths = [int(batch["valid"].sum()) for batch in batches]
     assert lengths[0] == 784 and 30 < lengths[1] < 100
     assert batches[1]["tokens"].shape[1] == padded_length(lengths[1], 784)
+    small = made_up_batch(load("open_nuclei_apf"), 1)  # in the middle of the tree that is made up are few leaves
+    assert abs(int(small["valid"].sum()) / (784 * 0.15**2) - 1) < 0.25
     flops = [count(config, 1, 1).flops for config in (whole, part)]
     assert flops[1] < 0.2 * flops[0]
