@@ -120,8 +120,12 @@ def entropy_levels(gray: Gray, size_px: int, p_min: int) -> Levels:
         if here.any():
             for total, count in zip(bits, _by_depth(here, 1, bottom), strict=True):
                 total -= _times_log(count)
-    levels = [np.maximum(0, np.rint(total)).astype(np.int64) for total in bits]
-    for depth in range(bottom - 1, -1, -1):
+    return raised([np.maximum(0, np.rint(total)).astype(np.int64) for total in bits])
+
+
+def raised(levels: Levels) -> Levels:
+    """Every parent raised to its largest child, from the bottom up, in place; `levels` as `entropy_levels` has them."""
+    for depth in range(len(levels) - 2, -1, -1):
         below, side = levels[depth + 1], 1 << depth
         np.maximum(levels[depth], below.reshape(side, 2, side, 2).max(axis=(1, 3)), out=levels[depth])
     return levels

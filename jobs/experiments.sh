@@ -30,10 +30,10 @@ declare -A folder=([glomeruli]=glomeruli24 [nuclei]=monuseg_train [vessels]=hrf 
 step() { printf '\n[experiments %ds] %s\n' "$SECONDS" "$*"; }
 stopped=
 # Ctrl-C reaches the script alone (`train` ignores it); SIGTERM lets the runs save.
-trap 'stopped=1; kill -TERM $(jobs -p) 2>/dev/null || true' INT TERM
+trap 'stopped=130; kill -TERM $(jobs -p) 2>/dev/null || true' INT TERM
 ended() {
     local rc=$?
-    [ $rc = 0 ] || printf '\n[experiments] stopped (exit code %s); the same command goes on from here\n' $rc >&2
+    [ $rc = 0 ] || [ $rc = 64 ] || printf '\n[experiments] stopped (exit code %s); the same command goes on from here\n' $rc >&2
 }
 trap ended EXIT
 
@@ -94,13 +94,17 @@ train() {    # EXPERIMENT SEED
     wait $run || code=$?
     while kill -0 $run 2>/dev/null; do code=0; wait $run || code=$?; done    # the signal ended the wait, not the run
     [ $code != 75 ] && [ $code != 130 ] || return $code
+    if [ $code = 64 ]; then    # as a run of other settings in its place: what is there must not be mixed with the rest
+        echo "experiments: $1, seed $2, was refused: if $out holds runs of other settings, choose another OPEN_DIR" >&2
+        return 64
+    fi
     [ $code = 0 ] || echo "experiments: $1, seed $2, ended with $code; its record says why" >&2
 }
 ended_one() {    # wait for a run; 1: there is none
     local code=0
     wait -n || code=$?
     [ $code != 127 ] || return 1
-    [ $code = 0 ] || stopped=1
+    [ $code = 0 ] || { [ $code = 64 ] && stopped=64 || stopped=130; }
 }
 for seed in $seeds; do
     for set in "${there[@]}"; do
@@ -113,7 +117,7 @@ for seed in $seeds; do
     done
 done
 while ended_one; do :; done
-[ -z "$stopped" ] || exit 130
+[ -z "$stopped" ] || exit "$stopped"
 
 step "3/3 tables, gains, page"
 python -m analysis tables "$out/runs" --out "$out/tables"

@@ -54,19 +54,24 @@ def part_of(tokens: TokenSet, share: float, rng: np.random.Generator, foreground
         tokens: The token set.
         share: Side of the square as a share of the frame's.
         rng: Generator of its place.
-        foreground: Chance that it is centred on a random cell with foreground (of any class) where there is one.
+        foreground: Chance that it is centred on a random cell with foreground (of any class) where there is one, and
+            moved into the content. Small leaves have as many cells as large ones, so detail is drawn more often.
     """
     side_px = part_side(share, tokens.size_px)
     room = np.maximum(0, np.array(tokens.content_wh) - side_px)
     corner = rng.integers(room + 1)
-    if foreground and rng.random() < foreground and (centre := _foreground_cell(tokens, rng)) is not None:
+    leaf = None
+    if foreground and rng.random() < foreground and (found := _foreground_cell(tokens, rng)) is not None:
+        leaf, centre = found
         corner = np.clip(centre - side_px // 2, 0, room)
     kept = _in_part(tokens, corner, side_px)
+    if leaf is not None:
+        kept[leaf] = True  # one larger than the part can be missed where the square was moved into the content
     return take(tokens, kept) if kept.any() else tokens  # none: leaves were dropped when the file was built
 
 
-def _foreground_cell(tokens: TokenSet, rng: np.random.Generator) -> NDArray[np.int64] | None:
-    """Frame pixels (x, y) of the middle of a random cell with foreground; None without one."""
+def _foreground_cell(tokens: TokenSet, rng: np.random.Generator) -> tuple[int, NDArray[np.int64]] | None:
+    """The leaf, and the frame pixels (x, y) of the middle, of a random cell with foreground; None without one."""
     assert tokens.mask_counts is not None
     cells = np.flatnonzero(tokens.mask_counts.any(axis=-1))
     if not len(cells):
@@ -74,8 +79,7 @@ def _foreground_cell(tokens: TokenSet, rng: np.random.Generator) -> NDArray[np.i
     side = tokens.mask_counts.shape[1]
     leaf, cell = divmod(int(cells[rng.integers(len(cells))]), side * side)
     middle = (2 * np.array([cell % side, cell // side]) + 1) * int(tokens.leaf_size[leaf]) // (2 * side)
-    found: NDArray[np.int64] = tokens.leaf_xy[leaf] + middle
-    return found
+    return leaf, tokens.leaf_xy[leaf] + middle
 
 
 def parts_of(tokens: TokenSet, share: float, overlap: float) -> list[tuple[NDArray[np.intp], NDArray[np.float32]]]:

@@ -69,11 +69,18 @@ def check_variants(config: DataConfig, names: Collection[str]) -> None:
     Raises:
         ConfigError: One line with the folder.
     """
+    seen: set[Path] = set()
     for variant in config.variants:
         folder = Path(variant)
-        how = f"`python -m launch prep EXPERIMENT data.dir={variant} --thresholds LOW,HIGH` makes its token files"
+        how = (
+            "`python -m launch prep EXPERIMENT --slides FOLDER --masks FOLDER "
+            f"data.dir={variant} --auto-quantile 0.80` or the like makes its token files"
+        )
         if folder.resolve() == Path(config.dir).resolve():
             raise ConfigError(f"data.variants: {variant} is data.dir, which is drawn anyway: leave it out")
+        if folder.resolve() in seen:
+            raise ConfigError(f"data.variants: {variant} is named twice")
+        seen.add(folder.resolve())
         if not folder.exists():
             raise ConfigError(f"data.variants: {variant}: no such folder; {how}")
         try:
@@ -181,6 +188,11 @@ class TokenFiles:
                     if other[f"{kind}_sha256"] != own[f"{kind}_sha256"]:
                         what = {"source": "slide", "mask": "mask"}[kind]
                         raise ConfigError(f"{path}: was built from another {what} than that of {self.folder}")
+                truth = ("mask_kind", "mask_classes") if "mask" in kinds else ()
+                for key in ("aspect", *truth):
+                    has, wants = (meta["params"].get(key) for meta in (other, own))
+                    if has != wants:
+                        raise ConfigError(f"{path}: was built with {key} {has}, {self.folder} with {wants}")
 
     def _check_file(self, path: Path, own: bool) -> dict[str, Any]:
         """The metadata of a file, when it is as the configuration wants it; one of a variant may have other trees."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -16,8 +15,7 @@ class DataConfig(Section):
     dir: str = Field(description="folder of *.tokens.h5 (`python -m data_prep build`), or of pictures (kind=images)")
     variants: tuple[str, ...] = Field(
         default=(),
-        description="folders of the same slides cut otherwise, each by `launch prep EXPERIMENT data.dir=FOLDER "
-        "--thresholds 60,120`; a training sample draws one of dir and these",
+        description="[folder, ...] of the same slides cut otherwise; a training sample draws one of dir and these",
     )
     split: OptionalText = Field(
         default=None, description="JSON file {train, val, test: [slide names]}; null: by `fractions`"
@@ -38,7 +36,7 @@ class DataConfig(Section):
         default="edges", description="patching=apf: what the files' trees were split by (checked)"
     )
     thresholds: Annotated[tuple[int, int] | None, BeforeValidator(none_from_text)] = Field(
-        default=None, description="Canny thresholds the files were cut with (checked), null: auto for prep, not checked"
+        default=None, description="[low, high] of Canny in the files (checked); null: auto for prep, not checked"
     )
     resolution: int = Field(gt=0, description="R, side of the frame in pixels (checked)")
     patch: int = Field(default=1, gt=0, description="p, side of a patch in pixels (checked); kind=images: not used")
@@ -71,7 +69,7 @@ class DataConfig(Section):
         default=None, gt=0, description="kind=tiles: side of the sliding window of predictions; null: crop_px"
     )
     foreground_crops: float = Field(
-        default=0.0, ge=0, le=1, description="share of the crops, or parts, that are centred on a foreground pixel"
+        default=0.0, ge=0, le=1, description="share of the crops around a foreground pixel, or parts around such a cell"
     )
     overlap: float = Field(default=0.25, ge=0, lt=1, description="kind=tiles or part: overlap of sliding windows")
     cache_gib: float = Field(default=2.0, ge=0, description="memory per rank for files already read, in GiB")
@@ -102,8 +100,8 @@ class DataConfig(Section):
             raise ValueError(f"fractions must be three shares that sum to 1 (got {list(self.fractions)})")
         if self.variants and (self.kind != "tokens" or self.patching != "apf"):
             raise ValueError(f"variants={list(self.variants)} is for kind=tokens with patching=apf")
-        if len({Path(folder) for folder in self.variants}) < len(self.variants):
-            raise ValueError(f"variants={list(self.variants)} names a folder twice")
+        if not all(self.variants):
+            raise ValueError(f"variants={list(self.variants)} has an empty name")
         if self.kind == "tiles" and self.patching != "uniform":
             raise ValueError("kind=tiles needs uniform token files: set data.patching=uniform")
         if self.kind == "tiles" and self.crop_px > self.resolution:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.cli import main
-from data_prep.criteria import content_luma, content_pixels, entropy_levels, variance_levels
+from data_prep.criteria import content_luma, content_pixels, entropy_levels, raised, variance_levels
 from data_prep.edges import blurred, luma
 from data_prep.inspect import look_at
 from data_prep.options import BuildOptions, OptionError
@@ -125,6 +125,13 @@ def test_a_parent_is_never_below_its_child_where_rounding_could_do_that(split_on
     for below, above in zip(levels[1:], levels, strict=False):
         assert (below <= above.repeat(2, 0).repeat(2, 1)).all()
     assert levels[0].dtype == np.int64 and levels[0][0, 0] > 0
+
+
+def test_a_parent_below_its_child_is_raised():
+    levels = [np.array([[4]]), np.array([[4, 3], [0, 9]]), np.zeros((4, 4), np.int64)]
+    levels[2][0, 1], levels[2][3, 0] = 5, 2
+    top, middle, bottom = raised([level.astype(np.int64) for level in levels])
+    assert top.tolist() == [[9]] and middle.tolist() == [[5, 3], [2, 9]] and np.array_equal(bottom, levels[2])
 
 
 def test_the_widest_spread_there_is_fits():

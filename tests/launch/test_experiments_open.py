@@ -148,3 +148,6 @@ def test_the_whole_way_and_again(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*/record.json")}
     assert script(**more).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    other = script(**more | {"RUN_SECONDS": "2"})
+    assert other.returncode == 64 and "choose another OPEN_DIR" in other.stderr, "runs of two lengths are not mixed"
+    assert {path: path.stat().st_mtime_ns for path in before} == before

@@ -124,13 +124,15 @@ def test_folders_that_do_not_fit_are_named(apf_files, tile_files, fewer, tmp_pat
         write_tokens(token_path(folder, "d"), tokens, about | meta)
         return folder
 
-    assert "no such folder; `python -m launch prep EXPERIMENT data.dir=" in fault(tmp_path / "none")
+    said = fault(tmp_path / "none")
+    assert "no such folder; `python -m launch prep EXPERIMENT --slides FOLDER --masks FOLDER data.dir=" in said
     (tmp_path / "empty").mkdir()
     assert "no token file for a, b, c and 2 more" in fault(tmp_path / "empty")
     gap = shutil.copytree(fewer, tmp_path / "gap")
     token_path(gap, "c").unlink()
     assert "gap: no token file for c;" in fault(gap)
     assert "leave it out" in fault(apf_files)
+    assert "is named twice" in fault(fewer / ".." / fewer.name)
     assert "patch 32" in fault(tile_files)
     more = write_folder(tmp_path / "more", length=40)
     assert f"more than data.length={LENGTH}" in fault(more)
@@ -138,6 +140,10 @@ def test_folders_that_do_not_fit_are_named(apf_files, tile_files, fewer, tmp_pat
     assert "data.flips=false" in fault(spoilt(params={"packing": "strip"}))
     assert "another slide" in fault(spoilt(source_sha256="0" * 64))
     assert "another mask" in fault(spoilt(mask_sha256="0" * 64))
+    shutil.rmtree(tmp_path / "spoilt")
+    assert "was built with aspect squash" in fault(spoilt(params={"aspect": "squash"}))
+    shutil.rmtree(tmp_path / "spoilt")
+    assert "was built with mask_classes {'x': 2}" in fault(spoilt(params={"mask_classes": {"x": 2}}))
     path = token_path(spoilt(), "d")
     path.write_bytes(path.read_bytes()[:2000])
     assert "d.tokens.h5" in fault(path.parent)
