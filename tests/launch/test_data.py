@@ -23,7 +23,7 @@ def config(files, *words, **more):
 
 def tile_config(files, **more):
     tiles = {"data__kind": "tiles", "data__patching": "uniform", "data__patch": 32, "data__crop_px": 32}
-    words = overrides(files, "unused", data__length=4, data__window_px=32, **tiles, **more)
+    words = overrides(files, "unused", data__length=4, **tiles, **more)
     return load("demo_tiled_unet", [w for w in words if not w.startswith("model.")])
 
 
