@@ -32,8 +32,9 @@ stopped=
 # Ctrl-C reaches the script alone (`train` ignores it); SIGTERM lets the runs save.
 trap 'stopped=130; kill -TERM $(jobs -p) 2>/dev/null || true' INT TERM
 ended() {
-    local rc=$?
-    [ $rc = 0 ] || [ $rc = 64 ] || printf '\n[experiments] stopped (exit code %s); the same command goes on from here\n' $rc >&2
+    local rc=$? on='; the same command goes on from here'
+    [ $rc != 64 ] || on=    # what was refused would be again
+    [ $rc = 0 ] || printf '\n[experiments] stopped (exit code %s)%s\n' $rc "$on" >&2
 }
 trap ended EXIT
 

@@ -117,8 +117,6 @@ class DataConfig(Section):
         if self.part < 1 and (self.kind != "tokens" or self.labels is not None):
             raise ValueError(f"part={self.part:g} is for segmentation with kind=tokens; crops have crop_px")
         self.check_part("part", self.part)
-        if self.foreground_crops and self.kind != "tiles" and self.part == 1:
-            raise ValueError(f"foreground_crops={self.foreground_crops:g} is for crops and parts: 0, or part < 1")
         if self.window_px is not None and (self.kind != "tiles" or self.labels is not None):
             raise ValueError(f"window_px={self.window_px} is for segmentation with kind=tiles")
         if self.window_px is not None and not self.crop_px <= self.window_px <= self.resolution:

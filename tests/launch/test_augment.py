@@ -164,7 +164,6 @@ def test_batches_of_parts_are_short_and_depend_on_the_sample_alone(apf_files):
         (["eval.part=0.5"], "eval.part needs data.part below 1"),
         (["data.part=0.5", "model.position=geom", "eval.part=1"], "eval.part"),
         (["data.part=0.5", "model.position=geom", "eval.part=0.01"], "eval.part=0.01 of resolution"),
-        (["data.foreground_crops=0.3"], "foreground_crops=0.3 is for crops and parts"),
         (["data.window_px=64"], "is for segmentation with kind=tiles"),
         (["data.part=0.5", "data.kind=tiles", "data.patching=uniform"], "crops have crop_px"),
     ],

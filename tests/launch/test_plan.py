@@ -291,7 +291,7 @@ def test_bad_arguments_are_one_line(words, said, capsys):
 
 
 def test_a_plan_of_parts_counts_the_leaves_of_a_part():
-    whole = load("open_nuclei_apf", ["data.part=1", "data.foreground_crops=0"])
+    whole = load("open_nuclei_apf", ["data.part=1"])
     part = load("open_nuclei_apf", ["data.part=0.25"])
     batches = [made_up_batch(config, 1) for config in (whole, part)]
     lengths = [int(batch["valid"].sum()) for batch in batches]
