@@ -76,7 +76,7 @@ for set in "${there[@]}"; do
         for other in $(python -m launch show "$name" | sed -n 's/^  variants: *\[\([^]]*\)\].*/\1/p' | tr -d ,); do
             other=$out/tokens/${other#runs/open/tokens/}
             prep "$name" "$set" "$other" --auto-quantile "0.${other##*_q}"    # apf_q80: quantile 0.80
-            drawn+=${drawn:+, }\"$other\"
+            printf -v drawn '%s"%s"' "${drawn:+$drawn, }" "$other"
         done
         [ -z "$drawn" ] || variants[$name]="data.variants=[$drawn]"
     done

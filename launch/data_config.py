@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -102,6 +103,8 @@ class DataConfig(Section):
             raise ValueError(f"variants={list(self.variants)} is for kind=tokens with patching=apf")
         if not all(self.variants):
             raise ValueError(f"variants={list(self.variants)} has an empty name")
+        if len({Path(folder) for folder in self.variants}) < len(self.variants):
+            raise ValueError(f"variants={list(self.variants)} names a folder twice")
         if self.kind == "tiles" and self.patching != "uniform":
             raise ValueError("kind=tiles needs uniform token files: set data.patching=uniform")
         if self.kind == "tiles" and self.crop_px > self.resolution:
