@@ -76,6 +76,7 @@ for set in "${there[@]}"; do
         for other in $(python -m launch show "$name" | sed -n 's/^  variants: *\[\([^]]*\)\].*/\1/p' | tr -d ,); do
             other=$out/tokens/${other#runs/open/tokens/}
             prep "$name" "$set" "$other" --auto-quantile "0.${other##*_q}"    # apf_q80: quantile 0.80
+            # shellcheck disable=SC2089    # the quotes are YAML's
             printf -v drawn '%s"%s"' "${drawn:+$drawn, }" "$other"
         done
         [ -z "$drawn" ] || variants[$name]="data.variants=[$drawn]"
@@ -88,6 +89,7 @@ train() {    # EXPERIMENT SEED
     local code=0 run=
     trap '' INT
     trap '[ -z "$run" ] || kill -TERM $run 2>/dev/null; gone=1' TERM
+    # shellcheck disable=SC2090
     python -m launch train "$1" run_root="$out/runs" data.dir="${tokens[$1]}" engine.threads="$threads" \
         ${variants[$1]:+"${variants[$1]}"} train.max_seconds="$seconds" train.seed="$2" &
     run=$!
