@@ -178,18 +178,17 @@ class TokenFiles:
             ConfigError: One line with the file, what it has and which key asked for something else.
         """
         trained = set(self.split["train"])
+        masks = self.config.labels in (None, "mask")
         for name in (name for part in SPLITS for name in self.split[part]):
             own = self._check_file(token_path(self.folder, name), own=True)
             for folder in self._drawn[1:] if name in trained else ():
                 path = token_path(folder, name)
                 other = self._check_file(path, own=False)
-                kinds = ("source", "mask") if self.config.labels in (None, "mask") else ("source",)
-                for kind in kinds:
+                for kind in ("source", "mask") if masks else ("source",):
                     if other[f"{kind}_sha256"] != own[f"{kind}_sha256"]:
                         what = {"source": "slide", "mask": "mask"}[kind]
                         raise ConfigError(f"{path}: was built from another {what} than that of {self.folder}")
-                truth = ("mask_kind", "mask_classes") if "mask" in kinds else ()
-                for key in ("aspect", *truth):
+                for key in ("aspect", "mask_kind", "mask_classes") if masks else ("aspect",):
                     has, wants = (meta["params"].get(key) for meta in (other, own))
                     if has != wants:
                         raise ConfigError(f"{path}: was built with {key} {has}, {self.folder} with {wants}")

@@ -1,6 +1,5 @@
 """Splits by variance and entropy: the trees are those of a heap over the pixels, padding has no part in them."""
 
-import heapq
 import math
 from collections import Counter
 from fractions import Fraction
@@ -17,9 +16,10 @@ from data_prep.criteria import content_luma, content_pixels, entropy_levels, rai
 from data_prep.edges import blurred, luma
 from data_prep.inspect import look_at
 from data_prep.options import BuildOptions, OptionError
-from data_prep.quadtree import budget_tree_of, check_tiling, morton
+from data_prep.quadtree import budget_tree_of, check_tiling
 from data_prep.store import read_meta, read_tokens
 from tests.data_prep.builds import GLOMERULI, some_slides, token_bytes
+from tests.data_prep.heap import heap_tree
 
 IMAGE = GLOMERULI / "images" / "10063.jpg"
 LEVELS = {"variance": variance_levels, "entropy": entropy_levels}
@@ -38,29 +38,6 @@ def entropy_of(values) -> int:
 
 
 SCORES = {"variance": variance_of, "entropy": entropy_of}
-
-
-def heap_tree(gray, size_px, p_min, length, score):
-    """Best-first splitting with a heap over the pixels; ties: coarser first, then Morton. [(x, y, side)]"""
-
-    def code(x, y):
-        return int(morton(np.array([x]), np.array([y]))[0])
-
-    def entry(x, y, side):
-        return -score(gray[y : y + side, x : x + side]), -side, code(x // side, y // side), x, y
-
-    heap, leaves, number = [entry(0, 0, size_px)], [], 1
-    while heap:
-        value, negative, _, x, y = heapq.heappop(heap)
-        side = -negative
-        if side == p_min or value == 0 or number + 3 > length:
-            leaves.append((x, y, side))
-            continue
-        number += 3
-        half = side // 2
-        for a, b in ((x, y), (x + half, y), (x, y + half), (x + half, y + half)):
-            heapq.heappush(heap, entry(a, b, half))
-    return sorted(leaves, key=lambda leaf: code(leaf[0], leaf[1]))
 
 
 @st.composite

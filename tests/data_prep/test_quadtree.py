@@ -1,6 +1,5 @@
 """Trees against a naive whole-image recursion and a naive heap."""
 
-import heapq
 from pathlib import Path
 
 import cv2
@@ -13,12 +12,9 @@ from data_prep.cells import counts_from_map, halve, sum_pyramid
 from data_prep.edges import edge_map
 from data_prep.quadtree import Leaves, budget_tree, check_tiling, morton, pyramid, threshold_tree, tree_depth
 from data_prep.uniform import uniform_leaves
+from tests.data_prep.heap import heap_tree, naive_morton
 
 IMAGES = sorted((Path(__file__).parents[2] / "data_prep" / "sample_data" / "glomeruli24" / "images").iterdir())
-
-
-def _naive_morton(x, y):
-    return sum((x >> i & 1) << 2 * i | (y >> i & 1) << (2 * i + 1) for i in range(32))
 
 
 def naive_threshold(edges, p_min, split_value, max_depth=None, x=0, y=0, size=None, depth=0):
@@ -33,24 +29,7 @@ def naive_threshold(edges, p_min, split_value, max_depth=None, x=0, y=0, size=No
 
 
 def naive_budget(edges, p_min, length):
-    """Best-first splitting with a heap over the pixels; ties: coarser first, then Morton."""
-
-    def entry(x, y, size):
-        count = int(edges[y : y + size, x : x + size].sum())
-        return -count, -size, _naive_morton(x // size, y // size), x, y
-
-    heap, leaves, number = [entry(0, 0, len(edges))], [], 1
-    while heap:
-        count, negative, _, x, y = heapq.heappop(heap)
-        size = -negative
-        if size == p_min or count == 0 or number + 3 > length:
-            leaves.append((x, y, size))
-            continue
-        number += 3
-        half = size // 2
-        for a, b in ((x, y), (x + half, y), (x, y + half), (x + half, y + half)):
-            heapq.heappush(heap, entry(a, b, half))
-    return sorted(leaves, key=lambda leaf: _naive_morton(leaf[0], leaf[1]))
+    return heap_tree(edges, len(edges), p_min, length, lambda square: int(square.sum()))
 
 
 def _rows(leaves):
@@ -166,7 +145,7 @@ def test_counts_beyond_32_bits():
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
 def test_morton_interleaves_with_x_lowest(x, y):
-    assert int(morton(np.array([x]), np.array([y]))[0]) == _naive_morton(x, y)
+    assert int(morton(np.array([x]), np.array([y]))[0]) == naive_morton(x, y)
 
 
 def test_order_is_x_first_and_y_downwards():
