@@ -126,7 +126,7 @@ def _spec(step: Step, frame: Frame, masked: bool) -> RegionSpec:
     options = step.task.options
     return RegionSpec(
         frame.size_px, frame.content_wh, options.patch, blur_of(options), options.thresholds, step.side_px,
-        options.classes if masked else 0, options.auto_percent,
+        options.counted if masked else 0, options.auto_percent,
     )  # fmt: skip
 
 

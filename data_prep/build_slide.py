@@ -23,13 +23,14 @@ from data_prep.ceiling import ceiling
 from data_prep.error_text import one_line
 from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
 from data_prep.leaf_plan import TILE_PX, blur_of, plan_leaves
+from data_prep.masks import InView, check_classes
 from data_prep.options import ALGORITHM, BuildOptions, changed_parameter
 from data_prep.outcome import Hashes, Outcome, Stage, Task
 from data_prep.packing import drop_or_repeat, pack_strip
 from data_prep.slide_base import check_tokens_fit
 from data_prep.slides import Mask, Slide, SlideError, check_mask_size, find_masks, open_mask, open_slide
 from data_prep.store import StoreError, check_bytes, new_meta, read_meta, token_path, write_tokens
-from data_prep.tokens import Reader, TokenSet, cut
+from data_prep.tokens import Reader, TokenSet, cut, in_view
 from data_prep.verify import verify_file
 
 CEILING_LOW = 0.8
@@ -75,21 +76,35 @@ def _build(task: Task, outcome: Outcome, beat: Callable[[str], None] | None) -> 
 
 
 def masks_of(task: Task) -> list[Path]:
-    """The files of the mask of the task's slide, mostly one; empty if no masks are wanted.
+    """The files of the mask of the task's slide, see `mask_files`."""
+    return mask_files(task.slide, task.options)
+
+
+def mask_files(slide: Path, options: BuildOptions) -> list[Path]:
+    """The files that say what is where on a slide: of its mask, mostly one, then its field of view where one is wanted.
+
+    Returns:
+        Paths for `mask_of`; none if no masks are wanted.
 
     Raises:
-        ValueError: There is none.
+        SlideError: There is none.
     """
-    if task.options.masks is None:
+    if options.masks is None:
         return []
-    mask_paths = find_masks(task.slide, task.options.masks, task.options.mask_kind)
-    if not mask_paths:
-        raise ValueError(f"{task.slide}: no mask {task.slide.stem}.png, .tif, .xml or .geojson in {task.options.masks}")
-    return mask_paths
+    kinds = f"{slide.stem}.png, .tif, .xml or .geojson"
+    paths = find_masks(slide, options.masks, options.mask_kind)
+    if not paths:
+        raise SlideError(f"{slide}: no mask {kinds} in {options.masks}")
+    if options.fov is not None:
+        views = find_masks(slide, options.fov)
+        if not views:
+            raise SlideError(f"{slide}: no field of view {kinds} in {options.fov}")
+        paths += views
+    return paths
 
 
 def hash_inputs(task: Task, mask_paths: list[Path], outcome: Outcome) -> Hashes:
-    """SHA-256 of slide and mask (of two files, joined by +); also noted in `outcome.sources`.
+    """SHA-256 of slide and mask (of several files, joined by +); also noted in `outcome.sources`.
 
     Raises:
         OSError: A file cannot be read.
@@ -193,7 +208,7 @@ def make_tokens(
         with Stage(outcome, "tokens"):
             whole = cut(
                 read, leaves, options.patch, frame.size_px, frame.content_wh,
-                read_mask=read_mask, classes=options.classes, tile_px=TILE_PX,
+                read_mask=read_mask, classes=options.counted, tile_px=TILE_PX,
             )
         return finish(slide, frame, whole, found, options, outcome, damaged_tiles(slide))
 
@@ -203,35 +218,37 @@ def check_room(slide: Path, tokens: int, options: BuildOptions) -> None:
     remedy = "raise --split-value, or use --length" if options.split_value is not None else "lower --length"
     if options.patching == "uniform":
         remedy = "lower --resolution, or use --patching apf"
-    check_tokens_fit(slide, tokens, options.patch, options.classes if options.masks else 0, remedy)
+    check_tokens_fit(slide, tokens, options.patch, options.counted if options.masks else 0, remedy)
 
 
 def mask_of(slide: Slide, mask_paths: list[Path], options: BuildOptions) -> Mask:
-    """Open the mask of a slide.
+    """Open the mask of a slide, of what `mask_files` found for it.
 
     Raises:
         SlideError: It cannot be read, or has another size than the slide.
     """
     classes = None if options.mask_classes is None else dict(options.mask_classes)
-    mask = open_mask(mask_paths, slide.size_wh, classes, kind=options.mask_kind)
-    try:
+    view_path = None
+    if options.fov is not None:
+        *mask_paths, view_path = mask_paths
+    with ExitStack() as opened:
+        mask = opened.enter_context(open_mask(mask_paths, slide.size_wh, classes, kind=options.mask_kind))
         check_mask_size(slide, mask)
-    except SlideError:
-        mask.close()
-        raise
-    return mask
+        if view_path is not None and options.outside is not None:
+            view = opened.enter_context(open_mask(view_path, slide.size_wh))
+            check_mask_size(slide, view)
+            mask = InView(mask, view, options.outside)
+        opened.pop_all()
+        return mask
 
 
 def mask_reader(mask: Mask, frame: Frame, options: BuildOptions) -> Reader:
-    """Class ids of rectangles of the frame; the reader raises SlideError for a class above `options.classes`."""
+    """Class ids of rectangles of the frame; the reader raises SlideError for a class above `options.counted`."""
     read = MaskReader(mask, frame).read
 
     def checked(x_px: int, y_px: int, w_px: int, h_px: int) -> NDArray[np.uint8]:
         ids = read(x_px, y_px, w_px, h_px)
-        top = int(ids.max())
-        if top > options.classes:
-            wanted = f"only classes 1 to {options.classes} are expected"
-            raise SlideError(f"{mask.path}: has class {top}, but {wanted}; see --classes")
+        check_classes(mask.path, ids, options.counted)
         return ids
 
     return checked
@@ -251,7 +268,7 @@ def finish(
     Args:
         slide: The slide.
         frame: Its frame.
-        whole: One row per leaf.
+        whole: One row per leaf; with a field of view its last class counts what lies outside.
         found: `blur`, `lo`, `hi` and `edge_pixels` as used; None where there are none.
         options: Parameters.
         outcome: Gets tokens, edge pixels, ceiling and warnings.
@@ -265,6 +282,8 @@ def finish(
         if sum(tile[3] * tile[4] for tile in damaged if tile[0] == level) >= size_wh[0] * size_wh[1]:
             raise SlideError(f"{slide.path}: no tile of level {level} can be decoded")
     leaves = len(whole)
+    if options.fov is not None:
+        whole = in_view(whole)
     meta = new_meta(
         slide=slide.name,
         params=options.params(found["blur"], found["lo"], found["hi"]),

@@ -146,6 +146,9 @@ def _add_tree_options(parser: argparse.ArgumentParser, inspect: bool) -> None:
                        help="class ids of polygons by name, as convert --class: class name, ImageScope layer number or "
                        "colour #rrggbb; ID 0 erases, none leaves out; then every class needs one (default: by known "
                        "names, see convert)")
+    masks.add_argument("--fov", type=Path, metavar="DIR",
+                       help="folder with a field of view per slide, found and read as masks are: where it is 0 "
+                       "(outside), nothing is scored or learned, e.g. around the round picture of a retina")
     masks.add_argument("--classes", type=int, default=1, metavar="K",
                        help="number of foreground classes, values 1..K of the masks (default 1)")
 def make_parser() -> argparse.ArgumentParser:
@@ -200,7 +203,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _options(args: argparse.Namespace, **changed: Any) -> BuildOptions:
     names = ("resolution", "patch", "patching", "length", "split_value", "blur", "thresholds", "aspect", "fit",
-             "packing", "classes", "seed", "masks", "mask_kind", "strict", "split_on", "auto_percent")
+             "packing", "classes", "seed", "masks", "mask_kind", "strict", "split_on", "auto_percent", "fov")
     values = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if args.mask_classes is not None:
         values["mask_classes"] = tuple(class_ids(args.mask_classes.split(","), "--mask-classes").items())

@@ -15,15 +15,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.build_slide import mask_of, mask_reader, rounded_ceiling
+from data_prep.build_slide import mask_files, mask_of, mask_reader, rounded_ceiling
 from data_prep.criteria import content_pixels
 from data_prep.edges import edge_map
 from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
 from data_prep.leaf_plan import TILE_PX, plan_leaves
 from data_prep.options import BuildOptions, OptionError
 from data_prep.outcome import Outcome
-from data_prep.slides import SlideError, find_masks, open_slide
-from data_prep.tokens import TokenSet, cut, rebuild
+from data_prep.slides import open_slide
+from data_prep.tokens import TokenSet, cut, in_view, rebuild
 
 SHOWN_PX = 2048
 _WHOLE_EDGES_PX = 4096     # up to here the edge map is drawn itself, above its density per smallest leaf
@@ -96,16 +96,14 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
         small = _reduced(frame, slide.size_wh, shown_px)
         mask = None
         if options.masks is not None:
-            mask_paths = find_masks(slide_path, options.masks, options.mask_kind)
-            if not mask_paths:
-                wanted = f"{slide_path.stem}.png, .tif, .xml or .geojson"
-                raise SlideError(f"{slide_path}: no mask {wanted} in {options.masks}")
-            mask = opened.enter_context(mask_of(slide, mask_paths, options))
+            mask = opened.enter_context(mask_of(slide, mask_files(slide_path, options), options))
         leaves, found = plan_leaves(reader.read, frame, options, Outcome(slide.name, str(slide_path), "done"))
         token_set = cut(
-            reader.read, leaves, options.patch, frame.size_px, frame.content_wh, classes=options.classes,
+            reader.read, leaves, options.patch, frame.size_px, frame.content_wh, classes=options.counted,
             read_mask=mask_reader(mask, frame, options) if mask else None, tile_px=TILE_PX,
         )
+        if mask is not None and options.fov is not None:
+            token_set = in_view(token_set)
         rgb = FrameReader(slide, small).read(0, 0, shown_px, shown_px)
         edges = None
         if found["counts"] is not None:
@@ -116,6 +114,7 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
         truth = best = ceiling = None
         if mask is not None and token_set.mask_counts is not None:
             truth = MaskReader(mask, small).read(0, 0, shown_px, shown_px)
+            truth[truth > options.classes] = 0  # outside the field of view
             best = _majority(token_set, shown_px)
             pixels = token_set.mask_counts.sum(axis=(0, 1, 2), dtype=np.int64).tolist()
             ceiling = rounded_ceiling(token_set, pixels)

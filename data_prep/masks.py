@@ -226,6 +226,39 @@ class _WholeAndViable(Mask):
         return ids
 
 
+class InView(Mask):
+    """A mask as it counts: its classes inside a field of view, class `outside` where that is 0.
+
+    Args:
+        mask: the mask; classes must be below `outside`.
+        view: the field of view, of the same size; any class but 0 is inside. Both become this one's to close.
+        outside: class id of all other pixels.
+    """
+
+    def __init__(self, mask: Mask, view: Mask, outside: int) -> None:
+        self.path, self.size_wh = mask.path, mask.size_wh
+        self._two_valued = False
+        self._mask, self._view, self._outside = mask, view, outside
+        self.notes = (*mask.notes, *view.notes)
+
+    def close(self) -> None:
+        """Close both."""
+        self._mask.close()
+        self._view.close()
+
+    def _values(self, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[Any]:
+        ids = self._mask.read(x_px, y_px, w_px, h_px)
+        check_classes(self.path, ids, self._outside - 1)
+        return np.where(self._view.read(x_px, y_px, w_px, h_px) != 0, ids, np.uint8(self._outside))
+
+
+def check_classes(path: Path, ids: npt.NDArray[np.uint8], classes: int) -> None:
+    """Raise SlideError if the mask at `path` has a class above `classes` among `ids`."""
+    top = int(ids.max())
+    if top > classes:
+        raise SlideError(f"{path}: has class {top}, but only classes 1 to {classes} are expected; see --classes")
+
+
 def _whole_note(path: Path, size_wh: tuple[int, int]) -> tuple[str, ...]:
     """What to say of a mask that is decoded whole, if it is large."""
     if size_wh[0] * size_wh[1] <= _LARGE_PX:

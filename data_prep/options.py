@@ -36,6 +36,8 @@ class BuildOptions:
         thresholds: Canny thresholds (low, high), or `auto`.
         auto_percent: Of `auto`: the share of a slide's non-zero gradients that the higher threshold reaches, 1 to 99.
         aspect: `keep` (padding) or `squash` (to a square).
+        fov: Folder of fields of view, found and read as masks are: where one is 0, nothing is scored or learned. None:
+            everywhere.
         split_on: What makes a square worth splitting: its `edges`, or `variance` or `entropy` of its luma (see
             `criteria`; budget rule and frames in memory only).
         fit: `budget` (exactly the tree's leaves) or `drop` (the paper: the tree of `split_value`, then random drop or
@@ -72,6 +74,7 @@ class BuildOptions:
     mask_classes: tuple[tuple[str, int | None], ...] | None = None
     split_on: Literal["edges", "variance", "entropy"] = "edges"
     auto_percent: int = AUTO_PERCENT
+    fov: Path | None = None
 
     def __post_init__(self) -> None:
         _check_grid(self)
@@ -94,11 +97,23 @@ class BuildOptions:
             raise OptionError(f"--masks {self.masks}: no such folder")
         if self.mask_kind is not None and self.masks is None:
             raise OptionError(f"--mask-kind {self.mask_kind}: only with --masks")
+        if self.fov is not None:
+            _check_fov(self.fov, self)
         for name, class_id in self.mask_classes or ():
             if self.masks is None:
                 raise OptionError(f"--mask-classes {name}: only with --masks")
             if class_id is not None and class_id > self.classes:
                 raise OptionError(f"--mask-classes {name}={class_id}: only classes 1..{self.classes}, see --classes")
+
+    @property
+    def outside(self) -> int | None:
+        """Class id that mask readers give to pixels outside the field of view, K + 1; None without one."""
+        return None if self.fov is None else self.classes + 1
+
+    @property
+    def counted(self) -> int:
+        """Classes that are counted while tokens are cut: K, and one for what lies outside the field of view."""
+        return self.outside or self.classes
 
     def params(self, blur: int | None, low: int | None, high: int | None) -> dict[str, Any]:
         """The parameters as they are kept in the token file.
@@ -128,6 +143,7 @@ class BuildOptions:
             **({"split_on": self.split_on} if self.split_on != "edges" else {}),
             **({"auto_quantile": self.auto_percent / 100} if self.auto_percent != AUTO_PERCENT else {}),
             **({"mask_kind": self.mask_kind} if self.mask_kind else {}),
+            **({"fov": True} if self.fov else {}),
             **({"mask_classes": dict(self.mask_classes)} if self.mask_classes else {}),
         }
 
@@ -176,6 +192,15 @@ def _check_grid(options: BuildOptions) -> None:
         )
     if size_px > MAX_RESOLUTION:
         raise OptionError(f"--resolution {size_px}: must be at most {MAX_RESOLUTION} pixels; slides are never enlarged")
+
+
+def _check_fov(fov: Path, options: BuildOptions) -> None:
+    if not fov.is_dir():
+        raise OptionError(f"--fov {fov}: no such folder")
+    if options.masks is None:
+        raise OptionError(f"--fov {fov}: only with --masks; it says where they count")
+    if options.classes > 254:
+        raise OptionError(f"--fov {fov}: leaves room for 254 classes, got --classes {options.classes}")
 
 
 def _check_auto(options: BuildOptions) -> None:

@@ -10,7 +10,7 @@ do not depend on the tile.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -264,6 +264,16 @@ def content_counts(
     across = np.clip(content_wh[0] - leaf_xy[:, 0:1] - start, 0, cell).astype(np.uint32)
     down = np.clip(content_wh[1] - leaf_xy[:, 1:2] - start, 0, cell).astype(np.uint32)
     return down[:, :, None] * across[:, None, :]    # below 2**32, see `check_leaves`
+
+
+def in_view(token_set: TokenSet) -> TokenSet:
+    """A token set whose last class counts pixels outside the field of view, with those taken out of the content."""
+    assert token_set.mask_counts is not None
+    outside = token_set.mask_counts[..., -1]
+    return replace(
+        token_set, content_counts=token_set.content_counts - outside,
+        mask_counts=np.ascontiguousarray(token_set.mask_counts[..., :-1]),
+    )  # fmt: skip
 
 
 def rebuild(

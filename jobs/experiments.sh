@@ -2,8 +2,8 @@
 # APF against uniform patches and convolutional rivals on open data, for the same training time: token files, then every
 # model of `python -m launch experiments` that begins with open_, seed by seed, then tables and one page.
 # Run it as `make experiments`; after Ctrl-C or a kill, run it again and it goes on where it was.
-#   DATA      folder of the sets: glomeruli24, monuseg_train, hrf, each with images/ and masks/; those that are not
-#             there are left out (default: data_prep/sample_data, which has the first)
+#   DATA      folder of the sets: glomeruli24, monuseg_train, hrf, each with images/ and masks/, hrf with fov/ as well;
+#             those that are not there are left out (default: data_prep/sample_data, which has the first)
 #   SETS      sets to run (glomeruli nuclei vessels vessels_2k)
 #   ROWS      rows to run (all; their names and what they are stand in launch/experiments_open.py)
 #   SEEDS     seeds of every row (0 1 2)
@@ -66,16 +66,18 @@ for set in "${there[@]}"; do
             echo "experiments: $name is left out: it would be open_${set}_uniform_tokens again" >&2
             continue
         fi
-        dir=$(python -m launch show "$name" | sed -n 's/^  dir: *\([^ ]*\).*/\1/p')
+        shown=$(python -m launch show "$name")
+        dir=$(sed -n 's/^  dir: *\([^ ]*\).*/\1/p' <<< "$shown")
         dir=$out/tokens/${dir#runs/open/tokens/}
         tokens[$name]=$dir
         more=()
         [ "$row" != apf_strip ] || more=(--packing strip)
+        ! grep -q '^  fov: true' <<< "$shown" || more+=(--fov "$data/${folder[$set]}/fov")
         prep "$name" "$set" "$dir" "${more[@]}"
         drawn=
-        for other in $(python -m launch show "$name" | sed -n 's/^  variants: *\[\([^]]*\)\].*/\1/p' | tr -d ,); do
+        for other in $(sed -n 's/^  variants: *\[\([^]]*\)\].*/\1/p' <<< "$shown" | tr -d ,); do
             other=$out/tokens/${other#runs/open/tokens/}
-            prep "$name" "$set" "$other" --auto-quantile "0.${other##*_q}"    # apf_q80: quantile 0.80
+            prep "$name" "$set" "$other" "${more[@]}" --auto-quantile "0.${other##*_q}"    # apf_q80: quantile 0.80
             # shellcheck disable=SC2089    # the quotes are YAML's
             printf -v drawn '%s"%s"' "${drawn:+$drawn, }" "$other"
         done

@@ -27,6 +27,7 @@ Batch = dict[str, torch.Tensor]
 Sample = dict[str, NDArray[Any]]
 
 
+_TRIES = 8  # places of a part or crop that are drawn until one has content, as fields of view are round
 _STEP = 32  # parts of trees are padded to multiples of this: few different shapes, whoever compiles for them
 
 
@@ -46,7 +47,7 @@ def part_side(share: float, size_px: int) -> int:
 
 
 def part_of(tokens: TokenSet, share: float, rng: np.random.Generator, foreground: float = 0.0) -> TokenSet:
-    """The leaves with content in a random square with `share` of the frame's side; all where there are none.
+    """The leaves with content in a random square with `share` of the frame's side; all where none are found.
 
     A step then costs about share^2 of a whole frame, so that there are more of them in the same time.
 
@@ -65,6 +66,10 @@ def part_of(tokens: TokenSet, share: float, rng: np.random.Generator, foreground
         leaf, centre = found
         corner = np.clip(centre - side_px // 2, 0, room)
     kept = _in_part(tokens, corner, side_px)
+    for _ in range(_TRIES - 1):
+        if leaf is not None or kept.any():
+            break
+        kept = _in_part(tokens, rng.integers(room + 1), side_px)
     if leaf is not None:
         kept[leaf] = True  # one larger than the part can be missed where the square was moved into the content
     return take(tokens, kept) if kept.any() else tokens  # none: leaves were dropped when the file was built
@@ -94,17 +99,20 @@ def parts_of(tokens: TokenSet, share: float, overlap: float) -> list[tuple[NDArr
 
     Returns:
         Per part its rows (n,), and the weight (n,) of what is predicted there: the distance of a leaf's middle to the
-        border of the part, as what lies near it was seen from one side only. All rows where a part has no leaf.
+        border of the part, as what lies near it was seen from one side only. The nearest leaf with content where a
+        part has none, or all rows where no leaf has.
     """
     side_px = part_side(share, tokens.size_px)
     count = 1 + math.ceil((tokens.size_px - side_px) / max(1, side_px * (1 - overlap)))
     middle = tokens.leaf_xy + tokens.leaf_size[:, None] // 2
+    content = np.flatnonzero(tokens.content_counts.any(axis=(1, 2)))
     x_starts, y_starts = (np.linspace(0, max(0, length - side_px), count).round() for length in tokens.content_wh)
     parts = []
     for corner in (np.array([x, y], np.int64) for y in y_starts for x in x_starts):
         rows = np.flatnonzero(_in_part(tokens, corner, side_px))
         if not len(rows):
-            rows = np.arange(len(tokens))
+            far = np.abs(middle[content] - corner - side_px // 2).max(axis=1, initial=0)
+            rows = content[[np.argmin(far)]] if len(content) else np.arange(len(tokens))
         inward = np.minimum(middle[rows] - corner, corner + side_px - middle[rows]).clip(min=1).prod(axis=1)
         parts.append((rows, inward.astype(np.float32)))
     return parts
@@ -175,8 +183,11 @@ def crop_sample(
     """
     size_px = raster.image.shape[0]
     content_h, content_w = (int(np.flatnonzero(raster.content.any(axis))[-1]) + 1 for axis in (1, 0))
-    x = int(rng.integers(max(0, content_w - side) + 1))
-    y = int(rng.integers(max(0, content_h - side) + 1))
+    for _ in range(_TRIES):
+        x = int(rng.integers(max(0, content_w - side) + 1))
+        y = int(rng.integers(max(0, content_h - side) + 1))
+        if raster.content[y : y + side, x : x + side].any():
+            break
     if rng.random() < foreground:
         pixels = np.flatnonzero(raster.masks.any(-1))
         if len(pixels):

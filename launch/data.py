@@ -205,6 +205,7 @@ class TokenFiles:
             "patch": meta["patch"],
             "patching": params.get("patching", self.config.patching),
             "classes": meta["classes"],
+            "fov": bool(params.get("fov")),
         }
         if own:
             found["split_on"] = params.get("split_on", "edges")

@@ -39,6 +39,9 @@ class DataConfig(Section):
     thresholds: Annotated[tuple[int, int] | None, BeforeValidator(none_from_text)] = Field(
         default=None, description="[low, high] of Canny in the files (checked); null: auto for prep, not checked"
     )
+    fov: bool = Field(
+        default=False, description="score and train inside a field of view only: the files were built so (checked)"
+    )
     resolution: int = Field(gt=0, description="R, side of the frame in pixels (checked)")
     patch: int = Field(default=1, gt=0, description="p, side of a patch in pixels (checked); kind=images: not used")
     length: int = Field(

@@ -38,6 +38,7 @@ class Set:
         part: Share of the frame's side that a training step sees, of adaptive rows and of uniform_leaf_unet.
         seen: Share of the frame's side that they see at once when they predict; None: all of it.
         token_part: The share that a training step sees of equal tokens with a linear head.
+        fov: Scored and trained on inside the field of view that comes with the set.
     """
 
     split: str
@@ -47,13 +48,14 @@ class Set:
     part: float
     seen: float | None
     token_part: float
+    fov: bool = False
 
 
 SETS = {
     "glomeruli": Set("data_prep/sample_data/glomeruli24/split.json", 1024, 32, 256, 0.5, None, 0.5),
     "nuclei": Set("launch/splits/nuclei.json", 1024, 32, 784, 0.15, None, 0.15),
-    "vessels": Set("launch/splits/vessels.json", 1024, 32, 576, 0.125, 0.25, 0.18),
-    "vessels_2k": Set("launch/splits/vessels.json", 2048, 32, 1024, 0.07, 0.19, 0.25),
+    "vessels": Set("launch/splits/vessels.json", 1024, 32, 576, 0.125, 0.25, 0.18, fov=True),
+    "vessels_2k": Set("launch/splits/vessels.json", 2048, 32, 1024, 0.07, 0.19, 0.25, fov=True),
 }
 
 
@@ -176,7 +178,7 @@ def _data(name: str, variant: Variant) -> DataConfig:
     uniform = {
         "patch": chosen.patch, "tokens": _patch_for(chosen), "unetr": UNETR_PX, "crops": TILE_PX,
     }  # fmt: skip
-    common: dict[str, Any] = {"split": chosen.split, "resolution": chosen.px, "jitter": 0.2}
+    common: dict[str, Any] = {"split": chosen.split, "resolution": chosen.px, "jitter": 0.2, "fov": chosen.fov}
     if variant.part:
         common |= {"part": getattr(chosen, variant.part), "foreground_crops": FOREGROUND}
     root = f"runs/open/tokens/{name}"

@@ -138,4 +138,8 @@ def prep_arguments(name: str, slides: str, masks: str | None, more: list[str]) -
             words += ["--thresholds", ",".join(map(str, data.thresholds))]
     if masks:
         words += ["--masks", masks]
+    has_view = any(word.split("=")[0] == "--fov" for word in more)
+    if has_view != data.fov:
+        cure = "leave it out, or set data.fov=true" if has_view else "add --fov DIR, or set data.fov=false"
+        raise ConfigError(f"{name}: data.fov={str(data.fov).lower()}, with{'' if has_view else 'out'} --fov: {cure}")
     return words + [word for word in more if word not in settings]

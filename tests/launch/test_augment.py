@@ -96,6 +96,24 @@ def test_a_part_without_leaves_is_the_whole():
     assert {len(rows) for rows, _ in parts_of(hole, 0.1, 0.25)} == {1}
 
 
+def test_parts_outside_the_field_of_view_are_drawn_again():
+    """Corners without content cost neither a step on the whole tree nor a prediction of it."""
+    tokens = token_set(3, content_wh=(64, 64))
+    far = tokens.leaf_xy.max(axis=1) + tokens.leaf_size >= 48
+    some = replace(tokens, content_counts=tokens.content_counts * far[:, None, None].astype(np.uint32))
+    assert 0 < far.sum() < len(tokens)
+    first = [part_of(tokens, 0.2, np.random.default_rng(seed)).leaf_xy.tolist() for seed in range(80)]
+    drawn = [part_of(some, 0.2, np.random.default_rng(seed)) for seed in range(80)]
+    assert all(part.content_counts.any((1, 2)).all() and len(part) < far.sum() for part in drawn)
+    inside = [set(map(tuple, xy)) <= set(map(tuple, tokens.leaf_xy[far].tolist())) for xy in first]
+    assert 0 < sum(inside) < 80  # the others were drawn again
+    assert all(xy == part.leaf_xy.tolist() for xy, part, same in zip(first, drawn, inside, strict=True) if same)
+    parts = parts_of(some, 0.2, 0.25)
+    assert len(parts) == len(parts_of(tokens, 0.2, 0.25))
+    assert all(far[rows].all() and len(rows) < far.sum() for rows, _ in parts)
+    assert set(np.concatenate([rows for rows, _ in parts]).tolist()) == set(np.flatnonzero(far).tolist())
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_parts_around_foreground(seed):
     """Every foreground cell is as likely; the part is the square around it, moved into the content at its border."""

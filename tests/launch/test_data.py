@@ -95,6 +95,9 @@ def test_files_that_cannot_be_turned_need_flips_off(option, apf_files, tmp_path)
     ({"thresholds": [100, 250]}, {"data__thresholds": "[100,200]"}, "thresholds .100, 250., but data.thresholds="),
     ({"thresholds": [100, 200]}, {"data__thresholds": "[100,200]"}, None),
     ({"thresholds": [100, 200]}, {}, None),
+    ({"fov": True}, {}, "fov True, but data.fov=False"),
+    ({}, {"data__fov": "true"}, "fov False, but data.fov=True"),
+    ({"fov": True}, {"data__fov": "true"}, None),
 ])  # fmt: skip
 def test_files_are_split_as_the_configuration_says(built, asked, why, apf_files, tmp_path):
     folder = shutil.copytree(apf_files, tmp_path / "x")
@@ -218,6 +221,28 @@ def test_crops_lie_in_the_content_and_match_it():
         centred = crop_sample(raster, 16, np.random.default_rng(seed), True, 0.2, 1.0)
         foreground += bool(centred["mask_counts"].any())
     assert len(places) > 40 and foreground == 60
+
+
+def test_crops_with_nothing_to_score_are_drawn_again():
+    tokens = token_set(1, "uniform", (SIZE, SIZE), 32)
+    image, masks = (rebuild(v, tokens.leaf_xy, tokens.leaf_size, SIZE) for v in (tokens.tokens, tokens.mask_counts > 0))
+    content = np.zeros((SIZE, SIZE), bool)
+    content[:, -SIZE // 2 :] = True  # a crop of 16 at x <= 16 has none: a third of them
+    raster = Raster(image, masks, content)
+
+    def corner(raster: Raster, seed: int) -> list[int]:
+        return crop_sample(raster, 16, np.random.default_rng(seed), False, 0.0, 0.0)["leaf_xy"][0].tolist()
+
+    everywhere = Raster(image, masks, np.ones_like(content))
+    first = [corner(everywhere, seed) for seed in range(200)]
+    drawn = [corner(raster, seed) for seed in range(200)]
+    missed = [x + 16 <= SIZE // 2 for x, _ in first]
+    assert 20 < sum(missed) < 120
+    assert all(x + 16 > SIZE // 2 for x, _ in drawn)
+    assert all(a == b for a, b, again in zip(first, drawn, missed, strict=True) if not again)
+    nothing = Raster(image, masks, np.zeros_like(content))
+    nothing.content[0, 0] = nothing.content[-1, -1] = True
+    assert {tuple(corner(nothing, seed)) for seed in range(20)}  # after some tries whatever was drawn
 
 
 def test_crop_batch_has_one_token_per_image(tile_files):

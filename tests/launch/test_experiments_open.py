@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from data_prep.store import read_meta
-from launch.config import load
+from launch.config import ConfigError, load
 from launch.experiments_open import SETS, VARIANTS, rows_of
 from launch.job_steps import prep_arguments
 from tests.conftest import ROOT
@@ -62,7 +62,8 @@ def test_token_files_of_one_folder_are_made_alike():
     made: dict[str, list[str]] = {}
     for name in SETS:
         for row in rows_of(name):
-            words = prep_arguments(f"open_{name}_{row}", "slides", "masks", [])
+            view = ["--fov", "views"] if SETS[name].fov else []
+            words = prep_arguments(f"open_{name}_{row}", "slides", "masks", view)
             folder = words[words.index("--out") + 1]
             assert made.setdefault(folder, words) == words
 
@@ -77,6 +78,17 @@ def test_token_files_are_split_as_the_row_says():
     assert words("apf_entropy")[-3:] == [length, "--split-on", "entropy"]
     assert words("apf_fixed")[-3:] == [length, "--thresholds", "100,200"]
     assert words("apf", "data.thresholds=[90,180]", "--jobs", "2")[-4:] == ["--thresholds", "90,180", "--jobs", "2"]
+
+
+def test_vessels_are_prepared_with_their_field_of_view_and_nothing_else_is():
+    assert {name for name in SETS if load(f"open_{name}_unet").data.fov} == {"vessels", "vessels_2k"}
+    words = prep_arguments("open_vessels_apf", "slides", "masks", ["--fov", "views"])
+    assert words[-4:] == ["--masks", "masks", "--fov", "views"]
+    assert prep_arguments("open_vessels_apf", "slides", "masks", ["--fov=views"])[-1] == "--fov=views"
+    with pytest.raises(ConfigError, match=r"data\.fov=true, without --fov: add --fov DIR, or set data\.fov=false"):
+        prep_arguments("open_vessels_apf", "slides", "masks", [])
+    with pytest.raises(ConfigError, match=r"data\.fov=false, with --fov: leave it out, or set data\.fov=true"):
+        prep_arguments("open_nuclei_apf", "slides", "masks", ["--fov", "views"])
 
 
 def test_what_is_not_there_is_said(tmp_path):
