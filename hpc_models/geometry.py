@@ -1,4 +1,4 @@
-"""Where a leaf lies: Morton codes, owner maps, painting tokens to a raster and back; imports torch only.
+"""Where a leaf lies: Morton codes, owner maps, painting tokens to a raster and back; imports torch and NumPy only.
 
 Coordinates: frame pixels (x right, y down). A raster of side G over a frame of side R has pixels of R / G frame pixels;
 all of R, G, leaf sides and p are powers of two, so every ratio is one too. Everything is vectorised over the batch and
@@ -7,8 +7,13 @@ uses int64, since 65,536 squared does not fit 32 bits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 FAR = 2**62  # larger than any Morton code of a 31-bit coordinate pair: padding sorts behind every leaf
@@ -212,7 +217,7 @@ def halo_patches(tokens: Tensor, leaf_xy: Tensor, leaf_size: Tensor, valid: Tens
     """
     b, n, p, _, c = tokens.shape
     q = p + 2 * halo
-    row, cell, inside = _around(leaf_xy, leaf_size, valid, size_px, p, halo)
+    row, cell, inside = _around(leaf_xy, leaf_size, valid, size_px, [p], halo)
     index = (row * p + cell[..., 1]) * p + cell[..., 0]
     values = torch.gather(tokens.reshape(b, n * p * p, c), 1, index[..., None].expand(-1, -1, c))
     wide = tokens.new_zeros(b, n, q, q, c)
@@ -229,51 +234,76 @@ def ring_steps(side: int, halo: int = 1) -> tuple[Tensor, Tensor]:
         (Q, 2) int64 (x, y) of each, counted from the square's first cell, and (Q,) int64 where each lies in raster
         order in the square of side + 2 halo cells; Q = 4 side + 4 for a halo of 1. Both on the CPU.
     """
-    at = torch.arange(-halo, side + halo, device="cpu")  # also where the default device is meta: values decide a shape
-    cells = torch.stack((at.repeat(len(at)), at.repeat_interleave(len(at))), dim=-1)
-    edge = ((cells < 0) | (cells >= side)).any(-1)
-    return cells[edge], torch.nonzero(edge)[:, 0]
+    steps, slots = _ring_steps(side, halo)
+    return torch.from_numpy(steps), torch.from_numpy(slots)
+
+
+@lru_cache(maxsize=64)
+def _ring_steps(side: int, halo: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`ring_steps` as arrays: a tensor that is kept would be a fake one for ever where the first caller works so."""
+    at = np.arange(-halo, side + halo)
+    cells = np.stack((np.tile(at, len(at)), np.repeat(at, len(at))), axis=-1)
+    edge = ((cells < 0) | (cells >= side)).any(axis=-1)
+    return cells[edge], np.flatnonzero(edge)
+
+
+@lru_cache(maxsize=64)
+def _all_steps(sides: tuple[int, ...], halo: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The steps of all sides one after the other, (Q, 2), and the side that each is of, (Q,)."""
+    rings = [_ring_steps(side, halo)[0] for side in sides]
+    return np.concatenate(rings), np.repeat(np.array(sides, np.int64), [len(ring) for ring in rings])
 
 
 def _around(
-    leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor, size_px: int, side: int, halo: int = 1
+    leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor, size_px: int, sides: Sequence[int], halo: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Row (B, L * Q) and cell (B, L * Q, 2) that cover the centres of every leaf's `ring_steps`; where there is one."""
-    steps = ring_steps(side, halo)[0].to(leaf_xy.device)
-    centre = torch.div((2 * steps + 1) * leaf_size[..., None, None], 2 * side, rounding_mode="floor")
+    """What covers the centres of every leaf's `ring_steps` for all sides one after the other, Q in all.
+
+    Returns:
+        Row (B, L * Q), cell (B, L * Q, 2), and where there is one (B, L * Q).
+    """
+    steps, side = (torch.from_numpy(values).to(leaf_xy.device) for values in _all_steps(tuple(sides), halo))
+    centre = torch.div((2 * steps + 1) * leaf_size[..., None, None], 2 * side[:, None], rounding_mode="floor")
     points = (leaf_xy[:, :, None] + centre).flatten(1, 2)
     inside = ((points >= 0) & (points < size_px)).all(-1)
     row = owner_of(points.clamp(0, size_px - 1), leaf_xy, leaf_size, valid)
     inside &= row >= 0
     row = row.clamp(min=0)
-    return row, _cell_at(points, row, leaf_xy, leaf_size, side), inside
+    return row, _cell_at(points, row, leaf_xy, leaf_size, side.repeat(leaf_size.shape[1])[:, None]), inside
 
 
-def _cell_at(points_xy: Tensor, row: Tensor, leaf_xy: Tensor, leaf_size: Tensor, side: int) -> Tensor:
+def _cell_at(points_xy: Tensor, row: Tensor, leaf_xy: Tensor, leaf_size: Tensor, side: int | Tensor) -> Tensor:
     """Cell (x, y) of each point, (B, P, 2), in the leaf whose row (B, P) is given, which has side x side cells."""
     offset = points_xy - torch.gather(leaf_xy, 1, row[..., None].expand(-1, -1, 2))
     size = torch.gather(leaf_size, 1, row).clamp(min=1)
-    return (offset * side).div(size[..., None], rounding_mode="floor").clamp(0, side - 1)
+    cell = (offset * side).div(size[..., None], rounding_mode="floor").clamp(min=0)
+    return cell.clamp(max=side - 1) if isinstance(side, int) else torch.minimum(cell, side - 1)
 
 
-def ring_cells(leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor | None, size_px: int, side: int) -> Tensor:
+def ring_cells(
+    leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor | None, size_px: int, sides: Sequence[int]
+) -> list[Tensor]:
     """Which cells lie around every leaf when leaves have side x side cells each: those that cover the ring's centres.
+
+    All sides together, since most of the work is the same whatever the number of points.
 
     Args:
         leaf_xy: (B, L, 2) int64.
         leaf_size: (B, L) int64.
         valid: (B, L) bool; None: every row is a leaf.
         size_px: side R of the frame.
-        side: cells per leaf side.
+        sides: cells per leaf side.
 
     Returns:
-        (M, 4 side + 4) int64 in the order of `ring_steps`: index of a cell among all M * side * side of the batch's M
-        leaves in a row; -1 where no leaf is.
+        Per side (M, 4 side + 4) int64 in the order of `ring_steps`: index of a cell among all M * side * side of the
+        batch's M leaves in a row; -1 where no leaf is.
     """
     b, n = leaf_size.shape
     everyone = torch.ones_like(leaf_size, dtype=torch.bool) if valid is None else valid
-    row, cell, inside = _around(leaf_xy, leaf_size, everyone, size_px, side)
+    row, cell, inside = _around(leaf_xy, leaf_size, everyone, size_px, sides)
     place = (everyone.flatten().cumsum(0) - 1).unflatten(0, (b, n))  # of each row among the leaves of the batch
     leaf = torch.gather(place, 1, row)
+    side = torch.from_numpy(_all_steps(tuple(sides), 1)[1]).to(leaf_xy.device).repeat(n)
     index = torch.where(inside, (leaf * side + cell[..., 1]) * side + cell[..., 0], -1).unflatten(1, (n, -1))
-    return index.flatten(0, 1) if valid is None else index[valid]
+    rows = index.flatten(0, 1) if valid is None else index[valid]
+    return list(rows.split([4 * side + 4 for side in sides], dim=1))

@@ -47,8 +47,9 @@ class Seams:
 
     Attributes:
         counts: leaves of each image.
-        around: per side q, (M * (4 q + 4),) rows of the flattened features (M * q * q, C), -1 for zero; see
+        around: per side q, (M * (4 q + 4),) rows of the flattened features (M * q * q, C), 0 where there is none; see
             `ring_cells`. None: zeros everywhere.
+        beyond: per side q, which of those have none, as their places.
         slots: per side q, where those lie in a square of q + 2 cells; see `ring_steps`.
     """
 
@@ -64,35 +65,37 @@ class Seams:
         b, n = leaf_size.shape
         self.counts: list[int] = [n] * b if valid is None else valid.sum(1).tolist()
         self.around: dict[int, Tensor] | None = None
+        self.beyond: dict[int, Tensor] = {}
         self.slots: dict[int, Tensor] = {}
         if across:
             self.slots = {q: ring_steps(q)[1].to(leaf_xy.device) for q in sides}
-            self.around = {q: ring_cells(leaf_xy, leaf_size, valid, size_px, q).flatten() for q in sides}
+            rings = ring_cells(leaf_xy, leaf_size, valid, size_px, sides)
+            found = {q: rows.flatten() for q, rows in zip(sides, rings, strict=True)}
+            self.beyond = {q: torch.nonzero(rows < 0)[:, 0] for q, rows in found.items()}
+            self.around = {q: rows.clamp(min=0) for q, rows in found.items()}
 
 
 class _Surround(torch.autograd.Function):
     """(M, q, q, C) to (M, q + 2, q + 2, C) with the ring read from other rows; made by hand to save memory traffic."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, around: Tensor, slots: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, around: Tensor, beyond: Tensor, slots: Tensor) -> Tensor:
         m, q, _, c = x.shape
-        ring = x.reshape(-1, c).index_select(0, around.clamp(min=0))
-        ring = ring.masked_fill_((around < 0)[:, None], 0)
+        ring = x.reshape(-1, c).index_select(0, around).index_fill_(0, beyond, 0)
         wide = x.new_empty(m, q + 2, q + 2, c)
         wide[:, 1:-1, 1:-1] = x
         wide.view(m, (q + 2) ** 2, c)[:, slots] = ring.view(m, len(slots), c)
-        ctx.save_for_backward(around, slots)
+        ctx.save_for_backward(around, beyond, slots)
         return wide
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        around, slots = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        around, beyond, slots = ctx.saved_tensors
         m, w, _, c = gradients[0].shape
         inner = gradients[0][:, 1:-1, 1:-1].contiguous()
         ring = gradients[0].reshape(m, w * w, c)[:, slots].reshape(-1, c)
-        ring = ring.masked_fill((around < 0)[:, None], 0)
-        inner.view(-1, c).index_add_(0, around.clamp(min=0), ring)
-        return inner, None, None
+        inner.view(-1, c).index_add_(0, around, ring.index_fill_(0, beyond, 0))
+        return inner, None, None, None
 
 
 def surround(x: Tensor, seams: Seams) -> Tensor:
@@ -101,7 +104,7 @@ def surround(x: Tensor, seams: Seams) -> Tensor:
         return F.pad(x, (1, 1, 1, 1))
     q = x.shape[-1]
     rows = x.permute(0, 2, 3, 1).contiguous()
-    wide: Tensor = _Surround.apply(rows, seams.around[q], seams.slots[q])  # type: ignore[no-untyped-call]
+    wide: Tensor = _Surround.apply(rows, seams.around[q], seams.beyond[q], seams.slots[q])  # type: ignore[no-untyped-call]
     return wide.permute(0, 3, 1, 2)
 
 

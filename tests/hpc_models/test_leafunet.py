@@ -39,7 +39,8 @@ def test_ring_holds_the_cells_that_cover_its_centres(seed, side, padded):
     if not padded:  # the rows that both trees have, as if they were all there is
         n = int(batch["valid"].sum(1).min())
         batch = {key: value[:, :n] for key, value in batch.items()}
-    found = ring_cells(batch["leaf_xy"], batch["leaf_size"], valid, 64, side)
+    other, found = ring_cells(batch["leaf_xy"], batch["leaf_size"], valid, 64, [2, side])
+    assert other.shape == (len(found), 12)
     steps, _ = ring_steps(side)
     leaves = [
         (b, *batch["leaf_xy"][b, i].tolist(), int(batch["leaf_size"][b, i]))
