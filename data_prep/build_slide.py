@@ -22,7 +22,7 @@ from data_prep.build_log import hash_source
 from data_prep.ceiling import ceiling
 from data_prep.error_text import one_line
 from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
-from data_prep.leaf_plan import TILE_PX, blur_of, plan_leaves
+from data_prep.leaf_plan import blur_of, cut_leaves, plan_leaves
 from data_prep.masks import InView, check_classes
 from data_prep.options import ALGORITHM, BuildOptions, changed_parameter
 from data_prep.outcome import Hashes, Outcome, Stage, Task
@@ -30,7 +30,7 @@ from data_prep.packing import drop_or_repeat, pack_strip
 from data_prep.slide_base import check_tokens_fit
 from data_prep.slides import Mask, Slide, SlideError, check_mask_size, find_masks, open_mask, open_slide
 from data_prep.store import StoreError, check_bytes, new_meta, read_meta, token_path, write_tokens
-from data_prep.tokens import Reader, TokenSet, cut, in_view
+from data_prep.tokens import Reader, TokenSet, in_view
 from data_prep.verify import verify_file
 
 CEILING_LOW = 0.8
@@ -206,10 +206,7 @@ def make_tokens(
         leaves, found = plan_leaves(read, frame, options, outcome)
         check_room(slide_path, len(leaves), options)
         with Stage(outcome, "tokens"):
-            whole = cut(
-                read, leaves, options.patch, frame.size_px, frame.content_wh,
-                read_mask=read_mask, classes=options.counted, tile_px=TILE_PX,
-            )
+            whole = cut_leaves(read, leaves, frame, options, read_mask)
         return finish(slide, frame, whole, found, options, outcome, damaged_tiles(slide))
 
 

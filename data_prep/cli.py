@@ -135,6 +135,9 @@ def _add_tree_options(parser: argparse.ArgumentParser, inspect: bool) -> None:
     tree.add_argument("--auto-quantile", type=_percent, default=AUTO_PERCENT, metavar="Q", dest="auto_percent",
                       help="of auto: quantile of the slide's non-zero gradients that becomes HIGH (LOW is half of it), "
                       f"0.01 to 0.99; lower finds more edges (default {AUTO_PERCENT / 100:.2f})")
+    tree.add_argument("--resample", choices=("mean", "cubic"), default="mean",
+                      help="how a leaf becomes p x p pixels: means of its cells, or OpenCV's bicubic interpolation, "
+                      "as the paper's code (default mean; cubic for frames built in memory)")
     masks = parser.add_argument_group("annotation")
     masks.add_argument("--masks", type=Path, metavar="DIR",
                        help="folder with a mask per slide, of the same name: .png, .tif, .tiff (same size, pixel "
@@ -203,7 +206,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _options(args: argparse.Namespace, **changed: Any) -> BuildOptions:
     names = ("resolution", "patch", "patching", "length", "split_value", "blur", "thresholds", "aspect", "fit",
-             "packing", "classes", "seed", "masks", "mask_kind", "strict", "split_on", "auto_percent", "fov")
+             "packing", "classes", "seed", "masks", "mask_kind", "strict", "split_on", "auto_percent", "fov",
+             "resample")
     values = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if args.mask_classes is not None:
         values["mask_classes"] = tuple(class_ids(args.mask_classes.split(","), "--mask-classes").items())

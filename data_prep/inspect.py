@@ -19,11 +19,11 @@ from data_prep.build_slide import mask_files, mask_of, mask_reader, rounded_ceil
 from data_prep.criteria import content_pixels
 from data_prep.edges import edge_map
 from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
-from data_prep.leaf_plan import TILE_PX, plan_leaves
+from data_prep.leaf_plan import cut_leaves, plan_leaves
 from data_prep.options import BuildOptions, OptionError
 from data_prep.outcome import Outcome
 from data_prep.slides import open_slide
-from data_prep.tokens import TokenSet, cut, in_view, rebuild
+from data_prep.tokens import TokenSet, in_view, rebuild
 
 SHOWN_PX = 2048
 _WHOLE_EDGES_PX = 4096     # up to here the edge map is drawn itself, above its density per smallest leaf
@@ -98,10 +98,8 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
         if options.masks is not None:
             mask = opened.enter_context(mask_of(slide, mask_files(slide_path, options), options))
         leaves, found = plan_leaves(reader.read, frame, options, Outcome(slide.name, str(slide_path), "done"))
-        token_set = cut(
-            reader.read, leaves, options.patch, frame.size_px, frame.content_wh, classes=options.counted,
-            read_mask=mask_reader(mask, frame, options) if mask else None, tile_px=TILE_PX,
-        )
+        read_mask = mask_reader(mask, frame, options) if mask else None
+        token_set = cut_leaves(reader.read, leaves, frame, options, read_mask)
         if mask is not None and options.fov is not None:
             token_set = in_view(token_set)
         rgb = FrameReader(slide, small).read(0, 0, shown_px, shown_px)

@@ -1,11 +1,16 @@
-"""The leaves of a frame that is built in memory, by the rule asked for; must not import MPI or torch.
+"""The leaves of a frame that is built in memory, by the rule asked for, and their tokens; must not import MPI or torch.
 
 Large frames take the same rule region by region, see `big_slide`.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
 
 from data_prep.criteria import score_levels
 from data_prep.edges import blur_for, count_edges
@@ -13,7 +18,7 @@ from data_prep.frame import Frame
 from data_prep.options import BuildOptions
 from data_prep.outcome import Outcome, Stage
 from data_prep.quadtree import Leaves, budget_tree, budget_tree_of, threshold_tree
-from data_prep.tokens import Reader
+from data_prep.tokens import Reader, TokenSet, cut
 from data_prep.uniform import uniform_leaves
 
 TILE_PX = 2048  # read at once where a frame is built in memory
@@ -59,3 +64,23 @@ def plan_leaves(
             leaves = budget_tree(edges.counts, options.patch, options.length)
     found |= {"lo": int(edges.lo), "hi": int(edges.hi), "edge_pixels": int(edges.edge_pixels)}
     return leaves, found | {"counts": edges.counts}
+
+
+def cut_leaves(
+    read: Reader, leaves: Leaves, frame: Frame, options: BuildOptions, read_mask: Reader | None
+) -> TokenSet:
+    """The leaves' tokens and counts; with a field of view the last class counts what is outside."""
+    whole = cut(
+        read, leaves, options.patch, frame.size_px, frame.content_wh, read_mask=read_mask, classes=options.counted,
+        tile_px=TILE_PX,
+    )  # fmt: skip
+    return whole if options.resample == "mean" else replace(whole, tokens=_interpolated(read, leaves, options.patch))
+
+
+def _interpolated(read: Reader, leaves: Leaves, patch: int) -> NDArray[np.uint8]:
+    """(N, p, p, 3) uint8: every leaf shrunk by OpenCV's bicubic interpolation, which does not look over its border."""
+    squares = zip(leaves.xy.tolist(), leaves.size.tolist(), strict=True)
+    return np.stack([
+        np.asarray(cv2.resize(read(x, y, side, side), (patch, patch), interpolation=cv2.INTER_CUBIC), np.uint8)
+        for (x, y), side in squares
+    ])  # fmt: skip

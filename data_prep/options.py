@@ -40,6 +40,8 @@ class BuildOptions:
             everywhere.
         split_on: What makes a square worth splitting: its `edges`, or `variance` or `entropy` of its luma (see
             `criteria`; budget rule and frames in memory only).
+        resample: How a leaf's pixels become p x p: `mean` of every cell, or OpenCV's `cubic` interpolation as in the
+            authors' public code, which looks at 4 x 4 pixels of a cell however many it has (frames in memory only).
         fit: `budget` (exactly the tree's leaves) or `drop` (the paper: the tree of `split_value`, then random drop or
             duplicate to `length`).
         packing: `leaf` (token i = leaf i) or `strip` (rows mixed as in the authors' public code).
@@ -75,12 +77,15 @@ class BuildOptions:
     split_on: Literal["edges", "variance", "entropy"] = "edges"
     auto_percent: int = AUTO_PERCENT
     fov: Path | None = None
+    resample: Literal["mean", "cubic"] = "mean"
 
     def __post_init__(self) -> None:
         _check_grid(self)
         _check_rule(self)
         if self.split_on != "edges":
             _check_criterion(self)
+        if self.resample != "mean":
+            _check_resample(self)
         if self.blur is not None and (self.blur < 1 or self.blur % 2 == 0):
             raise OptionError(f"--blur {self.blur}: must be an odd number of pixels, 1 for none")
         if self.thresholds != "auto":
@@ -141,6 +146,7 @@ class BuildOptions:
             "classes": self.classes,
             "seed": self.seed if self.fit == "drop" else None,
             **({"split_on": self.split_on} if self.split_on != "edges" else {}),
+            **({"resample": self.resample} if self.resample != "mean" else {}),
             **({"auto_quantile": self.auto_percent / 100} if self.auto_percent != AUTO_PERCENT else {}),
             **({"mask_kind": self.mask_kind} if self.mask_kind else {}),
             **({"fov": True} if self.fov else {}),
@@ -241,6 +247,17 @@ def _check_criterion(options: BuildOptions) -> None:
     if options.thresholds != "auto" or options.auto_percent != AUTO_PERCENT:
         flag = "--thresholds are" if options.thresholds != "auto" else "--auto-quantile is"
         raise OptionError(f"{asked}: {flag} of edges; leave it out")
+    _check_in_memory(asked, options)
+
+
+def _check_resample(options: BuildOptions) -> None:
+    asked = f"--resample {options.resample}"
+    if options.patching == "uniform":
+        raise OptionError(f"{asked}: only with --patching apf; equal squares keep their pixels")
+    _check_in_memory(asked, options)
+
+
+def _check_in_memory(asked: str, options: BuildOptions) -> None:
     tile_px = options.tile_px
     limit_px = IN_MEMORY_PX if tile_px is None else 1 << (tile_px.bit_length() - 1)
     if options.resolution > limit_px:

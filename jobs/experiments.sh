@@ -15,7 +15,8 @@ cd "$(dirname "$0")/.."
 data=${DATA:-data_prep/sample_data}
 sets=${SETS:-glomeruli nuclei vessels vessels_2k}
 rows=${ROWS:-apf unet uniform_tokens uniform_leaf_unet unetr uniform_patch apf_alone apf_whole apf_blind apf_variance apf_entropy
-    apf_fixed apf_jittered apf_leaf apf_token apf_geometric apf_raster apf_still apf_strip swin_unetr transunet}
+    apf_fixed apf_jittered apf_cubic apf_half apf_double apf_shallow apf_leaf apf_token apf_geometric apf_raster
+    apf_still apf_strip swin_unetr transunet}
 seeds=${SEEDS:-0 1 2}
 seconds=${RUN_SECONDS:-150}
 out=${OPEN_DIR:-runs/open}
@@ -62,11 +63,14 @@ for set in "${there[@]}"; do
     for row in $rows; do
         name=open_${set}_$row
         [ -z "$stopped" ] || exit 130
-        if [ "$row" = uniform_patch ] && ! python -m launch show "$name" >/dev/null 2>&1; then
-            echo "experiments: $name is left out: it would be open_${set}_uniform_tokens again" >&2
-            continue
+        if ! shown=$(python -m launch show "$name" 2>/dev/null); then
+            declare -A again=([uniform_patch]=uniform_tokens [apf_double]=uniform_leaf_unet)
+            if [ -n "${again[$row]:-}" ]; then
+                echo "experiments: $name is left out: it would be open_${set}_${again[$row]} again" >&2
+                continue
+            fi
+            python -m launch show "$name" >/dev/null    # says what is wrong
         fi
-        shown=$(python -m launch show "$name")
         dir=$(sed -n 's/^  dir: *\([^ ]*\).*/\1/p' <<< "$shown")
         dir=$out/tokens/${dir#runs/open/tokens/}
         tokens[$name]=$dir

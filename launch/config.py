@@ -27,7 +27,10 @@ NOT_COMPARED = (
 
 # Keys that came when there were runs already, with what all of those had: at that value a key changes no hash, run
 # directory or row of a table.
-ADDED: dict[str, Any] = {"data.split_on": "edges", "data.thresholds": None, "data.variants": [], "data.fov": False}
+ADDED: dict[str, Any] = {
+    "data.split_on": "edges", "data.thresholds": None, "data.variants": [], "data.fov": False,
+    "data.resample": "mean",
+}
 
 # Keys that may be typed in a second way.
 SHORT = {"train.steps": "train.max_steps"}

@@ -209,6 +209,7 @@ class TokenFiles:
         }
         if own:
             found["split_on"] = params.get("split_on", "edges")
+            found["resample"] = params.get("resample", "mean")
             if self.config.thresholds is not None:
                 cut = params.get("thresholds")
                 found["thresholds"] = tuple(cut) if isinstance(cut, list) else cut

@@ -36,6 +36,9 @@ class DataConfig(Section):
     split_on: Literal["edges", "variance", "entropy"] = Field(
         default="edges", description="patching=apf: what the files' trees were split by (checked)"
     )
+    resample: Literal["mean", "cubic"] = Field(
+        default="mean", description="patching=apf: how the files' leaves were shrunk to patches (checked)"
+    )
     thresholds: Annotated[tuple[int, int] | None, BeforeValidator(none_from_text)] = Field(
         default=None, description="[low, high] of Canny in the files (checked); null: auto for prep, not checked"
     )
@@ -85,10 +88,12 @@ class DataConfig(Section):
             raise ValueError(f"{key}={share:g} of resolution={self.resolution} is less than patch={self.patch}")
 
     def check_split(self) -> None:
-        """Raise ValueError where the files have no tree that `split_on` or `thresholds` could be about."""
+        """Raise ValueError where files have no tree that `split_on`, `resample` or `thresholds` could be about."""
         has_tree = self.patching == "apf" and self.kind == "tokens"
-        if self.split_on != "edges" and not has_tree:
-            raise ValueError(f"split_on={self.split_on} is for patching=apf with kind=tokens")
+        for key, default in (("split_on", "edges"), ("resample", "mean")):
+            value = getattr(self, key)
+            if value != default and not has_tree:
+                raise ValueError(f"{key}={value} is for patching=apf with kind=tokens")
         if self.thresholds is None:
             return
         low, high = self.thresholds

@@ -66,8 +66,9 @@ class Variant:
     Attributes:
         text: What it is, for the list of experiments.
         cut: How the frame is cut: apf, variance or entropy (splits where the luma has most of it), fixed (edges by the
-            paper's thresholds), still (never flipped), strip (with the authors' packing), patch or tokens (uniform,
-            with the adaptive rows' smallest patch, or at least as many tokens), unetr (16 px), crops.
+            paper's thresholds), cubic (leaves shrunk by interpolation), half or double (so many leaves), still (never
+            flipped), strip (with the authors' packing), patch or tokens (uniform, with the adaptive rows' smallest
+            patch, or at least as many tokens), unetr (16 px), crops.
         model: Its settings.
         batch: Images, or crops, per step.
         lr: Peak learning rate.
@@ -118,6 +119,15 @@ VARIANTS = {
     "apf_jittered": Variant(
         "as apf, each step's tree from thresholds drawn among three", "apf", _LEAF_UNET, batch=1, lr=5e-3, part="part",
         quantiles=(80, 95),
+    ),
+    "apf_cubic": Variant(
+        "as apf, leaves shrunk by bicubic interpolation", "cubic", _LEAF_UNET, batch=1, lr=5e-3, part="part"
+    ),
+    "apf_half": Variant("as apf, half as many leaves", "half", _LEAF_UNET, batch=1, lr=5e-3, part="part"),
+    "apf_double": Variant("as apf, twice as many leaves", "double", _LEAF_UNET, batch=1, lr=5e-3, part="part"),
+    "apf_shallow": Variant(
+        "as apf, one transformer block instead of four", "apf", _vit(decoder="leaf_unet", position="geom", depth=1),
+        batch=1, lr=5e-3, part="part",
     ),
     "apf_leaf": Variant(
         "adaptive tokens, leaf network", "apf", _vit(decoder="leaf", position="geom", leaf_base=8), part="part"
@@ -195,9 +205,12 @@ def _data(name: str, variant: Variant) -> DataConfig:
     split: dict[str, Any] = {"split_on": cut} if cut in ("variance", "entropy") else {}
     if cut == "fixed":
         split["thresholds"] = PAPER_THRESHOLDS
+    if cut == "cubic":
+        split["resample"] = "cubic"
+    length = {"half": chosen.length // 2, "double": 2 * chosen.length}.get(cut, chosen.length)
     common["variants"] = tuple(f"{root}/{cut}_q{percent}" for percent in variant.quantiles)
     return DataConfig(
-        dir=f"{root}/{'apf' if cut == 'still' else cut}", patching="apf", patch=chosen.patch, length=chosen.length,
+        dir=f"{root}/{'apf' if cut == 'still' else cut}", patching="apf", patch=chosen.patch, length=length,
         flips=flips, **common, **split,
     )  # fmt: skip
 
@@ -216,9 +229,17 @@ def _config(name: str, key: str) -> Config:
 
 
 def rows_of(name: str) -> list[str]:
-    """Rows of a set; where L tokens need patches as small as apf's smallest, the two uniform rows would be one."""
-    same = _patch_for(SETS[name]) == SETS[name].patch
-    return [key for key in VARIANTS if not (same and key == "uniform_patch")]
+    """Rows of a set, without those that would be another again.
+
+    Where L tokens need patches as small as apf's smallest, the two uniform rows are one; where 2 L leaves are all that
+    small, so is apf_double and uniform_leaf_unet.
+    """
+    chosen, again = SETS[name], set()
+    if _patch_for(chosen) == chosen.patch:
+        again.add("uniform_patch")
+    if 2 * chosen.length >= (chosen.px // chosen.patch) ** 2:
+        again.add("apf_double")
+    return [key for key in VARIANTS if key not in again]
 
 
 for _name, _set in SETS.items():

@@ -134,6 +134,8 @@ def prep_arguments(name: str, slides: str, masks: str | None, more: list[str]) -
         words += ["--length", str(data.length)]
         if data.split_on != "edges":
             words += ["--split-on", data.split_on]
+        if data.resample != "mean":
+            words += ["--resample", data.resample]
         if data.thresholds is not None:
             words += ["--thresholds", ",".join(map(str, data.thresholds))]
     if masks:

@@ -18,6 +18,7 @@ from data_prep.store import StoreError, token_names
 from launch.config import ConfigError
 from launch.data import check_variants
 from launch.images import open_files
+from launch.job_steps import prep_arguments
 from launch.jobs_table import JOBS, Job
 from launch.record import now, read_record, to_json
 from launch.render import DEFAULT_SITE, limited_hours, render, shape
@@ -42,6 +43,7 @@ class Options:
         hours: Of each job; None: what the job table says, or 12.
         slides: Folder of slides, for the preparation of token files that are not there yet.
         masks: Folder of their masks.
+        fov: Folder of their fields of view, for experiments with data.fov=true.
         sbatch: More options of sbatch.
     """
 
@@ -49,6 +51,7 @@ class Options:
     hours: float | None = None
     slides: str | None = None
     masks: str | None = None
+    fov: str | None = None
     sbatch: tuple[str, ...] = ()
 
 
@@ -82,9 +85,11 @@ def make_plan(members: Sequence[Member], site: Site, options: Options) -> Plan:
     """
     if site.slurm is not None and site.slurm.account_required and not options.account:
         raise ConfigError(f"{site.name} needs an account: --account PROJECT{site.slurm.account_suffix}")
-    for option, folder in (("--slides", options.slides), ("--masks", options.masks)):
+    for option, folder in (("--slides", options.slides), ("--masks", options.masks), ("--fov", options.fov)):
         if folder is not None and not Path(folder).is_dir():
             raise ConfigError(f"{option} {folder}: no such folder")
+    if options.fov is not None and not any(member.config.data.fov for member in members):
+        raise ConfigError(f"--fov {options.fov}: none of these runs has data.fov=true")
     plan = Plan(site, options, list(members))
     _refuse_duplicates(plan.members)
     for member in plan.members:
@@ -122,10 +127,13 @@ def _prep_folder(member: Member) -> Path:
 
 def _prep_script(member: Member, site: Site, options: Options) -> str:
     words = ["--slides", str(options.slides), *(["--masks", options.masks] if options.masks else [])]
+    view = ["--fov", options.fov] if options.fov and member.config.data.fov else []
     data = [word for word in member.overrides if word.startswith("data.")]
+    # What the job would refuse is refused now.
+    prep_arguments(member.experiment, str(options.slides), options.masks, [*view, *data])
     job = Job(
         f"prep_{Path(member.config.data.dir).name}", f"Token files for {member.experiment}.",
-        site.hardware.gpus_per_node, 12.0, "prep", member.experiment, member.experiment, (*words, *data),
+        site.hardware.gpus_per_node, 12.0, "prep", member.experiment, member.experiment, (*words, *view, *data),
     )  # fmt: skip
     return _script(job, site, _prep_folder(member))
 

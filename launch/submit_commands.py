@@ -53,6 +53,7 @@ def add_submit_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     submit.add_argument("--mode", choices=("strong", "weak"), help="with `scaling`: what stays the same")
     submit.add_argument("--slides", help="make token files that are missing from this folder first")
     submit.add_argument("--masks", help="with --slides: folder of the masks")
+    submit.add_argument("--fov", help="with --slides: folder of the fields of view, for data.fov=true")
     submit.add_argument("--hours", type=float, help="time limit of each job")
     submit.add_argument("--sbatch", action="append", default=[], metavar="X", help="more for sbatch: --sbatch=-qdebug")
     submit.add_argument("--dry-run", action="store_true", help="show what would be submitted")
@@ -68,7 +69,7 @@ def add_submit_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
 # Options that --only has no use for, and what they are when nobody gives them.
 _OF_NEW_RUNS: dict[str, Any] = {
     "site": None, "gpus": (), "patching": ("apf",), "repeat": 1, "vary": [], "zip": False, "exclude": [], "mode": None,
-    "slides": None, "masks": None,
+    "slides": None, "masks": None, "fov": None,
 }  # fmt: skip
 
 
@@ -148,7 +149,7 @@ def _submit_new(asked: argparse.Namespace, names: list[str]) -> int:
     )
     found = members(names, axes, [word for word in asked.overrides if "=" in word])
     hours = asked.hours or (JOBS["scaling"].hours if study else None)  # a point of a study is some tens of steps
-    options = Options(asked.account, hours, asked.slides, asked.masks, tuple(asked.sbatch))
+    options = Options(asked.account, hours, asked.slides, asked.masks, asked.fov, tuple(asked.sbatch))
     plan = make_plan(found, site, options)
     if asked.dry_run:
         print("\n".join(describe(plan)))

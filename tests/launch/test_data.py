@@ -95,6 +95,8 @@ def test_files_that_cannot_be_turned_need_flips_off(option, apf_files, tmp_path)
     ({"thresholds": [100, 250]}, {"data__thresholds": "[100,200]"}, "thresholds .100, 250., but data.thresholds="),
     ({"thresholds": [100, 200]}, {"data__thresholds": "[100,200]"}, None),
     ({"thresholds": [100, 200]}, {}, None),
+    ({"resample": "cubic"}, {}, "resample cubic, but data.resample=mean"),
+    ({"resample": "cubic"}, {"data__resample": "cubic"}, None),
     ({"fov": True}, {}, "fov True, but data.fov=False"),
     ({}, {"data__fov": "true"}, "fov False, but data.fov=True"),
     ({"fov": True}, {"data__fov": "true"}, None),

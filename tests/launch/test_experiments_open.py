@@ -16,7 +16,7 @@ from launch.job_steps import prep_arguments
 from tests.conftest import ROOT
 
 SPLITS = {"apf_variance": {"split_on": "variance"}, "apf_entropy": {"split_on": "entropy"},
-          "apf_fixed": {"thresholds": (100, 200)}}  # fmt: skip
+          "apf_fixed": {"thresholds": (100, 200)}, "apf_cubic": {"resample": "cubic"}}  # fmt: skip
 
 
 def script(**env: str) -> subprocess.CompletedProcess:
@@ -28,7 +28,7 @@ def script(**env: str) -> subprocess.CompletedProcess:
 def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
     configs = {row: load(f"open_{name}_{row}") for row in rows_of(name)}
     whole = [config.model_copy(update={"experiment": ""}).sha256() for config in configs.values()]
-    assert len(set(whole)) == len(configs) >= len(VARIANTS) - 1
+    assert len(set(whole)) == len(configs) >= len(VARIANTS) - 2
     split = json.loads((ROOT / configs["apf"].data.split).read_text())
     parts = [set(split[part]) for part in ("train", "val", "test")]
     assert all(parts) and len(set.union(*parts)) == sum(map(len, parts))
@@ -36,7 +36,14 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
         one, other = config.train, configs["apf"].train
         assert one.model_copy(update={"batch": other.batch, "lr": other.lr}) == other
         assert (config.data.split, config.data.resolution) == (configs["apf"].data.split, SETS[name].px)
-    leaves = {"apf", "apf_alone", "apf_blind", "apf_jittered", "apf_leaf", "apf_token", "uniform_leaf_unet", *SPLITS}
+    leaves = {"apf", "apf_alone", "apf_blind", "apf_jittered", "apf_half", "apf_shallow", "apf_leaf", "apf_token",
+              "uniform_leaf_unet", *SPLITS}  # fmt: skip
+    if "apf_double" in configs:
+        leaves.add("apf_double")
+        assert configs["apf_double"].data.length == 2 * configs["apf"].data.length
+    assert ("apf_double" in configs) == (2 * configs["apf"].data.length < (SETS[name].px // SETS[name].patch) ** 2)
+    assert configs["apf_half"].data.length == configs["apf"].data.length // 2
+    assert configs["apf_shallow"].model == configs["apf"].model.model_copy(update={"depth": 1})
     seen = {row: config.eval.part for row, config in configs.items() if config.data.part == SETS[name].part}
     assert dict.fromkeys(leaves, SETS[name].seen) == {row: seen[row] for row in leaves}
     assert all(config.eval.part is None for row, config in configs.items() if row not in leaves)
@@ -49,7 +56,7 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
         assert configs[row].model_copy(update=alike) == configs["apf"]
         own = {"dir": configs[row].data.dir, **split}
         assert configs["apf"].data.model_copy(update=own) == configs[row].data
-    assert len({configs[row].data.dir for row in ("apf", *SPLITS)}) == 4
+    assert len({configs[row].data.dir for row in ("apf", "apf_half", *SPLITS)}) == 6
     assert configs["apf_strip"].data.dir != configs["apf_still"].data.dir == configs["apf"].data.dir
     jittered, apf = configs["apf_jittered"], configs["apf"]
     dirs = [f"{apf.data.dir}_q80", f"{apf.data.dir}_q95"]
@@ -77,6 +84,7 @@ def test_token_files_are_split_as_the_row_says():
     assert words("apf_variance")[-3:] == [length, "--split-on", "variance"]
     assert words("apf_entropy")[-3:] == [length, "--split-on", "entropy"]
     assert words("apf_fixed")[-3:] == [length, "--thresholds", "100,200"]
+    assert words("apf_cubic")[-3:] == [length, "--resample", "cubic"]
     assert words("apf", "data.thresholds=[90,180]", "--jobs", "2")[-4:] == ["--thresholds", "90,180", "--jobs", "2"]
 
 

@@ -147,6 +147,23 @@ def test_variants_must_be_there_before_slides_are_prepared(files: Path, tmp_path
     assert f"prep  {files}\n" in launch(*words).stdout
 
 
+def test_fields_of_view_go_to_the_preparation_that_wants_them(files: Path, tmp_path: Path):
+    for name in ("slides", "fov"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "slides" / "new.svs").touch()
+    words = ("submit", "paip_1k", "--gpus", "1", "--site", "local", "--slides", tmp_path / "slides",
+             *small_here(files, tmp_path))  # fmt: skip
+    view = ("--fov", tmp_path / "fov")
+    assert "data.fov=true, without --fov: add --fov DIR" in error(launch(*words, "data.fov=true"))
+    assert "none of these runs has data.fov=true" in error(launch(*words, *view))
+    assert "--fov elsewhere: no such folder" in error(launch(*words, "data.fov=true", "--fov", "elsewhere"))
+    assert not list(tmp_path.glob("runs/**/*.sh")), "nothing was written"
+    failed = launch(*words, *view, "data.fov=true", PYTHON="/bin/false")
+    assert failed.returncode == 1 and failed.stdout.startswith("exit 1  prep")
+    (script,) = tmp_path.glob("runs/prep/*/*.sh")
+    assert f"--fov {tmp_path / 'fov'}" in script.read_text()
+
+
 def test_a_submitted_job_inherits_no_choice_and_no_job_around_it(monkeypatch: pytest.MonkeyPatch):
     for name in ("EXPERIMENT", "PATCHING", "SLURM_ARRAY_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_CONF", "PREFLIGHT"):
         monkeypatch.setenv(name, "1")
