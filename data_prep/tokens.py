@@ -34,7 +34,7 @@ class TokenSet:
         tokens: (N, p, p, 3) uint8, the leaf's pixels as box means.
         leaf_xy: (N, 2) int32, top-left corner in frame pixels.
         leaf_size: (N,) int32, side in frame pixels.
-        content_counts: (N, p, p) uint32, pixels of the cell that are not padding.
+        content_counts: (N, p, p) uint32, pixels of the cell that are content: no padding, inside the field of view.
         mask_counts: (N, p, p, K) uint32, content pixels of the cell that belong to class k + 1; None without a mask.
         size_px: side R of the frame.
         content_wh: width and height of the content at the frame's top left.

@@ -22,7 +22,7 @@ def bce_dice(
     Args:
         logits: (B, L, p, p, K).
         mask_counts: (B, L, p, p, K), foreground pixels of each cell and class.
-        content_counts: (B, L, p, p), pixels of each cell that are not padding. Cells with 0 are ignored whatever their
+        content_counts: (B, L, p, p), pixels of each cell that are content. Cells with 0 are ignored whatever their
             logits are.
         bce_weight: w.
         eps: smoothing, in pixels.
