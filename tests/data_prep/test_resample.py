@@ -14,7 +14,7 @@ from data_prep.verify import verify_file
 from tests.data_prep.builds import some_slides
 
 P = 16
-TREE = ["--resolution", "2048", "--patch", str(P), "--length", "400"]
+TREE = ["--resolution", "2048", "--patch", str(P), "--length", "1500"]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_every_leaf_is_opencvs_interpolation_of_its_pixels(built):
 
 def test_inspect_shows_the_tokens_of_the_build(built):
     (path,) = (built / "images").iterdir()
-    look = look_at(path, BuildOptions(2048, P, length=400, resample="cubic"))
+    look = look_at(path, BuildOptions(2048, P, length=1500, resample="cubic"))
     np.testing.assert_array_equal(look.token_set.tokens, read_tokens(token_path(built / "cubic", path.stem))[0].tokens)
 
 
