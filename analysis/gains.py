@@ -15,6 +15,7 @@ import numpy as np
 from analysis.formats import Column, Table, latex, markdown, number, write_files
 from analysis.groups import Group, group_runs
 from analysis.records import RunsError, load
+from analysis.speedups import scored_elsewhere
 from analysis.stats import BOOTSTRAP_SEED, resamples
 
 EPILOG = """\
@@ -122,7 +123,8 @@ def find_pairs(groups: Sequence[Group], a: str, b: str) -> list[tuple[str, Group
     """(data set, A, B) for two patterns with one * each, where both have runs with Dice per slide, in order of name.
 
     Raises:
-        RunsError: no set has both; or a name stands for several rows of different settings.
+        RunsError: no set has both; a name stands for several rows of different settings; or two of a set were scored on
+            other pixels.
     """
     sides = [_by_set(groups, pattern) for pattern in (a, b)]
     names = sorted(set(sides[0]) & set(sides[1]))
@@ -130,6 +132,10 @@ def find_pairs(groups: Sequence[Group], a: str, b: str) -> list[tuple[str, Group
     pairs = [pair for pair in pairs if set(pair[1].dice_per_slide) & set(pair[2].dice_per_slide)]
     if not pairs:
         raise RunsError(f"no data set has finished runs of both {a} and {b} on the same slides", 1)
+    for _, one, other in pairs:
+        if scored_elsewhere(one.first, other.first):
+            why = "were scored on other pixels of the same slides, e.g. one inside a field of view"
+            raise RunsError(f"{one.first.experiment} and {other.first.experiment} {why}", 1)
     return pairs
 
 

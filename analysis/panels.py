@@ -46,7 +46,8 @@ def panels(comparison: Comparison) -> Drawing | None:
     seeds = " Runs with several seeds show the first." if any(len(g.runs) > 1 for g in groups) else ""
     caption = (
         "Test slides at even ranks of the mean Dice over the runs, worst first. Blue: predicted; orange outline: "
-        f"truth; grey: what the run saw. Number: Dice of the run on the whole slide.{seeds}{left}"
+        "truth; grey: what the run saw. Number: Dice of the run on the whole slide, or inside its field of view."
+        f"{seeds}{left}"
     )
     alt = "Grid of pictures. " + "; ".join(_words(stem, groups) for stem, _ in rows) + "."
     return Drawing("predictions", "Predictions side by side", caption, alt, figure, photographic=True)

@@ -53,7 +53,20 @@ def differences(a: Run, b: Run) -> list[str]:
             reasons.append(f"{word} {_short(x, name)} against {_short(y, name)}")
     if set(a.dice_per_slide) != set(b.dice_per_slide):
         reasons.append("other test slides")
+    elif scored_elsewhere(a, b):
+        reasons.append("other test pixels")
     return reasons
+
+
+def scored_elsewhere(a: Run, b: Run) -> bool:
+    """Whether two runs on the same slides and frame were scored on other pixels, e.g. one inside a field of view.
+
+    The Dice of a prediction that is foreground everywhere depends on those pixels alone.
+    """
+    x, y = (run.floors.get("all_foreground") for run in (a, b))
+    if a.resolution != b.resolution or x is None or y is None:
+        return False
+    return abs(x - y) > 1e-6
 
 
 def remarks(a: Run, b: Run) -> list[str]:

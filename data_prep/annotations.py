@@ -41,7 +41,8 @@ def read_polygons(path: Path, classes: Mapping[str, int | None] | None = None, k
     Args:
         path: .xml, .geojson or .json.
         classes: class id (0 to 255, None to leave out) by name, in any case.
-        kind: "viable" or "whole" keeps only class 2 or 1 and makes it 1; "both" and None keep all.
+        kind: "viable" or "whole" keeps only class 2 or 1 and makes it 1; "both" and None keep all; "inside" makes all
+            1 whatever they are called, but for those that erase by name.
 
     Raises:
         SlideError: missing, damaged, of another format, or with a class that has no id.
@@ -53,7 +54,10 @@ def read_polygons(path: Path, classes: Mapping[str, int | None] | None = None, k
         raise SlideError(f"{path}: no such annotation file") from None
     except OSError as error:
         raise SlideError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
-    ids = _default_ids(path, drawn) if classes is None else _mapped_ids(path, drawn, classes)
+    if kind == "inside":
+        ids: list[int | None] = [0 if 0 in map(_by_name, thing.names) else 1 for thing in drawn]
+    else:
+        ids = _default_ids(path, drawn) if classes is None else _mapped_ids(path, drawn, classes)
     shapes, notes = [], left_out_note(left_out)
     for thing, class_id in zip(drawn, ids, strict=True):
         if kind in ("viable", "whole"):

@@ -87,18 +87,18 @@ def mask_files(slide: Path, options: BuildOptions) -> list[Path]:
         Paths for `mask_of`; none if no masks are wanted.
 
     Raises:
-        SlideError: There is none.
+        ValueError: There is none.
     """
     if options.masks is None:
         return []
     kinds = f"{slide.stem}.png, .tif, .xml or .geojson"
     paths = find_masks(slide, options.masks, options.mask_kind)
     if not paths:
-        raise SlideError(f"{slide}: no mask {kinds} in {options.masks}")
+        raise ValueError(f"{slide}: no mask {kinds} in {options.masks}")
     if options.fov is not None:
         views = find_masks(slide, options.fov)
         if not views:
-            raise SlideError(f"{slide}: no field of view {kinds} in {options.fov}")
+            raise ValueError(f"{slide}: no field of view {kinds} in {options.fov}")
         paths += views
     return paths
 
@@ -232,7 +232,7 @@ def mask_of(slide: Slide, mask_paths: list[Path], options: BuildOptions) -> Mask
         mask = opened.enter_context(open_mask(mask_paths, slide.size_wh, classes, kind=options.mask_kind))
         check_mask_size(slide, mask)
         if view_path is not None and options.outside is not None:
-            view = opened.enter_context(open_mask(view_path, slide.size_wh))
+            view = opened.enter_context(open_mask(view_path, slide.size_wh, kind="inside"))
             check_mask_size(slide, view)
             mask = InView(mask, view, options.outside)
         opened.pop_all()
@@ -273,7 +273,7 @@ def finish(
             log, not into the token file: the words are the decoder's.
 
     Raises:
-        SlideError: Nothing of the slide could be decoded.
+        SlideError: Nothing of the slide could be decoded, or nothing of it lies inside its field of view.
     """
     for level, size_wh in enumerate(slide.level_sizes_wh):
         if sum(tile[3] * tile[4] for tile in damaged if tile[0] == level) >= size_wh[0] * size_wh[1]:
@@ -281,6 +281,8 @@ def finish(
     leaves = len(whole)
     if options.fov is not None:
         whole = in_view(whole)
+        if not whole.content_counts.any():
+            raise SlideError(f"{slide.path}: its field of view in {options.fov} is 0 everywhere")
     meta = new_meta(
         slide=slide.name,
         params=options.params(found["blur"], found["lo"], found["hi"]),
@@ -293,6 +295,8 @@ def finish(
         damaged=[list(tile) for tile in sorted(damaged)],
     )
     outcome.damaged = [{"tile": list(tile), "cause": damaged[tile]} for tile in sorted(damaged)]
+    if options.fov is not None:
+        meta["content_pixels"] = int(whole.content_counts.sum(dtype=np.int64))
     token_set = _fit(whole, options)
     outcome.tokens, outcome.edge_pixels = len(token_set), found["edge_pixels"]
     if whole.mask_counts is not None:

@@ -86,7 +86,8 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
     """Plan, cut and reduce one slide for showing.
 
     Raises:
-        SlideError: The slide or its mask cannot be read, or there is no mask for it.
+        SlideError: The slide or its mask cannot be read.
+        ValueError: There is no mask, or no field of view, for it.
     """
     with ExitStack() as opened:
         slide = opened.enter_context(open_slide(slide_path))

@@ -283,7 +283,8 @@ def open_mask(
             viable tumour, in this order, as `find_masks` returns them.
         size_wh: level-0 size of the slide in pixels; needed for polygons, which do not say it.
         classes: class ids of polygons by name, see `annotations.read_polygons`; pictures hold ids already.
-        kind: "viable" or "whole" makes that class of polygons 1 and drops the rest; pictures stay as they are.
+        kind: "viable" or "whole" makes that class of polygons 1 and drops the rest, "inside" makes all of them 1 but
+            those that erase; pictures stay as they are.
         max_raster_gib: limit on what is decoded whole; default APF_MAX_RASTER_GIB or the available memory.
         in_bands: only `Mask.bands` will be called, so that an untiled TIFF need not be decoded whole.
 

@@ -203,6 +203,8 @@ def _check_grid(options: BuildOptions) -> None:
 def _check_fov(fov: Path, options: BuildOptions) -> None:
     if not fov.is_dir():
         raise OptionError(f"--fov {fov}: no such folder")
+    if options.masks is not None and fov.resolve() == options.masks.resolve():
+        raise OptionError(f"--fov {fov}: is the folder of --masks; it says where those count")
     if options.masks is None:
         raise OptionError(f"--fov {fov}: only with --masks; it says where they count")
     if options.classes > 254:

@@ -45,8 +45,9 @@ _DATASETS = ("tokens", "leaf_xy", "leaf_size", "content_counts", "mask_counts")
 _TEXT_KEYS = ("slide", "source_sha256", "code_version")
 _JSON_KEYS = (
     "params", "size0_wh", "content_wh", "frame_px", "mpp", "mask_sha256", "mask_pixels", "ceiling", "budget_used",
-    "edge_pixels", "damaged",
+    "edge_pixels", "damaged", "content_pixels",
 )
+_SOMETIMES = {"content_pixels"}  # keys that are not written where they are None, as in older files
 
 
 class StoreError(ValueError):
@@ -83,7 +84,8 @@ def new_meta(**known: Any) -> dict[str, Any]:
     per level-0 pixel); `source_sha256`, `mask_sha256`; `code_version`; `mask_pixels` (foreground of the frame per
     class; the tokens hold less after `--fit drop`); `ceiling` (best Dice per class that these tokens can reach);
     `budget_used` (leaves / length, before any drop or duplication); `edge_pixels`; `damaged` (tiles of the slide
-    that could not be decoded and show white, each [level, x, y, w, h] in pixels of its level).
+    that could not be decoded and show white, each [level, x, y, w, h] in pixels of its level); `content_pixels` (frame
+    pixels inside a field of view; None: all of `content_wh`).
 
     Raises:
         ValueError: A key that does not exist.
@@ -305,7 +307,8 @@ def _read_rows(dataset: Any, rows: slice | NDArray[np.integer[Any]] | None) -> N
 
 def _encode(meta: dict[str, Any]) -> dict[str, Any]:
     texts = {key: str(meta[key]) for key in _TEXT_KEYS}
-    nested = {key: json.dumps(meta[key], sort_keys=True) for key in _JSON_KEYS}
+    said = [key for key in _JSON_KEYS if key not in _SOMETIMES or meta[key] is not None]
+    nested = {key: json.dumps(meta[key], sort_keys=True) for key in said}
     return {"schema": SCHEMA, **texts, **nested}
 
 
@@ -317,7 +320,8 @@ def _decode(path: Path, file: Any) -> dict[str, Any]:
         raise StoreError(f"{path}: token file schema {schema}, this code reads {SCHEMA}: build it again")
     try:
         meta = {key: str(file.attrs[key]) for key in _TEXT_KEYS}
-        return new_meta(**meta, **{key: json.loads(file.attrs[key]) for key in _JSON_KEYS})
+        said = [key for key in _JSON_KEYS if key not in _SOMETIMES or key in file.attrs]
+        return new_meta(**meta, **{key: json.loads(file.attrs[key]) for key in said})
     except (KeyError, ValueError) as error:
         raise StoreError(f"{path}: damaged attributes ({_first_line(error)})") from error
 

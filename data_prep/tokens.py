@@ -31,7 +31,7 @@ class TokenSet:
     """What a model sees of one slide, and what a metric needs. Row i of everything is leaf i.
 
     Attributes:
-        tokens: (N, p, p, 3) uint8, the leaf's pixels as box means.
+        tokens: (N, p, p, 3) uint8, the leaf's pixels as box means (or, with `--resample cubic`, interpolated).
         leaf_xy: (N, 2) int32, top-left corner in frame pixels.
         leaf_size: (N,) int32, side in frame pixels.
         content_counts: (N, p, p) uint32, pixels of the cell that are content: no padding, inside the field of view.

@@ -83,6 +83,8 @@ def _count_faults(token_set: TokenSet, meta: dict[str, Any], dropped: bool) -> l
     seen_in_part = bool(meta["params"].get("fov"))
     if not dropped and not seen_in_part and total != width * height:
         faults.append(f"content_counts add up to {total}, the content has {width} x {height} = {width * height} pixels")
+    if not dropped and seen_in_part and total != meta["content_pixels"]:
+        faults.append(f"content_counts add up to {total}, the field of view has {meta['content_pixels']} pixels")
     steps = token_set.leaf_size.astype(np.int64) // token_set.tokens.shape[1]
     bad = np.flatnonzero((content > (steps * steps)[:, None, None]).any(axis=(1, 2)))
     if len(bad):

@@ -235,7 +235,7 @@ def ring_steps(side: int, halo: int = 1) -> tuple[Tensor, Tensor]:
         order in the square of side + 2 halo cells; Q = 4 side + 4 for a halo of 1. Both on the CPU.
     """
     steps, slots = _ring_steps(side, halo)
-    return torch.from_numpy(steps), torch.from_numpy(slots)
+    return torch.from_numpy(steps.copy()), torch.from_numpy(slots.copy())
 
 
 @lru_cache(maxsize=64)

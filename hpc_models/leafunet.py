@@ -49,7 +49,7 @@ class Seams:
         counts: leaves of each image.
         around: per side q, (M * (4 q + 4),) rows of the flattened features (M * q * q, C), 0 where there is none; see
             `ring_cells`. None: zeros everywhere.
-        beyond: per side q, which of those have none, as their places.
+        beyond: per side q, (M * (4 q + 4), 1) bool, which of those have none.
         slots: per side q, where those lie in a square of q + 2 cells; see `ring_steps`.
     """
 
@@ -71,7 +71,7 @@ class Seams:
             self.slots = {q: ring_steps(q)[1].to(leaf_xy.device) for q in sides}
             rings = ring_cells(leaf_xy, leaf_size, valid, size_px, sides)
             found = {q: rows.flatten() for q, rows in zip(sides, rings, strict=True)}
-            self.beyond = {q: torch.nonzero(rows < 0)[:, 0] for q, rows in found.items()}
+            self.beyond = {q: (rows < 0)[:, None] for q, rows in found.items()}
             self.around = {q: rows.clamp(min=0) for q, rows in found.items()}
 
 
@@ -81,7 +81,7 @@ class _Surround(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, around: Tensor, beyond: Tensor, slots: Tensor) -> Tensor:
         m, q, _, c = x.shape
-        ring = x.reshape(-1, c).index_select(0, around).index_fill_(0, beyond, 0)
+        ring = x.reshape(-1, c).index_select(0, around).masked_fill_(beyond, 0)
         wide = x.new_empty(m, q + 2, q + 2, c)
         wide[:, 1:-1, 1:-1] = x
         wide.view(m, (q + 2) ** 2, c)[:, slots] = ring.view(m, len(slots), c)
@@ -94,7 +94,7 @@ class _Surround(torch.autograd.Function):
         m, w, _, c = gradients[0].shape
         inner = gradients[0][:, 1:-1, 1:-1].contiguous()
         ring = gradients[0].reshape(m, w * w, c)[:, slots].reshape(-1, c)
-        inner.view(-1, c).index_add_(0, around, ring.index_fill_(0, beyond, 0))
+        inner.view(-1, c).index_add_(0, around, ring.masked_fill_(beyond, 0))
         return inner, None, None, None
 
 
@@ -104,7 +104,8 @@ def surround(x: Tensor, seams: Seams) -> Tensor:
         return F.pad(x, (1, 1, 1, 1))
     q = x.shape[-1]
     rows = x.permute(0, 2, 3, 1).contiguous()
-    wide: Tensor = _Surround.apply(rows, seams.around[q], seams.beyond[q], seams.slots[q])  # type: ignore[no-untyped-call]
+    places = (seams.around[q], seams.beyond[q], seams.slots[q])
+    wide: Tensor = _Surround.apply(rows, *places)  # type: ignore[no-untyped-call]
     return wide.permute(0, 3, 1, 2)
 
 

@@ -26,11 +26,19 @@ _HOW = "`python -m launch prep EXPERIMENT --slides FOLDER` makes the token files
 
 @dataclass(frozen=True)
 class Raster:
-    """A slide as plain pictures: image (R, R, 3) uint8, masks (R, R, K) bool, content (R, R) bool."""
+    """A slide as plain pictures.
+
+    Attributes:
+        image: (R, R, 3) uint8.
+        masks: (R, R, K) bool.
+        content: (R, R) bool, what is scored: inside the slide, and inside its field of view.
+        content_wh: Width and height of the slide in the frame.
+    """
 
     image: NDArray[np.uint8]
     masks: NDArray[np.bool_]
     content: NDArray[np.bool_]
+    content_wh: tuple[int, int]
 
 
 def read_split(config: DataConfig) -> dict[str, list[str]]:
@@ -206,10 +214,10 @@ class TokenFiles:
             "patching": params.get("patching", self.config.patching),
             "classes": meta["classes"],
             "fov": bool(params.get("fov")),
+            "resample": params.get("resample", "mean"),
         }
         if own:
             found["split_on"] = params.get("split_on", "edges")
-            found["resample"] = params.get("resample", "mean")
             if self.config.thresholds is not None:
                 cut = params.get("thresholds")
                 found["thresholds"] = tuple(cut) if isinstance(cut, list) else cut
@@ -217,6 +225,8 @@ class TokenFiles:
             raise ConfigError(f"{path}: has no mask counts; build it again with --masks DIR")
         if self.config.labels is not None:
             del found["classes"]  # data.classes are those of the labels
+            if self.config.labels != "mask":
+                del found["fov"]  # nothing is read from the masks
         for key, value in found.items():
             asked = getattr(self.config, key)
             if value != asked:
@@ -285,7 +295,8 @@ class TokenFiles:
         def paint(values: NDArray[Any]) -> NDArray[Any]:
             return rebuild(values, tokens.leaf_xy, tokens.leaf_size, tokens.size_px)
 
-        return Raster(paint(tokens.tokens), paint(tokens.mask_counts > 0), paint(tokens.content_counts > 0))
+        masks, content = paint(tokens.mask_counts > 0), paint(tokens.content_counts > 0)
+        return Raster(paint(tokens.tokens), masks, content, tokens.content_wh)
 
     def _remember(self, key: tuple[str, Path], make: Any) -> Any:
         if key in self._cache:

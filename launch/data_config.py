@@ -94,6 +94,8 @@ class DataConfig(Section):
             value = getattr(self, key)
             if value != default and not has_tree:
                 raise ValueError(f"{key}={value} is for patching=apf with kind=tokens")
+        if self.fov and (self.kind == "images" or self.labels is not None):
+            raise ValueError("fov=true is for segmentation with kind=tokens or tiles")
         if self.thresholds is None:
             return
         low, high = self.thresholds

@@ -202,26 +202,27 @@ def _token_pictures(tokens: TokenSet, predicted: NDArray[Any], limit_px: int) ->
     side = picture_side(tokens.size_px, limit_px)
     assert tokens.mask_counts is not None
     share = tokens.mask_counts / np.maximum(tokens.content_counts, 1)[..., None]
+    scored = predicted & (tokens.content_counts > 0)[..., None]
 
     def small(values: NDArray[Any]) -> NDArray[np.float32]:
         picture = paint(values, tokens.leaf_xy, tokens.leaf_size, tokens.size_px, side)
         return _crop(picture, tokens.content_wh, tokens.size_px)
 
-    return {"image": small(tokens.tokens), "truth": class_gray(small(share)), "pred": class_gray(small(predicted))}
+    return {"image": small(tokens.tokens), "truth": class_gray(small(share)), "pred": class_gray(small(scored))}
 
 
 def _raster_pictures(raster: Raster, predicted: NDArray[Any], limit_px: int) -> dict[str, NDArray[Any]]:
     size_px = raster.image.shape[0]
     factor = size_px // picture_side(size_px, limit_px)
-    content_wh = (int(raster.content.any(0).sum()), int(raster.content.any(1).sum()))
 
     def small(values: NDArray[Any]) -> NDArray[np.float32]:
         side = size_px // factor
         means = values.reshape(side, factor, side, factor, -1).mean((1, 3), dtype=np.float32)
-        return _crop(means, content_wh, size_px)
+        return _crop(means, raster.content_wh, size_px)
 
     return {
-        "image": small(raster.image), "truth": class_gray(small(raster.masks)), "pred": class_gray(small(predicted))
+        "image": small(raster.image), "truth": class_gray(small(raster.masks)),
+        "pred": class_gray(small(predicted & raster.content[..., None])),
     }  # fmt: skip
 
 

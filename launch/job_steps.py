@@ -144,4 +144,6 @@ def prep_arguments(name: str, slides: str, masks: str | None, more: list[str]) -
     if has_view != data.fov:
         cure = "leave it out, or set data.fov=true" if has_view else "add --fov DIR, or set data.fov=false"
         raise ConfigError(f"{name}: data.fov={str(data.fov).lower()}, with{'' if has_view else 'out'} --fov: {cure}")
+    if has_view and not masks:
+        raise ConfigError(f"{name}: --fov says where masks count: add --masks DIR")
     return words + [word for word in more if word not in settings]

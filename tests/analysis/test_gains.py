@@ -9,6 +9,7 @@ from analysis.__main__ import main
 from analysis.gains import find_pairs, gains
 from analysis.groups import group_runs
 from analysis.records import RunsError, load
+from analysis.speedups import differences
 from tests.analysis.generator import STEMS, record, write_run
 
 
@@ -48,6 +49,20 @@ def test_nothing_found(tmp_path):
     assert x.gain == -1 and both.gain == -1
     with pytest.raises(RunsError, match="no data set"):
         find_pairs(groups, "a_*", "c_*")
+
+
+def test_scores_of_other_pixels_are_not_divided(tmp_path):
+    for name, floor in (("open_x_apf", 0.16), ("open_x_unet", 0.14), ("open_x_unetr", 0.16)):
+        raw = record("demo_apf", experiment=name, run_id="r", dice_per_slide={STEMS[0]: 0.5, STEMS[1]: 0.4},
+                     floors={"all_foreground": floor})  # fmt: skip
+        write_run(tmp_path, raw)
+    groups = group_runs(load(tmp_path).ok)
+    with pytest.raises(RunsError, match="open_x_apf and open_x_unet were scored on other pixels of the same slides"):
+        find_pairs(groups, "open_*_apf", "open_*_unet")
+    assert len(find_pairs(groups, "open_*_apf", "open_*_unetr")) == 1
+    by_name = {group.first.experiment: group.first for group in groups}
+    assert "other test pixels" in differences(by_name["open_x_apf"], by_name["open_x_unet"])
+    assert "other test pixels" not in differences(by_name["open_x_apf"], by_name["open_x_unetr"])
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=2, max_size=6))

@@ -1,6 +1,8 @@
 """A field of view: nothing outside it is counted, in memory and in regions alike; files say so and stay true to it."""
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -160,6 +162,8 @@ def test_options_that_cannot_be(made, tmp_path):
     grid = {"resolution": 1024, "patch": 16, "length": 64}
     with pytest.raises(OptionError, match=r"--fov .*nowhere: no such folder"):
         BuildOptions(**grid, masks=made / "masks", fov=tmp_path / "nowhere")
+    with pytest.raises(OptionError, match="is the folder of --masks"):
+        BuildOptions(**grid, masks=made / "masks", fov=made / "masks")
     with pytest.raises(OptionError, match="only with --masks"):
         BuildOptions(**grid, fov=made / "fov")
     with pytest.raises(OptionError, match="room for 254 classes"):
@@ -174,10 +178,73 @@ def test_inspect_shows_what_counts(made, tmp_path):
     assert look.token_set.content_counts.sum() == view.sum()
 
 
-def test_counts_that_are_more_than_the_view_holds_are_found(made, tmp_path):
+def test_counts_that_are_not_those_of_the_view_are_found(made, tmp_path):
     assert build(made, tmp_path / "out", *TREE) == 0
     path = sorted((tmp_path / "out").glob("*.tokens.h5"))[0]
-    tokens, meta = read_tokens(path)
-    tokens.content_counts[0] += np.uint32(1 + (int(tokens.leaf_size[0]) // 16) ** 2)
-    write_tokens(path, tokens, {k: v for k, v in meta.items() if k not in ("rows", "patch", "classes", "schema")})
-    assert any("content_counts" in fault for fault in verify_file(path))
+    whole, meta = read_tokens(path)
+    pixels = meta["content_pixels"]
+    assert pixels == whole.content_counts.sum() < 1024 * 1024
+
+    def faults(content: np.ndarray) -> list[str]:
+        write_tokens(path, replace(whole, content_counts=content.astype(np.uint32)), meta)
+        return verify_file(path)
+
+    assert faults(whole.content_counts) == []
+    fewer = whole.mask_counts[..., 0]
+    assert faults(fewer) == [f"content_counts add up to {fewer.sum()}, the field of view has {pixels} pixels"]
+    cell = (whole.leaf_size.astype(np.int64) // 16) ** 2
+    more = whole.content_counts.astype(np.int64)
+    more[5, 0, 0] = cell[5] + 1
+    assert "leaf 5: content_counts exceed the area of a cell" in faults(more)
+
+
+def test_counts_beyond_the_slide_are_found(made, tmp_path):
+    """A frame with padding: as many pixels, but some of them where no slide is."""
+    assert build(made, tmp_path / "out", "--resolution", "2048", "--patch", "16", "--length", "64") == 0
+    path = sorted((tmp_path / "out").glob("*.tokens.h5"))[0]
+    whole, meta = read_tokens(path)
+    moved = whole.content_counts.copy()
+    padding = np.flatnonzero((whole.leaf_xy >= 1024).any(axis=1))[0]
+    full = np.argwhere(moved > 0)[0]
+    moved[tuple(full)] -= 1
+    moved[padding, 0, 0] += 1
+    write_tokens(path, replace(whole, content_counts=moved), meta)
+    assert verify_file(path) == [f"leaf {padding}: content_counts are not the part of its cells inside the content"]
+
+
+@pytest.mark.parametrize("more", [[], ["--tile", "128"]])
+def test_a_view_without_any_pixel_is_refused(made, tmp_path, more, capsys):
+    views = shutil.copytree(made / "fov", tmp_path / "fov")
+    path = sorted(views.iterdir())[0]
+    cv2.imwrite(str(path), np.zeros((1024, 1024), np.uint8))
+    assert build(made, tmp_path / "out", *TREE, *more, fov=views) == 1
+    said = capsys.readouterr()
+    assert f"{path.stem}.jpg: its field of view in {views} is 0 everywhere" in said.out + said.err
+    assert not token_path(tmp_path / "out", path.stem).exists()
+
+
+def test_polygons_of_any_name_are_inside(made, tmp_path):
+    views = tmp_path / "fov"
+    views.mkdir()
+    square = [[[100, 100], [900, 100], [900, 612], [100, 612], [100, 100]]]
+    for path in (made / "images").iterdir():
+        feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": square},
+                   "properties": {"classification": {"name": "field of view"}}}  # fmt: skip
+        (views / f"{path.stem}.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    assert build(made, tmp_path / "out", *TREE, fov=views) == 0
+    for path in (tmp_path / "out").glob("*.tokens.h5"):
+        assert read_tokens(path)[0].content_counts.sum() == 800 * 512
+
+
+@pytest.mark.parametrize("words", [
+    ["--split-value", "150", "--fit", "drop"], ["--packing", "strip"], ["--aspect", "squash", "--resample", "cubic"],
+])  # fmt: skip
+def test_habits_of_comparison_keep_to_the_view(made, tmp_path, words):
+    assert build(made, tmp_path / "out", *TREE, *words) == 0
+    for path in (made / "images").iterdir():
+        view = cv2.imread(str(made / "fov" / f"{path.stem}.png"), cv2.IMREAD_GRAYSCALE) > 0
+        mask = cv2.imread(str(made / "masks" / f"{path.stem}.png"), cv2.IMREAD_GRAYSCALE) > 0
+        file = token_path(tmp_path / "out", path.stem)
+        meta = read_meta(file)
+        assert meta["mask_pixels"] == [int((mask & view).sum())] and meta["content_pixels"] == view.sum()
+        assert verify_file(file) == []

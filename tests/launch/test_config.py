@@ -89,6 +89,8 @@ def test_what_does_not_change_the_numbers_does_not_change_the_hash():
         (["model.name=unet_tiled"], ["data.kind"]),
         (["train.max_seconds=null"], ["max_steps or max_seconds"]),
         (["data.split_on=colour"], ["data.split_on", "'edges', 'variance' or 'entropy'"]),
+        (["data.patching=uniform", "data.resample=cubic"], ["resample=cubic is for patching=apf"]),
+        (["data.fov=true", "data.labels=labels.csv"], ["fov=true is for segmentation with kind=tokens or tiles"]),
         (["data.patching=uniform", "data.split_on=entropy"], ["split_on=entropy is for patching=apf"]),
         (["data.thresholds=[100,200]", "data.split_on=entropy"], ["thresholds=100,200", "split_on=edges"]),
         (["data.thresholds=[200,100]"], ["0 <= low <= high", "[200, 100]"]),

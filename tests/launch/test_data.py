@@ -210,7 +210,8 @@ def test_tiles_need_full_resolution(apf_files):
 def test_crops_lie_in_the_content_and_match_it():
     tokens = token_set(1, "uniform", (SIZE - 8, SIZE - 24), 32)
     paint = [rebuild(v, tokens.leaf_xy, tokens.leaf_size, SIZE) for v in (tokens.tokens, tokens.mask_counts > 0)]
-    raster = Raster(paint[0], paint[1], rebuild(tokens.content_counts > 0, tokens.leaf_xy, tokens.leaf_size, SIZE))
+    content = rebuild(tokens.content_counts > 0, tokens.leaf_xy, tokens.leaf_size, SIZE)
+    raster = Raster(paint[0], paint[1], content, tokens.content_wh)
     places, foreground = set(), 0
     for seed in range(60):
         sample = crop_sample(raster, 16, np.random.default_rng(seed), False, 0.0, 0.0)
@@ -230,21 +231,24 @@ def test_crops_with_nothing_to_score_are_drawn_again():
     image, masks = (rebuild(v, tokens.leaf_xy, tokens.leaf_size, SIZE) for v in (tokens.tokens, tokens.mask_counts > 0))
     content = np.zeros((SIZE, SIZE), bool)
     content[:, -SIZE // 2 :] = True  # a crop of 16 at x <= 16 has none: a third of them
-    raster = Raster(image, masks, content)
+    raster = Raster(image, masks, content, (SIZE, SIZE))
 
     def corner(raster: Raster, seed: int) -> list[int]:
         return crop_sample(raster, 16, np.random.default_rng(seed), False, 0.0, 0.0)["leaf_xy"][0].tolist()
 
-    everywhere = Raster(image, masks, np.ones_like(content))
+    everywhere = Raster(image, masks, np.ones_like(content), (SIZE, SIZE))
     first = [corner(everywhere, seed) for seed in range(200)]
     drawn = [corner(raster, seed) for seed in range(200)]
     missed = [x + 16 <= SIZE // 2 for x, _ in first]
     assert 20 < sum(missed) < 120
     assert all(x + 16 > SIZE // 2 for x, _ in drawn)
     assert all(a == b for a, b, again in zip(first, drawn, missed, strict=True) if not again)
-    nothing = Raster(image, masks, np.zeros_like(content))
-    nothing.content[0, 0] = nothing.content[-1, -1] = True
-    assert {tuple(corner(nothing, seed)) for seed in range(20)}  # after some tries whatever was drawn
+    last = np.zeros_like(content)
+    last[-1, -1] = True  # one corner in 49 x 49 holds it: after eight tries whatever was drawn
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        tries = [[int(rng.integers(SIZE - 16 + 1)), int(rng.integers(SIZE - 16 + 1))] for _ in range(8)]
+        assert corner(Raster(image, masks, last, (SIZE, SIZE)), seed) == tries[-1]
 
 
 def test_crop_batch_has_one_token_per_image(tile_files):

@@ -1,6 +1,7 @@
 """Dice, floors and pictures against the painted full-size masks."""
 
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -33,8 +34,12 @@ def slides(part: str) -> dict[str, tuple[int, tuple[int, int]]]:
     return {n: (i, (SIZE, SIZE - 16 * (i % 2))) for i, n in enumerate(names) if n in SPLIT[part]}
 
 
-def make(files, **more):
-    config = load("smoke", overrides(files, "unused", **more))
+def make(files, kind="tokens", **more):
+    words = overrides(files, "unused", **more)
+    if kind == "tiles":
+        config = load("demo_tiled_unet", [word for word in words if not word.startswith("model.")])
+    else:
+        config = load("smoke", words)
     torch.manual_seed(0)
     model = build_model(config)
     return config, TokenFiles(config.data), engines.build(
@@ -93,6 +98,35 @@ def test_prediction_in_parts_is_the_weighted_mean_of_what_parts_say(apf_files, s
         both = (on * tokens.mask_counts).sum()
         expected = 2 * both / ((on[..., 0] * tokens.content_counts).sum() + tokens.mask_counts.sum())
         assert scores.per_slide()[name] == pytest.approx(expected, abs=2e-3)  # a logit near zero may tip over
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_pictures_show_the_slide_and_predictions_inside_the_view_only(apf_files, tile_files, tmp_path):
+    sides = {}
+    for kind, source in (("tokens", apf_files), ("tiles", tile_files)):
+        folder = shutil.copytree(source, tmp_path / kind)
+        for name in sorted(name for names in SPLIT.values() for name in names):
+            tokens, meta = read_tokens(token_path(folder, name))
+            seen = (tokens.leaf_xy[:, 0] >= SIZE // 4) & (tokens.leaf_xy[:, 0] < 3 * SIZE // 4)
+            content = tokens.content_counts * seen[:, None, None].astype(np.uint32)
+            masks = tokens.mask_counts * seen[:, None, None, None].astype(np.uint32)
+            meta["params"]["fov"] = True
+            write_tokens(token_path(folder, name), replace(tokens, content_counts=content, mask_counts=masks), meta)
+        tiles = {"data__kind": "tiles", "data__patching": "uniform", "data__patch": 32, "data__length": 4,
+                 "data__crop_px": 32}  # fmt: skip
+        more = {"data__fov": "true", "eval__pictures_px": SIZE} | (tiles if kind == "tiles" else {})
+        config, files, engine = make(folder, kind, **more)
+        files.check()
+        scores = evaluate(engine, config, files, "test", torch.device("cpu"), tmp_path / f"{kind}_out")
+        for k, (name, (_, content_wh)) in enumerate(slides("test").items()):
+            shown = [cv2.imread(str(tmp_path / f"{kind}_out" / f"{what}_{name}.png"), 0) for what in ("image", "pred")]
+            sides.setdefault(name, set()).update(picture.shape for picture in shown)
+            assert shown[0].shape == (content_wh[1], content_wh[0])
+            assert (shown[1] > 127).sum() == scores.counts[k, 0, 1]
+            tokens = files.load(name)
+            content = rebuild(tokens.content_counts, tokens.leaf_xy, tokens.leaf_size, SIZE)
+            assert not (shown[1] > 127)[content[: content_wh[1], : content_wh[0]] == 0].any()
+    assert all(len(found) == 1 for found in sides.values())
 
 
 @pytest.mark.usefixtures("one_rank")

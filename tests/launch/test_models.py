@@ -96,6 +96,12 @@ def test_every_model_is_listed_with_its_cost(capsys):
     assert rows["hct"]["parameters"] == 1_737_010
 
 
+def test_the_network_over_leaves_is_counted_without_memory():
+    """Its places around leaves depend on values, which there are none of on meta."""
+    (row,) = inventory({"x": load("open_glomeruli_apf")})
+    assert row["flops"] > 1e9 and row["parameters"] > 1e6
+
+
 def test_what_is_a_reconstruction_says_so_in_the_table(capsys):
     names = ["hiri_pvt_v2_b2_448", "hiri_pvt_v2_b2_224", "hiri_vit_row6"]
     assert main(["models", *(word for name in names for word in ("--experiment", name))]) == 0

@@ -154,6 +154,8 @@ def test_fields_of_view_go_to_the_preparation_that_wants_them(files: Path, tmp_p
     words = ("submit", "paip_1k", "--gpus", "1", "--site", "local", "--slides", tmp_path / "slides",
              *small_here(files, tmp_path))  # fmt: skip
     view = ("--fov", tmp_path / "fov")
+    assert "says where masks count: add --masks DIR" in error(launch(*words, *view, "data.fov=true"))
+    words = (*words, "--masks", tmp_path / "slides")
     assert "data.fov=true, without --fov: add --fov DIR" in error(launch(*words, "data.fov=true"))
     assert "none of these runs has data.fov=true" in error(launch(*words, *view))
     assert "--fov elsewhere: no such folder" in error(launch(*words, "data.fov=true", "--fov", "elsewhere"))
