@@ -168,7 +168,8 @@ def why_rebuild(path: Path, options: BuildOptions, source_sha256: str, mask_sha2
     if meta["source_sha256"] != source_sha256:
         return "the slide's content changed"
     if meta["mask_sha256"] != mask_sha256:
-        return "the mask changed" if meta["mask_sha256"] and mask_sha256 else "masks are new or gone"
+        what = "mask" if options.fov is None else "mask or its field of view"
+        return f"the {what} changed" if meta["mask_sha256"] and mask_sha256 else "masks are new or gone"
     faults = verify_file(path)
     return faults[0] if faults else None
 
@@ -233,7 +234,7 @@ def mask_of(slide: Slide, mask_paths: list[Path], options: BuildOptions) -> Mask
         check_mask_size(slide, mask)
         if view_path is not None and options.outside is not None:
             view = opened.enter_context(open_mask(view_path, slide.size_wh, kind="inside"))
-            check_mask_size(slide, view)
+            check_mask_size(slide, view, "field of view")
             mask = InView(mask, view, options.outside)
         opened.pop_all()
         return mask
@@ -280,9 +281,7 @@ def finish(
             raise SlideError(f"{slide.path}: no tile of level {level} can be decoded")
     leaves = len(whole)
     if options.fov is not None:
-        whole = in_view(whole)
-        if not whole.content_counts.any():
-            raise SlideError(f"{slide.path}: its field of view in {options.fov} is 0 everywhere")
+        whole = seen_part(whole, slide.path, options.fov)
     meta = new_meta(
         slide=slide.name,
         params=options.params(found["blur"], found["lo"], found["hi"]),
@@ -305,6 +304,14 @@ def finish(
     outcome.warnings += slide.faults
     _warn(options, leaves, outcome, [(*tile, damaged[tile]) for tile in sorted(damaged)])
     return token_set, meta
+
+
+def seen_part(whole: TokenSet, slide: Path, fov: Path) -> TokenSet:
+    """`in_view`; raises SlideError where nothing is left."""
+    seen = in_view(whole)
+    if not seen.content_counts.any():
+        raise SlideError(f"{slide}: its field of view in {fov} is 0 everywhere")
+    return seen
 
 
 def damaged_tiles(slide: Slide) -> dict[tuple[int, ...], str]:

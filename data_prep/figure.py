@@ -72,6 +72,10 @@ def caption(look: Look, dot: str = ", ") -> str:
         parts += [rule, f"{seen}, blur {found['blur']}"]
         of = f" of {options.length:,}" if options.length is not None else ""
         parts.append(f"{used:,}{of} leaves used, {full / used:.1f} x fewer than uniform ({full:,})")
+    if options.fov is not None:
+        width, height = look.token_set.content_wh
+        share = look.token_set.content_counts.sum(dtype="int64") / (width * height)
+        parts.append(f"field of view {100 * share:.0f} %")
     if look.ceiling:
         parts.append("ceiling Dice " + " / ".join(f"{value:.3f}" for value in look.ceiling))
     return dot.join(parts)

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.build_slide import mask_files, mask_of, mask_reader, rounded_ceiling
+from data_prep.build_slide import mask_files, mask_of, mask_reader, rounded_ceiling, seen_part
 from data_prep.criteria import content_pixels
 from data_prep.edges import edge_map
 from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
@@ -23,7 +23,7 @@ from data_prep.leaf_plan import cut_leaves, plan_leaves
 from data_prep.options import BuildOptions, OptionError
 from data_prep.outcome import Outcome
 from data_prep.slides import open_slide
-from data_prep.tokens import TokenSet, in_view, rebuild
+from data_prep.tokens import TokenSet, rebuild
 
 SHOWN_PX = 2048
 _WHOLE_EDGES_PX = 4096     # up to here the edge map is drawn itself, above its density per smallest leaf
@@ -102,7 +102,7 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
         read_mask = mask_reader(mask, frame, options) if mask else None
         token_set = cut_leaves(reader.read, leaves, frame, options, read_mask)
         if mask is not None and options.fov is not None:
-            token_set = in_view(token_set)
+            token_set = seen_part(token_set, slide_path, options.fov)
         rgb = FrameReader(slide, small).read(0, 0, shown_px, shown_px)
         edges = None
         if found["counts"] is not None:

@@ -391,10 +391,10 @@ def find_mask(slide_path: Path | str, masks_dir: Path | str, kind: str | None = 
     return found[0] if found else None
 
 
-def check_mask_size(slide: Slide, mask: Mask) -> None:
-    """Raise SlideError, with both sizes, unless the mask has the slide's level-0 size."""
+def check_mask_size(slide: Slide, mask: Mask, what: str = "mask") -> None:
+    """Raise SlideError, with both sizes, unless the mask (or `what` it is) has the slide's level-0 size."""
     if mask.size_wh != slide.size_wh:
         (mask_w, mask_h), (slide_w, slide_h) = mask.size_wh, slide.size_wh
         raise SlideError(
-            f"{mask.path}: mask is {mask_w} x {mask_h} pixels, its slide {slide.path.name} is {slide_w} x {slide_h}"
+            f"{mask.path}: {what} is {mask_w} x {mask_h} pixels, its slide {slide.path.name} is {slide_w} x {slide_h}"
         )

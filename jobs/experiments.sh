@@ -90,6 +90,7 @@ for set in "${there[@]}"; do
     unset built
 done
 
+[ ${#tokens[@]} -gt 0 ] || { echo "experiments: no row is left to run" >&2; exit 64; }
 step "2/3 training, $seconds s each, $at_once at once on $threads cores each"
 train() {    # EXPERIMENT SEED
     local code=0 run=

@@ -230,7 +230,8 @@ class TokenFiles:
         for key, value in found.items():
             asked = getattr(self.config, key)
             if value != asked:
-                raise ConfigError(f"{path}: was built with {key} {value}, but data.{key}={asked}")
+                cure = f"; build it with{'' if asked else 'out'} --fov" if key == "fov" else ""
+                raise ConfigError(f"{path}: was built with {key} {value}, but data.{key}={asked}{cure}")
         if self.config.flips and (params.get("packing") == "strip" or params.get("fit") == "drop"):
             # Turning puts tokens back into Morton order, and turns patches that are no pictures of one leaf.
             raise ConfigError(f"{path}: was built with --packing strip or --fit drop, which needs data.flips=false")

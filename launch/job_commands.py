@@ -41,7 +41,8 @@ def add_job_commands(commands: argparse._SubParsersAction[argparse.ArgumentParse
 
     prep = commands.add_parser(
         "prep", help="make the token files that an experiment reads", allow_abbrev=False,
-        description="Runs `python -m data_prep build` with the experiment's settings; other options go to it.",
+        description="Runs `python -m data_prep build` with the experiment's settings; other options go to it, such as "
+        "--fov DIR or --jobs N.",
     )  # fmt: skip
     prep.add_argument("experiment", metavar="EXPERIMENT")
     prep.add_argument("--slides", default=os.environ.get("SLIDES", "data/paip/slides"), help="folder (or $SLIDES)")

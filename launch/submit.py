@@ -88,6 +88,8 @@ def make_plan(members: Sequence[Member], site: Site, options: Options) -> Plan:
     for option, folder in (("--slides", options.slides), ("--masks", options.masks), ("--fov", options.fov)):
         if folder is not None and not Path(folder).is_dir():
             raise ConfigError(f"{option} {folder}: no such folder")
+    if options.fov is not None and options.slides is None:
+        raise ConfigError(f"--fov {options.fov}: only with --slides")
     if options.fov is not None and not any(member.config.data.fov for member in members):
         raise ConfigError(f"--fov {options.fov}: none of these runs has data.fov=true")
     plan = Plan(site, options, list(members))

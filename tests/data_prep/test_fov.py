@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from data_prep.ceiling import ceiling
 from data_prep.cli import main
+from data_prep.figure import caption
 from data_prep.inspect import look_at
 from data_prep.options import BuildOptions, OptionError
 from data_prep.store import read_meta, read_tokens, token_path, write_tokens
@@ -119,7 +120,7 @@ def test_a_new_view_is_built_again_and_an_old_one_is_not(made, tmp_path, capsys)
     before = token_bytes(tmp_path / "out")
     assert build(made, tmp_path / "out", *TREE, fov=views) == 0
     told = capsys.readouterr().out
-    assert "rebuilt: the mask changed" in told
+    assert "rebuilt: the mask or its field of view changed" in told
     after = token_bytes(tmp_path / "out")
     assert [name for name in before if before[name] != after[name]] == [f"{first.stem}.tokens.h5"]
     assert build(made, tmp_path / "out", *TREE, fov=Path()) == 0
@@ -139,7 +140,7 @@ def test_what_is_wrong_with_a_view_is_said_in_one_line(made, tmp_path, capsys):
     (views / f"{name}.png").unlink()
     assert f"no field of view {name}.png, .tif, .xml or .geojson in {views}" in lines(views)
     cv2.imwrite(str(views / f"{name}.png"), disc(512))
-    assert f"{name}.png: mask is 512 x 512" in lines(views)
+    assert f"{name}.png: field of view is 512 x 512" in lines(views)
     (views / f"{name}.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
     assert f"{name}.png" in lines(views)
     assert not token_path(tmp_path / "out", name).exists()
@@ -173,6 +174,7 @@ def test_options_that_cannot_be(made, tmp_path):
 def test_inspect_shows_what_counts(made, tmp_path):
     path = sorted((made / "images").iterdir())[0]
     look = look_at(path, BuildOptions(1024, 16, length=64, masks=made / "masks", fov=made / "fov"))
+    assert f"field of view {100 * look.token_set.content_counts.sum() / 1024**2:.0f} %" in caption(look)
     view = cv2.imread(str(made / "fov" / f"{path.stem}.png"), cv2.IMREAD_GRAYSCALE) > 0
     assert set(np.unique(look.truth)) == {0, 1} and not look.truth[~view].any()
     assert look.token_set.content_counts.sum() == view.sum()

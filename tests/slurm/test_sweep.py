@@ -155,6 +155,7 @@ def test_fields_of_view_go_to_the_preparation_that_wants_them(files: Path, tmp_p
              *small_here(files, tmp_path))  # fmt: skip
     view = ("--fov", tmp_path / "fov")
     assert "says where masks count: add --masks DIR" in error(launch(*words, *view, "data.fov=true"))
+    assert f"{view[1]}: only with --slides" in error(launch("submit", "paip_1k", "--site", "local", *view))
     words = (*words, "--masks", tmp_path / "slides")
     assert "data.fov=true, without --fov: add --fov DIR" in error(launch(*words, "data.fov=true"))
     assert "none of these runs has data.fov=true" in error(launch(*words, *view))
