@@ -219,9 +219,13 @@ def _mask(axis: Any, look: Look) -> tuple[str, str]:
         picture[at] = 0.5 * picture[at] + 0.5 * colour
     wrong = look.truth != look.best
     picture[wrong] = 255 * np.array(to_rgb(_WRONG))
+    seen_in_part = look.outside is not None and bool(look.outside.any())
+    if seen_in_part:
+        picture[look.outside] = 255
     _picture(axis, look, picture.astype(np.uint8))
     ceiling = " / ".join(f"{value:.3f}" for value in look.ceiling or [])
-    return "Mask and what the tree cannot show", f"red: the majority of the cell is wrong, ceiling {ceiling}"
+    rest = "white: outside the field of view" if seen_in_part else f"ceiling {ceiling}"
+    return "Mask and what the tree cannot show", f"red: the majority of the cell is wrong, {rest}"
 
 
 def _sizes(axis: Any, look: Look) -> tuple[str, str]:

@@ -50,6 +50,7 @@ class Look:
         truth: (D, D) uint8 class ids, or None.
         best: (D, D) uint8 class ids of the majority of each cell, or None.
         ceiling: Largest Dice per class that a prediction per cell can reach, in frame pixels, or None.
+        outside: (D, D) bool, outside the field of view, or None without a mask.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Look:
     truth: NDArray[np.uint8] | None
     best: NDArray[np.uint8] | None
     ceiling: list[float] | None
+    outside: NDArray[np.bool_] | None
 
 
 def default_resolution(slide_path: Path, patch: int) -> int:
@@ -110,10 +112,11 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
             edges = _edges_to_show(whole, found, options.patch, shown_px)
         elif found["scores"] is not None:
             edges = _scores_to_show(found["scores"], frame, shown_px, options.split_on)
-        truth = best = ceiling = None
+        truth = best = ceiling = outside = None
         if mask is not None and token_set.mask_counts is not None:
             truth = MaskReader(mask, small).read(0, 0, shown_px, shown_px)
-            truth[truth > options.classes] = 0  # outside the field of view
+            outside = truth > options.classes
+            truth[outside] = 0
             best = _majority(token_set, shown_px)
             pixels = token_set.mask_counts.sum(axis=(0, 1, 2), dtype=np.int64).tolist()
             ceiling = rounded_ceiling(token_set, pixels)
@@ -121,6 +124,7 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
             name=slide.name, size0_wh=slide.size_wh, mpp=slide.mpp, options=options, found=found, shown_px=shown_px,
             content_wh=small.content_wh, rgb=rgb, edges=edges, token_set=token_set,
             seen=paint(token_set.tokens, token_set, shown_px), truth=truth, best=best, ceiling=ceiling,
+            outside=outside,
         )
 
 

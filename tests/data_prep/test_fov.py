@@ -177,6 +177,8 @@ def test_inspect_shows_what_counts(made, tmp_path):
     assert f"field of view {100 * look.token_set.content_counts.sum() / 1024**2:.0f} %" in caption(look)
     view = cv2.imread(str(made / "fov" / f"{path.stem}.png"), cv2.IMREAD_GRAYSCALE) > 0
     assert set(np.unique(look.truth)) == {0, 1} and not look.truth[~view].any()
+    np.testing.assert_array_equal(look.outside, ~view)
+    assert not look_at(path, BuildOptions(1024, 16, length=64, masks=made / "masks")).outside.any()
     assert look.token_set.content_counts.sum() == view.sum()
 
 
