@@ -224,7 +224,7 @@ def _mask(axis: Any, look: Look) -> tuple[str, str]:
         picture[look.outside] = 255
     _picture(axis, look, picture.astype(np.uint8))
     ceiling = " / ".join(f"{value:.3f}" for value in look.ceiling or [])
-    rest = "white: outside the field of view" if seen_in_part else f"ceiling {ceiling}"
+    rest = "white: not scored" if seen_in_part else f"ceiling {ceiling}"
     return "Mask and what the tree cannot show", f"red: the majority of the cell is wrong, {rest}"
 
 
