@@ -27,6 +27,7 @@ threads=$((cores / at_once))
 [ "$threads" -gt 0 ] || { echo "experiments: JOBS: $at_once runs at once on $cores cores" >&2; exit 64; }
 export PYTHONUNBUFFERED=1 PYTHONWARNINGS=${PYTHONWARNINGS:-ignore}
 declare -A folder=([glomeruli]=glomeruli24 [nuclei]=monuseg_train [vessels]=hrf [vessels_2k]=hrf)
+declare -A needs=([vessels]=fov [vessels_2k]=fov)    # besides images and masks
 
 step() { printf '\n[experiments %ds] %s\n' "$SECONDS" "$*"; }
 stopped=
@@ -42,8 +43,10 @@ trap ended EXIT
 there=()
 for set in $sets; do
     [ -n "${folder[$set]:-}" ] || { echo "experiments: SETS: $set is none of ${!folder[*]}" >&2; exit 64; }
-    if [ -d "$data/${folder[$set]}/images" ]; then there+=("$set"); else
-        echo "experiments: $set is left out: no $data/${folder[$set]}/images (DATA names the folder of the sets)" >&2
+    lacks=
+    for part in images masks ${needs[$set]:-}; do [ -d "$data/${folder[$set]}/$part" ] || lacks=${lacks:-$part}; done
+    if [ -z "$lacks" ]; then there+=("$set"); else
+        echo "experiments: $set is left out: no $data/${folder[$set]}/$lacks (DATA names the folder of the sets)" >&2
     fi
 done
 [ ${#there[@]} -gt 0 ] || { echo "experiments: none of the sets is in $data: set DATA" >&2; exit 1; }
@@ -63,14 +66,11 @@ for set in "${there[@]}"; do
     for row in $rows; do
         name=open_${set}_$row
         [ -z "$stopped" ] || exit 130
-        if ! shown=$(python -m launch show "$name" 2>/dev/null); then
-            declare -A again=([uniform_patch]=uniform_tokens [apf_double]=uniform_leaf_unet)
-            if [ -n "${again[$row]:-}" ]; then
-                echo "experiments: $name is left out: it would be open_${set}_${again[$row]} again" >&2
-                continue
-            fi
-            python -m launch show "$name" >/dev/null    # says what is wrong
+        if [ "$row" = uniform_patch ] && ! python -m launch show "$name" >/dev/null 2>&1; then
+            echo "experiments: $name is left out: it would be open_${set}_uniform_tokens again" >&2
+            continue
         fi
+        shown=$(python -m launch show "$name")
         dir=$(sed -n 's/^  dir: *\([^ ]*\).*/\1/p' <<< "$shown")
         dir=$out/tokens/${dir#runs/open/tokens/}
         tokens[$name]=$dir

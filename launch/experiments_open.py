@@ -124,7 +124,7 @@ VARIANTS = {
         "as apf, leaves shrunk by bicubic interpolation", "cubic", _LEAF_UNET, batch=1, lr=5e-3, part="part"
     ),
     "apf_half": Variant("as apf, half as many leaves", "half", _LEAF_UNET, batch=1, lr=5e-3, part="part"),
-    "apf_double": Variant("as apf, twice as many leaves", "double", _LEAF_UNET, batch=1, lr=5e-3, part="part"),
+    "apf_double": Variant("as apf, twice as many leaves at most", "double", _LEAF_UNET, batch=1, lr=5e-3, part="part"),
     "apf_shallow": Variant(
         "as apf, one transformer block instead of four", "apf", _vit(decoder="leaf_unet", position="geom", depth=1),
         batch=1, lr=5e-3, part="part",
@@ -191,7 +191,7 @@ def _data(name: str, variant: Variant) -> DataConfig:
     common: dict[str, Any] = {"split": chosen.split, "resolution": chosen.px, "jitter": 0.2, "fov": chosen.fov}
     if variant.part:
         common |= {"part": getattr(chosen, variant.part), "foreground_crops": FOREGROUND}
-    root = f"runs/open/tokens/{name}"
+    root = f"runs/open/tokens/{name}{'_fov' if chosen.fov else ''}"  # older files are of the whole picture
     if cut in uniform:
         patch = uniform[cut]
         length = (chosen.px // patch) ** 2
@@ -207,7 +207,8 @@ def _data(name: str, variant: Variant) -> DataConfig:
         split["thresholds"] = PAPER_THRESHOLDS
     if cut == "cubic":
         split["resample"] = "cubic"
-    length = {"half": chosen.length // 2, "double": 2 * chosen.length}.get(cut, chosen.length)
+    most = (chosen.px // chosen.patch) ** 2
+    length = {"half": chosen.length // 2, "double": min(2 * chosen.length, most)}.get(cut, chosen.length)
     common["variants"] = tuple(f"{root}/{cut}_q{percent}" for percent in variant.quantiles)
     return DataConfig(
         dir=f"{root}/{'apf' if cut == 'still' else cut}", patching="apf", patch=chosen.patch, length=length,
@@ -229,17 +230,9 @@ def _config(name: str, key: str) -> Config:
 
 
 def rows_of(name: str) -> list[str]:
-    """Rows of a set, without those that would be another again.
-
-    Where L tokens need patches as small as apf's smallest, the two uniform rows are one; where 2 L leaves are all that
-    small, so is apf_double and uniform_leaf_unet.
-    """
-    chosen, again = SETS[name], set()
-    if _patch_for(chosen) == chosen.patch:
-        again.add("uniform_patch")
-    if 2 * chosen.length >= (chosen.px // chosen.patch) ** 2:
-        again.add("apf_double")
-    return [key for key in VARIANTS if key not in again]
+    """Rows of a set; where L tokens need patches as small as apf's smallest, the two uniform rows would be one."""
+    same = _patch_for(SETS[name]) == SETS[name].patch
+    return [key for key in VARIANTS if not (same and key == "uniform_patch")]
 
 
 for _name, _set in SETS.items():
