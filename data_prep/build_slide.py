@@ -232,10 +232,10 @@ def mask_of(slide: Slide, mask_paths: list[Path], options: BuildOptions) -> Mask
     with ExitStack() as opened:
         mask = opened.enter_context(open_mask(mask_paths, slide.size_wh, classes, kind=options.mask_kind))
         check_mask_size(slide, mask)
-        if view_path is not None and options.outside is not None:
+        if view_path is not None:
             view = opened.enter_context(open_mask(view_path, slide.size_wh, kind="inside"))
             check_mask_size(slide, view, "field of view")
-            mask = InView(mask, view, options.outside)
+            mask = InView(mask, view, options.counted)
         opened.pop_all()
         return mask
 
@@ -292,10 +292,9 @@ def finish(
         budget_used=round(leaves / options.length, 6) if options.length else None,
         edge_pixels=found["edge_pixels"],
         damaged=[list(tile) for tile in sorted(damaged)],
+        content_pixels=None if options.fov is None else int(whole.content_counts.sum(dtype=np.int64)),
     )
     outcome.damaged = [{"tile": list(tile), "cause": damaged[tile]} for tile in sorted(damaged)]
-    if options.fov is not None:
-        meta["content_pixels"] = int(whole.content_counts.sum(dtype=np.int64))
     token_set = _fit(whole, options)
     outcome.tokens, outcome.edge_pixels = len(token_set), found["edge_pixels"]
     if whole.mask_counts is not None:

@@ -111,14 +111,9 @@ class BuildOptions:
                 raise OptionError(f"--mask-classes {name}={class_id}: only classes 1..{self.classes}, see --classes")
 
     @property
-    def outside(self) -> int | None:
-        """Class id that mask readers give to pixels outside the field of view, K + 1; None without one."""
-        return None if self.fov is None else self.classes + 1
-
-    @property
     def counted(self) -> int:
-        """Classes that are counted while tokens are cut: K, and one for what lies outside the field of view."""
-        return self.outside or self.classes
+        """Classes that are counted while tokens are cut: K, and K + 1 for what lies outside a field of view."""
+        return self.classes + (self.fov is not None)
 
     def params(self, blur: int | None, low: int | None, high: int | None) -> dict[str, Any]:
         """The parameters as they are kept in the token file.
@@ -203,10 +198,10 @@ def _check_grid(options: BuildOptions) -> None:
 def _check_fov(fov: Path, options: BuildOptions) -> None:
     if not fov.is_dir():
         raise OptionError(f"--fov {fov}: no such folder")
-    if options.masks is not None and fov.resolve() == options.masks.resolve():
-        raise OptionError(f"--fov {fov}: is the folder of --masks; it says where those count")
     if options.masks is None:
         raise OptionError(f"--fov {fov}: only with --masks; it says where they count")
+    if fov.resolve() == options.masks.resolve():
+        raise OptionError(f"--fov {fov}: is the folder of --masks; it says where those count")
     if options.classes > 254:
         raise OptionError(f"--fov {fov}: leaves room for 254 classes, got --classes {options.classes}")
 

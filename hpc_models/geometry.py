@@ -217,7 +217,7 @@ def halo_patches(tokens: Tensor, leaf_xy: Tensor, leaf_size: Tensor, valid: Tens
     """
     b, n, p, _, c = tokens.shape
     q = p + 2 * halo
-    row, cell, inside = _around(leaf_xy, leaf_size, valid, size_px, [p], halo)
+    row, cell, inside, _ = _around(leaf_xy, leaf_size, valid, size_px, [p], halo)
     index = (row * p + cell[..., 1]) * p + cell[..., 0]
     values = torch.gather(tokens.reshape(b, n * p * p, c), 1, index[..., None].expand(-1, -1, c))
     wide = tokens.new_zeros(b, n, q, q, c)
@@ -256,11 +256,11 @@ def _all_steps(sides: tuple[int, ...], halo: int) -> tuple[NDArray[np.int64], ND
 
 def _around(
     leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor, size_px: int, sides: Sequence[int], halo: int = 1
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What covers the centres of every leaf's `ring_steps` for all sides one after the other, Q in all.
 
     Returns:
-        Row (B, L * Q), cell (B, L * Q, 2), and where there is one (B, L * Q).
+        Row (B, L * Q), cell (B, L * Q, 2), where there is one (B, L * Q), and the side that each step is of (L * Q,).
     """
     steps, side = (torch.from_numpy(values).to(leaf_xy.device) for values in _all_steps(tuple(sides), halo))
     centre = torch.div((2 * steps + 1) * leaf_size[..., None, None], 2 * side[:, None], rounding_mode="floor")
@@ -269,15 +269,15 @@ def _around(
     row = owner_of(points.clamp(0, size_px - 1), leaf_xy, leaf_size, valid)
     inside &= row >= 0
     row = row.clamp(min=0)
-    return row, _cell_at(points, row, leaf_xy, leaf_size, side.repeat(leaf_size.shape[1])[:, None]), inside
+    side = side.repeat(leaf_size.shape[1])
+    return row, _cell_at(points, row, leaf_xy, leaf_size, side[:, None]), inside, side
 
 
 def _cell_at(points_xy: Tensor, row: Tensor, leaf_xy: Tensor, leaf_size: Tensor, side: int | Tensor) -> Tensor:
     """Cell (x, y) of each point, (B, P, 2), in the leaf whose row (B, P) is given, which has side x side cells."""
     offset = points_xy - torch.gather(leaf_xy, 1, row[..., None].expand(-1, -1, 2))
     size = torch.gather(leaf_size, 1, row).clamp(min=1)
-    cell = (offset * side).div(size[..., None], rounding_mode="floor").clamp(min=0)
-    return cell.clamp(max=side - 1) if isinstance(side, int) else torch.minimum(cell, side - 1)
+    return (offset * side).div(size[..., None], rounding_mode="floor").clamp(min=0).clamp(max=side - 1)
 
 
 def ring_cells(
@@ -300,10 +300,9 @@ def ring_cells(
     """
     b, n = leaf_size.shape
     everyone = torch.ones_like(leaf_size, dtype=torch.bool) if valid is None else valid
-    row, cell, inside = _around(leaf_xy, leaf_size, everyone, size_px, sides)
+    row, cell, inside, side = _around(leaf_xy, leaf_size, everyone, size_px, sides)
     place = (everyone.flatten().cumsum(0) - 1).unflatten(0, (b, n))  # of each row among the leaves of the batch
     leaf = torch.gather(place, 1, row)
-    side = torch.from_numpy(_all_steps(tuple(sides), 1)[1]).to(leaf_xy.device).repeat(n)
     index = torch.where(inside, (leaf * side + cell[..., 1]) * side + cell[..., 0], -1).unflatten(1, (n, -1))
     rows = index.flatten(0, 1) if valid is None else index[valid]
     return list(rows.split([4 * side + 4 for side in sides], dim=1))
