@@ -12,6 +12,7 @@ transformer joins at the bottleneck, as in `leafnet`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -76,36 +77,71 @@ class Seams:
 
 
 class _Surround(torch.autograd.Function):
-    """(M, q, q, C) to (M, q + 2, q + 2, C) with the ring read from other rows; made by hand to save memory traffic."""
+    """(M, q, q, C_i) side by side as (M, q + 2, q + 2, C), the ring read from other rows, ReLU first if asked for.
+
+    Made by hand to save memory traffic: joining, ReLU and widening are one pass over the features.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, around: Tensor, beyond: Tensor, slots: Tensor) -> Tensor:
-        m, q, _, c = x.shape
-        ring = x.reshape(-1, c).index_select(0, around).masked_fill_(beyond, 0)
-        wide = x.new_empty(m, q + 2, q + 2, c)
-        wide[:, 1:-1, 1:-1] = x
-        wide.view(m, (q + 2) ** 2, c)[:, slots] = ring.view(m, len(slots), c)
-        ctx.save_for_backward(around, beyond, slots)
+    def forward(ctx: Any, around: Tensor, beyond: Tensor, slots: Tensor, relu: bool, *parts: Tensor) -> Tensor:
+        m, q = parts[0].shape[:2]
+        widths = [part.shape[-1] for part in parts]
+        wide = parts[0].new_empty(m, q + 2, q + 2, sum(widths))
+        cells = wide.view(m, (q + 2) ** 2, sum(widths))
+        at = 0
+        for part, c in zip(parts, widths, strict=True):
+            ring = part.reshape(-1, c).index_select(0, around).masked_fill_(beyond, 0)
+            inner = wide[:, 1:-1, 1:-1, at : at + c]
+            if relu:
+                torch.clamp(part, min=0, out=inner)
+                ring.clamp_(min=0)
+            else:
+                inner.copy_(part)
+            cells[:, slots, at : at + c] = ring.view(m, len(slots), c)
+            at += c
+        ctx.relu, ctx.widths = relu, widths
+        ctx.save_for_backward(around, beyond, slots, *((wide,) if relu else ()))
         return wide
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        around, beyond, slots = ctx.saved_tensors
-        m, w, _, c = gradients[0].shape
-        inner = gradients[0][:, 1:-1, 1:-1].contiguous()
-        ring = gradients[0].reshape(m, w * w, c)[:, slots].reshape(-1, c)
-        inner.view(-1, c).index_add_(0, around, ring.masked_fill_(beyond, 0))
-        return inner, None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        around, beyond, slots, *wide = ctx.saved_tensors
+        m, w, _, channels = gradients[0].shape
+        cells = gradients[0].reshape(m, w * w, channels)
+        found: list[Tensor] = []
+        at = 0
+        for c in ctx.widths:
+            inner = gradients[0][:, 1:-1, 1:-1, at : at + c].contiguous()
+            ring = cells[:, slots, at : at + c].reshape(-1, c)
+            inner.view(-1, c).index_add_(0, around, ring.masked_fill_(beyond, 0))
+            if ctx.relu:
+                inner.mul_(wide[0][:, 1:-1, 1:-1, at : at + c] > 0)
+            found.append(inner)
+            at += c
+        return (None, None, None, None, *found)
 
 
-def surround(x: Tensor, seams: Seams) -> Tensor:
-    """Widen every leaf's features by one cell, read from the leaves around it: (M, C, q, q) to (M, C, q + 2, q + 2)."""
+def surround(x: Tensor, seams: Seams, beside: Tensor | None = None, relu: bool = False) -> Tensor:
+    """Widen every leaf's features by one cell, read from the leaves around it.
+
+    Args:
+        x: (M, C, q, q).
+        seams: What lies around the leaves.
+        beside: (M, C2, q, q), joined to x as further channels.
+        relu: ReLU first.
+
+    Returns:
+        (M, C + C2, q + 2, q + 2).
+    """
+    parts = [x] if beside is None else [x, beside]
     if seams.around is None:
-        return F.pad(x, (1, 1, 1, 1))
+        joined = x if beside is None else torch.cat(parts, dim=1)
+        return F.pad(F.relu(joined) if relu else joined, (1, 1, 1, 1))
     q = x.shape[-1]
-    rows = x.permute(0, 2, 3, 1).contiguous()
+    dtype = functools.reduce(torch.promote_types, (part.dtype for part in parts))
+    rows = [part.to(dtype).permute(0, 2, 3, 1).contiguous() for part in parts]
     places = (seams.around[q], seams.beyond[q], seams.slots[q])
-    wide: Tensor = _Surround.apply(rows, *places)  # type: ignore[no-untyped-call]
+    wide: Tensor = _Surround.apply(*places, relu, *rows)  # type: ignore[no-untyped-call]
     return wide.permute(0, 3, 1, 2)
 
 
@@ -121,9 +157,12 @@ class LeafConv(nn.Module):
 
     def forward(self, x: Tensor, seams: Seams) -> Tensor:
         """(M, C_in, q, q) to (M, C_out, q, q)."""
-        y = self.conv(surround(x, seams))
-        normal = [self._norm(part) for part in y.split(seams.counts)]
-        return F.relu(normal[0] if len(normal) == 1 else torch.cat(normal))
+        return F.relu(self.before_relu(surround(x, seams), seams), inplace=True)
+
+    def before_relu(self, wide: Tensor, seams: Seams) -> Tensor:
+        """(M, C_in, q + 2, q + 2) of `surround` to (M, C_out, q, q), for whoever does the ReLU."""
+        normal = [self._norm(part) for part in self.conv(wide).split(seams.counts)]
+        return normal[0] if len(normal) == 1 else torch.cat(normal)
 
     def _norm(self, y: Tensor) -> Tensor:
         if y.shape[0] * y.shape[2] * y.shape[3] < 2:  # nothing to compare with: as if all were equal
@@ -137,9 +176,9 @@ class _Double(nn.Module):
         self.conv1 = LeafConv(in_channels, out_channels)
         self.conv2 = LeafConv(out_channels, out_channels)
 
-    def forward(self, x: Tensor, seams: Seams) -> Tensor:
-        y: Tensor = self.conv2(self.conv1(x, seams), seams)
-        return y
+    def forward(self, x: Tensor, seams: Seams, beside: Tensor | None = None) -> Tensor:
+        y = self.conv1.before_relu(surround(x, seams, beside), seams)
+        return F.relu(self.conv2.before_relu(surround(y, seams, relu=True), seams), inplace=True)
 
 
 class LeafUNetEncoder(nn.Module):
@@ -201,7 +240,7 @@ class LeafUNetDecoder(nn.Module):
     def _forward(self, token: Tensor, seams: Seams, *levels: Tensor) -> Tensor:
         x = levels[-1] + self.project(token).unflatten(1, levels[-1].shape[1:])
         for up, block, skip in zip(self.ups, self.blocks, levels[-2::-1], strict=True):
-            x = block(torch.cat((skip, up(x)), dim=1), seams)
+            x = block(skip, seams, up(x))
         return self.out(x)
 
     def forward(self, token: Tensor, levels: list[Tensor], seams: Seams) -> Tensor:

@@ -105,11 +105,26 @@ def test_without_seams_every_leaf_lies_in_zeros():
     assert not torch.equal(alone, joined)
 
 
-def test_gradient_of_the_ring():
+@pytest.mark.parametrize("relu", [False, True])
+def test_gradient_of_the_ring(relu):
     batch, _, _ = random_batch(3, 32, 8, images=2, split=0.4)
     seams = Seams(batch["leaf_xy"], batch["leaf_size"], batch["valid"], 32, [2])
-    x = torch.rand(sum(seams.counts), 2, 2, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: surround(x, seams), (x,))
+    x = torch.randn(sum(seams.counts), 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    beside = torch.randn(sum(seams.counts), 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: surround(x, seams, relu=relu), (x,))
+    assert torch.autograd.gradcheck(lambda x, beside: surround(x, seams, beside, relu), (x, beside))
+
+
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_joining_and_relu_on_the_way(across, dtype):
+    batch, _, _ = random_batch(5, 64, 8, images=2, split=0.5)
+    seams = Seams(batch["leaf_xy"], batch["leaf_size"], batch["valid"], 64, [4], across)
+    torch.manual_seed(0)
+    x, beside = torch.randn(sum(seams.counts), 3, 4, 4), torch.randn(sum(seams.counts), 5, 4, 4).to(dtype)
+    joined = surround(F.relu(torch.cat((x, beside), dim=1)), seams)
+    assert torch.equal(surround(x, seams, beside, relu=True), joined)
+    assert joined.dtype == torch.float32  # the wider of the two, as torch.cat has it
 
 
 def test_a_single_cell_is_normalised_to_the_bias():
