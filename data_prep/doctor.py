@@ -88,8 +88,8 @@ def slides_of(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def examine(path: Path, masks: Path | None) -> tuple[list[Finding], list[Band], float | None]:
-    """What the header of a slide and its mask say.
+def examine(path: Path, masks: Path | None, fov: Path | None = None) -> tuple[list[Finding], list[Band], float | None]:
+    """What the header of a slide, its mask and its field of view say.
 
     Returns:
         Findings, the bands to decode (none if it cannot be opened), and the slide's um per pixel.
@@ -127,6 +127,8 @@ def examine(path: Path, masks: Path | None) -> tuple[list[Finding], list[Band], 
             say("warning", f"a {path.suffix} picture is decoded whole", "convert it to a tiled TIFF")
         if masks is not None:
             found += _mask_findings(path, slide, masks)
+        if fov is not None:
+            found += _mask_findings(path, slide, fov, "field of view")
         return found, _bands(path, slide), slide.mpp
 
 
@@ -185,55 +187,58 @@ def _damaged(band: Band, reader: str) -> tuple[set[DamagedTile], str]:
         return set(slide.damaged), slide.reader
 
 
-def _mask_findings(path: Path, slide: Slide, masks: Path) -> list[Finding]:
-    """Missing, of another size, without class ids, untiled; viable tumour outside of the whole."""
+def _mask_findings(path: Path, slide: Slide, folder: Path, what: str = "mask") -> list[Finding]:
+    """Missing, of another size, without class ids, untiled; viable tumour outside of the whole; an empty view."""
     found: list[Finding] = []
+
+    def say(severity: Severity, text: str, remedy: str) -> None:
+        found.append(Finding(path.name, severity, text, remedy))
+
     try:
-        files = _mask_files(path, masks)
+        files = _mask_files(path, folder) if what == "mask" else find_masks(path, folder)
     except SlideError as error:
         return [Finding(path.name, "error", one_line(error), "keep one of them")]
     if not files:
-        remedy = f"put {path.stem}.tif, .png, .xml or .geojson there"
-        return [Finding(path.name, "error", f"no mask in {masks}", remedy)]
+        say("error", f"no {what} in {folder}", f"put {path.stem}.tif, .png, .xml or .geojson there")
     for file in files:
         try:
-            with open_mask(file, slide.size_wh) as mask:
+            with open_mask(file, slide.size_wh, kind=None if what == "mask" else "inside") as mask:
                 if mask.size_wh != slide.size_wh:
                     sizes = " x ".join(map(str, mask.size_wh)), " x ".join(map(str, slide.size_wh))
-                    found.append(Finding(path.name, "error", f"mask {file.name} is {sizes[0]}, the slide {sizes[1]}",
-                                         "it belongs to another slide or level"))
+                    say("error", f"{what} {file.name} is {sizes[0]}, the slide {sizes[1]}",
+                        "it belongs to another slide or level")
                     continue
                 started_s = time.perf_counter()
                 held = _classes(mask.bands(_STEP_PX))
                 seconds = time.perf_counter() - started_s
-                found += _whole_findings(path, file, mask, seconds)
+                found += _whole_findings(path, file, mask, seconds, what)
         except SlideError as error:
-            what = f"mask {file.name}: {_without(file, error)}"
-            found.append(Finding(path.name, "error", what, "see how it was made"))
+            say("error", f"{what} {file.name}: {_without(file, error)}", "see how it was made")
             continue
-        if not held:
-            found.append(Finding(path.name, "warning", f"mask {file.name} is empty", "see that this is meant"))
-        elif max(held) > 13:
+        if not held and what == "mask":
+            say("warning", f"mask {file.name} is empty", "see that this is meant")
+        elif not held:
+            say("error", f"{what} {file.name} is empty: nothing of the slide would count", "see how it was made")
+        elif max(held) > 13 and what == "mask":
             ids = ", ".join(map(str, sorted(held)[:5]))
-            what = f"mask {file.name} holds classes {ids} ..."
-            found.append(Finding(path.name, "warning", what, "is it a mask of ids?"))
+            say("warning", f"mask {file.name} holds classes {ids} ...", "is it a mask of ids?")
     parts = {match[1].lower(): file for file in files if (match := _PARTS.search(file.stem))}
-    if len(parts) == 2 and not any(finding.severity == "error" for finding in found):
+    if what == "mask" and len(parts) == 2 and not any(finding.severity == "error" for finding in found):
         found += _part_findings(path, parts["whole"], parts["viable"], slide.size_wh)
     return found
 
 
-def _whole_findings(path: Path, file: Path, mask: Mask, seconds: float) -> list[Finding]:
+def _whole_findings(path: Path, file: Path, mask: Mask, seconds: float, what: str = "mask") -> list[Finding]:
     """What the mask itself tells, and masks without tiles that took long, whatever their size."""
     remedy = "python -m data_prep convert makes it tiled, once"
     if mask.notes:
         drawn = file.suffix.lower() in POLYGON_SUFFIXES
-        return [Finding(path.name, "note" if drawn else "warning", f"mask {note}", "see that this is meant" if drawn
+        return [Finding(path.name, "note" if drawn else "warning", f"{what} {note}", "see that this is meant" if drawn
                         else remedy) for note in mask.notes]
     picture = file.suffix.lower() in MASK_SUFFIXES
     if picture and seconds > SLOW_S and (file.suffix.lower() == ".png" or not _is_tiled(file)):
-        what = f"mask {file.name} has no tiles and took {seconds:.1f} s to decode, once per process"
-        return [Finding(path.name, "warning", what, remedy)]
+        text = f"{what} {file.name} has no tiles and took {seconds:.1f} s to decode, once per process"
+        return [Finding(path.name, "warning", text, remedy)]
     return []
 
 

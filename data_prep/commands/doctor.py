@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 _DOCTOR = """Look slides and masks over before a long build: decode every tile of every level, in parallel, check
-micrometres per pixel, pyramid factors and names, and with --masks that every slide has a mask of its size. Prints what
-is wrong and what to do about it. Changes nothing.
+micrometres per pixel, pyramid factors and names, and with --masks (and --fov) that every slide has a mask (and a field
+of view) of its size. Prints what is wrong and what to do about it. Changes nothing.
 
 exit code: 0 no errors (warnings and notes may be), 1 errors, 64 bad arguments."""
 
 _EXAMPLES = """examples:
   python -m data_prep doctor slides/ --masks masks/ --jobs 8
+  python -m data_prep doctor retina/images --masks retina/masks --fov retina/fov
   python -m data_prep doctor paip/ --masks paip/ --burden Phase_1_tumor_burden.csv --burden-column "pixel ratio" \\
       --json findings.json"""
 
@@ -29,6 +30,7 @@ def add_command(commands: Any) -> None:
     add = parser.add_argument
     add("slides", nargs="+", type=Path, metavar="SLIDE_OR_DIR", help="slides, or folders of them")
     add("--masks", type=Path, metavar="DIR", help="folder of the masks, PAIP's _whole and _viable pairs included")
+    add("--fov", type=Path, metavar="DIR", help="folder of the fields of view, as build --fov takes it")
     add("--burden", type=Path, action="append", default=[], metavar="CSV",
         help="table of tumour burdens (viable over whole area) to hold against the masks; may be given twice")
     add("--burden-column", action="append", default=[], metavar="NAME",
@@ -52,8 +54,11 @@ def _run(args: argparse.Namespace) -> int:
 
     if args.jobs < 0:
         raise OptionError(f"--jobs {args.jobs}: must be 0 (one per core) or more")
-    if args.masks is not None and not args.masks.is_dir():
-        raise OptionError(f"--masks {args.masks}: no such folder")
+    for option, folder in (("--masks", args.masks), ("--fov", args.fov)):
+        if folder is not None and not folder.is_dir():
+            raise OptionError(f"{option} {folder}: no such folder")
+    if args.fov is not None and args.masks is None:
+        raise OptionError(f"--fov {args.fov}: only with --masks; it says where they count")
     if args.json is not None and not args.json.parent.is_dir():
         raise OptionError(f"--json {args.json}: no such folder")
     if args.burden_column and not args.burden:
@@ -72,7 +77,7 @@ def _run(args: argparse.Namespace) -> int:
     with Progress(len(slides), "look", "slides") as progress:
         # A header that ends a reader's process must not end this one.
         looked = _in_order(
-            run_pool, partial(_examined, masks=args.masks), slides, jobs, died, lambda: progress.update(0)
+            run_pool, partial(_examined, masks=args.masks, fov=args.fov), slides, jobs, died, lambda: progress.update(0)
         )
         for path, found in zip(slides, looked, strict=True):
             if isinstance(found, tuple):
@@ -99,10 +104,10 @@ def _run(args: argparse.Namespace) -> int:
     return int(count["error"] > 0)
 
 
-def _examined(numbered: tuple[int, Path], masks: Path | None) -> tuple[int, Any]:
+def _examined(numbered: tuple[int, Path], masks: Path | None, fov: Path | None) -> tuple[int, Any]:
     from data_prep.doctor import examine
 
-    return numbered[0], examine(numbered[1], masks)
+    return numbered[0], examine(numbered[1], masks, fov)
 
 
 def _in_order(

@@ -79,6 +79,28 @@ def test_masks(tmp_path: Path, capsys):
     assert "good.tif" not in text
 
 
+def test_fields_of_view(tmp_path: Path, capsys):
+    for part in ("s", "m", "f"):
+        (tmp_path / part).mkdir()
+    ids = np.zeros((300, 300), np.uint8)
+    ids[50:90, 50:90] = 1
+    for name in ("good", "size", "none", "empty", "drawn"):
+        slide(tmp_path / f"s/{name}.tif")
+        write(tmp_path / f"m/{name}.tif", ids, tile=(128, 128))
+    for name, view in (("good", ids * 255), ("size", ids[:200]), ("empty", ids * 0)):
+        write(tmp_path / f"f/{name}.tif", view, tile=(128, 128))
+    ring = [[[10, 10], [200, 10], [200, 200], [10, 10]]]
+    drawn = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": ring}, "properties": {"name": "disc"}}
+    (tmp_path / "f/drawn.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [drawn]}))
+    args = (tmp_path / "s", "--masks", tmp_path / "m", "--fov", tmp_path / "f")
+    code, text = doctor(capsys, *args)
+    assert code == 1 and ": 3 errors" in text
+    assert "error    size.tif: field of view size.tif is 300 x 200, the slide 300 x 300" in text
+    assert f"error    none.tif: no field of view in {tmp_path / 'f'}" in text
+    assert "error    empty.tif: field of view empty.tif is empty: nothing of the slide would count" in text
+    assert "good.tif" not in text
+
+
 def test_pairs_of_paip(tmp_path: Path, capsys):
     whole = np.zeros((300, 300), np.uint8)
     whole[50:200, 50:200] = 1
@@ -178,6 +200,8 @@ def test_over_the_folder(tmp_path: Path, capsys):
 @pytest.mark.parametrize(("args", "words"), [
     (["none"], "no such file or folder"),
     ([".", "--masks", "none"], "--masks none: no such folder"),
+    ([".", "--masks", ".", "--fov", "none"], "--fov none: no such folder"),
+    ([".", "--fov", "."], "--fov .: only with --masks"),
     ([".", "--burden", "x.csv"], "--burden: needs --masks"),
     ([".", "--burden-column", "x"], "--burden-column: needs --burden"),
     ([".", "--json", "none/x.json"], "--json none/x.json: no such folder"),
