@@ -33,8 +33,9 @@ _BETTER = "open_*_apf"
 _THAN = (  # rivals, then ablations
     "uniform_tokens", "uniform_patch", "unetr", "unet", "swin_unetr", "transunet", "uniform_leaf_unet", "apf_whole",
     "apf_alone", "apf_blind", "apf_variance", "apf_entropy", "apf_fixed", "apf_jittered",
-    "apf_cubic", "apf_half", "apf_double", "apf_shallow", "apf_leaf", "apf_token",
-    "apf_geometric", "apf_raster",
+    "apf_cubic", "apf_half", "apf_double", "apf_deep",
+    "apf_shallow",  # of records from when apf had four blocks
+    "apf_leaf", "apf_token", "apf_geometric", "apf_raster",
 )  # fmt: skip
 _PACKING = ("open_*_apf_still", "open_*_apf_strip")  # alike but for which leaves make a token
 

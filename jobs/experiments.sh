@@ -15,7 +15,7 @@ cd "$(dirname "$0")/.."
 data=${DATA:-data_prep/sample_data}
 sets=${SETS:-glomeruli nuclei vessels vessels_2k}
 rows=${ROWS:-apf unet uniform_tokens uniform_leaf_unet unetr uniform_patch apf_alone apf_whole apf_blind apf_variance apf_entropy
-    apf_fixed apf_jittered apf_cubic apf_half apf_double apf_shallow apf_leaf apf_token apf_geometric apf_raster
+    apf_fixed apf_jittered apf_cubic apf_half apf_double apf_deep apf_leaf apf_token apf_geometric apf_raster
     apf_still apf_strip swin_unetr transunet}
 seeds=${SEEDS:-0 1 2}
 seconds=${RUN_SECONDS:-150}
@@ -28,6 +28,7 @@ threads=$((cores / at_once))
 export PYTHONUNBUFFERED=1 PYTHONWARNINGS=${PYTHONWARNINGS:-ignore}
 declare -A folder=([glomeruli]=glomeruli24 [nuclei]=monuseg_train [vessels]=hrf [vessels_2k]=hrf)
 declare -A needs=([vessels]=fov [vessels_2k]=fov)    # besides images and masks
+declare -A twin=([uniform_patch]=uniform_tokens [apf_double]=apf)    # what they are again on some sets
 
 step() { printf '\n[experiments %ds] %s\n' "$SECONDS" "$*"; }
 stopped=
@@ -66,8 +67,9 @@ for set in "${there[@]}"; do
     for row in $rows; do
         name=open_${set}_$row
         [ -z "$stopped" ] || exit 130
-        if [ "$row" = uniform_patch ] && ! python -m launch show "$name" >/dev/null 2>&1; then
-            echo "experiments: $name is left out: it would be open_${set}_uniform_tokens again" >&2
+        again=${twin[$row]:-}
+        if [ -n "$again" ] && ! python -m launch show "$name" >/dev/null 2>&1; then
+            echo "experiments: $name is left out: it would be open_${set}_$again again" >&2
             continue
         fi
         shown=$(python -m launch show "$name")

@@ -34,7 +34,8 @@ class Set:
         split: JSON file of slide names.
         px: R.
         patch: p of the adaptive rows.
-        length: L of the adaptive rows, a square as apf_raster needs.
+        length: L of the adaptive rows, a square as apf_raster needs. Where it is (R / p)^2 it is no limit: trees end
+            where no edges are left.
         part: Share of the frame's side that a training step sees, of adaptive rows and of uniform_leaf_unet.
         seen: Share of the frame's side that they see at once when they predict; None: all of it.
         token_part: The share that a training step sees of equal tokens with a linear head.
@@ -53,9 +54,9 @@ class Set:
 
 SETS = {
     "glomeruli": Set("data_prep/sample_data/glomeruli24/split.json", 1024, 32, 256, 0.5, None, 0.5),
-    "nuclei": Set("launch/splits/nuclei.json", 1024, 32, 784, 0.15, None, 0.15),
-    "vessels": Set("launch/splits/vessels.json", 1024, 32, 576, 0.125, 0.25, 0.18, fov=True),
-    "vessels_2k": Set("launch/splits/vessels.json", 2048, 32, 1024, 0.07, 0.19, 0.25, fov=True),
+    "nuclei": Set("launch/splits/nuclei.json", 1024, 32, 1024, 0.125, None, 0.15),
+    "vessels": Set("launch/splits/vessels.json", 1024, 32, 1024, 0.125, 0.25, 0.18, fov=True),
+    "vessels_2k": Set("launch/splits/vessels.json", 2048, 32, 4096, 0.07, 0.19, 0.25, fov=True),
 }
 
 
@@ -88,10 +89,11 @@ class Variant:
 
 
 def _vit(**other: Any) -> UNETRConfig:
-    """The transformer that all token rows share."""
-    return UNETRConfig(**({"width": 192, "depth": 4, "heads": 4, "mlp_dim": 384, "leaf_base": 16} | other))
+    """The transformer that all token rows share; more blocks take time for steps and give nothing so soon."""
+    return UNETRConfig(**({"width": 192, "depth": 1, "heads": 4, "mlp_dim": 384, "leaf_base": 16} | other))
 
 
+_DEEP = 4  # blocks that the convolutional decoders take features from
 _LEAF_UNET = _vit(decoder="leaf_unet", position="geom")
 VARIANTS = {
     "apf": Variant(
@@ -101,11 +103,12 @@ VARIANTS = {
         "as apf, every step on a whole tree with its white leaves", "apf", _LEAF_UNET, batch=1, lr=5e-3
     ),
     "apf_alone": Variant(
-        "as apf, every leaf in zeros", "apf", _vit(decoder="leaf_unet", position="geom", seams=False), batch=1, lr=5e-3,
+        "as apf, every leaf in zeros", "apf", _LEAF_UNET.model_copy(update={"seams": False}), batch=1, lr=5e-3,
         part="part",
     ),
     "apf_blind": Variant(
-        "as apf without position code", "apf", _vit(decoder="leaf_unet", position="none"), batch=1, lr=5e-3, part="part"
+        "as apf without position code", "apf", _LEAF_UNET.model_copy(update={"position": "none"}), batch=1, lr=5e-3,
+        part="part",
     ),
     "apf_variance": Variant(
         "as apf, splits where the luma's variance is largest", "variance", _LEAF_UNET, batch=1, lr=5e-3, part="part"
@@ -125,8 +128,8 @@ VARIANTS = {
     ),
     "apf_half": Variant("as apf, half as many leaves", "half", _LEAF_UNET, batch=1, lr=5e-3, part="part"),
     "apf_double": Variant("as apf, twice as many leaves at most", "double", _LEAF_UNET, batch=1, lr=5e-3, part="part"),
-    "apf_shallow": Variant(
-        "as apf, one transformer block instead of four", "apf", _vit(decoder="leaf_unet", position="geom", depth=1),
+    "apf_deep": Variant(
+        "as apf, four transformer blocks instead of one", "apf", _LEAF_UNET.model_copy(update={"depth": _DEEP}),
         batch=1, lr=5e-3, part="part",
     ),
     "apf_leaf": Variant(
@@ -135,18 +138,18 @@ VARIANTS = {
     "apf_token": Variant("adaptive tokens, linear head", "apf", _vit(decoder="token", position="geom"), part="part"),
     "apf_geometric": Variant(
         "adaptive tokens, convolutional decoder on the grid of the frame", "apf",
-        _vit(decoder="geometric", position="geom"),
+        _vit(decoder="geometric", position="geom", depth=_DEEP),
     ),
     "apf_raster": Variant(
         "adaptive tokens, the paper's decoder on the sequence as a picture, slot positions", "apf",
-        _vit(decoder="raster", position="slot"),
+        _vit(decoder="raster", position="slot", depth=_DEEP),
     ),
     "apf_still": Variant(
-        "as apf_raster without flips and turns", "still", _vit(decoder="raster", position="slot")
+        "as apf_raster without flips and turns", "still", _vit(decoder="raster", position="slot", depth=_DEEP)
     ),
     "apf_strip": Variant(
         "as apf_still with the packing of the authors' code, which cannot be turned", "strip",
-        _vit(decoder="raster", position="slot"),
+        _vit(decoder="raster", position="slot", depth=_DEEP),
     ),
     "uniform_leaf_unet": Variant(
         "as apf on equal tokens as small as apf's smallest", "patch", _LEAF_UNET, batch=1, lr=5e-3, part="part"
@@ -160,7 +163,8 @@ VARIANTS = {
         part="token_part",
     ),
     "unetr": Variant(
-        "UNETR: equal patches of 16 px, convolutional decoder", "unetr", _vit(decoder="geometric"), batch=1, lr=3e-3
+        "UNETR: equal patches of 16 px, convolutional decoder", "unetr", _vit(decoder="geometric", depth=_DEEP),
+        batch=1, lr=3e-3,
     ),
     "unet": Variant(
         "U-Net on crops, sliding windows", "crops", UNetTiledConfig(widths=(16, 16, 32, 64, 128)), batch=1, lr=5e-3,
@@ -230,9 +234,18 @@ def _config(name: str, key: str) -> Config:
 
 
 def rows_of(name: str) -> list[str]:
-    """Rows of a set; where L tokens need patches as small as apf's smallest, the two uniform rows would be one."""
-    same = _patch_for(SETS[name]) == SETS[name].patch
-    return [key for key in VARIANTS if not (same and key == "uniform_patch")]
+    """Rows of a set, without those that would be another one again.
+
+    Where L tokens need patches as small as apf's smallest, the two uniform rows would be one; where L is no limit,
+    there are not twice as many leaves.
+    """
+    chosen = SETS[name]
+    again = set()
+    if _patch_for(chosen) == chosen.patch:
+        again.add("uniform_patch")
+    if chosen.length == (chosen.px // chosen.patch) ** 2:
+        again.add("apf_double")
+    return [key for key in VARIANTS if key not in again]
 
 
 for _name, _set in SETS.items():

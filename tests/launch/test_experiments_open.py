@@ -28,7 +28,7 @@ def script(**env: str) -> subprocess.CompletedProcess:
 def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
     configs = {row: load(f"open_{name}_{row}") for row in rows_of(name)}
     whole = [config.model_copy(update={"experiment": ""}).sha256() for config in configs.values()]
-    assert len(set(whole)) == len(configs) >= len(VARIANTS) - 1
+    assert len(set(whole)) == len(configs) >= len(VARIANTS) - 2
     split = json.loads((ROOT / configs["apf"].data.split).read_text())
     parts = [set(split[part]) for part in ("train", "val", "test")]
     assert all(parts) and len(set.union(*parts)) == sum(map(len, parts))
@@ -36,12 +36,17 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
         one, other = config.train, configs["apf"].train
         assert one.model_copy(update={"batch": other.batch, "lr": other.lr}) == other
         assert (config.data.split, config.data.resolution) == (configs["apf"].data.split, SETS[name].px)
-    leaves = {"apf", "apf_alone", "apf_blind", "apf_jittered", "apf_half", "apf_double", "apf_shallow", "apf_leaf",
-              "apf_token", "uniform_leaf_unet", *SPLITS}  # fmt: skip
-    twice = {"glomeruli": 512, "nuclei": 1024, "vessels": 1024, "vessels_2k": 2048}  # 1,024 is all there are
-    assert configs["apf_double"].data.length == twice[name]
+    leaves = {"apf", "apf_alone", "apf_blind", "apf_jittered", "apf_half", "apf_deep", "apf_leaf", "apf_token",
+              "uniform_leaf_unet", *SPLITS}  # fmt: skip
+    all_there_are = {"glomeruli": 1024, "nuclei": 1024, "vessels": 1024, "vessels_2k": 4096}[name]
+    assert ("apf_double" in configs) == (configs["apf"].data.length < all_there_are) == (name == "glomeruli")
+    if "apf_double" in configs:
+        assert configs["apf_double"].data.length == 2 * configs["apf"].data.length
+        leaves.add("apf_double")
     assert configs["apf_half"].data.length == configs["apf"].data.length // 2
-    assert configs["apf_shallow"].model == configs["apf"].model.model_copy(update={"depth": 1})
+    changes = {"apf_deep": {"depth": 4}, "apf_alone": {"seams": False}, "apf_blind": {"position": "none"}}
+    for row, other in changes.items():
+        assert configs[row].model == configs["apf"].model.model_copy(update=other) != configs["apf"].model
     seen = {row: config.eval.part for row, config in configs.items() if config.data.part == SETS[name].part}
     assert dict.fromkeys(leaves, SETS[name].seen) == {row: seen[row] for row in leaves}
     assert all(config.eval.part is None for row, config in configs.items() if row not in leaves)
@@ -54,7 +59,8 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
         assert configs[row].model_copy(update=alike) == configs["apf"]
         own = {"dir": configs[row].data.dir, **split}
         assert configs["apf"].data.model_copy(update=own) == configs[row].data
-    assert len({configs[row].data.dir for row in ("apf", "apf_half", "apf_double", *SPLITS)}) == 7
+    trees = ("apf", "apf_half", *(["apf_double"] if "apf_double" in configs else []), *SPLITS)
+    assert len({configs[row].data.dir for row in trees}) == len(trees)
     assert configs["apf_strip"].data.dir != configs["apf_still"].data.dir == configs["apf"].data.dir
     jittered, apf = configs["apf_jittered"], configs["apf"]
     dirs = [f"{apf.data.dir}_q80", f"{apf.data.dir}_q95"]
