@@ -34,8 +34,8 @@ class Set:
         split: JSON file of slide names.
         px: R.
         patch: p of the adaptive rows.
-        length: L of the adaptive rows, a square as apf_raster needs. Where it is (R / p)^2 it is no limit: trees end
-            where no edges are left.
+        length: L of the adaptive rows. Where it is (R / p)^2 it is no limit: trees end where no edges are left.
+        square: L of those whose decoder takes the sequence as a picture: a square, less than (R / p)^2.
         part: Share of the frame's side that a training step sees, of adaptive rows and of uniform_leaf_unet.
         seen: Share of the frame's side that they see at once when they predict; None: all of it.
         token_part: The share that a training step sees of equal tokens with a linear head.
@@ -46,6 +46,7 @@ class Set:
     px: int
     patch: int
     length: int
+    square: int
     part: float
     seen: float | None
     token_part: float
@@ -53,10 +54,10 @@ class Set:
 
 
 SETS = {
-    "glomeruli": Set("data_prep/sample_data/glomeruli24/split.json", 1024, 32, 256, 0.5, None, 0.5),
-    "nuclei": Set("launch/splits/nuclei.json", 1024, 32, 1024, 0.125, None, 0.15),
-    "vessels": Set("launch/splits/vessels.json", 1024, 32, 1024, 0.125, 0.25, 0.18, fov=True),
-    "vessels_2k": Set("launch/splits/vessels.json", 2048, 32, 4096, 0.07, 0.19, 0.25, fov=True),
+    "glomeruli": Set("data_prep/sample_data/glomeruli24/split.json", 1024, 32, 256, 256, 0.5, None, 0.5),
+    "nuclei": Set("launch/splits/nuclei.json", 1024, 32, 784, 784, 0.15, None, 0.15),
+    "vessels": Set("launch/splits/vessels.json", 1024, 32, 1024, 576, 0.125, 0.25, 0.18, fov=True),
+    "vessels_2k": Set("launch/splits/vessels.json", 2048, 32, 4096, 1024, 0.07, 0.19, 0.25, fov=True),
 }
 
 
@@ -67,9 +68,10 @@ class Variant:
     Attributes:
         text: What it is, for the list of experiments.
         cut: How the frame is cut: apf, variance or entropy (splits where the luma has most of it), fixed (edges by the
-            paper's thresholds), cubic (leaves shrunk by interpolation), half or double (so many leaves), still (never
-            flipped), strip (with the authors' packing), patch or tokens (uniform, with the adaptive rows' smallest
-            patch, or at least as many tokens), unetr (16 px), crops.
+            paper's thresholds), cubic (leaves shrunk by interpolation), half or double (so many leaves), square (as
+            many leaves as the set's `square`), still (likewise, never flipped), strip (as still, with the authors'
+            packing), patch or tokens (uniform, with the adaptive rows' smallest patch, or at least as many tokens),
+            unetr (16 px), crops.
         model: Its settings.
         batch: Images, or crops, per step.
         lr: Peak learning rate.
@@ -141,7 +143,7 @@ VARIANTS = {
         _vit(decoder="geometric", position="geom", depth=_DEEP),
     ),
     "apf_raster": Variant(
-        "adaptive tokens, the paper's decoder on the sequence as a picture, slot positions", "apf",
+        "adaptive tokens, the paper's decoder on the sequence as a picture, slot positions", "square",
         _vit(decoder="raster", position="slot", depth=_DEEP),
     ),
     "apf_still": Variant(
@@ -212,12 +214,16 @@ def _data(name: str, variant: Variant) -> DataConfig:
     if cut == "cubic":
         split["resample"] = "cubic"
     most = (chosen.px // chosen.patch) ** 2
-    length = {"half": chosen.length // 2, "double": min(2 * chosen.length, most)}.get(cut, chosen.length)
+    lengths = {"half": chosen.length // 2, "double": min(2 * chosen.length, most)}
+    lengths |= dict.fromkeys(("square", "still", "strip"), chosen.square)
+    folder = "square" if cut == "still" else cut
+    if folder == "square" and chosen.square == chosen.length:
+        folder = "apf"
     common["variants"] = tuple(f"{root}/{cut}_q{percent}" for percent in variant.quantiles)
     return DataConfig(
-        dir=f"{root}/{'apf' if cut == 'still' else cut}", patching="apf", patch=chosen.patch, length=length,
-        flips=flips, **common, **split,
-    )  # fmt: skip
+        dir=f"{root}/{folder}", patching="apf", patch=chosen.patch, length=lengths.get(cut, chosen.length), flips=flips,
+        **common, **split,
+    )
 
 
 def _config(name: str, key: str) -> Config:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from launch.__main__ import main
-from launch.config import load
+from launch.config import ConfigError, load
 from launch.experiments import EXPERIMENTS
 from launch.model_config import MODELS
 from launch.models import inventory, measure, meta_inputs, reference
@@ -118,6 +118,15 @@ def test_the_table_names_the_factor_of_two_and_what_it_leaves_out(capsys):
     lines = out.splitlines()
     assert lines[0].split()[0] == "name" and lines[1].startswith("unet_tiled") and lines[2].startswith("smoke")
     assert len({len(line) for line in lines[:3]}) == 1
+
+
+@pytest.mark.parametrize("other", [[], ["model.name=transunet", "model.layout=sequence"]])
+def test_a_tree_as_long_as_a_full_grid_is_not_read_as_one(other):
+    full = [*other, "data.length=1024"]  # (1024 / 32)^2
+    with pytest.raises(ConfigError, match="reads as uniform patching: choose a smaller square"):
+        check_model(load("open_nuclei_apf_raster", full))
+    check_model(load("open_nuclei_apf_raster", other))
+    check_model(load("open_nuclei_apf_raster", [*full, "data.patching=uniform"]))
 
 
 def test_every_experiment_on_photographs_can_be_built_and_scored():
