@@ -195,7 +195,7 @@ def _mask_findings(path: Path, slide: Slide, folder: Path, what: str = "mask") -
         found.append(Finding(path.name, severity, text, remedy))
 
     try:
-        files = _mask_files(path, folder) if what == "mask" else find_masks(path, folder)
+        files = _mask_files(path, folder) if what == "mask" else _others(path, folder)
     except SlideError as error:
         return [Finding(path.name, "error", one_line(error), "keep one of them")]
     if not files:
@@ -249,7 +249,12 @@ def _mask_files(path: Path, masks: Path) -> list[Path]:
         p for p in sorted(masks.iterdir())
         if p.suffix.lower() in MASK_SUFFIXES and p.stem.casefold() in (f"{stem}_whole", f"{stem}_viable")
     ]  # fmt: skip
-    return parts or [file for file in find_masks(path, masks) if file.resolve() != path.resolve()]
+    return parts or _others(path, masks)
+
+
+def _others(path: Path, folder: Path) -> list[Path]:
+    """Masks of a slide's name but for the slide itself, which may lie there too."""
+    return [file for file in find_masks(path, folder) if file.resolve() != path.resolve()]
 
 
 def _is_tiled(file: Path) -> bool:

@@ -112,6 +112,10 @@ VARIANTS = {
         "as apf without position code", "apf", _LEAF_UNET.model_copy(update={"position": "none"}), batch=1, lr=5e-3,
         part="part",
     ),
+    "apf_slot": Variant(
+        "as apf, learned positions by place in the sequence", "apf", _LEAF_UNET.model_copy(update={"position": "slot"}),
+        batch=1, lr=5e-3, part="part",
+    ),
     "apf_variance": Variant(
         "as apf, splits where the luma's variance is largest", "variance", _LEAF_UNET, batch=1, lr=5e-3, part="part"
     ),

@@ -37,8 +37,8 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
         one, other = config.train, configs["apf"].train
         assert one.model_copy(update={"batch": other.batch, "lr": other.lr}) == other
         assert (config.data.split, config.data.resolution) == (configs["apf"].data.split, SETS[name].px)
-    leaves = {"apf", "apf_alone", "apf_blind", "apf_jittered", "apf_half", "apf_deep", "apf_leaf", "apf_token",
-              "uniform_leaf_unet", *SPLITS}  # fmt: skip
+    leaves = {"apf", "apf_alone", "apf_blind", "apf_slot", "apf_jittered", "apf_half", "apf_deep", "apf_leaf",
+              "apf_token", "uniform_leaf_unet", *SPLITS}  # fmt: skip
     all_there_are = {"glomeruli": 1024, "nuclei": 1024, "vessels": 1024, "vessels_2k": 4096}[name]
     limited = name in ("glomeruli", "nuclei")
     assert ("apf_double" in configs) == (configs["apf"].data.length < all_there_are) == limited
@@ -46,7 +46,8 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
         assert configs["apf_double"].data.length == min(2 * configs["apf"].data.length, all_there_are)
         leaves.add("apf_double")
     assert configs["apf_half"].data.length == configs["apf"].data.length // 2
-    changes = {"apf_deep": {"depth": 4}, "apf_alone": {"seams": False}, "apf_blind": {"position": "none"}}
+    changes = {"apf_deep": {"depth": 4}, "apf_alone": {"seams": False}, "apf_blind": {"position": "none"},
+               "apf_slot": {"position": "slot"}}  # fmt: skip
     for row, other in changes.items():
         assert configs[row].model == configs["apf"].model.model_copy(update=other) != configs["apf"].model
     seen = {row: config.eval.part for row, config in configs.items() if config.data.part == SETS[name].part}
