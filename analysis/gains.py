@@ -32,7 +32,7 @@ exit codes: 0 done; 1 there is no set with both; 64 wrong arguments.
 _BETTER = "open_*_apf"
 _THAN = (  # rivals, then ablations
     "uniform_tokens", "uniform_patch", "unetr", "unet", "swin_unetr", "transunet", "uniform_leaf_unet", "apf_whole",
-    "apf_alone", "apf_blind", "apf_slot", "apf_variance", "apf_entropy", "apf_fixed", "apf_jittered",
+    "apf_alone", "apf_blind", "apf_variance", "apf_entropy", "apf_fixed", "apf_jittered",
     "apf_cubic", "apf_half", "apf_double", "apf_deep",
     "apf_shallow",  # of records from when apf had four blocks
     "apf_leaf", "apf_token", "apf_geometric", "apf_raster",

@@ -111,11 +111,11 @@ class _Surround(torch.autograd.Function):
         found: list[Tensor] = []
         at = 0
         for c in ctx.widths:
-            inner = gradients[0][:, 1:-1, 1:-1, at : at + c].contiguous()
+            inner = gradients[0][:, 1:-1, 1:-1, at : at + c].clone(memory_format=torch.contiguous_format)
             ring = cells[:, slots, at : at + c].reshape(-1, c)
             inner.view(-1, c).index_add_(0, around, ring.masked_fill_(beyond, 0))
             if ctx.relu:
-                inner.mul_(wide[0][:, 1:-1, 1:-1, at : at + c] > 0)
+                inner.masked_fill_(wide[0][:, 1:-1, 1:-1, at : at + c] <= 0, 0)
             found.append(inner)
             at += c
         return (None, None, None, None, *found)
@@ -146,7 +146,7 @@ def surround(x: Tensor, seams: Seams, beside: Tensor | None = None, relu: bool =
 
 
 class LeafConv(nn.Module):
-    """3x3 convolution across borders, norm over the leaves of each image, ReLU; the norm's bias is the only one."""
+    """3x3 convolution of widened leaves, norm over the leaves of each image; the norm's bias is the only one."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -155,12 +155,8 @@ class LeafConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
 
-    def forward(self, x: Tensor, seams: Seams) -> Tensor:
-        """(M, C_in, q, q) to (M, C_out, q, q)."""
-        return F.relu(self.before_relu(surround(x, seams), seams), inplace=True)
-
-    def before_relu(self, wide: Tensor, seams: Seams) -> Tensor:
-        """(M, C_in, q + 2, q + 2) of `surround` to (M, C_out, q, q), for whoever does the ReLU."""
+    def forward(self, wide: Tensor, seams: Seams) -> Tensor:
+        """(M, C_in, q + 2, q + 2) of `surround` to (M, C_out, q, q), before the ReLU, which `surround` can do."""
         normal = [self._norm(part) for part in self.conv(wide).split(seams.counts)]
         return normal[0] if len(normal) == 1 else torch.cat(normal)
 
@@ -177,8 +173,8 @@ class _Double(nn.Module):
         self.conv2 = LeafConv(out_channels, out_channels)
 
     def forward(self, x: Tensor, seams: Seams, beside: Tensor | None = None) -> Tensor:
-        y = self.conv1.before_relu(surround(x, seams, beside), seams)
-        return F.relu(self.conv2.before_relu(surround(y, seams, relu=True), seams), inplace=True)
+        y = self.conv1(surround(x, seams, beside), seams)
+        return F.relu(self.conv2(surround(y, seams, relu=True), seams), inplace=True)
 
 
 class LeafUNetEncoder(nn.Module):

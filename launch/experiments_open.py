@@ -3,8 +3,8 @@
 `jobs/experiments.sh` builds the token files and runs them all. The sets are what is freely available and is not PAIP:
 kidney glomeruli (regions), nuclei in H&E (dense detail), vessels of the retina (thin lines; at 1024 and 2048 pixels).
 Splits are by patient and fixed in files. Every row of a set has the same images, seconds, optimiser and schedule. For
-apf, unet, uniform_tokens and unetr the batch, peak learning rate, crop or part are the best of a few that were tried on
-validation and spare training slides; the rows beside apf have its own, the others have defaults.
+apf, unet, uniform_tokens and unetr the batch, peak learning rate (one for all sets), crop or part are the best of a few
+that were tried on validation and spare training slides; the rows beside apf have its own, the others have defaults.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Set:
         split: JSON file of slide names.
         px: R.
         patch: p of the adaptive rows.
-        length: L of the adaptive rows. Where it is (R / p)^2 it is no limit: trees end where no edges are left.
+        length: L of the adaptive rows. On vessels no tree of edges has more: they end where no edges are left.
         square: L of those whose decoder takes the sequence as a picture: a square, less than (R / p)^2.
         part: Share of the frame's side that a training step sees, of adaptive rows and of uniform_leaf_unet.
         seen: Share of the frame's side that they see at once when they predict; None: all of it.
@@ -56,8 +56,8 @@ class Set:
 SETS = {
     "glomeruli": Set("data_prep/sample_data/glomeruli24/split.json", 1024, 32, 256, 256, 0.5, None, 0.5),
     "nuclei": Set("launch/splits/nuclei.json", 1024, 32, 784, 784, 0.15, None, 0.15),
-    "vessels": Set("launch/splits/vessels.json", 1024, 32, 1024, 576, 0.125, 0.25, 0.18, fov=True),
-    "vessels_2k": Set("launch/splits/vessels.json", 2048, 32, 4096, 1024, 0.07, 0.19, 0.25, fov=True),
+    "vessels": Set("launch/splits/vessels.json", 1024, 32, 704, 576, 0.125, 0.25, 0.18, fov=True),
+    "vessels_2k": Set("launch/splits/vessels.json", 2048, 32, 2560, 1024, 0.07, 0.19, 0.25, fov=True),
 }
 
 
@@ -91,7 +91,7 @@ class Variant:
 
 
 def _vit(**other: Any) -> UNETRConfig:
-    """The transformer that all token rows share; more blocks take time for steps and give nothing so soon."""
+    """The transformer of the token rows; more blocks take time for steps and give nothing so soon."""
     return UNETRConfig(**({"width": 192, "depth": 1, "heads": 4, "mlp_dim": 384, "leaf_base": 16} | other))
 
 
@@ -111,10 +111,6 @@ VARIANTS = {
     "apf_blind": Variant(
         "as apf without position code", "apf", _LEAF_UNET.model_copy(update={"position": "none"}), batch=1, lr=5e-3,
         part="part",
-    ),
-    "apf_slot": Variant(
-        "as apf, learned positions by place in the sequence", "apf", _LEAF_UNET.model_copy(update={"position": "slot"}),
-        batch=1, lr=5e-3, part="part",
     ),
     "apf_variance": Variant(
         "as apf, splits where the luma's variance is largest", "variance", _LEAF_UNET, batch=1, lr=5e-3, part="part"
@@ -143,7 +139,7 @@ VARIANTS = {
     ),
     "apf_token": Variant("adaptive tokens, linear head", "apf", _vit(decoder="token", position="geom"), part="part"),
     "apf_geometric": Variant(
-        "adaptive tokens, convolutional decoder on the grid of the frame", "apf",
+        "adaptive tokens, convolutional decoder on the grid of the frame", "square",
         _vit(decoder="geometric", position="geom", depth=_DEEP),
     ),
     "apf_raster": Variant(
@@ -217,8 +213,7 @@ def _data(name: str, variant: Variant) -> DataConfig:
         split["thresholds"] = PAPER_THRESHOLDS
     if cut == "cubic":
         split["resample"] = "cubic"
-    most = (chosen.px // chosen.patch) ** 2
-    lengths = {"half": chosen.length // 2, "double": min(2 * chosen.length, most)}
+    lengths = {"half": chosen.length // 2, "double": 2 * chosen.length}
     lengths |= dict.fromkeys(("square", "still", "strip"), chosen.square)
     folder = "square" if cut == "still" else cut
     if folder == "square" and chosen.square == chosen.length:
@@ -246,14 +241,14 @@ def _config(name: str, key: str) -> Config:
 def rows_of(name: str) -> list[str]:
     """Rows of a set, without those that would be another one again.
 
-    Where L tokens need patches as small as apf's smallest, the two uniform rows would be one; where L is no limit,
-    there are not twice as many leaves.
+    Where L tokens need patches as small as apf's smallest, the two uniform rows would be one; where twice L is all that
+    the grid has, twice as many leaves are the whole grid or what apf has.
     """
     chosen = SETS[name]
     again = set()
     if _patch_for(chosen) == chosen.patch:
         again.add("uniform_patch")
-    if chosen.length == (chosen.px // chosen.patch) ** 2:
+    if 2 * chosen.length >= (chosen.px // chosen.patch) ** 2:
         again.add("apf_double")
     return [key for key in VARIANTS if key not in again]
 

@@ -59,6 +59,8 @@ def _run(args: argparse.Namespace) -> int:
             raise OptionError(f"{option} {folder}: no such folder")
     if args.fov is not None and args.masks is None:
         raise OptionError(f"--fov {args.fov}: only with --masks; it says where they count")
+    if args.fov is not None and args.fov.resolve() == args.masks.resolve():
+        raise OptionError(f"--fov {args.fov}: is the folder of --masks; it says where those count")
     if args.json is not None and not args.json.parent.is_dir():
         raise OptionError(f"--json {args.json}: no such folder")
     if args.burden_column and not args.burden:

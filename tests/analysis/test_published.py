@@ -233,6 +233,8 @@ def test_a_resolution_is_set_apart_and_its_rows_stay_together():
         ("open_cpu", "tables", ("comparison.md", "comparison.csv")),
         ("open_cpu", "gains", ("gains.md",)),
         ("open_cpu_13s", "tables", ("comparison.md", "comparison.csv")),
+        ("open_cpu_4_blocks", "tables", ("comparison.md", "comparison.csv")),
+        ("open_cpu_4_blocks", "gains", ("gains.md",)),
     ],
 )
 def test_the_kept_tables_are_what_the_command_makes(folder, command, names, capsys, tmp_path: Path):
@@ -243,8 +245,9 @@ def test_the_kept_tables_are_what_the_command_makes(folder, command, names, caps
         assert (tmp_path / name).read_text() == (kept / name).read_text(), name
 
 
-def test_the_results_page_shows_the_kept_gains():
-    kept = REFERENCE.parent / "measured" / "open_cpu"
+@pytest.mark.parametrize("folder", ["open_cpu", "open_cpu_4_blocks"])
+def test_the_results_page_shows_the_kept_gains(folder):
+    kept = REFERENCE.parent / "measured" / folder
     page = (kept / "README.md").read_text()
     rows = [line for line in (kept / "gains.md").read_text().splitlines() if line.startswith("| ")]
     assert len(rows) > 8

@@ -202,6 +202,7 @@ def test_over_the_folder(tmp_path: Path, capsys):
     ([".", "--masks", "none"], "--masks none: no such folder"),
     ([".", "--masks", ".", "--fov", "none"], "--fov none: no such folder"),
     ([".", "--fov", "."], "--fov .: only with --masks"),
+    ([".", "--masks", ".", "--fov", "."], "--fov .: is the folder of --masks"),
     ([".", "--burden", "x.csv"], "--burden: needs --masks"),
     ([".", "--burden-column", "x"], "--burden-column: needs --burden"),
     ([".", "--json", "none/x.json"], "--json none/x.json: no such folder"),

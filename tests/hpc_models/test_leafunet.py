@@ -27,7 +27,7 @@ def whole(features, images, cells):
 
 
 def picture_conv(conv, x):
-    """What a LeafConv does, on a picture."""
+    """What a LeafConv and its ReLU do, on a picture."""
     y = F.conv2d(x, conv.conv.weight, padding=1)
     return F.relu(F.instance_norm(y, weight=conv.weight, bias=conv.bias))
 
@@ -65,7 +65,7 @@ def test_convolution_of_uniform_leaves_is_that_of_the_picture():
     conv = LeafConv(3, 5)
     torch.nn.init.normal_(conv.bias)
     seams = Seams(batch["leaf_xy"], batch["leaf_size"], None, 32, [8])
-    got = conv(batch["tokens"].flatten(0, 1).permute(0, 3, 1, 2), seams)
+    got = F.relu(conv(surround(batch["tokens"].flatten(0, 1).permute(0, 3, 1, 2), seams), seams))
     torch.testing.assert_close(whole(got, 2, 4), picture_conv(conv, image.float()), atol=1e-5, rtol=1e-4)
 
 
@@ -131,7 +131,7 @@ def test_a_single_cell_is_normalised_to_the_bias():
     conv = LeafConv(3, 4)
     torch.nn.init.normal_(conv.bias)
     one = Seams(torch.zeros(1, 1, 2, dtype=torch.int64), torch.full((1, 1), 8), None, 8, [1])
-    assert torch.equal(conv(torch.rand(1, 3, 1, 1), one)[0, :, 0, 0], F.relu(conv.bias))
+    assert torch.equal(conv(surround(torch.rand(1, 3, 1, 1), one), one)[0, :, 0, 0], conv.bias)
 
 
 @pytest.mark.parametrize(
