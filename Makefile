@@ -10,7 +10,7 @@ help:            ## this list
 
 setup: $(STAMP)  ## make .venv with every pinned package (a second call does nothing)
 
-$(STAMP): pyproject.toml
+$(STAMP): | pyproject.toml    # its name holds the hash; a clone is newer than any stamp
 	@bash .ci/venv $(VENV) $(PYTHON)
 	@rm -f $(VENV)/.installed-* && touch $@
 

@@ -68,7 +68,9 @@ for set in "${there[@]}"; do
         name=open_${set}_$row
         [ -z "$stopped" ] || exit 130
         if [[ $row = @(uniform_patch|apf_double) ]] && ! grep -q "^$name " <<< "$known"; then
-            echo "experiments: $name is left out: on this set it would be another row again" >&2
+            again="the whole grid, or apf again"
+            [ "$row" = apf_double ] || again="open_${set}_uniform_tokens again"
+            echo "experiments: $name is left out: it would be $again" >&2
             continue
         fi
         shown=$(python -m launch show "$name")

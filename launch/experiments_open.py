@@ -2,9 +2,10 @@
 
 `jobs/experiments.sh` builds the token files and runs them all. The sets are what is freely available and is not PAIP:
 kidney glomeruli (regions), nuclei in H&E (dense detail), vessels of the retina (thin lines; at 1024 and 2048 pixels).
-Splits are by patient and fixed in files. Every row of a set has the same images, seconds, optimiser and schedule. For
-apf, unet, uniform_tokens and unetr the batch, peak learning rate (one for all sets), crop or part are the best of a few
-that were tried on validation and spare training slides; the rows beside apf have its own, the others have defaults.
+Splits are fixed in files, by patient but for glomeruli, whose patients are not known. Every row of a set has the same
+images, seconds, optimiser and schedule. For apf, unet, uniform_tokens and unetr the batch, peak learning rate (one for
+all sets), crop or part were chosen on validation and spare training slides; the rows beside apf have its own, the
+others have defaults.
 """
 
 from __future__ import annotations

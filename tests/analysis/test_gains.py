@@ -28,7 +28,7 @@ def test_hand_computed(tmp_path):
     groups = runs_of(tmp_path, {
         "open_x_apf": [0.6, 0.4], "open_x_unet": [0.5, 0.3], "open_y_apf": [0.9, 0.9], "open_y_unet": [0.45, 0.45],
         "open_z_apf": [0.5, 0.5], "open_x_apf_token": [0.1, 0.1],
-    }, seeds=3)  # fmt: skip
+    })
     pairs = find_pairs(groups, "open_*_apf", "open_*_unet")
     assert [name for name, _, _ in pairs] == ["x", "y"]
     x, y, both = gains(pairs)
@@ -38,6 +38,26 @@ def test_hand_computed(tmp_path):
     assert (x.low, x.high) == (pytest.approx(0.2), pytest.approx(1 / 3))
     assert (y.low, y.high) == (pytest.approx(1.0), pytest.approx(1.0))
     assert (both.low, both.high) == (pytest.approx((1.2 * 2) ** 0.5 - 1), pytest.approx((4 / 3 * 2) ** 0.5 - 1))
+
+
+def test_seeds_are_drawn_for_each_row_by_itself(tmp_path):
+    groups = runs_of(tmp_path, {"open_x_apf": [0.5, 0.5], "open_x_unet": [0.3, 0.3]}, seeds=3)
+    (row,) = gains(find_pairs(groups, "open_*_apf", "open_*_unet"))
+    # All slides are alike, and seeds are off by -0.02, 0 and 0.02: the mean of three draws is off by i * 0.02 / 3.
+    assert row.gain == pytest.approx(0.5 / 0.3 - 1)
+    ratios = {}
+    for i, p in ((-3, 1), (-2, 3), (-1, 6), (0, 7), (1, 6), (2, 3), (3, 1)):
+        for j, q in ((-3, 1), (-2, 3), (-1, 6), (0, 7), (1, 6), (2, 3), (3, 1)):
+            key = (0.5 + i * 0.02 / 3) / (0.3 + j * 0.02 / 3) - 1
+            ratios[key] = ratios.get(key, 0) + p * q / 27**2
+    ends, total = [], 0.0
+    for key in sorted(ratios):
+        total += ratios[key]
+        ends.append((total, key))
+    low = next(key for total, key in ends if total >= 0.025)
+    high = next(key for total, key in ends if total >= 0.975)
+    assert (row.low, row.high) == (pytest.approx(low, abs=0.01), pytest.approx(high, abs=0.01))
+    assert row.low < row.gain - 0.05 and row.high > row.gain + 0.05
 
 
 def test_nothing_found(tmp_path):
