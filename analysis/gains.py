@@ -100,14 +100,13 @@ def _one(name: str, a: Group, b: Group, rng: np.random.Generator) -> tuple[Gain,
     """One data set, and the ratio of every resample."""
     mine, theirs = a.dice_per_slide, b.dice_per_slide
     shared = sorted(set(mine) & set(theirs))
-    values = np.array([[side[s] for s in shared] for side in (mine, theirs)])
-    x, y = values.mean(1).tolist()
+    scores = [np.array([[run.dice_per_slide[s] for s in shared] for run in group.runs]) for group in (a, b)]
+    values = [seeds.mean(0) for seeds in scores]
+    x, y = (float(side.mean()) for side in values)
     n, draws = len(shared), resamples(len(shared))
     slides = rng.integers(0, n, (draws, 1, n))
-    picked = []
-    for group in (a, b):  # seeds of one row have nothing to do with those of the other; slides are the same
-        each = np.array([[run.dice_per_slide[s] for s in shared] for run in group.runs])
-        picked.append(each[rng.integers(0, len(each), (draws, len(each), 1)), slides].mean((1, 2)))
+    # Seeds of one row have nothing to do with those of the other; slides are the same.
+    picked = [seeds[rng.integers(0, len(seeds), (draws, len(seeds), 1)), slides].mean((1, 2)) for seeds in scores]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = picked[0] / picked[1]
     low, high = _ends(ratios) if n > 1 and y > 0 else (None, None)

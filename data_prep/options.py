@@ -103,7 +103,9 @@ class BuildOptions:
         if self.mask_kind is not None and self.masks is None:
             raise OptionError(f"--mask-kind {self.mask_kind}: only with --masks")
         if self.fov is not None:
-            _check_fov(self.fov, self)
+            check_fov(self.fov, self.masks)
+            if self.classes > 254:
+                raise OptionError(f"--fov {self.fov}: leaves room for 254 classes, got --classes {self.classes}")
         for name, class_id in self.mask_classes or ():
             if self.masks is None:
                 raise OptionError(f"--mask-classes {name}: only with --masks")
@@ -195,15 +197,18 @@ def _check_grid(options: BuildOptions) -> None:
         raise OptionError(f"--resolution {size_px}: must be at most {MAX_RESOLUTION} pixels; slides are never enlarged")
 
 
-def _check_fov(fov: Path, options: BuildOptions) -> None:
+def check_fov(fov: Path, masks: Path | None) -> None:
+    """Hold that fields of view have a folder of their own, beside one of masks.
+
+    Raises:
+        OptionError: One line with the folder.
+    """
     if not fov.is_dir():
         raise OptionError(f"--fov {fov}: no such folder")
-    if options.masks is None:
+    if masks is None:
         raise OptionError(f"--fov {fov}: only with --masks; it says where they count")
-    if fov.resolve() == options.masks.resolve():
+    if fov.resolve() == masks.resolve():
         raise OptionError(f"--fov {fov}: is the folder of --masks; it says where those count")
-    if options.classes > 254:
-        raise OptionError(f"--fov {fov}: leaves room for 254 classes, got --classes {options.classes}")
 
 
 def _check_auto(options: BuildOptions) -> None:

@@ -130,7 +130,7 @@ VARIANTS = {
         "as apf, leaves shrunk by bicubic interpolation", "cubic", _LEAF_UNET, batch=1, lr=5e-3, part="part"
     ),
     "apf_half": Variant("as apf, half as many leaves", "half", _LEAF_UNET, batch=1, lr=5e-3, part="part"),
-    "apf_double": Variant("as apf, twice as many leaves at most", "double", _LEAF_UNET, batch=1, lr=5e-3, part="part"),
+    "apf_double": Variant("as apf, twice as many leaves", "double", _LEAF_UNET, batch=1, lr=5e-3, part="part"),
     "apf_deep": Variant(
         "as apf, four transformer blocks instead of one", "apf", _LEAF_UNET.model_copy(update={"depth": _DEEP}),
         batch=1, lr=5e-3, part="part",

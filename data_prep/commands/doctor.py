@@ -47,20 +47,17 @@ def _run(args: argparse.Namespace) -> int:
 
     from data_prep.doctor import ORDER, check_burden, decode, died, over_the_folder, read_burdens, slides_of
     from data_prep.files import write_atomic
-    from data_prep.options import OptionError
+    from data_prep.options import OptionError, check_fov
     from data_prep.pool import run_pool
     from data_prep.progress import Progress, counted
     from data_prep.slide_base import SlideError
 
     if args.jobs < 0:
         raise OptionError(f"--jobs {args.jobs}: must be 0 (one per core) or more")
-    for option, folder in (("--masks", args.masks), ("--fov", args.fov)):
-        if folder is not None and not folder.is_dir():
-            raise OptionError(f"{option} {folder}: no such folder")
-    if args.fov is not None and args.masks is None:
-        raise OptionError(f"--fov {args.fov}: only with --masks; it says where they count")
-    if args.fov is not None and args.fov.resolve() == args.masks.resolve():
-        raise OptionError(f"--fov {args.fov}: is the folder of --masks; it says where those count")
+    if args.masks is not None and not args.masks.is_dir():
+        raise OptionError(f"--masks {args.masks}: no such folder")
+    if args.fov is not None:
+        check_fov(args.fov, args.masks)
     if args.json is not None and not args.json.parent.is_dir():
         raise OptionError(f"--json {args.json}: no such folder")
     if args.burden_column and not args.burden:
