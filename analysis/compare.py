@@ -170,6 +170,7 @@ def _rows(a: Group, b: Group) -> list[Row]:
     rows += [
         _ratio("training s/image", a.seconds_per_image, b.seconds_per_image),
         _ratio("training (s)", a.mean("train_seconds"), b.mean("train_seconds")),
+        _ratio("training (TFLOP)", a.mean("train_tflop"), b.mean("train_tflop")),
         _ratio("GPU hours", _gpu_hours(a), _gpu_hours(b)),
         _ratio("tokens/image", a.mean("tokens_per_image"), b.mean("tokens_per_image")),
         _ratio("peak memory (GiB)", a.mean("peak_memory_gib"), b.mean("peak_memory_gib")),
@@ -241,16 +242,21 @@ def _equal_quality(a: Group, b: Group) -> tuple[list[Row], str]:
             reason = "not every run was evaluated while it trained" if reason.startswith("not") else reason
             continue
         if found := equal_quality(*sides):
-            return [_equal_quality_row(value, word, max(len(g.runs) for g in (a, b))) for value in found], ""
+            seeds = max(len(g.runs) for g in (a, b))
+            rows = [_equal_quality_row(value, f"training (s) to validation {word}", seeds) for value in found]
+            if all(c.val_tflop is not None for c in curves):
+                work = equal_quality(*sides, of="val_tflop")
+                rows += [_equal_quality_row(v, f"training (TFLOP) to validation {word}", seeds) for v in work]
+            return rows, ""
         best = [max(float(c.val_dice.max()) for c in side) for side in sides]
         reason = f"the best validation {word} is {best[0]:.3f} for A and {best[1]:.3f} for B, no common quality above 0"
     return [], reason
 
 
-def _equal_quality_row(value: EqualQuality, word: str, seeds: int) -> Row:
+def _equal_quality_row(value: EqualQuality, what: str, seeds: int) -> Row:
     note = f"{value.unresolved} passed it before the first evaluation" if value.unresolved else ""
     low, high = (value.low, value.high) if seeds > 1 else (None, None)
-    name = f"training (s) to validation {word} {value.quality:.3f}"
+    name = f"{what} {value.quality:.3f}"
     return Row(name, value.a, value.b, "ratio", value.speedup, low, high, None, label(value), note)
 
 

@@ -6,6 +6,7 @@ APF (SC24), Table II and Section IV-F1, compares runs at the same Dice instead o
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -17,9 +18,9 @@ SHARES = (0.5, 0.75, 0.9, 1.0)  # of the best quality that all runs reach
 
 @dataclass(frozen=True)
 class Cost:
-    """Training seconds until a quality is reached; `at_most` where the first evaluation already passed it."""
+    """Training seconds or TFLOP until a quality is reached; `at_most` where the first evaluation already passed it."""
 
-    seconds: float
+    amount: float
     at_most: bool = False
 
 
@@ -29,9 +30,9 @@ class EqualQuality:
 
     Attributes:
         quality: The validation quality that both reach.
-        a: Seconds of A, geometric mean over its seeds.
-        b: Seconds of B, likewise.
-        speedup: b / a: how many times faster A gets there.
+        a: Seconds or TFLOP of A, geometric mean over its seeds.
+        b: Those of B, likewise.
+        speedup: b / a: how many times less A needs.
         low: Smallest b / a over pairs of seeds.
         high: Largest.
         unresolved: "A", "B" or "A and B" for those whose first evaluation already passed the quality.
@@ -46,11 +47,11 @@ class EqualQuality:
     unresolved: str
 
 
-def cost_at(seconds: Sequence[float], quality: Sequence[float], target: float) -> Cost | None:
+def cost_at(spent: Sequence[float], quality: Sequence[float], target: float) -> Cost | None:
     """Return when a curve first reaches a quality, interpolated linearly in its best value so far.
 
     Args:
-        seconds: Training time of each evaluation, ascending.
+        spent: Training time, or arithmetic, until each evaluation, ascending.
         quality: What each evaluation found.
         target: The quality to reach.
 
@@ -63,18 +64,24 @@ def cost_at(seconds: Sequence[float], quality: Sequence[float], target: float) -
         return None
     i = int(reached[0])
     if i == 0:
-        return Cost(float(seconds[0]), at_most=True)
+        return Cost(float(spent[0]), at_most=True)
     share = (target - best[i - 1]) / (best[i] - best[i - 1])
-    return Cost(float(seconds[i - 1] + share * (seconds[i] - seconds[i - 1])))
+    return Cost(float(spent[i - 1] + share * (spent[i] - spent[i - 1])))
 
 
-def equal_quality(a: Sequence[Curve], b: Sequence[Curve], shares: Sequence[float] = SHARES) -> list[EqualQuality]:
+def equal_quality(
+    a: Sequence[Curve],
+    b: Sequence[Curve],
+    shares: Sequence[float] = SHARES,
+    of: Literal["val_seconds", "val_tflop"] = "val_seconds",
+) -> list[EqualQuality]:
     """Return what A and B cost at shares of the best validation quality that every run of both reaches.
 
     Args:
         a: Curves of the seeds of A.
         b: Curves of the seeds of B.
         shares: Shares of the common best quality.
+        of: The cost that is asked for; every curve must have it.
 
     Returns:
         One entry per share; none where a run has no evaluation, or the common best is 0.
@@ -87,10 +94,10 @@ def equal_quality(a: Sequence[Curve], b: Sequence[Curve], shares: Sequence[float
         return []
     found = []
     for share in shares:
-        sides = [[cost_at(c.val_seconds, c.val_dice, share * common) for c in side] for side in (a, b)]
-        if any(cost is None or not cost.seconds > 0 for side in sides for cost in side):
+        sides = [[cost_at(getattr(c, of), c.val_dice, share * common) for c in side] for side in (a, b)]
+        if any(cost is None or not cost.amount > 0 for side in sides for cost in side):
             continue  # a curve whose evaluations have no time
-        x, y = ([cost.seconds for cost in side if cost] for side in sides)
+        x, y = ([cost.amount for cost in side if cost] for side in sides)
         early = [name for name, side in zip("AB", sides, strict=True) if any(cost and cost.at_most for cost in side)]
         mean_a, mean_b = geomean(x), geomean(y)
         found.append(

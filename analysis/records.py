@@ -68,6 +68,7 @@ class Run:
     epochs: float | None = _is("number")
     global_batch: int | None = _is("count")
     train_seconds: float | None = _is("number")
+    train_tflop: float | None = _is("number")  # 10^12 FLOPs of all ranks' steps, two for each multiply-accumulate
     seconds_per_image: float | None = _is("number")
     images_per_s: float | None = _is("number")
     samples_per_image: float | None = _is("number")  # crops that have the area of one frame; 1 without crops

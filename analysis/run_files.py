@@ -15,7 +15,10 @@ from launch.record import read_metrics
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's training: arrays of equal length for the loss, and for the quality (Dice) on the validation slides."""
+    """One run's training: arrays of equal length for the loss, and for the quality (Dice) on the validation slides.
+
+    `val_tflop` is the arithmetic until each evaluation, 10^12 FLOPs; None where the run did not count it.
+    """
 
     step: np.ndarray
     seconds: np.ndarray
@@ -23,6 +26,7 @@ class Curve:
     val_step: np.ndarray
     val_seconds: np.ndarray
     val_dice: np.ndarray
+    val_tflop: np.ndarray | None = None
 
 
 def read_curve(run: Run, quality: str = "dice") -> Curve | None:
@@ -39,7 +43,7 @@ def read_curve(run: Run, quality: str = "dice") -> Curve | None:
         lines = read_metrics(run.folder / "metrics.jsonl")
     except (OSError, ValueError):
         return None
-    clock = [(0.0, 0.0)]
+    clock, work = [(0.0, 0.0)], [(0.0, 0.0)]
     train: list[tuple[float, float | None, float]] = []
     val: list[tuple[float, float | None, float]] = []
     for line in lines:
@@ -48,6 +52,8 @@ def read_curve(run: Run, quality: str = "dice") -> Curve | None:
             continue
         if now is not None and step > clock[-1][0]:
             clock.append((step, now))
+        if (tflop := _finite(line.get("train_tflop"))) is not None and step > work[-1][0]:
+            work.append((step, tflop))
         for values, name in ((train, "loss"), (val, f"val_{quality}")):
             if (value := _finite(line.get(name))) is not None:
                 values.append((step, now, value))
@@ -58,7 +64,8 @@ def read_curve(run: Run, quality: str = "dice") -> Curve | None:
     for values in (train, val):
         timed = [(s, np.interp(s, steps, times) if now is None else now, v) for s, now, v in values]
         arrays += list(np.array(timed, dtype=float).reshape(-1, 3).T)
-    return Curve(*arrays)
+    tflop = np.interp(arrays[3], *np.array(work).T) if len(work) > 1 else None
+    return Curve(*arrays, tflop)
 
 
 def _finite(value: Any) -> float | None:

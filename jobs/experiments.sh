@@ -4,7 +4,7 @@
 # Run it as `make experiments`; after Ctrl-C or a kill, run it again and it goes on where it was.
 #   DATA      folder of the sets: glomeruli24, monuseg_train, hrf, each with images/ and masks/, hrf with fov/ as well;
 #             those that are not there are left out (default: data_prep/sample_data, which has the first)
-#   SETS      sets to run (glomeruli nuclei vessels vessels_2k)
+#   SETS      sets to run (glomeruli nuclei vessels vessels_2k vessels_4k)
 #   ROWS      rows to run (all; their names and what they are stand in launch/experiments_open.py)
 #   SEEDS     seeds of every row (0 1 2)
 #   RUN_SECONDS  training seconds of every run (150)
@@ -13,7 +13,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 data=${DATA:-data_prep/sample_data}
-sets=${SETS:-glomeruli nuclei vessels vessels_2k}
+sets=${SETS:-glomeruli nuclei vessels vessels_2k vessels_4k}
 rows=${ROWS:-apf unet uniform_tokens uniform_leaf_unet unetr uniform_patch apf_alone apf_whole apf_blind
     apf_variance apf_entropy apf_fixed apf_jittered apf_cubic apf_half apf_double apf_deep apf_leaf apf_token
     apf_geometric apf_raster apf_still apf_strip swin_unetr transunet}
@@ -26,8 +26,8 @@ cores=$(env -u OMP_NUM_THREADS nproc)
 threads=$((cores / at_once))
 [ "$threads" -gt 0 ] || { echo "experiments: JOBS: $at_once runs at once on $cores cores" >&2; exit 64; }
 export PYTHONUNBUFFERED=1 PYTHONWARNINGS=${PYTHONWARNINGS:-ignore}
-declare -A folder=([glomeruli]=glomeruli24 [nuclei]=monuseg_train [vessels]=hrf [vessels_2k]=hrf)
-declare -A needs=([vessels]=fov [vessels_2k]=fov)    # besides images and masks
+declare -A folder=([glomeruli]=glomeruli24 [nuclei]=monuseg_train [vessels]=hrf [vessels_2k]=hrf [vessels_4k]=hrf)
+declare -A needs=([vessels]=fov [vessels_2k]=fov [vessels_4k]=fov)    # besides images and masks
 
 step() { printf '\n[experiments %ds] %s\n' "$SECONDS" "$*"; }
 stopped=

@@ -1,7 +1,7 @@
 """APF, uniform patches and convolutional rivals on open data sets, for the same training time; must not import torch.
 
 `jobs/experiments.sh` builds the token files and runs them all. The sets are what is freely available and is not PAIP:
-kidney glomeruli (regions), nuclei in H&E (dense detail), vessels of the retina (thin lines; at 1024 and 2048 pixels).
+kidney glomeruli (regions), nuclei in H&E (dense detail), vessels of the retina (thin lines; at 1024, 2048, 4096 px).
 Splits are fixed in files, by patient but for glomeruli, whose patients are not known. Every row of a set has the same
 images, seconds, optimiser and schedule. For apf, unet, uniform_tokens and unetr the batch, peak learning rate (one for
 all sets), crop or part were chosen on validation and spare training slides; the rows beside apf have its own, the
@@ -59,6 +59,7 @@ SETS = {
     "nuclei": Set("launch/splits/nuclei.json", 1024, 32, 784, 784, 0.15, None, 0.15),
     "vessels": Set("launch/splits/vessels.json", 1024, 32, 704, 576, 0.125, 0.25, 0.18, fov=True),
     "vessels_2k": Set("launch/splits/vessels.json", 2048, 32, 2560, 1024, 0.07, 0.19, 0.25, fov=True),
+    "vessels_4k": Set("launch/splits/vessels.json", 4096, 32, 8192, 4096, 0.04, 0.1, 0.25, fov=True),
 }
 
 

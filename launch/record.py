@@ -35,10 +35,10 @@ RECORD_KEYS = (
     "schema_version", "run_id", "experiment", "status", "reason", "model", "decoder", "patching", "resolution",
     "patch", "length", "tokens_per_image", "parameters", "gpus", "nodes", "device", "device_name", "engine",
     "precision", "attention_backend", "seed", "steps", "epochs", "train_seconds", "seconds_per_image",
-    "images_per_s", "warmup_rule", "timed_steps", "preprocessing_seconds", "dice", "dice_pooled", "dice_ceiling",
-    "dice_per_slide", "dice_val", "floors", "task", "accuracy", "auc", "accuracy_by_size", "score_val", "n_train",
-    "n_test", "peak_memory_gib", "memory_source", "mfu", "loss_final", "data", "split_sha256", "config_sha256",
-    "optimiser", "global_batch", "samples_per_image", "commit", "started_at", "finished_at", "starts",
+    "images_per_s", "train_tflop", "warmup_rule", "timed_steps", "preprocessing_seconds", "dice", "dice_pooled",
+    "dice_ceiling", "dice_per_slide", "dice_val", "floors", "task", "accuracy", "auc", "accuracy_by_size", "score_val",
+    "n_train", "n_test", "peak_memory_gib", "memory_source", "mfu", "loss_final", "data", "split_sha256",
+    "config_sha256", "optimiser", "global_batch", "samples_per_image", "commit", "started_at", "finished_at", "starts",
 )  # fmt: skip
 
 # Variables worth knowing later; never the whole environment, which holds secrets.

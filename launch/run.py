@@ -297,7 +297,7 @@ class Start:
                 "train_seconds": trainer.clock.train_seconds, "timed_steps": trainer.clock.timed_steps,
                 "images_per_s": rate, "seconds_per_image": None if rate is None else 1 / rate,
                 "peak_memory_gib": peak, "memory_source": source, "loss_final": _finite(trainer.loss),
-                "score_val": trainer.val_score, "mfu": trainer.mfu(),
+                "score_val": trainer.val_score, "mfu": trainer.mfu(), "train_tflop": trainer.train_tflop,
                 "dice_val": trainer.val_score if config.model.task == "segmentation" else None,
             }  # fmt: skip
         return new_record(**known)

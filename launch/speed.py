@@ -1,4 +1,4 @@
-"""Tokens per second and model FLOPs utilisation of a step; knows nothing of engines, files or schedules."""
+"""Tokens per second, FLOPs and model FLOPs utilisation of steps; knows nothing of engines, files or schedules."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _GPU = re.compile(r"\b(?:MI|GH|GB|A|B|H|V)\d{3}[A-Z]?(?=\b|-)")
 
 
 _FORMULAS: dict[Any, Callable[..., int]] = {**flop_registry, **CPU_ATTENTION}
+COUNT_EVERY = 50  # steps; trees and parts of trees differ from step to step, and counting costs about as much as a step
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -55,30 +56,35 @@ def peak_tflops(device: str, precision: str) -> float | None:
 
 
 class Speed:
-    """`tps` and `mfu(%)` of steps.
+    """`tps`, FLOPs and `mfu(%)` of steps.
 
-    The FLOPs of a step are three times those of the forward passes of this start's first step (two more for the
-    backward pass; recomputing is not the model's work), so that with packed sequences of uneven length they are an
-    estimate. With shared sequences this rank's share is counted.
+    The FLOPs of a step are three times those of its forward passes (two more for the backward pass; recomputing is not
+    the model's work). They are counted in the first step of a start and every `COUNT_EVERY` steps, and the mean stands
+    for all, so that with sequences of uneven length they are an estimate. With shared sequences this rank's share is
+    counted.
 
     Args:
         peak_tflops: Peak of one gpu; None leaves the utilisation out.
+        again: Not only in the first step; compiled blocks have to be run without their compilation for it.
     """
 
-    def __init__(self, peak_tflops: float | None) -> None:
-        self._peak = peak_tflops
-        self._tokens = self._forward_flops = 0
+    def __init__(self, peak_tflops: float | None, again: bool = True) -> None:
+        self._peak, self._again = peak_tflops, again
+        self._tokens = self._forward_flops = self._counted = 0
         self._steps = 0
+        self._counts = False
 
     def begin(self, batch: dict[str, torch.Tensor]) -> None:
         """A step begins on this rank's batch, which is still on the CPU."""
+        self._counts = self._steps % COUNT_EVERY == 0 if self._again else self._steps == 0
+        self._counted += self._counts
         self._steps += 1
         self._tokens = int(batch["valid"].sum()) if "valid" in batch else 0
 
     @contextmanager
     def forward(self) -> Iterator[None]:
         """Surrounds one forward pass."""
-        if self._steps > 1 or self._peak is None:
+        if not self._counts:
             yield
             return
         # A compiled block would hide its operations.
@@ -100,4 +106,17 @@ class Speed:
         """Share of the peak; None when that is not known, or before the first step."""
         if self._peak is None or not self._forward_flops:
             return None
-        return 3 * self._forward_flops / (seconds_per_step * self._peak * 1e12)
+        return self.flops_per_step / (seconds_per_step * self._peak * 1e12)
+
+    @property
+    def flops_per_step(self) -> float:
+        """This rank's mean FLOPs of a step; 0 before the first."""
+        return 3 * self._forward_flops / self._counted if self._counted else 0.0
+
+    def notes(self) -> list[int]:
+        """What a checkpoint keeps of it: FLOPs of the counted forward passes, and in how many steps."""
+        return [self._forward_flops, self._counted]
+
+    def resume(self, notes: list[int]) -> None:
+        """Go on from what a checkpoint kept."""
+        self._forward_flops, self._counted = notes

@@ -102,10 +102,11 @@ class Trainer:
         self._background = BackgroundSaver() if wanted and config.engine.name != "deepspeed" else None
         self._saved_step = -1
         self._saved_at_s = self._evaluated_at_s = 0.0
+        peak = config.log.peak_tflops or peak_tflops(device_name(device), train.precision)
+        self.speed = Speed(peak, again=not config.engine.compile)
         self._resume()
         self.events = Events(logs / "mlperf.log" if logs is not None and ranks.rank == 0 else None)
         self.profiler = Profiler(config.log.profile_steps, logs, ranks.rank)
-        self.speed = Speed(config.log.peak_tflops or peak_tflops(device_name(device), train.precision))
         self.metrics: Metrics | None = None
         if ranks.rank == 0:
             sinks = open_sinks(config.log.sinks, run_dir, config.model_dump(mode="json"))
@@ -302,6 +303,7 @@ class Trainer:
             images_per_s=self.config.images_per_step / seconds,
             **{"data_loading(%)": waiting_percent, "memory/max_active(GiB)": self.peak_memory_gib()[0]},
             **self.speed.end(seconds),
+            train_tflop=self.train_tflop,
         )
 
     def _tell_settings(self) -> None:
@@ -327,6 +329,11 @@ class Trainer:
             return torch.cuda.max_memory_allocated(self.device) / 2**30, "torch.cuda.max_memory_allocated"
         return peak_resident_gib(), "resident set of the process"
 
+    @property
+    def train_tflop(self) -> float | None:
+        """FLOPs of all ranks' steps so far, in units of 10^12; see `Speed`. None before the first."""
+        return self.speed.flops_per_step * self.step * self.ranks.world / 1e12 or None
+
     def mfu(self) -> float | None:
         """Model FLOPs utilisation over the timed steps; None when the gpu's peak is not known."""
         clock = self.clock
@@ -348,6 +355,7 @@ class Trainer:
         notes = {"step": self.step, "clock": self.clock.notes(), "world": self.ranks.world, "loss": self.loss}
         notes["timed_on"] = self._timed_on()
         notes |= {"val_score": self.val_score, "best": self.best, "evaluated_at_s": self._evaluated_at_s}
+        notes["flops"] = self.speed.notes()
         engine = self.config.engine
         notes |= {"engine": engine.name, "zero": engine.zero if engine.name == "deepspeed" else None}
         self._share_statistics()
@@ -412,6 +420,8 @@ class Trainer:
         self.clock = Clock(**notes["clock"])
         if notes.get("timed_on") != self._timed_on():  # the record's speed is that of the machine it names
             self.clock = Clock(train_seconds=self.clock.train_seconds)
+        if notes["world"] == self.ranks.world:  # a share of the step, and it was another
+            self.speed.resume(notes.get("flops", [0, 0]))
         self.loss, self.val_score = notes["loss"], notes["val_score"]
         self.best = tuple(notes["best"]) if notes["best"] else None
         self._saved_at_s, self._evaluated_at_s = self.clock.train_seconds, notes["evaluated_at_s"]

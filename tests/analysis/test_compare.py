@@ -162,6 +162,24 @@ def test_equal_quality_comes_from_metrics(tmp_path: Path):
     row = rows(found)["training (s) to validation Dice 0.600"]
     assert (row.a, row.b, row.against) == pytest.approx((20, 160, 8))
     assert "8x" in markdown(pair_table(found))
+    assert not [name for name in rows(found) if "TFLOP" in name]  # runs that did not count it
+
+
+def test_arithmetic_to_an_equal_quality_is_interpolated_too(tmp_path: Path):
+    one, other = two(tmp_path, {"train_tflop": 6.0}, {"train_tflop": 30.0})
+    for folder, per_step in ((one, 0.06), (other, 0.3)):
+        lines = [
+            {"step": 40, "train_seconds": 4.0, "loss": 1.0, "train_tflop": 40 * per_step},
+            {"step": 50, "val_dice": 0.2},
+            {"step": 80, "train_seconds": 8.0, "loss": 1.0, "train_tflop": 80 * per_step},
+            {"step": 80, "val_dice": 0.6},
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = rows(compare_pair(read_side(one), read_side(other)))
+    row = found["training (TFLOP) to validation Dice 0.300"]  # a quarter of the way from step 50 to 80
+    assert (row.a, row.b, row.against) == pytest.approx((57.5 * 0.06, 57.5 * 0.3, 5))
+    assert found["training (s) to validation Dice 0.300"].against == pytest.approx(1)
+    assert found["training (TFLOP)"].against == 5
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
         assert (config.data.split, config.data.resolution) == (configs["apf"].data.split, SETS[name].px)
     leaves = {"apf", "apf_alone", "apf_blind", "apf_jittered", "apf_half", "apf_deep", "apf_leaf",
               "apf_token", "uniform_leaf_unet", *SPLITS}  # fmt: skip
-    all_there_are = {"glomeruli": 1024, "nuclei": 1024, "vessels": 1024, "vessels_2k": 4096}[name]
+    all_there_are = {"glomeruli": 1024, "nuclei": 1024, "vessels": 1024, "vessels_2k": 4096, "vessels_4k": 16384}[name]
     assert configs["apf"].data.length < all_there_are
     assert ("apf_double" in configs) == (2 * configs["apf"].data.length < all_there_are) == (name == "glomeruli")
     if "apf_double" in configs:
@@ -99,7 +99,7 @@ def test_token_files_are_split_as_the_row_says():
 
 
 def test_vessels_are_prepared_with_their_field_of_view_and_nothing_else_is():
-    assert {name for name in SETS if load(f"open_{name}_unet").data.fov} == {"vessels", "vessels_2k"}
+    assert {name for name in SETS if load(f"open_{name}_unet").data.fov} == {"vessels", "vessels_2k", "vessels_4k"}
     words = prep_arguments("open_vessels_apf", "slides", "masks", ["--fov", "views"])
     assert words[-4:] == ["--masks", "masks", "--fov", "views"]
     assert prep_arguments("open_vessels_apf", "slides", "masks", ["--fov=views"])[-1] == "--fov=views"

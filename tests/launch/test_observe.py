@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from launch.record import read_record
-from launch.speed import Speed, peak_tflops
+from launch.speed import COUNT_EVERY, Speed, peak_tflops
 from tests.launch.small import ROOT, clean_env, ended_alike, finish_well, overrides, stoppable, wait_for_steps
 
 STEPS = 8
@@ -33,7 +33,7 @@ class Net(nn.Module):
         return nn.functional.scaled_dot_product_attention(q, k, v).sum() + self.conv(image).sum()
 
 
-def test_flops_are_counted_by_hand_and_only_in_the_first_step():
+def test_flops_are_counted_by_hand():
     speed, net = Speed(1e-6), Net()  # a peak of a million a second
     x, image = torch.randn(2, 10, 8), torch.randn(1, 3, 6, 6)
     forward = 2 * (2 * 10 * 8 * 24) + 2 * 2 * (2 * 2 * 10 * 10 * 4) + 2 * (5 * 4 * 4 * 3 * 9)
@@ -47,6 +47,26 @@ def test_flops_are_counted_by_hand_and_only_in_the_first_step():
         assert numbers["tps"] == 20 / 4
     speed.begin({"image": image})
     assert "tps" not in speed.end(1.0) and Speed(None).mfu(1.0) is None
+    assert speed.flops_per_step == 3 * forward and Speed(None).flops_per_step == 0
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_flops_of_uneven_steps_are_the_mean_of_those_counted(again):
+    """Also without a peak, and after a restart."""
+    speed, net = Speed(None, again), nn.Linear(8, 24, bias=False)
+    for step in range(COUNT_EVERY + 2):  # counted: 10 rows in the first step, 30 in the fifty-first
+        speed.begin({})
+        with speed.forward():
+            net(torch.ones({0: 10, COUNT_EVERY: 30}.get(step, 7), 8))
+    rows = 20 if again else 10
+    assert speed.flops_per_step == 3 * 2 * rows * 8 * 24 and speed.mfu(1.0) is None
+    restarted = Speed(None, again)
+    restarted.resume(speed.notes())
+    assert restarted.flops_per_step == speed.flops_per_step
+    restarted.begin({})
+    with restarted.forward():
+        net(torch.ones(rows, 8))
+    assert restarted.flops_per_step == speed.flops_per_step
 
 
 def test_peaks_come_from_the_site_files():
