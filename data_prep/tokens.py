@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import cv2
@@ -51,6 +52,25 @@ class TokenSet:
     def __len__(self) -> int:
         """Number of tokens."""
         return len(self.leaf_size)
+
+    # Training draws parts of one set thousands of times: what needs a look at every cell is looked up once.
+    @cached_property
+    def has_content(self) -> NDArray[np.bool_]:
+        """(N,) which leaves have content."""
+        found: NDArray[np.bool_] = self.content_counts.any(axis=(1, 2))
+        return found
+
+    @cached_property
+    def foreground_cells(self) -> NDArray[np.integer[Any]]:
+        """Flat indices into (N, p, p) of the cells with foreground of any class; there must be a mask."""
+        assert self.mask_counts is not None
+        return positions(self.mask_counts.any(axis=-1))
+
+
+def positions(flags: Any) -> NDArray[np.integer[Any]]:
+    """Flat indices of what is set in an array of bool, in four bytes each where those suffice."""
+    found = np.flatnonzero(flags)
+    return found.astype(np.int32) if flags.size <= 2**31 else found
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,13 @@ def _profile(side: int, weighting: str) -> Tensor:
 
 @torch.no_grad()
 def sliding_window(
-    model: nn.Module, image: Tensor, window: int, overlap: float = 0.25, batch: int = 4, weighting: str = "gaussian"
+    model: nn.Module,
+    image: Tensor,
+    window: int,
+    overlap: float = 0.25,
+    batch: int = 4,
+    weighting: str = "gaussian",
+    wanted: Tensor | None = None,
 ) -> Tensor:
     """Logits of a whole image from overlapping windows, averaged by weight.
 
@@ -174,9 +180,10 @@ def sliding_window(
         batch: windows per forward pass.
         weighting: "gaussian" (sigma = window / 8: the border of a window, which sees least context, counts least) or
             "constant".
+        wanted: (H, W) bool, pixels whose logits matter: windows without any are left out; None: all matter.
 
     Returns:
-        (K, H, W) float32 on the device of the image.
+        (K, H, W) float32 on the device of the image; 0 where no window was.
 
     Raises:
         ValueError: overlap or weighting out of range.
@@ -190,6 +197,8 @@ def sliding_window(
     if (wh, ww) == (h, w):
         return model(image[None])[0].float()
     corners = [(y, x) for y in _starts(h, wh, overlap) for x in _starts(w, ww, overlap)]
+    if wanted is not None:
+        corners = [(y, x) for y, x in corners if wanted[y : y + wh, x : x + ww].any()] or corners[:1]
     weight = (_profile(wh, weighting)[:, None] * _profile(ww, weighting)).to(image.device)
     total: Tensor | None = None
     norm = torch.zeros(h, w, device=image.device)
@@ -202,4 +211,4 @@ def sliding_window(
             total[:, y : y + wh, x : x + ww] += z * weight
             norm[y : y + wh, x : x + ww] += weight
     assert total is not None
-    return total / norm
+    return total / norm.clamp(min=torch.finfo(norm.dtype).tiny)

@@ -78,7 +78,7 @@ def part_of(tokens: TokenSet, share: float, rng: np.random.Generator, foreground
 def _foreground_cell(tokens: TokenSet, rng: np.random.Generator) -> tuple[int, NDArray[np.int64]] | None:
     """The leaf, and the frame pixels (x, y) of the middle, of a random cell with foreground; None without one."""
     assert tokens.mask_counts is not None
-    cells = np.flatnonzero(tokens.mask_counts.any(axis=-1))
+    cells = tokens.foreground_cells
     if not len(cells):
         return None
     side = tokens.mask_counts.shape[1]
@@ -105,7 +105,7 @@ def parts_of(tokens: TokenSet, share: float, overlap: float) -> list[tuple[NDArr
     side_px = part_side(share, tokens.size_px)
     count = 1 + math.ceil((tokens.size_px - side_px) / max(1, side_px * (1 - overlap)))
     middle = tokens.leaf_xy + tokens.leaf_size[:, None] // 2
-    content = np.flatnonzero(tokens.content_counts.any(axis=(1, 2)))
+    content = np.flatnonzero(tokens.has_content)
     x_starts, y_starts = (np.linspace(0, max(0, length - side_px), count).round() for length in tokens.content_wh)
     parts = []
     for corner in (np.array([x, y], np.int64) for y in y_starts for x in x_starts):
@@ -120,7 +120,7 @@ def parts_of(tokens: TokenSet, share: float, overlap: float) -> list[tuple[NDArr
 
 def _in_part(tokens: TokenSet, corner: NDArray[Any], side_px: int) -> NDArray[np.bool_]:
     inside = leaves_in_square(tokens.leaf_xy, tokens.leaf_size, tokens.content_wh, corner, side_px)
-    kept: NDArray[np.bool_] = inside & tokens.content_counts.any(axis=(1, 2))
+    kept: NDArray[np.bool_] = inside & tokens.has_content
     return kept
 
 
@@ -182,14 +182,14 @@ def crop_sample(
         foreground: Chance that the crop is centred on a random foreground pixel (of any class) where there is one.
     """
     size_px = raster.image.shape[0]
-    content_h, content_w = (int(np.flatnonzero(raster.content.any(axis))[-1]) + 1 for axis in (1, 0))
+    content_w, content_h = raster.reach_wh
     for _ in range(_TRIES):
         x = int(rng.integers(max(0, content_w - side) + 1))
         y = int(rng.integers(max(0, content_h - side) + 1))
         if raster.content[y : y + side, x : x + side].any():
             break
     if rng.random() < foreground:
-        pixels = np.flatnonzero(raster.masks.any(-1))
+        pixels = raster.foreground_pixels
         if len(pixels):
             cy, cx = divmod(int(pixels[rng.integers(len(pixels))]), size_px)
             x, y = (min(max(0, c - side // 2), size_px - side) for c in (cx, cy))

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from data_prep.build_log import read_log
 from data_prep.store import SUFFIX, StoreError, read_meta, read_tokens, token_names, token_path
-from data_prep.tokens import TokenSet, rebuild
+from data_prep.tokens import TokenSet, positions, rebuild
 from launch.config import ConfigError, DataConfig
 
 SPLITS = ("train", "val", "test")
@@ -39,6 +40,17 @@ class Raster:
     masks: NDArray[np.bool_]
     content: NDArray[np.bool_]
     content_wh: tuple[int, int]
+
+    @cached_property
+    def reach_wh(self) -> tuple[int, int]:
+        """Width and height from the frame's top left to the last pixel that is scored."""
+        height, width = (int(np.flatnonzero(self.content.any(axis))[-1]) + 1 for axis in (1, 0))
+        return width, height
+
+    @cached_property
+    def foreground_pixels(self) -> NDArray[np.integer[Any]]:
+        """Flat indices of the pixels that belong to any class."""
+        return positions(self.masks.any(-1))
 
 
 def read_split(config: DataConfig) -> dict[str, list[str]]:
@@ -303,6 +315,11 @@ class TokenFiles:
         if key in self._cache:
             return self._cache[key]
         value = make()
+        if self.config.foreground_crops:  # looked up now, so that it counts among what is kept
+            if isinstance(value, Raster):
+                _ = value.foreground_pixels
+            elif self.config.kind == "tokens" and value.mask_counts is not None:
+                _ = value.foreground_cells
         size = sum(array.nbytes for array in vars(value).values() if isinstance(array, np.ndarray))
         if size <= self._budget:
             self._budget -= size

@@ -150,7 +150,7 @@ def _predict_tokens(engine: Engine, config: Config, tokens: TokenSet, device: to
     data = config.data
     if data.part == 1:
         return _forward(engine, tokens, data.length, device).cpu().numpy() > 0  # type: ignore[no-any-return]
-    content = np.flatnonzero(tokens.content_counts.any(axis=(1, 2)))
+    content = np.flatnonzero(tokens.has_content)
     parts = [(content if len(content) else np.arange(len(tokens)), np.ones(max(1, len(content)), np.float32))]
     if config.eval.part is not None:
         parts = parts_of(tokens, config.eval.part, data.overlap)
@@ -175,7 +175,9 @@ def _forward(engine: Engine, tokens: TokenSet, length: int, device: torch.device
 def _predict_raster(engine: Engine, config: Config, raster: Raster, device: torch.device) -> NDArray[np.bool_]:
     image = torch.from_numpy(raster.image).to(device).permute(2, 0, 1).float() / 255
     data = config.data
-    logits = sliding_window(_AsModule(engine), image, data.window_px or data.crop_px, data.overlap)
+    # Ranks that share parameters must run the model equally often, whatever their slides hold.
+    wanted = torch.from_numpy(raster.content) if engine.data_world == 1 else None
+    logits = sliding_window(_AsModule(engine), image, data.window_px or data.crop_px, data.overlap, wanted=wanted)
     on: NDArray[np.bool_] = (logits > 0).permute(1, 2, 0).cpu().numpy()
     return on
 

@@ -102,6 +102,22 @@ def test_windows_cover_everything_and_average_to_what_they_agree_on(size, window
     assert all(n <= 3 and (h, w) == (min(window, size[0]), min(window, size[1])) for n, _, h, w in model.sizes)
 
 
+@pytest.mark.parametrize("overlap", [0.0, 0.25])
+def test_windows_without_wanted_pixels_are_left_out_and_change_nothing_elsewhere(overlap):
+    image, wanted = torch.rand(3, 64, 80), torch.zeros(64, 80, dtype=torch.bool)
+    wanted[5:20, 30:33], wanted[63, 79] = True, True
+    model = UNet(widths=(4, 8)).eval()
+    some, every = Pointwise(), Pointwise()
+    sliding_window(some, image, 16, overlap, batch=1, wanted=wanted)
+    sliding_window(every, image, 16, overlap, batch=1)
+    assert 4 <= len(some.sizes) < len(every.sizes) / 2
+    found = sliding_window(model, image, 16, overlap, wanted=wanted)
+    whole = sliding_window(model, image, 16, overlap)
+    torch.testing.assert_close(found[:, wanted], whole[:, wanted], atol=1e-6, rtol=0)
+    assert found.isfinite().all() and not found[:, :2, :2].any()
+    assert sliding_window(model, image, 16, overlap, wanted=torch.zeros_like(wanted)).isfinite().all()
+
+
 def test_gaussian_trusts_the_middle_of_a_window():
     class Border(nn.Module):
         def forward(self, x):
