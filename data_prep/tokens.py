@@ -57,8 +57,7 @@ class TokenSet:
     @cached_property
     def has_content(self) -> NDArray[np.bool_]:
         """(N,) which leaves have content."""
-        found: NDArray[np.bool_] = self.content_counts.any(axis=(1, 2))
-        return found
+        return np.asarray(self.content_counts.any(axis=(1, 2)))
 
     @cached_property
     def foreground_cells(self) -> NDArray[np.integer[Any]]:
