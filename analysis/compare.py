@@ -304,6 +304,11 @@ def _notes(pair: Pair) -> list[str]:
             "Time to a validation quality: training seconds, linear between evaluations of the best value so far; "
             "evaluation itself and preprocessing are not counted."
         )
+    if any("TFLOP" in row.quantity for row in pair.rows):
+        notes.append(
+            "TFLOP: 10^12 operations, two per multiply-accumulate, of forward and backward passes on all ranks; "
+            "counted in some steps, which stand for the others."
+        )
     if pair.no_equal_quality:
         notes.append(f"No equal-quality speedup: {pair.no_equal_quality}.")
     for name, group in (("A", pair.a), ("B", pair.b)):

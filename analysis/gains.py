@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis.floors import LABELS
 from analysis.formats import Column, Table, latex, markdown, number, write_files
 from analysis.groups import Group, group_runs
 from analysis.records import RunsError, load
@@ -34,11 +35,13 @@ _BETTER = "open_*_apf"
 _THAN = (  # rivals, then ablations
     "uniform_tokens", "uniform_patch", "unetr", "unet", "swin_unetr", "transunet", "uniform_leaf_unet", "apf_whole",
     "apf_alone", "apf_blind", "apf_variance", "apf_entropy", "apf_fixed", "apf_jittered",
-    "apf_cubic", "apf_half", "apf_double", "apf_deep",
+    "apf_cubic", "apf_half", "apf_double", "apf_deep", "apf_unturned",
     "apf_shallow",  # of records from when apf had four blocks
     "apf_leaf", "apf_token", "apf_geometric", "apf_raster",
 )  # fmt: skip
-_PACKING = ("open_*_apf_still", "open_*_apf_strip")  # alike but for which leaves make a token
+_ALSO = (  # alike but for which leaves make a token; but for how the tree is cut to L leaves
+    ("open_*_apf_still", "open_*_apf_strip"), ("open_*_apf_unturned", "open_*_apf_drop"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,15 @@ def _one(name: str, a: Group, b: Group, rng: np.random.Generator) -> tuple[Gain,
     left = len(set(mine) ^ set(theirs))
     notes = [f"{len(a.runs)} and {len(b.runs)} seeds"] if (len(a.runs), len(b.runs)) != (1, 1) else ["one seed"]
     notes += [f"{left} slides that only one has are left out"] if left else []
+    notes += [words for side, group, dice in (("A", a, x), ("B", b, y)) if (words := _no_better(side, group, dice))]
     better = int((values[0] > values[1]).sum())
     return Gain(name, x, y, x / y - 1 if y > 0 else None, low, high, n, better, "; ".join(notes)), ratios
+
+
+def _no_better(side: str, group: Group, dice: float) -> str:
+    """What to say of a row that learned less than a rule without learning has; a gain over it means little."""
+    floor = max(group.first.floors.items(), key=lambda item: item[1], default=("", -1.0))
+    return f"{side} is not above {LABELS.get(floor[0], floor[0])} ({floor[1]:.3f})" if dice <= floor[1] else ""
 
 
 def _ends(ratios: np.ndarray) -> tuple[float | None, float | None]:
@@ -221,7 +231,7 @@ def run(args: argparse.Namespace) -> tuple[str, list[Path]]:
     tables = []
     pairs = [(args.a, b) for b in args.b or [f"open_*_{row}" for row in _THAN]]
     if not args.b and args.a == _BETTER:
-        pairs.append(_PACKING)
+        pairs.extend(_ALSO)
     for a, b in pairs:
         try:
             tables.append(gains_table(a, b, gains(find_pairs(groups, a, b))))

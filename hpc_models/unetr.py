@@ -183,6 +183,13 @@ class UNETR(nn.Module):
             tail = [self.decoder.image, *self.decoder.projections, *self.decoder.ups]
         return [*embed, *self.vit.blocks, *tail]
 
+    def blocks_to_compile(self) -> list[nn.Module]:
+        """The transformer's blocks, were it a single one, beside networks that see another number of leaves each step.
+
+        Empty for other decoders, whose units are told apart by how often they occur.
+        """
+        return [*self.vit.blocks] if isinstance(self.embed, LEAF_PARTS) else []
+
     def forward(self, batch: Batch | Tensor) -> Tensor:
         """Per-cell logits of every token.
 

@@ -206,6 +206,7 @@ def measure(row: Row, device: torch.device, seconds: float) -> dict[str, Any]:
         speed.begin({"valid": batch["valid"].cpu()})
         with speed.forward(), torch.no_grad():
             forward()
+        speed.stepped()
         train = _times(step, device, seconds)
         model.eval()
         with torch.no_grad():

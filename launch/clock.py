@@ -18,7 +18,7 @@ class Clock:
 
     Attributes:
         train_seconds: Time in steps since the run began.
-        timed_seconds: Of that, time in steps that count for throughput (not the first steps of a start).
+        timed_seconds: Of that, time in typical steps, which count for throughput (not the first ones of a start).
         timed_images: Frames' worth of pixels in those steps, over all ranks.
         timed_steps: Number of those steps.
     """
@@ -39,12 +39,17 @@ class Clock:
         """The batch of the step has come."""
         self._wait_s = time.perf_counter() - self._began_s
 
-    def end(self, images: float) -> tuple[float, float]:
-        """The step ends; returns its seconds and the share of them spent waiting for the batch, in percent."""
+    def end(self, images: float, typical: bool = True) -> tuple[float, float]:
+        """The step ends; returns its seconds and the share of them spent waiting for the batch, in percent.
+
+        Args:
+            images: Frames' worth of pixels of the step.
+            typical: False for a step that did more than train.
+        """
         seconds = time.perf_counter() - self._began_s
         self.train_seconds += seconds
         self._fresh += 1
-        if self._fresh > WARMUP_STEPS:
+        if self._fresh > WARMUP_STEPS and typical:
             self.timed_seconds += seconds
             self.timed_images += images
             self.timed_steps += 1

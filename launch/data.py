@@ -22,7 +22,7 @@ from data_prep.tokens import TokenSet, positions, rebuild
 from launch.config import ConfigError, DataConfig
 
 SPLITS = ("train", "val", "test")
-_HOW = "`python -m launch prep EXPERIMENT --slides FOLDER` makes the token files"
+_HOW = "`python -m launch prep EXPERIMENT --slides FOLDER [--masks FOLDER]` makes the token files"
 
 
 @dataclass(frozen=True)
@@ -315,14 +315,14 @@ class TokenFiles:
         if key in self._cache:
             return self._cache[key]
         value = make()
-        if self.config.foreground_crops:  # looked up now, so that it counts among what is kept
-            if isinstance(value, Raster):
-                _ = value.foreground_pixels
-            elif self.config.kind == "tokens" and value.mask_counts is not None:
-                _ = value.foreground_cells
-        size = sum(array.nbytes for array in vars(value).values() if isinstance(array, np.ndarray))
+        size = _bytes(value)
         if size <= self._budget:
-            self._budget -= size
+            if self.config.foreground_crops:  # looked up now, so that it counts among what is kept
+                if isinstance(value, Raster):
+                    _ = value.foreground_pixels
+                elif self.config.kind == "tokens" and value.mask_counts is not None:
+                    _ = value.foreground_cells
+            self._budget -= _bytes(value)
             self._cache[key] = value
         return value
 
@@ -340,6 +340,10 @@ class TokenFiles:
                 return None
             total += seconds * (len(used) / len(names))
         return total
+
+
+def _bytes(value: Any) -> int:
+    return sum(array.nbytes for array in vars(value).values() if isinstance(array, np.ndarray))
 
 
 def _mean_seconds(folder: Path, names: set[str]) -> float | None:

@@ -24,6 +24,7 @@ TILE_PX = 256  # of the files crops are cut from
 CROP_PX = 256
 FOREGROUND = 0.33  # share of crops and parts around a foreground pixel
 PAPER_THRESHOLDS = (100, 200)  # of Canny
+WHOLE_PX = 2048  # largest frame that is trained on as a whole
 UNETR_PX = 16  # patch of UNETR itself (Hatamizadeh et al. 2022)
 
 
@@ -41,6 +42,7 @@ class Set:
         seen: Share of the frame's side that they see at once when they predict; None: all of it.
         token_part: The share that a training step sees of equal tokens with a linear head.
         fov: Scored and trained on inside the field of view that comes with the set.
+        cache_gib: `data.cache_gib`; all training slides fit.
     """
 
     split: str
@@ -52,6 +54,7 @@ class Set:
     seen: float | None
     token_part: float
     fov: bool = False
+    cache_gib: float = 2.0
 
 
 SETS = {
@@ -59,7 +62,7 @@ SETS = {
     "nuclei": Set("launch/splits/nuclei.json", 1024, 32, 784, 784, 0.15, None, 0.15),
     "vessels": Set("launch/splits/vessels.json", 1024, 32, 704, 576, 0.125, 0.25, 0.18, fov=True),
     "vessels_2k": Set("launch/splits/vessels.json", 2048, 32, 2560, 1024, 0.07, 0.19, 0.25, fov=True),
-    "vessels_4k": Set("launch/splits/vessels.json", 4096, 32, 8192, 4096, 0.035, 0.1, 0.25, fov=True),
+    "vessels_4k": Set("launch/splits/vessels.json", 4096, 32, 8192, 4096, 0.035, 0.1, 0.25, fov=True, cache_gib=6.0),
 }
 
 
@@ -73,7 +76,7 @@ class Variant:
             paper's thresholds), cubic (leaves shrunk by interpolation), half or double (so many leaves), square (as
             many leaves as the set's `square`), still (likewise, never flipped), strip (as still, with the authors'
             packing), patch or tokens (uniform, with the adaptive rows' smallest patch, or at least as many tokens),
-            unetr (16 px), crops.
+            unetr (16 px), crops, unturned (as apf, never flipped), drop (likewise, of files with `--fit drop`).
         model: Its settings.
         batch: Images, or crops, per step.
         lr: Peak learning rate.
@@ -136,6 +139,11 @@ VARIANTS = {
         "as apf, four transformer blocks instead of one", "apf", _LEAF_UNET.model_copy(update={"depth": _DEEP}),
         batch=1, lr=5e-3, part="part",
     ),
+    "apf_unturned": Variant("as apf, without flips and turns", "unturned", _LEAF_UNET, batch=1, lr=5e-3, part="part"),
+    "apf_drop": Variant(
+        "as apf_unturned, trees by the paper's rule: split by a threshold, then tokens dropped at random", "drop",
+        _LEAF_UNET, batch=1, lr=5e-3, part="part",
+    ),
     "apf_leaf": Variant(
         "adaptive tokens, leaf network", "apf", _vit(decoder="leaf", position="geom", leaf_base=8), part="part"
     ),
@@ -197,6 +205,7 @@ def _data(name: str, variant: Variant) -> DataConfig:
         "patch": chosen.patch, "tokens": _patch_for(chosen), "unetr": UNETR_PX, "crops": TILE_PX,
     }  # fmt: skip
     common: dict[str, Any] = {"split": chosen.split, "resolution": chosen.px, "jitter": 0.2, "fov": chosen.fov}
+    common["cache_gib"] = chosen.cache_gib
     if variant.part:
         common |= {"part": getattr(chosen, variant.part), "foreground_crops": FOREGROUND}
     root = f"runs/open/tokens/{name}{'_fov' if chosen.fov else ''}"  # older files are of the whole picture
@@ -209,7 +218,7 @@ def _data(name: str, variant: Variant) -> DataConfig:
         return DataConfig(
             dir=f"{root}/uniform{patch}", patching="uniform", patch=patch, length=length, **common, **more
         )
-    flips = cut not in ("still", "strip")
+    flips = cut not in ("still", "strip", "unturned", "drop")
     split: dict[str, Any] = {"split_on": cut} if cut in ("variance", "entropy") else {}
     if cut == "fixed":
         split["thresholds"] = PAPER_THRESHOLDS
@@ -217,7 +226,7 @@ def _data(name: str, variant: Variant) -> DataConfig:
         split["resample"] = "cubic"
     lengths = {"half": chosen.length // 2, "double": 2 * chosen.length}
     lengths |= dict.fromkeys(("square", "still", "strip"), chosen.square)
-    folder = "square" if cut == "still" else cut
+    folder = {"still": "square", "unturned": "apf"}.get(cut, cut)
     if folder == "square" and chosen.square == chosen.length:
         folder = "apf"
     common["variants"] = tuple(f"{root}/{cut}_q{percent}" for percent in variant.quantiles)
@@ -244,15 +253,18 @@ def rows_of(name: str) -> list[str]:
     """Rows of a set, without those that would be another one again.
 
     Where L tokens need patches as small as apf's smallest, the two uniform rows would be one; where twice L is all that
-    the grid has, twice as many leaves are the whole grid or what apf has.
+    the grid has, twice as many leaves are the whole grid or what apf has. Beyond 2048 px models that take a whole frame
+    at once are left out: UNETR would have 65,536 tokens.
     """
     chosen = SETS[name]
-    again = set()
+    out = set()
     if _patch_for(chosen) == chosen.patch:
-        again.add("uniform_patch")
+        out.add("uniform_patch")
     if 2 * chosen.length >= (chosen.px // chosen.patch) ** 2:
-        again.add("apf_double")
-    return [key for key in VARIANTS if key not in again]
+        out.add("apf_double")
+    if chosen.px > WHOLE_PX:
+        out.update(key for key, variant in VARIANTS.items() if not variant.part and variant.cut != "crops")
+    return [key for key in VARIANTS if key not in out]
 
 
 for _name, _set in SETS.items():

@@ -18,22 +18,23 @@ _GPU = re.compile(r"\b(?:MI|GH|GB|A|B|H|V)\d{3}[A-Z]?(?=\b|-)")
 
 
 _FORMULAS: dict[Any, Callable[..., int]] = {**flop_registry, **CPU_ATTENTION}
-COUNT_EVERY = 50  # steps; trees and parts of trees differ from step to step, and counting costs about as much as a step
+COUNT_EVERY = 50  # steps: trees and parts of trees differ from step to step, and counting makes a step slower
+FORWARD_AND_BACKWARD = 3  # times the FLOPs of a forward pass
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the FLOPs of matrix products, convolutions and attention, two for each multiply-accumulate."""
+    """Adds up the FLOPs of matrix products, convolutions and attention, two per multiply-accumulate, `times` over."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0
+        self.flops, self.times = 0, FORWARD_AND_BACKWARD
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         formula = _FORMULAS.get(func._overloadpacket)
         if formula is not None:
-            self.flops += formula(*args, **kwargs, out_val=out)
+            self.flops += self.times * formula(*args, **kwargs, out_val=out)
         return out
 
 
@@ -59,38 +60,63 @@ class Speed:
     """`tps`, FLOPs and `mfu(%)` of steps.
 
     The FLOPs of a step are three times those of its forward passes (two more for the backward pass; recomputing is not
-    the model's work). They are counted in the first step of a start and every `COUNT_EVERY` steps, and the mean stands
-    for all, so that with sequences of uneven length they are an estimate. With shared sequences this rank's share is
-    counted.
+    the model's work) and once those of passes without a backward one. They are counted in the first step of a start and
+    every `COUNT_EVERY` steps; a counted step stands for those up to the next one, so that with sequences of uneven
+    length they are an estimate. They are summed over ranks; what ranks that share sequences all do counts for each.
 
     Args:
         peak_tflops: Peak of one gpu; None leaves the utilisation out.
+        world: Number of ranks.
         again: Not only in the first step; compiled blocks have to be run without their compilation for it.
+        total: Sums one number over the ranks; called by all of them at the end of a counted step.
     """
 
-    def __init__(self, peak_tflops: float | None, again: bool = True) -> None:
-        self._peak, self._again = peak_tflops, again
-        self._tokens = self._forward_flops = self._counted = 0
-        self._steps = 0
-        self._counts = False
+    def __init__(
+        self, peak_tflops: float | None, world: int = 1, again: bool = True, total: Callable[[float], float] = float
+    ) -> None:
+        self._peak, self._world, self._again, self._total = peak_tflops, world, again, total
+        self._tokens = 0
+        self._steps = self._done = 0  # of this start, and of the run
+        self._counter: _Counter | None = None
+        self._of_step = 0.0
+        self.flops = 0.0
+        self.counting = False
 
     def begin(self, batch: dict[str, torch.Tensor]) -> None:
         """A step begins on this rank's batch, which is still on the CPU."""
-        self._counts = self._steps % COUNT_EVERY == 0 if self._again else self._steps == 0
-        self._counted += self._counts
+        self.counting = self._steps % COUNT_EVERY == 0 if self._again else self._steps == 0
+        self._counter = _Counter() if self.counting else None
         self._steps += 1
         self._tokens = int(batch["valid"].sum()) if "valid" in batch else 0
 
     @contextmanager
     def forward(self) -> Iterator[None]:
         """Surrounds one forward pass."""
-        if not self._counts:
+        if self._counter is None:
             yield
             return
         # A compiled block would hide its operations.
-        with torch.compiler.set_stance("force_eager"), _Counter() as counter:
+        with torch.compiler.set_stance("force_eager"), self._counter:
             yield
-        self._forward_flops += counter.flops
+
+    @contextmanager
+    def no_backward(self) -> Iterator[None]:
+        """Surrounds what needs no backward pass within a forward pass."""
+        if self._counter is None:
+            yield
+            return
+        self._counter.times = 1
+        try:
+            yield
+        finally:
+            self._counter.times = FORWARD_AND_BACKWARD
+
+    def stepped(self) -> None:
+        """The step is done; every rank must call it."""
+        if self._counter is not None:
+            self._of_step, self._counter = self._total(self._counter.flops), None
+        self.flops += self._of_step
+        self._done += 1
 
     def end(self, seconds: float) -> dict[str, float]:
         """What metrics.jsonl keeps of a step that took so long, without what is not known."""
@@ -104,19 +130,10 @@ class Speed:
 
     def mfu(self, seconds_per_step: float) -> float | None:
         """Share of the peak; None when that is not known, or before the first step."""
-        if self._peak is None or not self._forward_flops:
+        if self._peak is None or not self.flops:
             return None
-        return self.flops_per_step / (seconds_per_step * self._peak * 1e12)
+        return self.flops / self._done / (seconds_per_step * self._peak * self._world * 1e12)
 
-    @property
-    def flops_per_step(self) -> float:
-        """This rank's mean FLOPs of a step; 0 before the first."""
-        return 3 * self._forward_flops / self._counted if self._counted else 0.0
-
-    def notes(self) -> list[int]:
-        """What a checkpoint keeps of it: FLOPs of the counted forward passes, and in how many steps."""
-        return [self._forward_flops, self._counted]
-
-    def resume(self, notes: list[int]) -> None:
-        """Go on from what a checkpoint kept."""
-        self._forward_flops, self._counted = notes
+    def resume(self, flops: float, steps: int) -> None:
+        """Go on from what a checkpoint kept: FLOPs of so many steps."""
+        self.flops, self._done = flops, steps

@@ -103,7 +103,7 @@ class Trainer:
         self._saved_step = -1
         self._saved_at_s = self._evaluated_at_s = 0.0
         peak = config.log.peak_tflops or peak_tflops(device_name(device), train.precision)
-        self.speed = Speed(peak, again=not config.engine.compile)
+        self.speed = Speed(peak, ranks.world, not config.engine.compile, self._sum_over_ranks)
         self._resume()
         self.events = Events(logs / "mlperf.log" if logs is not None and ranks.rank == 0 else None)
         self.profiler = Profiler(config.log.profile_steps, logs, ranks.rank)
@@ -247,15 +247,19 @@ class Trainer:
                 "try a smaller train.lr"
             )
         self.step += 1
+        self.speed.stepped()
         if self.average is not None:
             self.average.update(self.step)
         if self.step % train.log_every == 0 or self.step == train.max_steps:
             self.loss = self._mean_over_ranks(total)
-            self._log_step(*self.clock.end(self.config.images_per_step), rate, norm)
+            self._log_step(*self._end_step(), rate, norm)
             if not math.isfinite(self.loss):
                 raise TrainingError(f"loss is {self.loss} at step {self.step}; try a smaller train.lr")
         else:
-            self.clock.end(self.config.images_per_step)
+            self._end_step()
+
+    def _end_step(self) -> tuple[float, float]:
+        return self.clock.end(self.config.images_per_step, typical=not self.speed.counting)
 
     def _gradients(self, batch: Batch) -> torch.Tensor:
         """Back-propagate this rank's share of a step, part by part; returns its share of the loss."""
@@ -279,16 +283,26 @@ class Trainer:
         """The averaged model as a function, when it teaches."""
         if self.average is None or not self.config.train.distill:
             return None
-        return self.average.teacher(self.engine.forward)
+        teacher = self.average.teacher(self.engine.forward)
+
+        def answer(inputs: Any) -> torch.Tensor:
+            with self.speed.no_backward():
+                return teacher(inputs)
+
+        return answer
 
     def _seed_of_step(self) -> int:
         text = f"{self.config.train.seed}/{self.step}/{self.ranks.rank}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
     def _mean_over_ranks(self, value: torch.Tensor) -> float:
-        summed = value.double().cpu()
+        return self._sum_over_ranks(float(value)) / self.ranks.world
+
+    @staticmethod
+    def _sum_over_ranks(value: float) -> float:
+        summed = torch.tensor(value, dtype=torch.float64)
         dist.all_reduce(summed)
-        return float(summed) / self.ranks.world
+        return float(summed)
 
     # -- writing --------------------------------------------------------------------------------------------------
 
@@ -332,7 +346,7 @@ class Trainer:
     @property
     def train_tflop(self) -> float | None:
         """FLOPs of all ranks' steps so far, in units of 10^12; see `Speed`. None before the first."""
-        return self.speed.flops_per_step * self.step * self.ranks.world / 1e12 or None
+        return self.speed.flops / 1e12 or None
 
     def mfu(self) -> float | None:
         """Model FLOPs utilisation over the timed steps; None when the gpu's peak is not known."""
@@ -355,7 +369,7 @@ class Trainer:
         notes = {"step": self.step, "clock": self.clock.notes(), "world": self.ranks.world, "loss": self.loss}
         notes["timed_on"] = self._timed_on()
         notes |= {"val_score": self.val_score, "best": self.best, "evaluated_at_s": self._evaluated_at_s}
-        notes["flops"] = self.speed.notes()
+        notes["flops"] = self.speed.flops
         engine = self.config.engine
         notes |= {"engine": engine.name, "zero": engine.zero if engine.name == "deepspeed" else None}
         self._share_statistics()
@@ -420,8 +434,8 @@ class Trainer:
         self.clock = Clock(**notes["clock"])
         if notes.get("timed_on") != self._timed_on():  # the record's speed is that of the machine it names
             self.clock = Clock(train_seconds=self.clock.train_seconds)
-        if notes["world"] == self.ranks.world:  # a share of the step, and it was another
-            self.speed.resume(notes.get("flops", [0, 0]))
+        if "flops" in notes:
+            self.speed.resume(notes["flops"], self.step)
         self.loss, self.val_score = notes["loss"], notes["val_score"]
         self.best = tuple(notes["best"]) if notes["best"] else None
         self._saved_at_s, self._evaluated_at_s = self.clock.train_seconds, notes["evaluated_at_s"]

@@ -71,14 +71,14 @@ def build(
     import torch
     import torch.distributed as dist
 
-    from launch.engines.base import EngineError, repeated, units_of
+    from launch.engines.base import EngineError, compiled_units
 
     world = dist.get_world_size()
     make = make_optimizer or (lambda module: torch.optim.AdamW(module.parameters()))
     if config.compile:
         if device.type == "cpu" and shutil.which("g++") is None:
             raise ConfigError("engine.compile=true needs a C++ compiler on CPUs; g++ is not on PATH")
-        for block in repeated(units_of(model)):
+        for block in compiled_units(model):
             block.compile()
     try:
         if config.name == "deepspeed":

@@ -161,6 +161,12 @@ def units_of(model: nn.Module) -> list[nn.Module]:
     return model.fsdp_units() if hasattr(model, "fsdp_units") else []  # type: ignore[operator,no-any-return]
 
 
+def compiled_units(model: nn.Module) -> list[nn.Module]:
+    """The modules to compile one by one: the blocks of a model that names them, else `repeated` of its units."""
+    named = model.blocks_to_compile() if hasattr(model, "blocks_to_compile") else []  # type: ignore[operator]
+    return named or repeated(units_of(model))
+
+
 def repeated(units: list[nn.Module]) -> list[nn.Module]:
     """Those of a class that occurs more than once: one compilation serves them all, the others are seldom worth one.
 

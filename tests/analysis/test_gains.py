@@ -60,6 +60,18 @@ def test_seeds_are_drawn_for_each_row_by_itself(tmp_path):
     assert row.low < row.gain - 0.05 and row.high > row.gain + 0.05
 
 
+def test_a_row_that_learned_less_than_a_rule_without_learning_is_named(tmp_path):
+    for name, dice, otsu in (("open_x_apf", 0.6, 0.3), ("open_x_unetr", 0.3, 0.3), ("open_x_unet", 0.31, 0.3)):
+        raw = record("demo_apf", experiment=name, run_id="r", dice=dice, dice_per_slide=dict.fromkeys(STEMS, dice),
+                     floors={"all_foreground": 0.2, "otsu": otsu})  # fmt: skip
+        write_run(tmp_path, raw)
+    groups = group_runs(load(tmp_path).ok)
+    (low,), (high,) = (gains(find_pairs(groups, "open_*_apf", f"open_*_{row}")) for row in ("unetr", "unet"))
+    assert low.note == "one seed; B is not above Otsu threshold (0.300)" and high.note == "one seed"
+    (turned,) = gains(find_pairs(groups, "open_*_unetr", "open_*_apf"))
+    assert turned.note == "one seed; A is not above Otsu threshold (0.300)"
+
+
 def test_nothing_found(tmp_path):
     groups = runs_of(tmp_path, {"a_x": [0.0, 0.0], "b_x": [0.5, 0.1], "a_y": [0.3, 0.2], "b_y": [0.6, 0.4]})
     x, y, both = gains(find_pairs(groups, "b_*", "a_*"))

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from hpc_models.unetr import UNETR
 from launch import engines
 from launch.config import ConfigError, EngineConfig
 from launch.engines import shard_size
-from launch.engines.base import repeated
+from launch.engines.base import compiled_units, repeated, units_of
 from launch.engines.fsdp import shard_axis
 from tests.launch.small import Group, free_port, launch_rank, losses, overrides
 
@@ -56,6 +57,15 @@ def test_only_repeated_blocks_are_compiled():
     first, second, other = nn.Linear(2, 2), nn.Linear(2, 2), nn.Conv2d(1, 1, 1)
     assert repeated([other, first, second]) == [first, second]
     assert repeated([other]) == [other]
+
+
+def test_a_single_transformer_block_is_compiled_without_the_leaf_networks():
+    model = UNETR(
+        size_px=64, patch=8, length=16, classes=1, width=8, depth=1, heads=2, mlp_dim=8, decoder="leaf_unet",
+        position="geom", leaf_base=4,
+    )  # fmt: skip
+    assert len(units_of(model)) > 1 and compiled_units(model) == [*model.vit.blocks]
+    assert compiled_units(nn.Linear(2, 2)) == []
 
 
 def train(files: Path, root: Path, world: int, **cases: dict[str, object]) -> dict[str, list[float]]:

@@ -42,31 +42,45 @@ def test_flops_are_counted_by_hand():
         with speed.forward():
             loss = net(x, image)
         loss.backward()
+        speed.stepped()
         numbers = speed.end(4.0)
         assert numbers["mfu(%)"] == pytest.approx(100 * 3 * forward / 4e6)
         assert numbers["tps"] == 20 / 4
     speed.begin({"image": image})
     assert "tps" not in speed.end(1.0) and Speed(None).mfu(1.0) is None
-    assert speed.flops_per_step == 3 * forward and Speed(None).flops_per_step == 0
+    assert speed.flops == 2 * 3 * forward and Speed(None).flops == 0
+
+
+def step_of(speed: Speed, rows: int, taught: int = 0) -> float:
+    """A step of a linear map over so many rows, and over others without a backward pass; what it counted."""
+    net, before = nn.Linear(8, 24, bias=False), speed.flops
+    speed.begin({})
+    with speed.forward():
+        with speed.no_backward():
+            net(torch.ones(taught, 8))
+        net(torch.ones(rows, 8))
+    speed.stepped()
+    return (speed.flops - before) / (2 * 8 * 24)
 
 
 @pytest.mark.parametrize("again", [True, False])
-def test_flops_of_uneven_steps_are_the_mean_of_those_counted(again):
-    """Also without a peak, and after a restart."""
-    speed, net = Speed(None, again), nn.Linear(8, 24, bias=False)
-    for step in range(COUNT_EVERY + 2):  # counted: 10 rows in the first step, 30 in the fifty-first
-        speed.begin({})
-        with speed.forward():
-            net(torch.ones({0: 10, COUNT_EVERY: 30}.get(step, 7), 8))
-    rows = 20 if again else 10
-    assert speed.flops_per_step == 3 * 2 * rows * 8 * 24 and speed.mfu(1.0) is None
-    restarted = Speed(None, again)
-    restarted.resume(speed.notes())
-    assert restarted.flops_per_step == speed.flops_per_step
-    restarted.begin({})
-    with restarted.forward():
-        net(torch.ones(rows, 8))
-    assert restarted.flops_per_step == speed.flops_per_step
+def test_a_counted_step_stands_for_those_up_to_the_next(again):
+    """Also without a peak, and after a restart; the sum never falls."""
+    speed = Speed(None, again=again)
+    assert [step_of(speed, 30)] + [step_of(speed, 7) for _ in range(COUNT_EVERY - 1)] == [90] * COUNT_EVERY
+    later = 30 if again else 90
+    assert [step_of(speed, 10), step_of(speed, 7)] == [later, later]
+    restarted = Speed(1e-6, again=again)
+    restarted.resume(speed.flops, COUNT_EVERY + 2)
+    assert step_of(restarted, 20) == 60 and restarted.flops > speed.flops
+    assert restarted.mfu(2.0) == pytest.approx(restarted.flops / (COUNT_EVERY + 3) / 2e6)
+    assert speed.mfu(1.0) is None
+
+
+def test_flops_are_summed_over_ranks_and_a_teacher_counts_once():
+    speed = Speed(1e-6, world=4, total=lambda own: 4 * own + 5 * 2 * 8 * 24)  # three other ranks, with five more
+    assert step_of(speed, 10, taught=2) == 4 * (3 * 10 + 2) + 5
+    assert speed.mfu(1.0) == pytest.approx(speed.flops / 4e6)
 
 
 def test_peaks_come_from_the_site_files():
