@@ -28,8 +28,8 @@ threads=$((cores / at_once))
 export PYTHONUNBUFFERED=1 PYTHONWARNINGS=${PYTHONWARNINGS:-ignore}
 declare -A folder=([glomeruli]=glomeruli24 [nuclei]=monuseg_train [vessels]=hrf [vessels_2k]=hrf [vessels_4k]=hrf)
 declare -A needs=([vessels]=fov [vessels_2k]=fov [vessels_4k]=fov)    # besides images and masks
-# Of apf_drop: edge pixels above which a square is split. The trees of most slides then have more leaves than L.
-declare -A split_value=([glomeruli]=100 [nuclei]=100 [vessels]=10 [vessels_2k]=10 [vessels_4k]=10)
+# Of apf_drop: edge pixels above which a square is split; trees of training slides then have about L leaves.
+declare -A split_value=([glomeruli]=700 [nuclei]=300 [vessels]=3 [vessels_2k]=3 [vessels_4k]=3)
 
 step() { printf '\n[experiments %ds] %s\n' "$SECONDS" "$*"; }
 stopped=
