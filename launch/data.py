@@ -291,6 +291,16 @@ class TokenFiles:
             self._truth[name] = counted if whole is None else np.array(whole, np.int64)
         return self._truth[name]
 
+    def content_pixels(self, name: str, tokens: TokenSet) -> int:
+        """Pixels of a slide's frame that are scored, also those of leaves that `--fit drop` left out.
+
+        Raises:
+            StoreError: The file became unreadable.
+        """
+        seen = read_meta(token_path(self.folder, name)).get("content_pixels")  # kept with a field of view alone
+        width, height = tokens.content_wh
+        return width * height if seen is None else int(seen)
+
     def load_raster(self, name: str) -> Raster:
         """The pictures of one slide whose leaves have one cell per frame pixel (uniform patching, size = p).
 

@@ -58,21 +58,27 @@ def floors(files: TokenFiles) -> dict[str, float]:
     bright = _mean_dice(files, train, lambda t: gray(t) >= threshold)
     dark = _mean_dice(files, train, lambda t: gray(t) < threshold)
     return {
-        "all_foreground": _mean_dice(files, test, lambda t: np.ones(t.content_counts.shape, bool)),
+        "all_foreground": _mean_dice(files, test, None),
         "all_background": _mean_dice(files, test, lambda t: np.zeros(t.content_counts.shape, bool)),
         "otsu": _mean_dice(files, test, lambda t: (gray(t) >= threshold) == (bright >= dark)),
     }
 
 
-def _mean_dice(files: TokenFiles, names: list[str], predict: Callable[[TokenSet], NDArray[np.bool_]]) -> float:
+def _mean_dice(
+    files: TokenFiles, names: list[str], predict: Callable[[TokenSet], NDArray[np.bool_]] | None
+) -> float:
+    """Mean Dice of what `predict` says of the cells; None: of everything, dropped leaves too, whatever the tree."""
     rank, world = dist.get_rank(), dist.get_world_size()
     counts = torch.zeros(len(names), files.config.classes, 3, dtype=torch.int64)
     for index in range(rank, len(names), world):
         tokens = files.load(names[index])
         assert tokens.mask_counts is not None
-        on = np.broadcast_to(predict(tokens)[..., None], tokens.mask_counts.shape)
-        both, predicted, _ = pixel_dice_from_cells(on, tokens.mask_counts, tokens.content_counts)
         truth = files.truth_pixels(names[index], tokens)
+        if predict is None:
+            both, predicted = truth, np.full_like(truth, files.content_pixels(names[index], tokens))
+        else:
+            on = np.broadcast_to(predict(tokens)[..., None], tokens.mask_counts.shape)
+            both, predicted, _ = pixel_dice_from_cells(on, tokens.mask_counts, tokens.content_counts)
         counts[index] = torch.from_numpy(np.stack((both, predicted, truth), axis=-1))
     dist.all_reduce(counts)
     return float(metrics.dice_per_slide(counts).mean())
