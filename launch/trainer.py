@@ -250,16 +250,14 @@ class Trainer:
         self.speed.stepped()
         if self.average is not None:
             self.average.update(self.step)
-        if self.step % train.log_every == 0 or self.step == train.max_steps:
+        logged = self.step % train.log_every == 0 or self.step == train.max_steps
+        if logged:
             self.loss = self._mean_over_ranks(total)
-            self._log_step(*self._end_step(), rate, norm)
-            if not math.isfinite(self.loss):
+        spent = self.clock.end(self.config.images_per_step, typical=not self.speed.counting)
+        if logged:
+            self._log_step(*spent, rate, norm)
+            if not math.isfinite(self.loss or 0.0):
                 raise TrainingError(f"loss is {self.loss} at step {self.step}; try a smaller train.lr")
-        else:
-            self._end_step()
-
-    def _end_step(self) -> tuple[float, float]:
-        return self.clock.end(self.config.images_per_step, typical=not self.speed.counting)
 
     def _gradients(self, batch: Batch) -> torch.Tensor:
         """Back-propagate this rank's share of a step, part by part; returns its share of the loss."""
@@ -283,13 +281,7 @@ class Trainer:
         """The averaged model as a function, when it teaches."""
         if self.average is None or not self.config.train.distill:
             return None
-        teacher = self.average.teacher(self.engine.forward)
-
-        def answer(inputs: Any) -> torch.Tensor:
-            with self.speed.no_backward():
-                return teacher(inputs)
-
-        return answer
+        return self.average.teacher(self.speed.no_backward()(self.engine.forward))
 
     def _seed_of_step(self) -> int:
         text = f"{self.config.train.seed}/{self.step}/{self.ranks.rank}"
