@@ -107,7 +107,8 @@ def check(runs: Path, name: str, world: int, reference: str) -> None:
     assert mine["status"] == "ok" and mine["gpus"] == world
     assert mine["dice_per_slide"] == pytest.approx(theirs["dice_per_slide"], abs=1e-3)
     if not name.startswith("packed") and "sp" not in name:  # no padding; work that ranks of a group repeat
-        assert mine["train_tflop"] == pytest.approx(theirs["train_tflop"], rel=1e-6)
+        # Of more ranks somewhat less: each pads to the longest of its own sequences.
+        assert 0.95 * theirs["train_tflop"] < mine["train_tflop"] <= 1.000001 * theirs["train_tflop"]
 
 
 def pairs(cases: dict[int, dict[str, dict[str, object]]]) -> list[tuple[str, int]]:
