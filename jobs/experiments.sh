@@ -51,7 +51,7 @@ for set in $sets; do
         echo "experiments: $set is left out: no $data/${folder[$set]}/$lacks (DATA names the folder of the sets)" >&2
     fi
 done
-[ ${#there[@]} -gt 0 ] || { echo "experiments: none of the sets is in $data: set DATA" >&2; exit 1; }
+[ ${#there[@]} -gt 0 ] || { echo "experiments: none of the sets is in $data: set DATA" >&2; exit 64; }
 
 declare -A tokens=()    # folder of each experiment's token files
 declare -A variants=()  # of those that draw from more: data.variants=[FOLDER, ...]

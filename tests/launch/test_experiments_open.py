@@ -121,12 +121,12 @@ def test_what_is_not_there_is_said(tmp_path):
     done = script(SETS="kidneys")
     assert done.returncode == 64 and "kidneys is none of" in done.stderr and "exit code 64" in done.stderr
     done = script(DATA=str(tmp_path))
-    assert done.returncode == 1 and "none of the sets is in" in done.stderr and "set DATA" in done.stderr
+    assert done.returncode == 64 and "none of the sets is in" in done.stderr and "set DATA" in done.stderr
     assert "Traceback" not in done.stderr
     for part in ("images", "masks"):
         (tmp_path / "hrf" / part).mkdir(parents=True)
     done = script(DATA=str(tmp_path), SETS="vessels")
-    assert done.returncode == 1 and f"vessels is left out: no {tmp_path}/hrf/fov (DATA names" in done.stderr
+    assert done.returncode == 64 and f"vessels is left out: no {tmp_path}/hrf/fov (DATA names" in done.stderr
 
 
 def test_rows_that_run_by_default_are_all_there_are():
