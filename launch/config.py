@@ -389,8 +389,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
     from launch.experiments import EXPERIMENTS  # experiments are written with the classes above
 
     if name not in EXPERIMENTS:
-        lists = "`python -m launch experiments` lists them"
+        known = ", ".join(EXPERIMENTS)
         if name in MODELS:
-            raise ConfigError(f"{name} is a model: give an experiment and model.name={name}; {lists}")
-        raise ConfigError(f"unknown experiment {name!r}{suggest(name, EXPERIMENTS)}; {lists}")
+            raise ConfigError(f"{name} is a model: give an experiment and model.name={name}; experiments: {known}")
+        raise ConfigError(f"unknown experiment {name!r}{suggest(name, EXPERIMENTS)}; valid: {known}")
     return apply_overrides(EXPERIMENTS[name](), overrides)
