@@ -96,7 +96,7 @@ def equal_quality(
     for share in shares:
         sides = [[cost_at(getattr(c, of), c.val_dice, share * common) for c in side] for side in (a, b)]
         if any(cost is None or not cost.amount > 0 for side in sides for cost in side):
-            continue  # a curve whose evaluations have no time
+            continue  # a curve whose evaluations have no cost
         x, y = ([cost.amount for cost in side if cost] for side in sides)
         early = [name for name, side in zip("AB", sides, strict=True) if any(cost and cost.at_most for cost in side)]
         mean_a, mean_b = geomean(x), geomean(y)

@@ -204,8 +204,9 @@ def _data(name: str, variant: Variant) -> DataConfig:
     uniform = {
         "patch": chosen.patch, "tokens": _patch_for(chosen), "unetr": UNETR_PX, "crops": TILE_PX,
     }  # fmt: skip
-    common: dict[str, Any] = {"split": chosen.split, "resolution": chosen.px, "jitter": 0.2, "fov": chosen.fov}
-    common["cache_gib"] = chosen.cache_gib
+    common: dict[str, Any] = {
+        "split": chosen.split, "resolution": chosen.px, "jitter": 0.2, "fov": chosen.fov, "cache_gib": chosen.cache_gib,
+    }  # fmt: skip
     if variant.part:
         common |= {"part": getattr(chosen, variant.part), "foreground_crops": FOREGROUND}
     root = f"runs/open/tokens/{name}{'_fov' if chosen.fov else ''}"  # older files are of the whole picture

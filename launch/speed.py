@@ -9,15 +9,12 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
-from launch.plan.ledger import CPU_ATTENTION
+from launch.plan.ledger import FLOP_FORMULAS
 from launch.sites import SITES, read_site
 
 _GPU = re.compile(r"\b(?:MI|GH|GB|A|B|H|V)\d{3}[A-Z]?(?=\b|-)")
 
-
-_FORMULAS: dict[Any, Callable[..., int]] = {**flop_registry, **CPU_ATTENTION}
 COUNT_EVERY = 50  # steps: trees and parts of trees differ from step to step, and counting makes a step slower
 FORWARD_AND_BACKWARD = 3  # times the FLOPs of a forward pass
 
@@ -32,7 +29,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        formula = _FORMULAS.get(func._overloadpacket)
+        formula = FLOP_FORMULAS.get(func._overloadpacket)
         if formula is not None:
             self.flops += self.times * formula(*args, **kwargs, out_val=out)
         return out
@@ -80,12 +77,16 @@ class Speed:
         self._counter: _Counter | None = None
         self._of_step = 0.0
         self.flops = 0.0
-        self.counting = False
+
+    @property
+    def counting(self) -> bool:
+        """Whether the step that has begun, or has just been done, is counted."""
+        return self._counter is not None
 
     def begin(self, batch: dict[str, torch.Tensor]) -> None:
         """A step begins on this rank's batch, which is still on the CPU."""
-        self.counting = self._steps % COUNT_EVERY == 0 if self._again else self._steps == 0
-        self._counter = _Counter() if self.counting else None
+        counted = self._steps % COUNT_EVERY == 0 if self._again else self._steps == 0
+        self._counter = _Counter() if counted else None
         self._steps += 1
         self._tokens = int(batch["valid"].sum()) if "valid" in batch else 0
 
@@ -114,7 +115,7 @@ class Speed:
     def stepped(self) -> None:
         """The step is done; every rank must call it."""
         if self._counter is not None:
-            self._of_step, self._counter = self._total(self._counter.flops), None
+            self._of_step = self._total(self._counter.flops)
         self.flops += self._of_step
         self._done += 1
 

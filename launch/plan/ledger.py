@@ -32,8 +32,9 @@ def _sdpa_backward(grad: Any, q: Any, k: Any, v: Any, *_args: Any, **_more: Any)
     return int(sdpa_backward_flop_count(grad, q, k, v))
 
 
-# torch counts nothing for attention on CPUs; these are its own formulas of the CUDA kernels.
-CPU_ATTENTION: dict[Any, Callable[..., int]] = {
+# torch's formulas; it has none for attention on CPUs, which gets its own of the CUDA kernels.
+FLOP_FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
 }
@@ -121,7 +122,6 @@ class Ledger(TorchDispatchMode):
         self.matrix_operations: dict[tuple[str, int, int], int] = {}
         self._live: dict[int, _Block] = {}
         self._events: list[tuple[_Block, int]] = []
-        self._formulas = {**flop_registry, **CPU_ATTENTION}
 
     # -- memory -----------------------------------------------------------------------------------------------------
 
@@ -227,7 +227,7 @@ class Ledger(TorchDispatchMode):
         if not outputs:
             return
         moved = sum(map(_touched, inputs)) + sum(map(_touched, outputs))
-        formula = self._formulas.get(func._overloadpacket)
+        formula = FLOP_FORMULAS.get(func._overloadpacket)
         flops = int(formula(*args, **kwargs, out_val=out)) if formula is not None else 0
         precision = "bf16" if outputs[0].dtype in (torch.bfloat16, torch.float16) else "fp32"
         work = self.work.setdefault(precision, Work())
