@@ -204,7 +204,7 @@ def measure(row: Row, device: torch.device, seconds: float) -> dict[str, Any]:
             optimizer.zero_grad(set_to_none=True)
 
         speed.begin({"valid": batch["valid"].cpu()})
-        with speed.forward(), torch.no_grad():
+        with speed.forward():
             forward()
         speed.stepped()
         train = _times(step, device, seconds)

@@ -16,23 +16,36 @@ from launch.sites import SITES, read_site
 _GPU = re.compile(r"\b(?:MI|GH|GB|A|B|H|V)\d{3}[A-Z]?(?=\b|-)")
 
 COUNT_EVERY = 50  # steps: trees and parts of trees differ from step to step, and counting makes a step slower
-FORWARD_AND_BACKWARD = 3  # times the FLOPs of a forward pass
+_WITH_ADDEND = (torch.ops.aten.addmm, torch.ops.aten.baddbmm)  # their first argument is not multiplied
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the FLOPs of matrix products, convolutions and attention, two per multiply-accumulate, `times` over."""
+    """Adds up the FLOPs of matrix products, convolutions and attention, two per multiply-accumulate.
+
+    What is seen is the forward pass. The backward pass makes as many FLOPs again for either factor that needs a
+    gradient: images and tokens need none, so a first layer costs twice its forward pass and others three times.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.flops, self.times = 0, FORWARD_AND_BACKWARD
+        self.flops, self.backward = 0, True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        formula = FLOP_FORMULAS.get(func._overloadpacket)
+        operation = func._overloadpacket
+        formula = FLOP_FORMULAS.get(operation)
         if formula is not None:
-            self.flops += self.times * formula(*args, **kwargs, out_val=out)
+            factors = args[1:3] if operation in _WITH_ADDEND else args[:2]
+            self.flops += self._passes(*factors) * formula(*args, **kwargs, out_val=out)
         return out
+
+    def _passes(self, *factors: torch.Tensor) -> int:
+        if not self.backward:
+            return 1
+        if not torch.is_grad_enabled():  # within a function with a backward pass of its own, which hides the factors
+            return 3
+        return 1 + sum(factor.requires_grad for factor in factors)
 
 
 def peak_tflops(device: str, precision: str) -> float | None:
@@ -56,10 +69,10 @@ def peak_tflops(device: str, precision: str) -> float | None:
 class Speed:
     """`tps`, FLOPs and `mfu(%)` of steps.
 
-    The FLOPs of a step are three times those of its forward passes (two more for the backward pass; recomputing is not
-    the model's work) and once those of passes without a backward one. They are counted in the first step of a start and
-    every `COUNT_EVERY` steps; a counted step stands for those up to the next one, so that with sequences of uneven
-    length they are an estimate. They are summed over ranks; what ranks that share sequences all do counts for each.
+    The FLOPs of a step are those of its forward passes and what their backward passes need; recomputing is not the
+    model's work. They are counted in the first step of a start and every `COUNT_EVERY` steps; a counted step stands for
+    those up to the next one, so that with sequences of uneven length they are an estimate. They are summed over ranks;
+    what ranks that share sequences all do counts for each.
 
     Args:
         peak_tflops: Peak of one gpu; None leaves the utilisation out.
@@ -92,7 +105,7 @@ class Speed:
 
     @contextmanager
     def forward(self) -> Iterator[None]:
-        """Surrounds one forward pass."""
+        """Surrounds one forward pass; where gradients are off altogether they count as if every factor needed one."""
         if self._counter is None:
             yield
             return
@@ -106,11 +119,11 @@ class Speed:
         if self._counter is None:
             yield
             return
-        self._counter.times = 1
+        self._counter.backward = False
         try:
             yield
         finally:
-            self._counter.times = FORWARD_AND_BACKWARD
+            self._counter.backward = True
 
     def stepped(self) -> None:
         """The step is done; every rank must call it."""

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from hpc_models.unetr import UNETR
 from launch.record import read_record
 from launch.speed import COUNT_EVERY, Speed, peak_tflops
+from tests.hpc_models.trees import random_batch
 from tests.launch.small import ROOT, clean_env, ended_alike, finish_well, overrides, stoppable, wait_for_steps
 
 STEPS = 8
@@ -36,7 +39,8 @@ class Net(nn.Module):
 def test_flops_are_counted_by_hand():
     speed, net = Speed(1e-6), Net()  # a peak of a million a second
     x, image = torch.randn(2, 10, 8), torch.randn(1, 3, 6, 6)
-    forward = 2 * (2 * 10 * 8 * 24) + 2 * 2 * (2 * 2 * 10 * 10 * 4) + 2 * (5 * 4 * 4 * 3 * 9)
+    first_layers = 2 * (2 * 10 * 8 * 24) + 2 * (5 * 4 * 4 * 3 * 9)  # their inputs need no gradient
+    step_flops = 2 * first_layers + 3 * (2 * 2 * (2 * 2 * 10 * 10 * 4))
     for _ in range(2):
         speed.begin({"valid": torch.ones(2, 10, dtype=torch.bool)})
         with speed.forward():
@@ -44,23 +48,55 @@ def test_flops_are_counted_by_hand():
         loss.backward()
         speed.stepped()
         numbers = speed.end(4.0)
-        assert numbers["mfu(%)"] == pytest.approx(100 * 3 * forward / 4e6)
+        assert numbers["mfu(%)"] == pytest.approx(100 * step_flops / 4e6)
         assert numbers["tps"] == 20 / 4
     speed.begin({"image": image})
     assert "tps" not in speed.end(1.0) and Speed(None).mfu(1.0) is None
-    assert speed.flops == 2 * 3 * forward and Speed(None).flops == 0
+    assert speed.flops == 2 * step_flops and Speed(None).flops == 0
 
 
 def step_of(speed: Speed, rows: int, taught: int = 0) -> float:
     """A step of a linear map over so many rows, and over others without a backward pass; what it counted."""
     net, before = nn.Linear(8, 24, bias=False), speed.flops
+    inner = torch.ones(rows, 8, requires_grad=True)  # as of an earlier layer
     speed.begin({})
     with speed.forward():
         with speed.no_backward():
             net(torch.ones(taught, 8))
-        net(torch.ones(rows, 8))
+        net(inner)
     speed.stepped()
     return (speed.flops - before) / (2 * 8 * 24)
+
+
+SHAPE = {"width": 32, "depth": 2, "heads": 2, "mlp_dim": 64}
+ATEN = torch.ops.aten
+ON_CPU = {  # torch itself has nothing for them; the scores that the backward pass computes again are left out
+    ATEN._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *args, **more: sdpa_flop_count(q, k, v),
+    ATEN._scaled_dot_product_flash_attention_for_cpu_backward:
+        lambda gradient, q, k, v, *args, **more: 2 * sdpa_flop_count(q, k, v),
+}  # fmt: skip
+COUNTED = {
+    "leaf_unet": lambda: UNETR(128, 8, 100, decoder="leaf_unet", position="geom", leaf_base=4, **SHAPE),
+    "token": lambda: UNETR(128, 8, 100, decoder="token", position="geom", **SHAPE),
+    "geometric": lambda: UNETR(128, 8, 100, decoder="geometric", position="slot", feature_size=4, **SHAPE),
+}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", COUNTED)
+def test_flops_are_those_of_the_backward_pass_too(kind, checkpointing):
+    """As torch counts them over both passes, where nothing is recomputed."""
+    model, (batch, _, _) = COUNTED[kind](), random_batch(3, 128, 8, 100)
+    with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
+        model(batch).sum().backward()
+    speed = Speed(None)
+    model.set_checkpointing(checkpointing)
+    speed.begin(batch)
+    with speed.forward():
+        logits = model(batch)
+    logits.sum().backward()
+    speed.stepped()
+    assert speed.flops == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("again", [True, False])
