@@ -16,7 +16,7 @@ set -euo pipefail
 life=${SLURM_RESTART_COUNT:-0}
 # As scontrol wants it: the number of an array means all of its tasks.
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} job=${job:-${SLURM_JOB_ID:-}}
-step_pid='' usr1='' run_dir=''
+step_pid='' usr1='' run_dir='' again='sbatch it again'
 
 say() { printf '[%s %s.%s] %s\n' "$JOB" "${SLURM_JOB_ID:-local}" "$life" "$*" >&2; }
 die() { printf 'error: %s\n' "${*:2}" >&2; exit "$1"; }
@@ -83,7 +83,7 @@ capture() {  # what a later reader wants to know of this life; names are chosen,
     cp "$0" "$run_dir/.job.sh.$$.$(hostname)"   # whole or not at all, whoever else starts in this folder
     mv -f "$run_dir/.job.sh.$$.$(hostname)" "$run_dir/job.sh"
     {
-        scontrol show job "$job"
+        scontrol show job "$job" || true
         git log -1 --format='commit %H' 2>/dev/null || true
         env | grep -E '^(SLURM|NCCL|RCCL|TORCH|FI|MIOPEN|OMP|MASTER|WORLD|CUDA|ROCR|HIP|LOADEDMODULES)' | sort
     } >"$run_dir/slurm/$SLURM_JOB_ID.$life.txt"
@@ -155,9 +155,12 @@ ranks() {  # nodes, tasks on each, then words for Python
     return "$rc"
 }
 
-job_state() {  # RUNNING, or why SLURM is ending the job: while it does, it calls every case COMPLETING
-    local shown restarts
-    shown=$(scontrol --oneliner show job "$job" 2>/dev/null) || { echo UNKNOWN; return; }
+job_state() {  # RUNNING, UNKNOWN, or why SLURM is ending the job: while it does, it calls every case COMPLETING
+    local shown restarts tries=0
+    until shown=$(scontrol --oneliner show job "$job" 2>/dev/null); do   # slurmctld may be busy, or changing hosts
+        [ $((tries += 1)) -lt 6 ] || { echo UNKNOWN; return; }
+        sleep 5
+    done
     case $shown in
     *' JobState=COMPLETING '*)
         restarts=${shown#* Restarts=} restarts=${restarts%% *}
@@ -183,16 +186,16 @@ finish() {  # exit code of the training: go on in another life, or leave a recor
     local rc=$1 most=${MAX_RESTARTS:-20} state
     state=$(job_state)
     if [ "$rc" = 75 ] && grep -qs '"reason": "file STOP' "$run_dir/record.json"; then
-        say "saved; the file STOP asked for the end, so it is not requeued: sbatch it again to go on"
+        say "saved; the file STOP asked for the end, so it is not requeued: $again to go on"
         cancel_chain
-    elif [ "$rc" = 75 ] && [ "$state" = RUNNING ] && [ "$SITE_REQUEUE" = 1 ]; then
+    elif [ "$rc" = 75 ] && [[ $state = RUNNING || $state = UNKNOWN ]] && [ "$SITE_REQUEUE" = 1 ]; then
         if [ "$life" -ge "$most" ]; then
-            say "saved, but this was life $((life + 1)) of at most $((most + 1)): sbatch it again to go on"
+            say "saved, but this was life $((life + 1)) of at most $((most + 1)): $again to go on"
         elif scontrol requeue "$SLURM_JOB_ID"; then
             say "saved; requeued as life $((life + 2))"
             sleep 60   # SLURM ends this shell
         else
-            say "saved, but scontrol requeue is refused: sbatch it again, or set requeue: false in the site file"
+            say "saved, but scontrol requeue is refused: $again, or set requeue: false in the site file"
         fi
     elif [ "$rc" != 0 ]; then
         ended "$state" "$rc"
@@ -208,6 +211,8 @@ cancel_chain() {
 
 train() {
     local rc=0
+    # What has begun anew would begin anew again.
+    case " $* " in *' force=true '*) again='sbatch it again with force=false' ;; esac
     run_dir=$("$PYTHON" -m launch where "$EXPERIMENT" --ranks "$WORLD_SIZE" "$@") || exit $?
     capture
     unpack_environment

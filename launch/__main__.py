@@ -1,4 +1,4 @@
-"""`python -m launch`: list experiments, show one, train one. Must not import torch before a training starts."""
+"""`python -m launch`: list experiments, show one, train one. Importing it must not import torch."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from launch.record import read_record
 
 _OURS = ("config.yaml", "env.json", "metrics.jsonl", "record.json", "checkpoints", "predictions")
 _LOCK = "lock"
+_FORCED = "forced_by_job"  # number of the job that last replaced what was there
 _LOCK_WAIT_S = 60.0
 _held: dict[Path, int] = {}  # descriptors of locks; the kernel lets go of them when this process ends, however it ends
 
@@ -38,12 +39,14 @@ def open_run(run_dir: Path, config: Config) -> Opened:
     """Make or reopen a run directory. Rank 0 only.
 
     With `force` everything that an earlier run wrote there goes, except its logs, once: a job that the scheduler
-    restarts goes on where it was.
+    restarts goes on where it was, as long as one of its lives came here.
 
     Raises:
         ConfigError: The directory belongs to a run with other settings, is in use, or cannot be written.
     """
-    force = config.force and not int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID", "")
+    later_life = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+    force = config.force and not (later_life and forced_by(run_dir) == job)
     try:
         if run_dir.is_dir():
             _lock(run_dir)
@@ -71,9 +74,19 @@ def open_run(run_dir: Path, config: Config) -> Opened:
             remove_stale(folder, [""])
         write_atomic(run_dir / "config.yaml", config.to_yaml().encode())
         _remove(run_dir / "record.json")
+        if force:
+            write_atomic(run_dir / _FORCED, job.encode())
         return Opened(False, *_new_logs(run_dir / "logs"))
     except OSError as error:
         raise ConfigError(f"run_root={config.run_root}: {run_dir}: {error.strerror or error}") from None
+
+
+def forced_by(run_dir: Path) -> str | None:
+    """Number of the job that last began anew here with force=true; "" without a scheduler, None when none did."""
+    try:
+        return (run_dir / _FORCED).read_text()
+    except OSError:
+        return None
 
 
 def _lock(run_dir: Path) -> None:

@@ -42,13 +42,13 @@ def slurm_answers() -> bool:
         return False
 
 
-def sbatch(script: Path, options: Sequence[str] = ()) -> str:
-    """Submit a script from the repository's folder; returns the job's number.
+def sbatch(script: Path, options: Sequence[str] = (), words: Sequence[str] = ()) -> str:
+    """Submit a script, with words of its own, from the repository's folder; returns the job's number.
 
     Raises:
         ConfigError: sbatch refuses it; the line is its own.
     """
-    command = ["sbatch", "--parsable", *options, str(script)]
+    command = ["sbatch", "--parsable", *options, str(script), *words]
     try:
         done = subprocess.run(
             command, cwd=ROOT, env=script_environment(), capture_output=True, text=True, timeout=300, check=False

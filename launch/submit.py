@@ -1,12 +1,13 @@
 """Runs as jobs: each gets its run directory with job.sh and submission.json, which later commands go by.
 
-No process of ours lives on: status and a second submission read those folders and ask the scheduler. Must not import
-torch.
+No process of ours lives on: status and a second submission read those folders and ask the scheduler. Importing it must
+not import torch.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ from launch.job_steps import prep_arguments
 from launch.jobs_table import JOBS, Job
 from launch.record import now, read_record, to_json
 from launch.render import DEFAULT_SITE, limited_hours, render, shape
-from launch.run import check_world
+from launch.run import check_model, check_world
+from launch.rundir import forced_by
 from launch.scheduler import ROOT, live_jobs, sbatch, script_environment
 from launch.sites import Site, load_site
 from launch.sweep import Member
@@ -43,6 +45,7 @@ class Options:
         hours: Of each job; None: what the job table says, or 12.
         slides: Folder of slides, for the preparation of token files that are not there yet.
         masks: Folder of their masks.
+        mask_kind: Of whole and viable tumour (PAIP), where a slide has masks of both.
         fov: Folder of their fields of view, for experiments with data.fov=true.
         sbatch: More options of sbatch.
     """
@@ -51,6 +54,7 @@ class Options:
     hours: float | None = None
     slides: str | None = None
     masks: str | None = None
+    mask_kind: str | None = None
     fov: str | None = None
     sbatch: tuple[str, ...] = ()
 
@@ -64,6 +68,7 @@ class Plan:
     members: list[Member]
     scripts: dict[Path, str] = field(default_factory=dict)
     prep: dict[str, str] = field(default_factory=dict)
+    files: dict[str, tuple[Path, list[str]]] = field(default_factory=dict)  # who asked first for a folder, and for what
 
 
 def _hours(member: Member, options: Options) -> float:
@@ -88,6 +93,8 @@ def make_plan(members: Sequence[Member], site: Site, options: Options) -> Plan:
     for option, folder in (("--slides", options.slides), ("--masks", options.masks), ("--fov", options.fov)):
         if folder is not None and not Path(folder).is_dir():
             raise ConfigError(f"{option} {folder}: no such folder")
+    if options.mask_kind is not None and options.masks is None:
+        raise ConfigError(f"--mask-kind {options.mask_kind}: only with --masks")
     if options.fov is not None and options.slides is None:
         raise ConfigError(f"--fov {options.fov}: only with --slides")
     if options.fov is not None and not any(member.config.data.fov for member in members):
@@ -100,7 +107,7 @@ def make_plan(members: Sequence[Member], site: Site, options: Options) -> Plan:
             raise ConfigError(f"{member.gpus} ranks: {site.name} runs at most {site.hardware.gpus_per_node}")
         if options.slides is not None and _unprepared(member, Path(options.slides)):
             check_variants(member.config.data, ())  # the job prepares data.dir alone
-            plan.prep.setdefault(member.config.data.dir, _prep_script(member, site, options))
+            _plan_prep(plan, member)
         else:
             open_files(member.config.data)
         job = Job(
@@ -108,7 +115,32 @@ def make_plan(members: Sequence[Member], site: Site, options: Options) -> Plan:
             _hours(member, options), "train", member.experiment, member.experiment, member.overrides,
         )  # fmt: skip
         plan.scripts[member.run_dir] = _script(job, site, member.run_dir)
+    _check_models(plan.members)
     return plan
+
+
+def _check_models(members: Sequence[Member]) -> None:
+    """Refuse now what every rank would refuse after its wait in the queue.
+
+    Left to the ranks: everything where torch cannot be imported, as on login nodes whose modules only the job loads,
+    and weights to start from, which another job may still be making.
+    """
+    try:
+        import torch  # noqa: F401
+    except (ImportError, OSError):
+        return
+    seen = set()
+    for member in members:
+        train = member.config.train.model_copy(update={"init_from": None})
+        config = member.config.model_copy(update={"train": train})
+        shapes = config.model_dump_json(include={"model": True, "data": True, "eval": {"sizes"}})
+        if shapes in seen:
+            continue
+        seen.add(shapes)
+        try:
+            check_model(config)
+        except ConfigError as error:
+            raise ConfigError(f"{member.run_dir}: {error}") from None
 
 
 def _unprepared(member: Member, slides: Path) -> bool:
@@ -124,20 +156,32 @@ def _unprepared(member: Member, slides: Path) -> bool:
 
 
 def _prep_folder(member: Member) -> Path:
-    return Path(member.config.run_root) / "prep" / Path(member.config.data.dir).name
+    # All of the path: folders of two experiments may have the same last name.
+    name = re.sub(r"[^A-Za-z0-9.]+", "_", member.config.data.dir).strip("_")
+    return Path(member.config.run_root) / "prep" / name
 
 
-def _prep_script(member: Member, site: Site, options: Options) -> str:
+def _plan_prep(plan: Plan, member: Member) -> None:
+    """The job that makes the member's token files, once per folder."""
+    options, folder = plan.options, member.config.data.dir
     words = ["--slides", str(options.slides), *(["--masks", options.masks] if options.masks else [])]
-    view = ["--fov", options.fov] if options.fov and member.config.data.fov else []
-    data = [word for word in member.overrides if word.startswith("data.")]
+    more = ["--mask-kind", options.mask_kind] if options.mask_kind else []
+    more += ["--fov", options.fov] if options.fov and member.config.data.fov else []
+    more += [word for word in member.overrides if word.startswith("data.")]
     # What the job would refuse is refused now.
-    prep_arguments(member.experiment, str(options.slides), options.masks, [*view, *data])
-    job = Job(
-        f"prep_{Path(member.config.data.dir).name}", f"Token files for {member.experiment}.",
-        site.hardware.gpus_per_node, 12.0, "prep", member.experiment, member.experiment, (*words, *view, *data),
-    )  # fmt: skip
-    return _script(job, site, _prep_folder(member))
+    files = prep_arguments(member.experiment, str(options.slides), options.masks, more)
+    first, others = plan.files.setdefault(folder, (member.run_dir, files))
+    if others != files:
+        raise ConfigError(
+            f"{first} and {member.run_dir} want different token files in the same {folder}; "
+            "give each its data.dir, e.g. --zip --vary data.length=256,512 --vary data.dir=tokens/256,tokens/512"
+        )
+    if folder not in plan.prep:
+        job = Job(
+            f"prep_{Path(folder).name}", f"Token files for {member.experiment}.", plan.site.hardware.gpus_per_node,
+            12.0, "prep", member.experiment, member.experiment, (*words, *more),
+        )  # fmt: skip
+        plan.prep[folder] = _script(job, plan.site, _prep_folder(member))
 
 
 def _refuse_duplicates(members: Sequence[Member]) -> None:
@@ -219,10 +263,10 @@ def _start(folder: Path, script: str, plan: Plan, wait_for: str, gpus: int) -> s
     return _run_here(path, gpus)
 
 
-def _run_here(script: Path, gpus: int) -> str:
+def _run_here(script: Path, gpus: int, words: Sequence[str] = ()) -> str:
     """Without a scheduler: run it now, and wait. Its exit code is in its record; the others go on."""
     env = script_environment() | {"RANKS": str(gpus)}
-    done = subprocess.run(["bash", str(script.absolute())], cwd=ROOT, env=env, check=False)
+    done = subprocess.run(["bash", str(script.absolute()), *words], cwd=ROOT, env=env, check=False)
     return DONE if done.returncode == 0 else f"exit {done.returncode}"
 
 
@@ -307,7 +351,10 @@ def submit_again(
             if not with_slurm and wait_for != DONE:
                 yield NOT_RUN, f"{run}, since prep {prep} failed"
                 continue
-        number = _start_again(run, [*words, *_after(wait_for)], with_slurm, gpus)
+        # What began anew is not to begin anew again, but to go on.
+        begun = forced_by(run) in ([submission["job"], *submission["earlier"]] if with_slurm else [""])
+        settings = ["force=false"] if begun else []
+        number = _start_again(run, [*words, *_after(wait_for)], with_slurm, gpus, settings)
         submission["earlier"] = [*submission["earlier"], submission["job"]]
         submission |= {"job": number, "after": wait_for or None, "submitted_at": now()}
         write_atomic(run / SUBMISSION, to_json(submission))
@@ -318,9 +365,11 @@ def submit_again(
 _ONCE = ("--dependency=afterok:", "--kill-on-invalid-dep")
 
 
-def _start_again(folder: Path, options: Sequence[str], with_slurm: bool, gpus: int) -> str:
+def _start_again(
+    folder: Path, options: Sequence[str], with_slurm: bool, gpus: int, settings: Sequence[str] = ()
+) -> str:
     script = (folder / "job.sh").absolute()
-    return sbatch(script, options) if with_slurm else _run_here(script, gpus)
+    return sbatch(script, options, settings) if with_slurm else _run_here(script, gpus, settings)
 
 
 def bad_nodes(run_dir: Path) -> list[str]:

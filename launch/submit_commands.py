@@ -1,4 +1,4 @@
-"""`python -m launch submit` and `status`: their options. Must not import torch."""
+"""`python -m launch submit` and `status`: their options. Importing it must not import torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EXAMPLES = """\
 examples:
   python -m launch submit paip_16k --site frontier --account PROJ --gpus 128,256,512 --patching apf,uniform --repeat 3
   python -m launch submit paip_1k --vary train.lr=1e-3,1e-4 --exclude gpus=8,train.lr=1e-3 --gpus 8,16 --dry-run
-  python -m launch submit paip_16k --slides data/paip/slides --masks data/paip/masks    # token files first
+  python -m launch submit paip_16k --slides data/paip/slides --masks data/paip/masks --mask-kind viable  # files first
   python -m launch submit scaling --mode weak --gpus 1,2,4,8 --site generic-cuda
   python -m launch status
   python -m launch submit --only failed,missing
@@ -53,6 +53,9 @@ def add_submit_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     submit.add_argument("--mode", choices=("strong", "weak"), help="with `scaling`: what stays the same")
     submit.add_argument("--slides", help="make token files that are missing from this folder first")
     submit.add_argument("--masks", help="with --slides: folder of the masks")
+    submit.add_argument(
+        "--mask-kind", choices=("viable", "whole", "both"), help="with --masks: of whole and viable tumour (PAIP)"
+    )
     submit.add_argument("--fov", help="with --slides: folder of the fields of view, for data.fov=true")
     submit.add_argument("--hours", type=float, help="time limit of each job")
     submit.add_argument("--sbatch", action="append", default=[], metavar="X", help="more for sbatch: --sbatch=-qdebug")
@@ -69,7 +72,7 @@ def add_submit_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
 # Options that --only has no use for, and what they are when nobody gives them.
 _OF_NEW_RUNS: dict[str, Any] = {
     "site": None, "gpus": (), "patching": ("apf",), "repeat": 1, "vary": [], "zip": False, "exclude": [], "mode": None,
-    "slides": None, "masks": None, "fov": None,
+    "slides": None, "masks": None, "mask_kind": None, "fov": None,
 }  # fmt: skip
 
 
@@ -113,8 +116,8 @@ def _submit(asked: argparse.Namespace) -> int:
     names = [word for word in asked.overrides if "=" not in word]
     if asked.only is None:
         return _submit_new(asked, names)
-    options = (f"--{name}" for name, default in _OF_NEW_RUNS.items() if getattr(asked, name) != default)
-    given = next(itertools.chain(asked.overrides, options), None)
+    changed = (name for name, default in _OF_NEW_RUNS.items() if getattr(asked, name) != default)
+    given = next(itertools.chain(asked.overrides, (f"--{name.replace('_', '-')}" for name in changed)), None)
     if given:
         raise ConfigError(f"--only submits runs as they were; leave {given} out, or --only")
     more = [f"--account={asked.account}"] if asked.account else []
@@ -149,7 +152,7 @@ def _submit_new(asked: argparse.Namespace, names: list[str]) -> int:
     )
     found = members(names, axes, [word for word in asked.overrides if "=" in word])
     hours = asked.hours or (JOBS["scaling"].hours if study else None)  # a point of a study is some tens of steps
-    options = Options(asked.account, hours, asked.slides, asked.masks, asked.fov, tuple(asked.sbatch))
+    options = Options(asked.account, hours, asked.slides, asked.masks, asked.mask_kind, asked.fov, tuple(asked.sbatch))
     plan = make_plan(found, site, options)
     if asked.dry_run:
         print("\n".join(describe(plan)))

@@ -97,6 +97,7 @@ def members(experiments: Sequence[str], axes: Axes, overrides: Sequence[str] = (
         ConfigError: An unknown name or key, a value that does not fit, two members in one folder, or none at all.
     """
     found: list[Member] = []
+    unused = set(axes.exclude)
     for name, patching in itertools.product(experiments, axes.patching):
         if name not in EXPERIMENTS:
             load(name)  # says what there is
@@ -110,8 +111,15 @@ def members(experiments: Sequence[str], axes: Axes, overrides: Sequence[str] = (
             for seed in range(first.train.seed, first.train.seed + axes.repeat):
                 facts = {"experiment": name, "patching": patching, "gpus": str(gpus), "train.seed": str(seed)}
                 facts |= dict(pairs)
-                if not any(all(facts.get(key) == value for key, value in rule) for rule in axes.exclude):
+                rules = [rule for rule in axes.exclude if all(facts.get(key) == value for key, value in rule)]
+                unused.difference_update(rules)
+                if not rules:
                     found.append(_member(chosen, gpus, [*words, f"train.seed={seed}"], pairs))
+    for rule in unused:
+        raise ConfigError(
+            f"--exclude {','.join(f'{key}={value}' for key, value in rule)} leaves nothing out; it takes experiment, "
+            "patching, gpus, train.seed and varied settings, with values as --vary has them"
+        )
     if not found:
         raise ConfigError("the sweep has no members: --exclude leaves nothing")
     _no_twins(found)

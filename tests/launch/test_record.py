@@ -12,7 +12,7 @@ from launch.clock import Clock
 from launch.config import ConfigError, load
 from launch.optim import learning_rate, progress_of
 from launch.record import Metrics, environment, new_record, read_metrics, read_record, to_json, write_record
-from launch.rundir import open_run
+from launch.rundir import forced_by, open_run
 from launch.signals import StopFlag, signal_name
 from tests.launch.small import ROOT
 
@@ -51,6 +51,8 @@ def test_metrics_of_a_resumed_run_have_no_step_twice(tmp_path):
             metrics.write(step=step, val_dice=0.5)
     metrics.close()
     path.write_text(path.read_text() + '{"step": 7, "lo')
+    Metrics(path, 4, scored=True).close()
+    assert [line["step"] for line in read_metrics(path) if "val_dice" in line] == [2, 4], "it is in the checkpoint"
     Metrics(path, 4).close()
     lines = read_metrics(path)
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
@@ -143,12 +145,16 @@ def test_run_directory(tmp_path, monkeypatch):
     write_record(run_dir, new_record(status="ok"))
     assert open_run(run_dir, config).finished
     force = load("smoke", [f"run_root={tmp_path}", "force=true", "train.lr=0.1"])
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    with pytest.raises(ConfigError, match=r"train.lr: 0.001 -> 0.1"):
-        open_run(run_dir, force)
-    monkeypatch.delenv("SLURM_RESTART_COUNT")
-    (run_dir / "checkpoints" / "step-1").mkdir(parents=True)
-    assert not open_run(run_dir, force).finished and not (run_dir / "checkpoints").exists()
+    step = run_dir / "checkpoints" / "step-1"
+    for job, life, anew in (
+        ("7", 0, True), ("7", 1, False), ("8", 1, True), ("8", 2, False), ("8", 0, True), ("", 0, True), ("", 0, True),
+    ):  # fmt: skip    # 8: its first life did not come so far
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(life))
+        step.mkdir(parents=True, exist_ok=True)
+        assert not open_run(run_dir, force).finished and step.exists() is not anew, (job, life)
+        assert forced_by(run_dir) == job
+    assert not open_run(run_dir, load("smoke", [f"run_root={tmp_path}", "force=false", "train.lr=0.1"])).finished
     (run_dir / "config.yaml").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):
         open_run(run_dir, config)

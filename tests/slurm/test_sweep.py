@@ -17,6 +17,7 @@ from launch.config import ConfigError
 from launch.scheduler import script_environment
 from launch.sweep import Axes, members, uniform_of
 from tests.launch.small import ROOT, clean_env, overrides, write_folder
+from tests.slurm.cluster import wait_for
 from tests.slurm.jobs import Jobs
 
 SAMPLE = ROOT / "data_prep" / "sample_data" / "glomeruli24"
@@ -62,6 +63,9 @@ def test_zip_walks_together_and_exclude_leaves_out():
     assert [(m.gpus, m.config.train.lr) for m in left] == [(4, 1e-4), (8, 1e-3), (8, 1e-4)]
     with pytest.raises(ConfigError, match=r"train\.lr has 2, train\.weight_decay has 1"):
         members(["paip_1k"], Axes(vary=(vary[0], ("train.weight_decay", ("0.1",))), zipped=True))
+    for wrong in ((("lr", "1e-3"),), (("train.lr", "0.001"),), (("gpus", "16"),)):
+        with pytest.raises(ConfigError, match=f"--exclude {wrong[0][0]}=.* leaves nothing out"):
+            members(["paip_1k"], Axes(gpus=(8,), vary=vary, exclude=(wrong,)))
     with pytest.raises(ConfigError, match="no members"):
         members(["paip_1k"], Axes(gpus=(4,), exclude=((("gpus", "4"),),)))
 
@@ -103,6 +107,15 @@ def test_what_cannot_be_submitted_is_one_line(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_that_cannot_be_built_is_refused_before_it_waits(files: Path, tmp_path: Path):
+    words = ["submit", "smoke", *overrides(files, tmp_path, data__length=24), "--dry-run"]
+    words += ["--vary", "model.decoder=token,raster"]
+    said = error(launch(*words))
+    assert "_decoder-raster: model.name=unetr: " in said and "24" in said.partition("model.name")[2]
+    with mock.patch.dict("sys.modules", {"torch": None}):  # a login node without it
+        assert launch(*words).returncode == 0
+
+
 def test_a_dry_run_says_what_each_job_will_be(files: Path, tmp_path: Path):
     words = [*small_here(files, tmp_path), "train.batch=2048", "--gpus", "1,2048", "--account", "PROJ", "--dry-run"]
     done = launch("submit", "paip_1k", "--site", "frontier", "--hours", "9", *words)
@@ -130,6 +143,25 @@ def test_slides_without_token_files_are_prepared_first(files: Path, tmp_path: Pa
     prep, run = failed.stdout.splitlines()
     assert prep.split() == ["exit", "1", "prep", str(files)] and run.strip().startswith("not run")
     assert not list(tmp_path.glob("runs/paip_1k/*")), "the training that needs them was not started"
+
+
+def test_one_folder_is_prepared_in_one_way(files: Path, tmp_path: Path):
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    (slides / "new.svs").touch()
+    words = ("submit", "paip_1k", "--gpus", "1", "--site", "local", "--slides", slides, *small_here(files, tmp_path))
+    lengths = ("--vary", "data.length=32,64", "--dry-run")
+    said = error(launch(*words, *lengths))
+    assert f"want different token files in the same {files}" in said and "_length-64" in said
+    apart = launch(*words, "--zip", *lengths, "--vary", f"data.dir={tmp_path}/a/tokens,{tmp_path}/b/tokens")
+    assert apart.returncode == 0, apart.stderr
+    assert apart.stdout.count("prep  ") == 2 and apart.stdout.count(" gpus ") == 2
+    assert "only with --masks" in error(launch(*words, "--mask-kind", "viable", "--dry-run"))
+    done = launch(*words, "--masks", slides, "--mask-kind", "viable", PYTHON="/bin/false")
+    assert done.stdout.split()[:3] == ["exit", "1", "prep"], done.stderr
+    (script,) = tmp_path.glob("runs/prep/*/job.sh")
+    assert f"--masks {slides} --mask-kind viable data.dir={files}" in script.read_text()
+    assert script.parent.name == str(files).strip("/").replace("/", "_").replace("-", "_"), "all of the path"
 
 
 def test_variants_must_be_there_before_slides_are_prepared(files: Path, tmp_path: Path):
@@ -237,6 +269,25 @@ def test_a_failing_member_is_told_and_only_it_runs_again(jobs: Jobs, tmp_path: P
     assert "2 ok" in launch("status", jobs.runs, **env).stdout
     nothing = launch("submit", "--only", "failed,missing", "--runs", jobs.runs, **env)
     assert nothing.stdout.startswith("nothing under"), nothing.stdout
+
+
+@pytest.mark.slow
+def test_a_run_that_began_anew_goes_on_when_submitted_again(jobs: Jobs):
+    small = jobs.settings("anew", train__max_steps=100_000)
+    words = ("submit", "paip_64k", "--gpus", "1", "--site", "generic-cuda", *small, "force=true")
+    run, env = jobs.run_dir("anew"), jobs.cluster.env
+    first = launch(*words, **env).stdout.split()[0]
+    jobs.track(first)
+    jobs.wait_steps("anew", int(first), 3)
+    (run / "STOP").touch()
+    assert jobs.cluster.wait_job(first) == "FAILED"
+    assert "sbatch it again with force=false" in (run / "slurm" / f"{first}.out").read_text()
+    (run / "STOP").unlink(missing_ok=True)
+    steps = jobs.record("anew")["steps"]
+    second = launch("submit", "--only", "preempted", "--runs", jobs.runs, **env).stdout.split()[0]
+    jobs.track(second)
+    log = run / "slurm" / f"{second}.out"
+    wait_for(lambda: log.exists() and f"resumed at step {steps} " in log.read_text(), 90, "a second start that goes on")
 
 
 def test_a_run_whose_preparation_was_lost_gets_it_again(jobs: Jobs):
