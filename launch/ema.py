@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -85,3 +86,20 @@ class Average:
             own = tensor.detach().clone()
             tensor.detach().copy_(self.weights[name])
             self.weights[name].copy_(own)
+
+
+def share_statistics(module: nn.Module, average: Average | None) -> None:
+    """Give batch norms, and their average, the mean of the ranks' running statistics: all ranks score the same model.
+
+    Every rank must call it.
+    """
+    world = dist.get_world_size()
+    if world == 1:
+        return
+    buffers = [] if average is None else average.statistics()
+    for part in module.modules():
+        if isinstance(part, _BatchNorm):
+            buffers += [b for b in (part.running_mean, part.running_var) if b is not None]
+    for buffer in buffers:
+        dist.all_reduce(buffer)
+        buffer /= world

@@ -124,15 +124,16 @@ class Metrics:
     Args:
         path: The file.
         resumed_step: Lines after this step were written by a start whose later work is lost; they are dropped, so that
-            no step appears twice. So are evaluations at this very step, which come after its checkpoint and will be
-            done again, and a half-written last line.
+            no step appears twice, and a half-written last line.
         sinks: Get every line too, from now on.
+        scored: Whether the checkpoint of this step was written after its evaluation. If not, lines of an evaluation at
+            this very step are dropped as well: it will be done again.
     """
 
-    def __init__(self, path: Path, resumed_step: int, sinks: Sequence[Sink] = ()) -> None:
+    def __init__(self, path: Path, resumed_step: int, sinks: Sequence[Sink] = (), scored: bool = False) -> None:
         if path.exists():
             lines = [(json.loads(line), line) for line in _valid_lines(path)]
-            kept = [line for it, line in lines if it["step"] < resumed_step + ("loss" in it)]
+            kept = [line for it, line in lines if it["step"] < resumed_step + (scored or "loss" in it)]
             write_atomic(path, "".join(line + "\n" for line in kept).encode())
         self._file: TextIO = path.open("a")
         self._sinks = sinks

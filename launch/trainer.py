@@ -23,7 +23,7 @@ from launch.batches import Batch, Prefetch
 from launch.classify import Forward
 from launch.clock import Clock
 from launch.config import Config
-from launch.ema import Average
+from launch.ema import Average, share_statistics
 from launch.events import Events
 from launch.images import Files
 from launch.optim import learning_rate, make_optimizer, progress_of
@@ -102,6 +102,7 @@ class Trainer:
         self._background = BackgroundSaver() if wanted and config.engine.name != "deepspeed" else None
         self._saved_step = -1
         self._saved_at_s = self._evaluated_at_s = 0.0
+        self._evaluated_step = -1
         peak = config.log.peak_tflops or peak_tflops(device_name(device), train.precision)
         self.speed = Speed(peak, ranks.world, not config.engine.compile, self._sum_over_ranks)
         self._resume()
@@ -110,7 +111,8 @@ class Trainer:
         self.metrics: Metrics | None = None
         if ranks.rank == 0:
             sinks = open_sinks(config.log.sinks, run_dir, config.model_dump(mode="json"))
-            self.metrics = Metrics(run_dir / "metrics.jsonl", self.step, sinks)
+            scored = self._evaluated_step == self.step
+            self.metrics = Metrics(run_dir / "metrics.jsonl", self.step, sinks, scored)
 
     def _new_model(self) -> tuple[torch.nn.Module, dict[str, torch.Tensor] | None]:
         """The bare model with its starting weights; with meta_init only their description, and rank 0's weights."""
@@ -149,12 +151,13 @@ class Trainer:
 
     def _scores(self, part: str, pictures: Path | None = None) -> TestScores:
         """Score a split, with the averaged weights when there are some, and log it."""
-        self._share_statistics()
+        share_statistics(self.engine.module, self.average)
         averaged = contextlib.nullcontext() if self.average is None else self.average.applied()
         with self.events.interval("eval", step=self.step, split=part), averaged:
             scores = self.task.evaluate(self.engine, part, self.device, pictures, part)
         self.events.point("eval_accuracy", scores.headline(), step=self.step, split=part)
-        self._log(**{f"{part}_{name}": value for name, value in scores.numbers().items()})
+        numbers = {f"{part}_{name}": value for name, value in scores.numbers().items()}
+        self._log(**numbers, train_seconds=self.clock.train_seconds, train_tflop=self.train_tflop)
         return scores
 
     def _fit(self) -> str:
@@ -215,8 +218,8 @@ class Trainer:
             self.clock.begin()
         due_time = measuring.every_seconds is not None and elapsed_s - self._evaluated_at_s >= measuring.every_seconds
         due_step = measuring.every_steps is not None and self.step > 0 and self.step % measuring.every_steps == 0
-        if (due_step or due_time) and self.files.split["val"]:
-            self._evaluated_at_s = elapsed_s
+        if (due_step or due_time) and self.files.split["val"] and self.step != self._evaluated_step:
+            self._evaluated_at_s, self._evaluated_step = elapsed_s, self.step
             self.val_score = self._scores("val").headline()
             if saving.keep_best and (self.best is None or self.val_score > self.best[0]):
                 self.best = (self.val_score, self.step)
@@ -361,10 +364,10 @@ class Trainer:
         notes = {"step": self.step, "clock": self.clock.notes(), "world": self.ranks.world, "loss": self.loss}
         notes["timed_on"] = self._timed_on()
         notes |= {"val_score": self.val_score, "best": self.best, "evaluated_at_s": self._evaluated_at_s}
-        notes["flops"] = self.speed.flops
+        notes |= {"evaluated_step": self._evaluated_step, "flops": self.speed.flops}
         engine = self.config.engine
         notes |= {"engine": engine.name, "zero": engine.zero if engine.name == "deepspeed" else None}
-        self._share_statistics()
+        share_statistics(self.engine.module, self.average)
         state = self._state()
         native = self.engine.save if self.config.engine.name == "deepspeed" else None
         best = self.best[1] if self.best else None
@@ -391,18 +394,6 @@ class Trainer:
             if self.average is not None:
                 self.average.weights.update(state["average"])
         return notes
-
-    def _share_statistics(self) -> None:
-        """Give batch norms the mean of the ranks' running statistics, so that every rank scores the same model."""
-        if self.ranks.world == 1:
-            return
-        buffers = [] if self.average is None else self.average.statistics()
-        for module in self.engine.module.modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                buffers += [b for b in (module.running_mean, module.running_var) if b is not None]
-        for buffer in buffers:
-            dist.all_reduce(buffer)
-            buffer /= self.ranks.world
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds; loading fills it in place."""
@@ -431,6 +422,7 @@ class Trainer:
         self.loss, self.val_score = notes["loss"], notes["val_score"]
         self.best = tuple(notes["best"]) if notes["best"] else None
         self._saved_at_s, self._evaluated_at_s = self.clock.train_seconds, notes["evaluated_at_s"]
+        self._evaluated_step = notes.get("evaluated_step", -1)  # older checkpoints do not say
         self.say(f"resumed at step {self.step} ({self.clock.train_seconds:.1f} s of training, {notes['world']} ranks)")
 
 

@@ -96,6 +96,26 @@ def test_kill_9_in_the_last_evaluation_loses_nothing(whole, apf_files, tmp_path,
     assert read_record(run_dir)["starts"] == 2 and len(list((run_dir / "predictions").glob("*.npz"))) == 3
 
 
+def test_evaluations_by_time_are_neither_lost_nor_repeated(apf_files, tmp_path, start):
+    """The newest checkpoint is that of the best evaluation, which comes after it was measured."""
+    saved = {"checkpoint__every_steps": "null", "checkpoint__every_seconds": "null"}
+    words = stoppable(
+        apf_files, tmp_path, engine__name="ddp", eval__every_steps="null", eval__every_seconds=1e-9, **saved
+    )
+    run_dir = tmp_path / "smoke" / "r"
+    group = start(1, words)
+    wait_for_steps(run_dir, random.SystemRandom().randrange(8, 2 * STEPS - 8), group)
+    group.send(signal.SIGKILL)
+    assert group.wait(60) == [-9]
+    group = start(1, words)
+    finish_well(group)
+    assert "resumed at step" in group.errors[0] and len(losses(run_dir)) == STEPS
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    scores = [line for line in lines if "val_dice" in line]
+    assert [line["step"] for line in scores] == list(range(1, STEPS))
+    assert all(line["train_seconds"] > 0 and line["train_tflop"] > 0 for line in scores)
+
+
 def test_a_signal_stops_all_ranks_at_the_same_step(stopped):
     run_dir = stopped / "smoke" / "r"
     record = read_record(run_dir)
