@@ -113,8 +113,8 @@ def unfair(a: Group, b: Group) -> list[str]:
     """
     x, y = a.first, b.first
     reasons = [*differences(x, y), *_other_settings(x, y)]
-    budget = _budget(a, b)
-    return [*reasons, budget] if budget else reasons
+    trained = budget(a, b)
+    return [*reasons, trained] if trained else reasons
 
 
 def _other_settings(x: Run, y: Run) -> list[str]:
@@ -128,7 +128,9 @@ def _other_settings(x: Run, y: Run) -> list[str]:
     ]
 
 
-def _budget(a: Group, b: Group) -> str | None:
+def budget(a: Group, b: Group) -> str | None:
+    """Return how the training budgets of two rows differ, None where they do not; see `unfair`."""
+
     def near(name: str, tolerance: float) -> bool | None:
         x, y = a.mean(name), b.mean(name)
         return None if x is None or y is None else abs(x - y) <= tolerance * max(x, y)
@@ -250,6 +252,8 @@ def _equal_quality(a: Group, b: Group) -> tuple[list[Row], str]:
             return rows, ""
         best = [max(float(c.val_dice.max()) for c in side) for side in sides]
         reason = f"the best validation {word} is {best[0]:.3f} for A and {best[1]:.3f} for B, no common quality above 0"
+        if min(float(c.val_dice.max()) for c in curves) > 0:
+            reason = "not every evaluation has a training time: the first steps were not logged"
     return [], reason
 
 

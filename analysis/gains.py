@@ -6,14 +6,16 @@ less 1, and its geometric mean over the data sets.
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from analysis.compare import budget
 from analysis.floors import LABELS
-from analysis.formats import Column, Table, latex, markdown, number, write_files
+from analysis.formats import Column, Table, latex, markdown, number, significant, write_files
 from analysis.groups import Group, group_runs
 from analysis.records import RunsError, load
 from analysis.speedups import scored_elsewhere
@@ -29,8 +31,9 @@ examples:
   python -m analysis gains runs/open/runs                # the rows of `make experiments`
   python -m analysis gains runs --a 'demo_*apf' --b 'demo_*uniform_tokens' --out out
 
-exit codes: 0 done; 1 there is no set with both; 64 wrong arguments.
+exit codes: 0 done; 1 a row cannot be compared; 64 wrong arguments; 66 there is no set with both.
 """
+NO_PAIR = 66  # EX_NOINPUT of sysexits.h, which no crash has
 _BETTER = "open_*_apf"
 _THAN = (  # rivals, then ablations
     "uniform_tokens", "uniform_patch", "unetr", "unet", "swin_unetr", "transunet", "uniform_leaf_unet", "apf_whole",
@@ -116,9 +119,15 @@ def _one(name: str, a: Group, b: Group, rng: np.random.Generator) -> tuple[Gain,
     left = len(set(mine) ^ set(theirs))
     notes = [f"{len(a.runs)} and {len(b.runs)} seeds"] if (len(a.runs), len(b.runs)) != (1, 1) else ["one seed"]
     notes += [f"{left} slides that only one has are left out"] if left else []
+    notes += [_trained(a, b) or differ] if (differ := budget(a, b)) else []
     notes += [words for side, group, dice in (("A", a, x), ("B", b, y)) if (words := _no_better(side, group, dice))]
     better = int((values[0] > values[1]).sum())
     return Gain(name, x, y, x / y - 1 if y > 0 else None, low, high, n, better, "; ".join(notes)), ratios
+
+
+def _trained(a: Group, b: Group) -> str:
+    x, y = a.mean("train_seconds"), b.mean("train_seconds")
+    return "" if x is None or y is None else f"trained for {significant(x)} and {significant(y)} s"
 
 
 def _no_better(side: str, group: Group, dice: float) -> str:
@@ -134,19 +143,28 @@ def _ends(ratios: np.ndarray) -> tuple[float | None, float | None]:
     return (low - 1 if math.isfinite(low) else None), (high - 1 if math.isfinite(high) else None)
 
 
+class NoPairError(RunsError):
+    """There is nothing to compare."""
+
+
 def find_pairs(groups: Sequence[Group], a: str, b: str) -> list[tuple[str, Group, Group]]:
     """(data set, A, B) for two patterns with one * each, where both have runs with Dice per slide, in order of name.
 
     Raises:
-        RunsError: no set has both; a name stands for several rows of different settings; or two of a set were scored on
-            other pixels.
+        NoPairError: no set has both.
+        RunsError: a name stands for several rows of different settings, or two of a set were scored on other pixels.
     """
     sides = [_by_set(groups, pattern) for pattern in (a, b)]
     names = sorted(set(sides[0]) & set(sides[1]))
-    pairs = [(name, sides[0][name], sides[1][name]) for name in names]
+    for side in sides:
+        for name in names:
+            if len(side[name]) > 1:
+                what = side[name][0].first.experiment
+                raise RunsError(f"{what}: its runs have different settings, so they are no seeds of one row", 1)
+    pairs = [(name, sides[0][name][0], sides[1][name][0]) for name in names]
     pairs = [pair for pair in pairs if set(pair[1].dice_per_slide) & set(pair[2].dice_per_slide)]
     if not pairs:
-        raise RunsError(f"no data set has finished runs of both {a} and {b} on the same slides", 1)
+        raise NoPairError(f"no data set has finished runs of both {a} and {b} on the same slides", NO_PAIR)
     for _, one, other in pairs:
         if scored_elsewhere(one.first, other.first):
             why = "were scored on other pixels of the same slides, e.g. one inside a field of view"
@@ -154,19 +172,17 @@ def find_pairs(groups: Sequence[Group], a: str, b: str) -> list[tuple[str, Group
     return pairs
 
 
-def _by_set(groups: Sequence[Group], pattern: str) -> dict[str, Group]:
+def _by_set(groups: Sequence[Group], pattern: str) -> dict[str, list[Group]]:
+    """Rows of a pattern by what its * stands for."""
     start, star, end = pattern.partition("*")
     if not star or "*" in end:
         raise ValueError(f"{pattern!r}: one * must stand for the data set, e.g. 'open_*_apf'")
-    found: dict[str, Group] = {}
+    found: dict[str, list[Group]] = {}
     for group in groups:
         name = group.first.experiment or ""
         middle = name[len(start) : len(name) - len(end)]
-        if not (middle and name.startswith(start) and name.endswith(end) and len(name) > len(start) + len(end)):
-            continue
-        if middle in found:
-            raise RunsError(f"{name}: its runs have different settings, so they are no seeds of one row", 1)
-        found[middle] = group
+        if middle and name.startswith(start) and name.endswith(end) and len(name) > len(start) + len(end):
+            found.setdefault(middle, []).append(group)
     return found
 
 
@@ -227,19 +243,27 @@ def run(args: argparse.Namespace) -> tuple[str, list[Path]]:
         RunsError: nothing can be compared.
         ValueError: a pattern without *.
     """
-    groups = group_runs(load(args.runs).ok)
-    tables = []
+    runs = load(args.runs)
+    for problem in runs.problems:
+        print(f"left out: {problem.path}: {problem.kind}: {problem.reason}", file=sys.stderr)
+    groups = group_runs(runs.ok)
+    tables, refused = [], False
     pairs = [(args.a, b) for b in args.b or [f"open_*_{row}" for row in _THAN]]
     if not args.b and args.a == _BETTER:
         pairs.extend(_ALSO)
     for a, b in pairs:
         try:
             tables.append(gains_table(a, b, gains(find_pairs(groups, a, b))))
-        except RunsError:
+        except RunsError as error:
             if args.b:
                 raise
+            if not isinstance(error, NoPairError):
+                refused = True
+                print(f"left out: {a} over {b}: {error}", file=sys.stderr)
     if not tables:
-        raise RunsError(f"{args.runs}: no data set has runs of {args.a} and of a row to hold it against", 1)
+        none = f"no data set has runs of {args.a} and of a row to hold it against"
+        why = "nothing is left to compare" if refused else none
+        raise NoPairError(f"{args.runs}: {why}", NO_PAIR)
     text = "\n".join(map(markdown, tables))
     files = {"gains.md": text, "gains.tex": "\n".join(map(latex, tables))}
     return text, write_files(args.out, files) if args.out else []

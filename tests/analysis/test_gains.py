@@ -83,7 +83,7 @@ def test_nothing_found(tmp_path):
         find_pairs(groups, "a_*", "c_*")
 
 
-def test_scores_of_other_pixels_are_not_divided(tmp_path):
+def test_scores_of_other_pixels_are_not_divided(tmp_path, capsys):
     for name, floor in (("open_x_apf", 0.16), ("open_x_unet", 0.14), ("open_x_unetr", 0.16)):
         raw = record("demo_apf", experiment=name, run_id="r", dice_per_slide={STEMS[0]: 0.5, STEMS[1]: 0.4},
                      floors={"all_foreground": floor})  # fmt: skip
@@ -92,6 +92,11 @@ def test_scores_of_other_pixels_are_not_divided(tmp_path):
     with pytest.raises(RunsError, match="open_x_apf and open_x_unet were scored on other pixels of the same slides"):
         find_pairs(groups, "open_*_apf", "open_*_unet")
     assert len(find_pairs(groups, "open_*_apf", "open_*_unetr")) == 1
+    assert main(["gains", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert said.out.count("Relative gain") == 1, "one rival of the two"
+    (left_out,) = said.err.splitlines()
+    assert left_out.startswith("left out: open_*_apf over open_*_unet: open_x_apf and open_x_unet were scored on other")
     by_name = {group.first.experiment: group.first for group in groups}
     assert "other test pixels" in differences(by_name["open_x_apf"], by_name["open_x_unet"])
     assert "other test pixels" not in differences(by_name["open_x_apf"], by_name["open_x_unetr"])
@@ -104,12 +109,34 @@ def test_against_itself_is_nothing(tmp_path_factory, values):
     assert (row.gain, row.low, row.high, row.better) == (0, 0, 0, 0)
 
 
+def test_what_is_left_out_and_other_budgets_are_told(tmp_path, capsys):
+    for name, seconds in (("open_x_apf", 300.0), ("open_x_unet", 150.0), ("open_x_unetr", 301.0)):
+        write_run(tmp_path, record("demo_apf", experiment=name, run_id="r", train_seconds=seconds, steps=seconds,
+                                   epochs=seconds, dice_per_slide={STEMS[0]: 0.5, STEMS[1]: 0.4}))  # fmt: skip
+    lost = {"run_id": "lost", "seed": 1, "status": "oom", "reason": "full"}
+    write_run(tmp_path, record("demo_apf", experiment="open_x_unet", **lost))
+    assert main(["gains", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    (row,) = (line for line in said.out.splitlines() if "one seed" in line and "300 and 150 s" in line)
+    assert "trained for" in row and said.out.count("Relative gain") == 2
+    assert "lost: oom: full" in said.err
+    # another setting of a row that only looks alike is no hindrance to the others
+    for lr in (1, 2):
+        write_run(tmp_path, record("demo_apf", experiment="open_x_uniform_leaf_unet", run_id=f"r{lr}", global_batch=lr,
+                                   dice_per_slide={STEMS[0]: 0.5, STEMS[1]: 0.4}))  # fmt: skip
+    assert main(["gains", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert "left out: open_*_apf over open_*_uniform_leaf_unet: open_x_uniform_leaf_unet: its runs" in said.err
+    assert said.out.count("Relative gain") == 2
+    assert main(["gains", str(tmp_path), "--b", "open_*_uniform_leaf_unet"]) == 1
+
+
 def test_command(tmp_path, capsys):
     runs_of(tmp_path / "runs", {"open_x_apf": [0.6, 0.4], "open_x_unet": [0.5, 0.3]})
     assert main(["gains", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
     assert "+25.0 % [+20.0 %, +33.3 %]" in text and "2 of 2" in text and text.count("Relative gain") == 1
     assert (tmp_path / "out/gains.md").read_text() == text and "25.0" in (tmp_path / "out/gains.tex").read_text()
-    assert main(["gains", str(tmp_path / "runs"), "--b", "open_*_unetr"]) == 1
+    assert main(["gains", str(tmp_path / "runs"), "--b", "open_*_unetr"]) == 66
     assert "no data set has finished runs of both" in capsys.readouterr().err
     assert main(["gains", str(tmp_path / "runs"), "--a", "open_apf"]) == 64
