@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
+# Test files at once: most of them wait for processes they start.
+TEST_JOBS ?= 2
 STAMP := $(VENV)/.installed-$(shell sha256sum pyproject.toml | cut -c1-16)
 
 .PHONY: help setup demo demo-slurm experiments test slow lint bench clean
@@ -24,7 +26,7 @@ experiments: $(STAMP)   ## APF against its rivals on open data, three seeds (hou
 	@source $(VENV)/bin/activate && bash jobs/experiments.sh
 
 test: $(STAMP)   ## the default tests, as CI runs them
-	@source $(VENV)/bin/activate && python -m pytest -m "not slow" --durations=20 --durations-min=5 $(PYTEST_ARGS)
+	@source $(VENV)/bin/activate && python -m pytest -m "not slow" -n $(TEST_JOBS) --dist loadgroup --durations=20 --durations-min=5 $(PYTEST_ARGS)
 
 slow: $(STAMP)   ## the long tests
 	@source $(VENV)/bin/activate && python -m pytest -m slow $(PYTEST_ARGS)

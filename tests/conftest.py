@@ -18,6 +18,17 @@ settings.register_profile("suite", deadline=None)  # a busy machine is not a fai
 settings.load_profile("suite")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n 2 --dist loadgroup`: files stay whole, as they share what is slow to make, and so does tests/slurm.
+
+    Two clusters on one machine would share its network, and with it the ports that jobs of one number choose.
+    """
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group("slurm" if folder == "slurm" else f"{folder}/{item.path.name}"))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""
