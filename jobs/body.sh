@@ -157,6 +157,7 @@ ranks() {  # nodes, tasks on each, then words for Python
 
 job_state() {  # RUNNING, UNKNOWN, or why SLURM is ending the job: while it does, it calls every case COMPLETING
     local shown restarts tries=0
+    trap '' TERM   # of this subshell: the answer is still wanted when the job is being ended
     until shown=$(scontrol --oneliner show job "$job" 2>/dev/null); do   # slurmctld may be busy, or changing hosts
         [ $((tries += 1)) -lt 6 ] || { echo UNKNOWN; return; }
         sleep 5
@@ -211,8 +212,6 @@ cancel_chain() {
 
 train() {
     local rc=0
-    # What has begun anew would begin anew again.
-    case " $* " in *' force=true '*) again='sbatch it again with force=false' ;; esac
     run_dir=$("$PYTHON" -m launch where "$EXPERIMENT" --ranks "$WORLD_SIZE" "$@") || exit $?
     capture
     unpack_environment
@@ -286,6 +285,8 @@ on_usr1() {  # the time limit is near, or somebody sent it
 }
 
 under_slurm() {
+    # What has begun anew would begin anew again.
+    case " $*" in *' force='*) again='sbatch it again with force=false' ;; esac
     # A chain of array tasks is lives of one run too.
     if [ -n "${SLURM_ARRAY_TASK_ID:-}" ] && [ "$SITE_REQUEUE" = 0 ]; then
         # shellcheck disable=SC2153  # SLURM sets it

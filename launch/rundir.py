@@ -46,7 +46,7 @@ def open_run(run_dir: Path, config: Config) -> Opened:
     """
     job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID", "")
     later_life = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
-    force = config.force and not (later_life and forced_by(run_dir) == job)
+    force = config.force and not (later_life and _was_here(run_dir, job))
     try:
         if run_dir.is_dir():
             _lock(run_dir)
@@ -81,12 +81,19 @@ def open_run(run_dir: Path, config: Config) -> Opened:
         raise ConfigError(f"run_root={config.run_root}: {run_dir}: {error.strerror or error}") from None
 
 
-def forced_by(run_dir: Path) -> str | None:
-    """Number of the job that last began anew here with force=true; "" without a scheduler, None when none did."""
+def _was_here(run_dir: Path, job: str) -> bool:
     try:
-        return (run_dir / _FORCED).read_text()
+        return (run_dir / _FORCED).read_text() == job
+    except OSError:  # a job of an older version of this suite left its logs alone
+        return any((run_dir / "logs").glob(f"{os.environ.get('SLURM_JOB_ID') or job}-*"))
+
+
+def forced_at(run_dir: Path) -> float:
+    """When a start with force=true last replaced what was there, in seconds since 1970; 0 when none did."""
+    try:
+        return (run_dir / _FORCED).stat().st_mtime
     except OSError:
-        return None
+        return 0.0
 
 
 def _lock(run_dir: Path) -> None:

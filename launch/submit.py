@@ -6,11 +6,13 @@ not import torch.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from launch.jobs_table import JOBS, Job
 from launch.record import now, read_record, to_json
 from launch.render import DEFAULT_SITE, limited_hours, render, shape
 from launch.run import check_model, check_world
-from launch.rundir import forced_by
+from launch.rundir import forced_at
 from launch.scheduler import ROOT, live_jobs, sbatch, script_environment
 from launch.sites import Site, load_site
 from launch.sweep import Member
@@ -139,6 +141,8 @@ def _check_models(members: Sequence[Member]) -> None:
         seen.add(shapes)
         try:
             check_model(config)
+        except ImportError:  # another version of torch than that of the ranks
+            return
         except ConfigError as error:
             raise ConfigError(f"{member.run_dir}: {error}") from None
 
@@ -156,9 +160,10 @@ def _unprepared(member: Member, slides: Path) -> bool:
 
 
 def _prep_folder(member: Member) -> Path:
-    # All of the path: folders of two experiments may have the same last name.
-    name = re.sub(r"[^A-Za-z0-9.]+", "_", member.config.data.dir).strip("_")
-    return Path(member.config.run_root) / "prep" / name
+    # Folders of two experiments may have the same last name.
+    folder = member.config.data.dir
+    name = re.sub(r"[^A-Za-z0-9.]+", "_", Path(folder).name)
+    return Path(member.config.run_root) / "prep" / f"{name}_{hashlib.sha256(folder.encode()).hexdigest()[:8]}"
 
 
 def _plan_prep(plan: Plan, member: Member) -> None:
@@ -238,7 +243,7 @@ def submit(plan: Plan) -> Iterator[tuple[str, str]]:
             "schema_version": 1, "experiment": member.experiment, "overrides": list(member.overrides),
             "gpus": member.gpus, "site": plan.site.name, "job": number, "after": wait_for or None,
             "prep": str(_prep_folder(member)) if wait_for else None, "sbatch": _options(plan, wait_for),
-            "submitted_at": now(), "earlier": [],
+            "first_submitted_at": now(), "submitted_at": now(), "earlier": [],
         }  # fmt: skip
         write_atomic(member.run_dir / SUBMISSION, to_json(about))
         yield number, str(member.run_dir)
@@ -351,8 +356,9 @@ def submit_again(
             if not with_slurm and wait_for != DONE:
                 yield NOT_RUN, f"{run}, since prep {prep} failed"
                 continue
-        # What began anew is not to begin anew again, but to go on.
-        begun = forced_by(run) in ([submission["job"], *submission["earlier"]] if with_slurm else [""])
+        # What has begun anew since it was submitted first is not to begin anew again, but to go on.
+        first = submission.get("first_submitted_at") or submission.get("submitted_at")
+        begun = first and forced_at(run) >= datetime.fromisoformat(first).timestamp()
         settings = ["force=false"] if begun else []
         number = _start_again(run, [*words, *_after(wait_for)], with_slurm, gpus, settings)
         submission["earlier"] = [*submission["earlier"], submission["job"]]

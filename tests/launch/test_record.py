@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -12,7 +13,7 @@ from launch.clock import Clock
 from launch.config import ConfigError, load
 from launch.optim import learning_rate, progress_of
 from launch.record import Metrics, environment, new_record, read_metrics, read_record, to_json, write_record
-from launch.rundir import forced_by, open_run
+from launch.rundir import forced_at, open_run
 from launch.signals import StopFlag, signal_name
 from tests.launch.small import ROOT
 
@@ -153,7 +154,14 @@ def test_run_directory(tmp_path, monkeypatch):
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(life))
         step.mkdir(parents=True, exist_ok=True)
         assert not open_run(run_dir, force).finished and step.exists() is not anew, (job, life)
-        assert forced_by(run_dir) == job
+    assert 0 < forced_at(run_dir) <= time.time() + 1 and forced_at(tmp_path) == 0
+    # a job of before there was a marker goes on where it was too
+    (run_dir / "forced_by_job").unlink()
+    (run_dir / "logs" / "9-1").mkdir()
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    step.mkdir(parents=True, exist_ok=True)
+    assert not open_run(run_dir, force).finished and step.exists()
     assert not open_run(run_dir, load("smoke", [f"run_root={tmp_path}", "force=false", "train.lr=0.1"])).finished
     (run_dir / "config.yaml").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):

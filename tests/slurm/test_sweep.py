@@ -161,7 +161,8 @@ def test_one_folder_is_prepared_in_one_way(files: Path, tmp_path: Path):
     assert done.stdout.split()[:3] == ["exit", "1", "prep"], done.stderr
     (script,) = tmp_path.glob("runs/prep/*/job.sh")
     assert f"--masks {slides} --mask-kind viable data.dir={files}" in script.read_text()
-    assert script.parent.name == str(files).strip("/").replace("/", "_").replace("-", "_"), "all of the path"
+    other = launch(*words, "--masks", slides, f"data.dir={tmp_path}/other/{files.name}", PYTHON="/bin/false")
+    assert other.returncode == 1 and len(list(tmp_path.glob(f"runs/prep/{files.name}_*/job.sh"))) == 2
 
 
 def test_variants_must_be_there_before_slides_are_prepared(files: Path, tmp_path: Path):
