@@ -43,9 +43,13 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _passes(self, *factors: torch.Tensor) -> int:
         if not self.backward:
             return 1
-        if not torch.is_grad_enabled():  # within a function with a backward pass of its own, which hides the factors
-            return 3
-        return 1 + sum(factor.requires_grad for factor in factors)
+        needing = sum(factor.requires_grad for factor in factors)
+        if torch.is_grad_enabled():
+            return 1 + needing
+        # Within a function with a backward pass of its own, as DeepSpeed's linear maps: only its arguments, and views
+        # of them, say what they are.
+        needing += sum(not it.requires_grad and it._base is not None and it._base.requires_grad for it in factors)
+        return 1 + (needing or 2)
 
 
 def peak_tflops(device: str, precision: str) -> float | None:
