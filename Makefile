@@ -26,7 +26,7 @@ experiments: $(STAMP)   ## APF against its rivals on open data, three seeds (hou
 	@source $(VENV)/bin/activate && bash jobs/experiments.sh
 
 test: $(STAMP)   ## the default tests, as CI runs them
-	@source $(VENV)/bin/activate && python -m pytest -m "not slow" -n $(TEST_JOBS) --dist loadgroup --durations=20 --durations-min=5 $(PYTEST_ARGS)
+	@source $(VENV)/bin/activate && python -m pytest -m "not slow" -n $(TEST_JOBS) --durations=20 --durations-min=5 $(PYTEST_ARGS)
 
 slow: $(STAMP)   ## the long tests
 	@source $(VENV)/bin/activate && python -m pytest -m slow $(PYTEST_ARGS)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -18,15 +19,20 @@ settings.register_profile("suite", deadline=None)  # a busy machine is not a fai
 settings.load_profile("suite")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup`: files stay whole, as they share what is slow to make, and so does tests/slurm.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n 2`: files stay whole, as their tests share what is slow to make or build on each other; so does SLURM's.
 
     Two clusters on one machine would share its network, and with it the ports that jobs of one number choose.
     """
-    for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group("slurm" if folder == "slurm" else f"{folder}/{item.path.name}"))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "tests/slurm" if path.startswith("tests/slurm/") else path
+
+    return Files(config, log)
 
 
 @pytest.fixture(scope="session")
