@@ -31,7 +31,8 @@ examples:
   python -m analysis gains runs/open/runs                # the rows of `make experiments`
   python -m analysis gains runs --a 'demo_*apf' --b 'demo_*uniform_tokens' --out out
 
-exit codes: 0 done; 1 a row cannot be compared; 64 wrong arguments; 66 there is no set with both.
+exit codes: 0 done, also where the default left out a pair of rows (it says which); 1 none could be compared; 64 wrong
+arguments; 66 there is no set with both.
 """
 NO_PAIR = 66  # EX_NOINPUT of sysexits.h, which no crash has
 _BETTER = "open_*_apf"
@@ -261,9 +262,9 @@ def run(args: argparse.Namespace) -> tuple[str, list[Path]]:
                 refused = True
                 print(f"left out: {a} over {b}: {error}", file=sys.stderr)
     if not tables:
-        none = f"no data set has runs of {args.a} and of a row to hold it against"
-        why = "nothing is left to compare" if refused else none
-        raise NoPairError(f"{args.runs}: {why}", NO_PAIR)
+        if refused:
+            raise RunsError(f"{args.runs}: nothing is left to compare", 1)
+        raise NoPairError(f"{args.runs}: no data set has runs of {args.a} and of a row to hold it against", NO_PAIR)
     text = "\n".join(map(markdown, tables))
     files = {"gains.md": text, "gains.tex": "\n".join(map(latex, tables))}
     return text, write_files(args.out, files) if args.out else []

@@ -1,5 +1,7 @@
 """Relative gains of Dice over data sets, against hand-computed cases."""
 
+import shutil
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -129,6 +131,9 @@ def test_what_is_left_out_and_other_budgets_are_told(tmp_path, capsys):
     assert "left out: open_*_apf over open_*_uniform_leaf_unet: open_x_uniform_leaf_unet: its runs" in said.err
     assert said.out.count("Relative gain") == 2
     assert main(["gains", str(tmp_path), "--b", "open_*_uniform_leaf_unet"]) == 1
+    for name in ("open_x_unet", "open_x_unetr"):
+        shutil.rmtree(tmp_path / name)
+    assert main(["gains", str(tmp_path)]) == 1 and "nothing is left to compare" in capsys.readouterr().err
 
 
 def test_command(tmp_path, capsys):
