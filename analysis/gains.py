@@ -34,7 +34,6 @@ examples:
 exit codes: 0 done, also where the default left out a pair of rows (it says which); 1 none could be compared; 64 wrong
 arguments; 66 there is no set with both.
 """
-NO_PAIR = 66  # EX_NOINPUT of sysexits.h, which no crash has
 _BETTER = "open_*_apf"
 _THAN = (  # rivals, then ablations
     "uniform_tokens", "uniform_patch", "unetr", "unet", "swin_unetr", "transunet", "uniform_leaf_unet", "apf_whole",
@@ -145,7 +144,10 @@ def _ends(ratios: np.ndarray) -> tuple[float | None, float | None]:
 
 
 class NoPairError(RunsError):
-    """There is nothing to compare."""
+    """There is nothing to compare; its exit code is EX_NOINPUT of sysexits.h, which no crash has."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 66)
 
 
 def find_pairs(groups: Sequence[Group], a: str, b: str) -> list[tuple[str, Group, Group]]:
@@ -165,7 +167,7 @@ def find_pairs(groups: Sequence[Group], a: str, b: str) -> list[tuple[str, Group
     pairs = [(name, sides[0][name][0], sides[1][name][0]) for name in names]
     pairs = [pair for pair in pairs if set(pair[1].dice_per_slide) & set(pair[2].dice_per_slide)]
     if not pairs:
-        raise NoPairError(f"no data set has finished runs of both {a} and {b} on the same slides", NO_PAIR)
+        raise NoPairError(f"no data set has finished runs of both {a} and {b} on the same slides")
     for _, one, other in pairs:
         if scored_elsewhere(one.first, other.first):
             why = "were scored on other pixels of the same slides, e.g. one inside a field of view"
@@ -255,16 +257,18 @@ def run(args: argparse.Namespace) -> tuple[str, list[Path]]:
     for a, b in pairs:
         try:
             tables.append(gains_table(a, b, gains(find_pairs(groups, a, b))))
+        except NoPairError:
+            if args.b:
+                raise
         except RunsError as error:
             if args.b:
                 raise
-            if not isinstance(error, NoPairError):
-                refused = True
-                print(f"left out: {a} over {b}: {error}", file=sys.stderr)
+            refused = True
+            print(f"left out: {a} over {b}: {error}", file=sys.stderr)
     if not tables:
         if refused:
             raise RunsError(f"{args.runs}: nothing is left to compare", 1)
-        raise NoPairError(f"{args.runs}: no data set has runs of {args.a} and of a row to hold it against", NO_PAIR)
+        raise NoPairError(f"{args.runs}: no data set has runs of {args.a} and of a row to hold it against")
     text = "\n".join(map(markdown, tables))
     files = {"gains.md": text, "gains.tex": "\n".join(map(latex, tables))}
     return text, write_files(args.out, files) if args.out else []

@@ -109,7 +109,7 @@ class Speed:
 
     @contextmanager
     def forward(self) -> Iterator[None]:
-        """Surrounds one forward pass; where gradients are off altogether they count as if every factor needed one."""
+        """Surrounds one forward pass."""
         if self._counter is None:
             yield
             return
