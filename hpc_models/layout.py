@@ -1,13 +1,15 @@
 """How a sequence of tokens becomes the square picture a convolutional decoder needs, and back; imports torch only.
 
 Two ways: `SequenceLayout` writes the tokens row by row in sequence order, as the authors of APF did (the picture then
-has little to do with the image); `GeometricLayout` puts each token where its leaf lies.
+has little to do with the image); `GeometricLayout` puts each token where its leaf lies. `strip_to_leaves` undoes what
+their packing did to the order of rows.
 """
 
 from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from hpc_models.batch import Batch, cut_patches, join_patches
@@ -88,3 +90,23 @@ class GeometricLayout:
     def to_cells(self, logits: Tensor) -> Tensor:
         """(B, K, g*p, g*p) to (B, L, p, p, K): means over large cells, the nearest pixel for small ones."""
         return raster_to_cells(logits, self.xy, self.size, self.size_px, self.patch)
+
+
+def strip_to_leaves(x: Tensor, valid: Tensor) -> Tensor:
+    """Rows of `--packing strip` tokens back to their leaves, the inverse of `data_prep.packing.pack_strip`.
+
+    Of n leaves, that packing puts row r of leaf i, the row i * p + r of all, into token (i * p + r) % n as its row
+    (i * p + r) // n. The authors pack image and mask alike, so their model answers in the order of its input.
+
+    Args:
+        x: (B, L, p, p, K), by packed tokens.
+        valid: (B, L) bool, the n packed tokens of each image first.
+
+    Returns:
+        The same shape, by leaves; rows of padding stay where they are.
+    """
+    length, p = x.shape[1:3]
+    leaves = valid.sum(1, keepdim=True).clamp(min=1)
+    row = torch.arange(length * p, device=x.device)
+    source = torch.where(row < leaves * p, row % leaves * p + row // leaves, row)
+    return x.flatten(1, 2).take_along_dim(source[..., None, None], 1).unflatten(1, (length, p))

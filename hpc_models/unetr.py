@@ -16,7 +16,7 @@ from hpc_models.batch import Batch, all_valid, cut_patches, join_patches, pack, 
 from hpc_models.convdecoder import ConvDecoder
 from hpc_models.geometry import halo_patches, is_power_of_two
 from hpc_models.init import init_linears, set_prior
-from hpc_models.layout import GeometricLayout, SequenceLayout, grid_side
+from hpc_models.layout import GeometricLayout, SequenceLayout, grid_side, strip_to_leaves
 from hpc_models.leafnet import LeafDecoder, LeafEncoder, leaf_widths
 from hpc_models.leafunet import LeafUNetDecoder, LeafUNetEncoder, Seams, leaf_unet_widths
 from hpc_models.position import Position
@@ -81,6 +81,8 @@ class UNETR(nn.Module):
         leaf_base: channels of the finest level of the leaf networks.
         seams: "leaf_unet": convolutions read across the borders of leaves; False: zeros lie around every leaf.
         halo: cells of the neighbouring leaves that the leaf encoder sees around each leaf (0, 1 or 2).
+        packing: "leaf" (token i is leaf i) or "strip": the tokens are those of `--packing strip`, each of rows of p
+            leaves, and the answer is put back to leaves; for decoders and positions that know nothing of leaves.
         normalise: map the input by (x - 0.5) / 0.5 first.
         checkpointing: recompute blocks and decoder stages in the backward pass instead of keeping their activations.
         prior: expected share of foreground; sets the bias of the last layer to its logit. None leaves it as is.
@@ -114,6 +116,7 @@ class UNETR(nn.Module):
         leaf_base: int = 16,
         halo: int = 0,
         seams: bool = True,
+        packing: str = "leaf",
         normalise: bool = True,
         checkpointing: bool = False,
         prior: float | None = None,
@@ -128,8 +131,16 @@ class UNETR(nn.Module):
         if length < 1:
             raise ValueError(f"length must be at least 1, got {length}")
         cells = size_px // patch
+        if packing == "strip" and (decoder not in ("raster", "token") or position not in ("slot", "none")):
+            raise ValueError(
+                "packing=strip mixes leaves: decoder must be raster or token, and position slot or none, "
+                f"got {decoder} and {position}"
+            )
+        if packing not in ("leaf", "strip") or (packing == "strip" and length == cells * cells):
+            raise ValueError(f"packing must be leaf, or strip of fewer than {cells * cells} tokens, got {packing!r}")
         self.size_px, self.patch, self.length, self.classes = size_px, patch, length, classes
         self.decoder_kind, self.normalise, self.halo, self.seams = decoder, normalise, halo, seams
+        self.packing = packing
         self.uniform = length == cells * cells
         self.grid = grid_side(length, cells, grid)
 
@@ -213,7 +224,8 @@ class UNETR(nn.Module):
             layout = GeometricLayout(batch, self.size_px, self.patch, grid)
         elif self.decoder_kind == "raster":
             layout = SequenceLayout(batch["tokens"].shape[1], self.patch)
-        return self._logits(batch, slot, layout)
+        logits = self._logits(batch, slot, layout)
+        return strip_to_leaves(logits, batch["valid"]) if self.packing == "strip" else logits
 
     def forward_image(self, image: Tensor) -> Tensor:
         """Segment whole images by uniform patching, tokens in raster order, as UNETR does.

@@ -227,6 +227,7 @@ class TokenFiles:
             "classes": meta["classes"],
             "fov": bool(params.get("fov")),
             "resample": params.get("resample", "mean"),
+            "packing": params.get("packing", "leaf"),
         }
         if own:
             found["split_on"] = params.get("split_on", "edges")
@@ -244,9 +245,8 @@ class TokenFiles:
             if value != asked:
                 cure = f"; build it with{'' if asked else 'out'} --fov" if key == "fov" else ""
                 raise ConfigError(f"{path}: was built with {key} {value}, but data.{key}={asked}{cure}")
-        if self.config.flips and (params.get("packing") == "strip" or params.get("fit") == "drop"):
-            # Turning puts tokens back into Morton order, and turns patches that are no pictures of one leaf.
-            raise ConfigError(f"{path}: was built with --packing strip or --fit drop, which needs data.flips=false")
+        if self.config.flips and params.get("fit") == "drop":  # turning puts tokens back into Morton order
+            raise ConfigError(f"{path}: was built with --fit drop, which needs data.flips=false")
         if meta["rows"] > self.config.length:
             raise ConfigError(f"{path}: has {meta['rows']} tokens, more than data.length={self.config.length}")
         return meta

@@ -101,6 +101,7 @@ def _vit(**other: Any) -> UNETRConfig:
 
 
 _DEEP = 4  # blocks that the convolutional decoders take features from
+_CONVOLUTIONS = {"depth": _DEEP, "feature_size": 8}  # with 16 a step of two images takes seconds of a core
 _LEAF_UNET = _vit(decoder="leaf_unet", position="geom")
 VARIANTS = {
     "apf": Variant(
@@ -148,20 +149,29 @@ VARIANTS = {
         "adaptive tokens, leaf network", "apf", _vit(decoder="leaf", position="geom", leaf_base=8), part="part"
     ),
     "apf_token": Variant("adaptive tokens, linear head", "apf", _vit(decoder="token", position="geom"), part="part"),
+    "apf_token_still": Variant(
+        "adaptive tokens, linear head, slot positions, every step on a whole tree that is never flipped", "still",
+        _vit(decoder="token", position="slot"),
+    ),
+    "apf_token_strip": Variant(
+        "as apf_token_still with the packing of the authors' code, which cannot be turned", "strip",
+        _vit(decoder="token", position="slot"),
+    ),
     "apf_geometric": Variant(
         "adaptive tokens, convolutional decoder on the grid of the frame", "square",
-        _vit(decoder="geometric", position="geom", depth=_DEEP),
+        _vit(decoder="geometric", position="geom", **_CONVOLUTIONS), batch=1, lr=3e-3,
     ),
     "apf_raster": Variant(
         "adaptive tokens, the paper's decoder on the sequence as a picture, slot positions", "square",
-        _vit(decoder="raster", position="slot", depth=_DEEP),
+        _vit(decoder="raster", position="slot", **_CONVOLUTIONS), batch=1, lr=3e-3,
     ),
     "apf_still": Variant(
-        "as apf_raster without flips and turns", "still", _vit(decoder="raster", position="slot", depth=_DEEP)
+        "as apf_raster without flips and turns", "still", _vit(decoder="raster", position="slot", **_CONVOLUTIONS),
+        batch=1, lr=3e-3,
     ),
     "apf_strip": Variant(
         "as apf_still with the packing of the authors' code, which cannot be turned", "strip",
-        _vit(decoder="raster", position="slot", depth=_DEEP),
+        _vit(decoder="raster", position="slot", **_CONVOLUTIONS), batch=1, lr=3e-3,
     ),
     "uniform_leaf_unet": Variant(
         "as apf on equal tokens as small as apf's smallest", "patch", _LEAF_UNET, batch=1, lr=5e-3, part="part"
@@ -225,6 +235,8 @@ def _data(name: str, variant: Variant) -> DataConfig:
         split["thresholds"] = PAPER_THRESHOLDS
     if cut == "cubic":
         split["resample"] = "cubic"
+    if cut == "strip":
+        split["packing"] = "strip"
     lengths = {"half": chosen.length // 2, "double": 2 * chosen.length}
     lengths |= dict.fromkeys(("square", "still", "strip"), chosen.square)
     folder = {"still": "square", "unturned": "apf"}.get(cut, cut)

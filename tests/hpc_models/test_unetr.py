@@ -1,14 +1,20 @@
 """UNETR against MONAI's, published parameter counts, costs, and uniform tokens against whole images."""
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from data_prep.packing import pack_strip
 from hpc_models import build
 from hpc_models.batch import uniform_batch
+from hpc_models.layout import strip_to_leaves
 from hpc_models.leafnet import leaf_widths
 from hpc_models.monai_weights import load_monai_unetr
 from hpc_models.vit import ViTEncoder
+from tests.hpc_models.trees import random_batch
 
 
 def reference(size, **more):
@@ -225,3 +231,51 @@ def test_leaf_model_of_the_demo_has_about_two_and_a_half_million_parameters():
             "unetr", size_px=1024, patch=16, length=256, decoder="leaf", position="geom", width=192, depth=4, heads=6
         )
     assert 2.3e6 < sum(p.numel() for p in model.parameters()) < 2.6e6
+
+
+@given(leaves=st.lists(st.integers(0, 20), min_size=1, max_size=3), p=st.sampled_from([1, 2, 4]))
+def test_strip_packing_is_undone(leaves, p):
+    length = max([1, *leaves])
+    whole = np.random.default_rng(0).random((len(leaves), length, p, p, 2))
+    packed = whole.copy()
+    for image, n in enumerate(leaves):
+        if n:
+            packed[image, :n] = pack_strip(whole[image, :n])
+    valid = torch.arange(length) < torch.tensor(leaves)[:, None]
+    np.testing.assert_array_equal(strip_to_leaves(torch.from_numpy(packed), valid), whole)
+
+
+@pytest.mark.parametrize("decoder", ["raster", "token"])
+def test_answers_to_packed_tokens_are_scored_as_the_authors_score_them(decoder):
+    """They pack the mask like the image and compare in that order; here the answer goes back to leaves."""
+    batch, *_ = random_batch(3, 64, 8, length=36)
+    size = {"size_px": 64, "patch": 8, "length": 36, "width": 24, "depth": 4, "heads": 2, "feature_size": 4}
+    torch.manual_seed(0)
+    model = build("unetr", decoder=decoder, **size).eval()
+    strip = build("unetr", decoder=decoder, packing="strip", **size).eval()
+    strip.load_state_dict(model.state_dict())
+    rows = [int(n) for n in batch["valid"].sum(1)]
+    assert min(rows) < 36
+    truth = batch["mask_counts"]
+    packed, mask = batch["tokens"].clone(), truth.clone()
+    for image, n in enumerate(rows):
+        for whole in (packed, mask):
+            whole[image, :n] = torch.from_numpy(pack_strip(whole[image, :n].numpy()))
+    batch = {**batch, "tokens": packed}
+    with torch.no_grad():
+        theirs, mine = model(batch), strip(batch)
+    assert not torch.equal(theirs, mine)
+    valid = batch["valid"]
+    errors = [(out - wanted)[valid].flatten().sort().values for out, wanted in ((theirs, mask), (mine, truth))]
+    torch.testing.assert_close(*errors, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("more", "why"), [
+    ({"packing": "rows"}, "packing must be leaf, or strip"),
+    ({"packing": "strip", "length": 64}, "fewer than 64 tokens"),
+    ({"packing": "strip", "decoder": "leaf"}, "decoder must be raster or token"),
+    ({"packing": "strip", "position": "both"}, "position slot or none"),
+])  # fmt: skip
+def test_packings_that_cannot_be_are_refused(more, why):
+    with pytest.raises(ValueError, match=why):
+        build("unetr", **{"size_px": 64, "patch": 8, "length": 36, "width": 24, "heads": 2, **more})

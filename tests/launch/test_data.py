@@ -76,15 +76,17 @@ def test_wrong_folders_and_splits(apf_files, tmp_path):
     assert "more than data.length=4" in fault(data__length=4)
 
 
-@pytest.mark.parametrize("option", [{"packing": "strip"}, {"fit": "drop"}])
-def test_files_that_cannot_be_turned_need_flips_off(option, apf_files, tmp_path):
+def test_files_that_cannot_be_turned_need_flips_off(apf_files, tmp_path):
     folder = shutil.copytree(apf_files, tmp_path / "x")
     tokens, meta = read_tokens(token_path(folder, "c"))
-    meta["params"] |= option
+    meta["params"] |= {"fit": "drop"}
     write_tokens(token_path(folder, "c"), tokens, meta)
     with pytest.raises(ConfigError, match=r"c\.tokens\.h5.*data\.flips=false"):
         TokenFiles(config(folder).data).check()
     TokenFiles(config(folder, data__flips="false").data).check()
+
+
+LINEAR = {"model__decoder": "token", "model__position": "slot"}
 
 
 @pytest.mark.parametrize(("built", "asked", "why"), [
@@ -97,6 +99,9 @@ def test_files_that_cannot_be_turned_need_flips_off(option, apf_files, tmp_path)
     ({"thresholds": [100, 200]}, {}, None),
     ({"resample": "cubic"}, {}, "resample cubic, but data.resample=mean"),
     ({"resample": "cubic"}, {"data__resample": "cubic"}, None),
+    ({"packing": "strip"}, {}, "packing strip, but data.packing=leaf"),
+    ({}, {"data__packing": "strip", "data__flips": "false", **LINEAR}, "packing leaf, but data.packing=strip"),
+    ({"packing": "strip"}, {"data__packing": "strip", "data__flips": "false", **LINEAR}, None),
     ({"fov": True}, {}, "fov True, but data.fov=False"),
     ({}, {"data__fov": "true"}, "fov False, but data.fov=True"),
     ({"fov": True}, {"data__fov": "true"}, None),

@@ -29,7 +29,8 @@ def script(**env: str) -> subprocess.CompletedProcess:
 def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
     configs = {row: load(f"open_{name}_{row}") for row in rows_of(name)}
     whole = [config.model_copy(update={"experiment": ""}).sha256() for config in configs.values()]
-    whole_frames = {"apf_whole", "unetr", "apf_geometric", "apf_raster", "apf_still", "apf_strip"}
+    in_sequence = {"apf_token_still", "apf_token_strip", "apf_raster", "apf_still", "apf_strip"}
+    whole_frames = {"apf_whole", "unetr", "apf_geometric", *in_sequence}
     left_out = whole_frames if name == "vessels_4k" else set()
     assert left_out == whole_frames - set(configs)
     assert len(set(whole)) == len(configs) >= len(VARIANTS) - 2 - len(left_out)
@@ -67,10 +68,14 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
     trees = ("apf", "apf_half", *(["apf_double"] if "apf_double" in configs else []), *SPLITS)
     assert len({configs[row].data.dir for row in trees}) == len(trees)
     if not left_out:
-        assert configs["apf_strip"].data.dir != configs["apf_still"].data.dir == configs["apf_raster"].data.dir
-        assert not configs["apf_strip"].data.flips and not configs["apf_still"].data.flips
+        for strip, still in (("apf_strip", "apf_still"), ("apf_token_strip", "apf_token_still")):
+            own = {"dir": configs[strip].data.dir, "packing": "strip"}
+            assert configs[still].data.model_copy(update=own) == configs[strip].data
+            assert configs[strip].data.dir != configs[still].data.dir == configs["apf_raster"].data.dir
+            assert configs[strip].model == configs[still].model and not configs[still].data.flips
+            assert configs[strip].train == configs[still].train
     # Of three of them the sequence is a picture; with as many leaves as the grid has it would be read as the grid.
-    for row in {"apf_geometric", "apf_raster", "apf_still", "apf_strip"} - left_out:
+    for row in {"apf_geometric", *in_sequence} - left_out:
         assert configs[row].data.length == SETS[name].square < all_there_are
         assert math.isqrt(SETS[name].square) ** 2 == SETS[name].square
     jittered, apf = configs["apf_jittered"], configs["apf"]
@@ -103,6 +108,7 @@ def test_token_files_are_split_as_the_row_says():
     assert words("apf_entropy")[-3:] == [length, "--split-on", "entropy"]
     assert words("apf_fixed")[-3:] == [length, "--thresholds", "100,200"]
     assert words("apf_cubic")[-3:] == [length, "--resample", "cubic"]
+    assert words("apf_strip")[-2:] == words("apf_token_strip")[-2:] == ["--packing", "strip"]
     assert words("apf", "data.thresholds=[90,180]", "--jobs", "2")[-4:] == ["--thresholds", "90,180", "--jobs", "2"]
 
 
