@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from hpc_models.geometry import ring_cells, ring_steps
 from hpc_models.recompute import maybe_recompute
+from hpc_models.stdconv import conv3x3
 
 
 def leaf_unet_widths(patch: int, base: int = 16) -> tuple[int, ...]:
@@ -148,9 +149,9 @@ def surround(x: Tensor, seams: Seams, beside: Tensor | None = None, relu: bool =
 class LeafConv(nn.Module):
     """3x3 convolution of widened leaves, norm over the leaves of each image; the norm's bias is the only one."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, standardise: bool = False) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, bias=False)
+        self.conv = conv3x3(in_channels, out_channels, 0, standardise)
         self.weight = nn.Parameter(torch.ones(out_channels))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
@@ -167,10 +168,10 @@ class LeafConv(nn.Module):
 
 
 class _Double(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, standardise: bool) -> None:
         super().__init__()
-        self.conv1 = LeafConv(in_channels, out_channels)
-        self.conv2 = LeafConv(out_channels, out_channels)
+        self.conv1 = LeafConv(in_channels, out_channels, standardise)
+        self.conv2 = LeafConv(out_channels, out_channels, standardise)
 
     def forward(self, x: Tensor, seams: Seams, beside: Tensor | None = None) -> Tensor:
         y = self.conv1(surround(x, seams, beside), seams)
@@ -185,11 +186,14 @@ class LeafUNetEncoder(nn.Module):
         in_channels: channels of a patch.
         width: D of the tokens.
         widths: channels per level, finest first.
+        standardise: filters of the convolutions are brought to mean 0 and variance 1; see `StdConv2d`.
     """
 
-    def __init__(self, patch: int, in_channels: int, width: int, widths: tuple[int, ...]) -> None:
+    def __init__(
+        self, patch: int, in_channels: int, width: int, widths: tuple[int, ...], standardise: bool = False
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(_Double(a, b) for a, b in pairwise((in_channels, *widths)))
+        self.blocks = nn.ModuleList(_Double(a, b, standardise) for a, b in pairwise((in_channels, *widths)))
         side = patch >> (len(widths) - 1)
         self.project = nn.Linear(widths[-1] * side * side, width)
         nn.init.normal_(self.project.weight, std=self.project.in_features**-0.5)
@@ -218,9 +222,12 @@ class LeafUNetDecoder(nn.Module):
         width: D of the tokens.
         widths: channels per level, finest first, as the encoder's.
         classes: K.
+        standardise: as the encoder's.
     """
 
-    def __init__(self, patch: int, width: int, widths: tuple[int, ...], classes: int) -> None:
+    def __init__(
+        self, patch: int, width: int, widths: tuple[int, ...], classes: int, standardise: bool = False
+    ) -> None:
         super().__init__()
         side = patch >> (len(widths) - 1)
         self.project = nn.Linear(width, widths[-1] * side * side)
@@ -229,7 +236,7 @@ class LeafUNetDecoder(nn.Module):
         nn.init.zeros_(self.project.bias)
         pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.ups = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
-        self.blocks = nn.ModuleList(_Double(2 * b, b) for _, b in pairs)
+        self.blocks = nn.ModuleList(_Double(2 * b, b, standardise) for _, b in pairs)
         self.out = nn.Conv2d(widths[0], classes, 1)
         self.checkpoint = False
 

@@ -5,28 +5,13 @@ Kolesnikov et al., Big Transfer (ECCV 2020); TransUNet (Chen et al. 2021) takes 
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_models.recompute import recompute
+from hpc_models.stdconv import StdConv2d
 
 GROUPS = 32
-
-
-class StdConv2d(nn.Conv2d):
-    """Convolution without bias whose filters are brought to mean 0 and variance 1 each time (Qiao et al. 2019)."""
-
-    def __init__(self, in_channels: int, out_channels: int, side: int, stride: int = 1) -> None:
-        super().__init__(in_channels, out_channels, side, stride, padding=side // 2, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
-        # In float32 at least, under autocast too: a variance of 1e-4 has no digits left in 16 bits.
-        flat = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)).flatten(1)
-        centred = flat - flat.mean(1, keepdim=True)
-        weight = centred * (centred.square().mean(1, keepdim=True) + 1e-5).rsqrt()
-        return F.conv2d(x, weight.view_as(self.weight).to(self.weight.dtype), None, self.stride, self.padding)
 
 
 class Unit(nn.Module):

@@ -17,6 +17,7 @@ from hpc_models.batch import Batch
 from hpc_models.init import set_prior
 from hpc_models.picture import on_tiles, pad_to
 from hpc_models.recompute import recompute
+from hpc_models.stdconv import conv3x3
 
 NORMS = ("instance", "batch", "none")
 
@@ -41,11 +42,11 @@ def norm2d(kind: str, channels: int) -> nn.Module:
 class DoubleConv(nn.Module):
     """Two 3x3 convolutions, each followed by norm and ReLU; a norm would undo a bias, so they have one or the other."""
 
-    def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: str, standardise: bool = False) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=norm == "none")
+        self.conv1 = conv3x3(in_channels, out_channels, 1, standardise, bias=norm == "none")
         self.norm1 = norm2d(norm, out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=norm == "none")
+        self.conv2 = conv3x3(out_channels, out_channels, 1, standardise, bias=norm == "none")
         self.norm2 = norm2d(norm, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,10 +57,10 @@ class DoubleConv(nn.Module):
 class Up(nn.Module):
     """2x2 transposed convolution, joined with the skip, double convolution."""
 
-    def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: str, standardise: bool = False) -> None:
         super().__init__()
         self.up = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
-        self.conv = DoubleConv(2 * out_channels, out_channels, norm)
+        self.conv = DoubleConv(2 * out_channels, out_channels, norm, standardise)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(N, C_in, h, w) and (N, C_out, 2h, 2w) to (N, C_out, 2h, 2w)."""
@@ -74,6 +75,7 @@ class UNet(nn.Module):
         classes: K.
         widths: channels per level, finest first.
         norm: "instance", "batch" (statistics then depend on which tiles share a rank) or "none".
+        standardise: filters of the convolutions are brought to mean 0 and variance 1; see `StdConv2d`.
         normalise: map the input by (x - 0.5) / 0.5 first.
         checkpointing: recompute each level in the backward pass instead of keeping its activations.
         prior: expected share of foreground; sets the last bias to its logit. None leaves it as is.
@@ -88,6 +90,7 @@ class UNet(nn.Module):
         classes: int = 1,
         widths: tuple[int, ...] = (16, 32, 64, 128, 256),
         norm: str = "instance",
+        standardise: bool = False,
         normalise: bool = True,
         checkpointing: bool = False,
         prior: float | None = None,
@@ -95,12 +98,14 @@ class UNet(nn.Module):
         super().__init__()
         if len(widths) < 2:
             raise ValueError(f"widths needs at least two levels, got {tuple(widths)}")
+        if standardise and norm == "none":
+            raise ValueError("standardise=True needs a norm: nothing else would set the scale of a map")
         channels = [in_channels, *widths]
         self.normalise = normalise
         self.checkpoint = checkpointing
-        self.downs = nn.ModuleList(DoubleConv(a, b, norm) for a, b in pairwise(channels))
+        self.downs = nn.ModuleList(DoubleConv(a, b, norm, standardise) for a, b in pairwise(channels))
         up_channels = list(reversed(widths))
-        self.ups = nn.ModuleList(Up(a, b, norm) for a, b in pairwise(up_channels))
+        self.ups = nn.ModuleList(Up(a, b, norm, standardise) for a, b in pairwise(up_channels))
         self.out = nn.Conv2d(widths[0], classes, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module is not self.out:

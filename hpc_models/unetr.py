@@ -81,6 +81,7 @@ class UNETR(nn.Module):
         leaf_base: channels of the finest level of the leaf networks.
         seams: "leaf_unet": convolutions read across the borders of leaves; False: zeros lie around every leaf.
         halo: cells of the neighbouring leaves that the leaf encoder sees around each leaf (0, 1 or 2).
+        standardise: "leaf_unet": filters of the convolutions are brought to mean 0 and variance 1; see `StdConv2d`.
         packing: "leaf" (token i is leaf i) or "strip": the tokens are those of `--packing strip`, each of rows of p
             leaves, and the answer is put back to leaves; for decoders and positions that know nothing of leaves.
         normalise: map the input by (x - 0.5) / 0.5 first.
@@ -116,6 +117,7 @@ class UNETR(nn.Module):
         leaf_base: int = 16,
         halo: int = 0,
         seams: bool = True,
+        standardise: bool = False,
         packing: str = "leaf",
         normalise: bool = True,
         checkpointing: bool = False,
@@ -156,7 +158,7 @@ class UNETR(nn.Module):
         elif decoder == "leaf_unet":
             widths = leaf_unet_widths(patch, leaf_base)
             self.sides = [patch >> level for level in range(len(widths))]
-            self.embed = LeafUNetEncoder(patch, in_channels, width, widths)
+            self.embed = LeafUNetEncoder(patch, in_channels, width, widths, standardise)
         else:
             self.embed = PatchEmbedding(patch, in_channels, width)
         self.position = Position(position, size_px, patch, length, width)
@@ -166,7 +168,7 @@ class UNETR(nn.Module):
         if decoder == "leaf":
             self.decoder = LeafDecoder(patch, width, widths, classes)
         elif decoder == "leaf_unet":
-            self.decoder = LeafUNetDecoder(patch, width, widths, classes)
+            self.decoder = LeafUNetDecoder(patch, width, widths, classes, standardise)
         elif decoder == "token":
             self.decoder = TokenHead(patch, width, classes)
         else:

@@ -29,7 +29,7 @@ NOT_COMPARED = (
 # directory or row of a table.
 ADDED: dict[str, Any] = {
     "data.split_on": "edges", "data.thresholds": None, "data.variants": [], "data.fov": False,
-    "data.resample": "mean", "data.packing": "leaf",
+    "data.resample": "mean", "data.packing": "leaf", "model.standardise": False,
 }
 
 # Keys that may be typed in a second way.

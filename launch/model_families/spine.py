@@ -27,6 +27,7 @@ class UNETRConfig(TransformerSizes):
     window: int = Field(default=256, gt=0, description="attention=window: tokens per window; nystrom: landmarks")
     leaf_base: int = Field(default=16, gt=0, description="decoders by leaf: channels of the finest level")
     seams: bool = Field(default=True, description="leaf_unet: convolutions read across the borders of leaves")
+    standardise: bool = Field(default=False, description="leaf_unet: filters brought to mean 0 and variance 1 (WS)")
     halo: int = Field(default=0, ge=0, le=2, description="leaf decoder: cells of the neighbours seen around each leaf")
     normalise: bool = Field(default=True, description="map the input from [0, 1] to [-1, 1] first")
     checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
@@ -44,6 +45,7 @@ class UNetTiledConfig(ModelConfig):
     name: Literal["unet_tiled"] = Field(default="unet_tiled", description="registered name of the model")
     widths: tuple[int, ...] = Field(default=(16, 32, 64, 128, 256), description="channels of the levels, finest first")
     norm: Literal["instance", "batch", "none"] = Field(default="instance", description="normalisation layer")
+    standardise: bool = Field(default=False, description="filters brought to mean 0 and variance 1 (WS)")
     normalise: bool = Field(default=True, description="map the input from [0, 1] to [-1, 1] first")
     checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
     prior: OptionalFloat = Field(

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from hpc_models import build
 from hpc_models.batch import uniform_batch
 from hpc_models.position import resize_table
-from hpc_models.resnet import ResNet, StdConv2d, Unit
+from hpc_models.resnet import ResNet, Unit
+from hpc_models.stdconv import StdConv2d
 from tests.hpc_models.trees import random_batch
 
 SMALL = {

@@ -41,7 +41,7 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
         one, other = config.train, configs["apf"].train
         assert one.model_copy(update={"batch": other.batch, "lr": other.lr}) == other
         assert (config.data.split, config.data.resolution) == (configs["apf"].data.split, SETS[name].px)
-    leaves = {"apf", "apf_alone", "apf_blind", "apf_jittered", "apf_half", "apf_deep", "apf_unturned",
+    leaves = {"apf", "apf_plain", "apf_alone", "apf_blind", "apf_jittered", "apf_half", "apf_deep", "apf_unturned",
               "apf_drop", "apf_leaf", "apf_token", "uniform_leaf_unet", *SPLITS}  # fmt: skip
     all_there_are = {"glomeruli": 1024, "nuclei": 1024, "vessels": 1024, "vessels_2k": 4096, "vessels_4k": 16384}[name]
     assert configs["apf"].data.length < all_there_are
@@ -50,6 +50,10 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
         assert configs["apf_double"].data.length == 2 * configs["apf"].data.length
         leaves.add("apf_double")
     assert configs["apf_half"].data.length == configs["apf"].data.length // 2
+    for row, old in (("apf_plain", "apf"), ("unet_std", "unet")):
+        one, other = configs[row], configs[old]
+        assert one.data == other.data and one.model.standardise is not other.model.standardise
+        assert one.model.model_copy(update={"standardise": other.model.standardise}) == other.model
     changes = {"apf_deep": {"depth": 4}, "apf_alone": {"seams": False}, "apf_blind": {"position": "none"}}
     for row, other in changes.items():
         assert configs[row].model == configs["apf"].model.model_copy(update=other) != configs["apf"].model

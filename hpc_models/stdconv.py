@@ -1,0 +1,40 @@
+"""Convolutions with standardised filters (Qiao et al., Weight Standardization, arXiv:1903.10520); imports torch only."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class StdConv2d(nn.Conv2d):
+    """Convolution without bias whose filters are brought to mean 0 and variance 1 each time.
+
+    Args:
+        in_channels: C_in.
+        out_channels: C_out.
+        side: of the filters.
+        stride: as `nn.Conv2d`.
+        padding: zeros on each side; None: half the filter's side.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, side: int, stride: int = 1, padding: int | None = None
+    ) -> None:
+        padding = side // 2 if padding is None else padding
+        super().__init__(in_channels, out_channels, side, stride, padding=padding, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
+        # In float32 at least, under autocast too: a variance of 1e-4 has no digits left in 16 bits.
+        flat = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)).flatten(1)
+        centred = flat - flat.mean(1, keepdim=True)
+        weight = centred * (centred.square().mean(1, keepdim=True) + 1e-5).rsqrt()
+        return F.conv2d(x, weight.view_as(self.weight).to(self.weight.dtype), None, self.stride, self.padding)
+
+
+def conv3x3(in_channels: int, out_channels: int, padding: int, standardise: bool, bias: bool = False) -> nn.Conv2d:
+    """A 3x3 convolution, with standardised filters (and then without bias) or with plain ones."""
+    if standardise:
+        return StdConv2d(in_channels, out_channels, 3, padding=padding)
+    return nn.Conv2d(in_channels, out_channels, 3, padding=padding, bias=bias)
