@@ -1,4 +1,4 @@
-"""Convolutions with standardised filters (Qiao et al., Weight Standardization, arXiv:1903.10520); imports torch only."""
+"""Convolutions with standardised filters (Qiao et al., Weight Standardization, arXiv:1903.10520); torch only."""
 
 from __future__ import annotations
 

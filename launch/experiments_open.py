@@ -59,7 +59,7 @@ class Set:
 
 SETS = {
     "glomeruli": Set("data_prep/sample_data/glomeruli24/split.json", 1024, 32, 256, 256, 0.5, None, 0.5),
-    "nuclei": Set("launch/splits/nuclei.json", 1024, 32, 784, 784, 0.15, None, 0.15),
+    "nuclei": Set("launch/splits/nuclei.json", 1024, 32, 928, 784, 0.15, None, 0.15),
     "vessels": Set("launch/splits/vessels.json", 1024, 32, 704, 576, 0.125, 0.25, 0.18, fov=True),
     "vessels_2k": Set("launch/splits/vessels.json", 2048, 32, 2560, 1024, 0.07, 0.19, 0.25, fov=True),
     "vessels_4k": Set("launch/splits/vessels.json", 4096, 32, 8192, 4096, 0.035, 0.1, 0.25, fov=True, cache_gib=6.0),
