@@ -40,10 +40,16 @@ _THAN = (  # rivals, then ablations
     "apf_alone", "apf_blind", "apf_variance", "apf_entropy", "apf_fixed", "apf_jittered",
     "apf_cubic", "apf_half", "apf_double", "apf_deep", "apf_unturned",
     "apf_shallow",  # of records from when apf had four blocks
-    "apf_leaf", "apf_token", "apf_geometric", "apf_raster",
+    "apf_leaf", "apf_token", "apf_token_still", "apf_geometric", "apf_raster",
 )  # fmt: skip
-_ALSO = (  # alike but for which leaves make a token; but for how the tree is cut to L leaves
-    ("open_*_apf_still", "open_*_apf_strip"), ("open_*_apf_unturned", "open_*_apf_drop"),
+_ALSO = (
+    # with standardised filters: against the rivals, then what they do to each
+    ("open_*_apf_std", "open_*_unet_std"), ("open_*_apf_std", "open_*_unet"), ("open_*_apf_std", "open_*_transunet"),
+    ("open_*_apf_std", "open_*_uniform_leaf_unet_std"), ("open_*_apf_std", "open_*_apf"),
+    ("open_*_unet_std", "open_*_unet"),
+    # alike but for which leaves make a token; but for how the tree is cut to L leaves
+    ("open_*_apf_still", "open_*_apf_strip"), ("open_*_apf_token_still", "open_*_apf_token_strip"),
+    ("open_*_apf_unturned", "open_*_apf_drop"),
 )  # fmt: skip
 
 

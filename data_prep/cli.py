@@ -172,7 +172,8 @@ def make_parser() -> argparse.ArgumentParser:
                          help="drop: the tree of --split-value, then random tokens dropped or duplicated to reach "
                          "--length exactly, as the paper (default budget: never)")
     compare.add_argument("--packing", choices=("leaf", "strip"), default="leaf",
-                         help="strip: tokens mix rows of p leaves, as the public code's reshape does (default leaf)")
+                         help="strip: tokens mix rows of p leaves, as the public code's reshape does; training puts "
+                         "them back, its own switch is model.packing=strip (default leaf)")
     compare.add_argument("--seed", type=int, default=0, help="seed of --fit drop (default 0)")
     build.add_argument("--tile", type=int, metavar="PX",
                        help="side of the regions of a frame that ranks share, rounded down to a power of two, at most "

@@ -74,3 +74,9 @@ def pack_strip(tokens: NDArray[Any]) -> NDArray[Any]:
     n, p, _, c = tokens.shape
     strip = tokens.reshape(p, n * p, c)
     return np.ascontiguousarray(strip.reshape(p, n, p, c).transpose(1, 0, 2, 3))
+
+
+def unpack_strip(tokens: NDArray[Any]) -> NDArray[Any]:
+    """The inverse of `pack_strip`: (N, p, p, C) as the authors' model sees them to one leaf each."""
+    n, p, _, c = tokens.shape
+    return np.ascontiguousarray(tokens.transpose(1, 0, 2, 3)).reshape(n, p, p, c)

@@ -1,8 +1,8 @@
 """How a sequence of tokens becomes the square picture a convolutional decoder needs, and back; imports torch only.
 
 Two ways: `SequenceLayout` writes the tokens row by row in sequence order, as the authors of APF did (the picture then
-has little to do with the image); `GeometricLayout` puts each token where its leaf lies. `strip_to_leaves` undoes what
-their packing did to the order of rows.
+has little to do with the image); `GeometricLayout` puts each token where its leaf lies. `leaves_to_strip` mixes the
+leaves as their packing does.
 """
 
 from __future__ import annotations
@@ -92,21 +92,34 @@ class GeometricLayout:
         return raster_to_cells(logits, self.xy, self.size, self.size_px, self.patch)
 
 
-def strip_to_leaves(x: Tensor, valid: Tensor) -> Tensor:
-    """Rows of `--packing strip` tokens back to their leaves, the inverse of `data_prep.packing.pack_strip`.
+def _move_rows(x: Tensor, source: Tensor, inside: Tensor) -> Tensor:
+    """Row s of all (L * p) becomes row `source[s]` of x (B, L, p, p, K) where `inside`, and stays elsewhere."""
+    length, p = x.shape[1:3]
+    source = torch.where(inside, source, torch.arange(length * p, device=x.device))
+    return x.flatten(1, 2).take_along_dim(source[..., None, None], 1).unflatten(1, (length, p))
 
-    Of n leaves, that packing puts row r of leaf i, the row i * p + r of all, into token (i * p + r) % n as its row
-    (i * p + r) // n. The authors pack image and mask alike, so their model answers in the order of its input.
+
+def leaves_to_strip(x: Tensor, valid: Tensor) -> Tensor:
+    """Mix the leaves of each image as `data_prep.packing.pack_strip` does: each token gets rows of p leaves.
+
+    Of n leaves, row r of leaf i, the row i * p + r of all, becomes row (i * p + r) // n of token (i * p + r) % n.
 
     Args:
-        x: (B, L, p, p, K), by packed tokens.
-        valid: (B, L) bool, the n packed tokens of each image first.
+        x: (B, L, p, p, K), by leaves.
+        valid: (B, L) bool, the n leaves of each image first.
 
     Returns:
-        The same shape, by leaves; rows of padding stay where they are.
+        The same shape, by mixed tokens; rows of padding stay where they are.
     """
     length, p = x.shape[1:3]
     leaves = valid.sum(1, keepdim=True).clamp(min=1)
     row = torch.arange(length * p, device=x.device)
-    source = torch.where(row < leaves * p, row % leaves * p + row // leaves, row)
-    return x.flatten(1, 2).take_along_dim(source[..., None, None], 1).unflatten(1, (length, p))
+    return _move_rows(x, row % p * leaves + row // p, row < leaves * p)
+
+
+def strip_to_leaves(x: Tensor, valid: Tensor) -> Tensor:
+    """The inverse of `leaves_to_strip`."""
+    length, p = x.shape[1:3]
+    leaves = valid.sum(1, keepdim=True).clamp(min=1)
+    row = torch.arange(length * p, device=x.device)
+    return _move_rows(x, row % leaves * p + row // leaves, row < leaves * p)

@@ -16,7 +16,7 @@ from hpc_models.batch import Batch, all_valid, cut_patches, join_patches, pack, 
 from hpc_models.convdecoder import ConvDecoder
 from hpc_models.geometry import halo_patches, is_power_of_two
 from hpc_models.init import init_linears, set_prior
-from hpc_models.layout import GeometricLayout, SequenceLayout, grid_side, strip_to_leaves
+from hpc_models.layout import GeometricLayout, SequenceLayout, grid_side, leaves_to_strip, strip_to_leaves
 from hpc_models.leafnet import LeafDecoder, LeafEncoder, leaf_widths
 from hpc_models.leafunet import LeafUNetDecoder, LeafUNetEncoder, Seams, leaf_unet_widths
 from hpc_models.position import Position
@@ -82,8 +82,8 @@ class UNETR(nn.Module):
         seams: "leaf_unet": convolutions read across the borders of leaves; False: zeros lie around every leaf.
         halo: cells of the neighbouring leaves that the leaf encoder sees around each leaf (0, 1 or 2).
         standardise: "leaf_unet": filters of the convolutions are brought to mean 0 and variance 1; see `StdConv2d`.
-        packing: "leaf" (token i is leaf i) or "strip": the tokens are those of `--packing strip`, each of rows of p
-            leaves, and the answer is put back to leaves; for decoders and positions that know nothing of leaves.
+        packing: "leaf" (token i is leaf i) or "strip": leaves are mixed as by the authors' packing before all else, and
+            the answer is put back; for comparison, with decoders and positions that know nothing of leaves.
         normalise: map the input by (x - 0.5) / 0.5 first.
         checkpointing: recompute blocks and decoder stages in the backward pass instead of keeping their activations.
         prior: expected share of foreground; sets the bias of the last layer to its logit. None leaves it as is.
@@ -133,13 +133,17 @@ class UNETR(nn.Module):
         if length < 1:
             raise ValueError(f"length must be at least 1, got {length}")
         cells = size_px // patch
+        if packing not in ("leaf", "strip"):
+            raise ValueError(f"packing must be leaf or strip, got {packing!r}")
         if packing == "strip" and (decoder not in ("raster", "token") or position not in ("slot", "none")):
             raise ValueError(
                 "packing=strip mixes leaves: decoder must be raster or token, and position slot or none, "
                 f"got {decoder} and {position}"
             )
-        if packing not in ("leaf", "strip") or (packing == "strip" and length == cells * cells):
-            raise ValueError(f"packing must be leaf, or strip of fewer than {cells * cells} tokens, got {packing!r}")
+        if packing == "strip" and length == cells * cells:
+            raise ValueError(f"packing=strip is for trees: length must be less than (size_px / patch)^2 = {length}")
+        if standardise and decoder != "leaf_unet":
+            raise ValueError(f"standardise=True is for decoder leaf_unet, got {decoder}")
         self.size_px, self.patch, self.length, self.classes = size_px, patch, length, classes
         self.decoder_kind, self.normalise, self.halo, self.seams = decoder, normalise, halo, seams
         self.packing = packing
@@ -226,8 +230,10 @@ class UNETR(nn.Module):
             layout = GeometricLayout(batch, self.size_px, self.patch, grid)
         elif self.decoder_kind == "raster":
             layout = SequenceLayout(batch["tokens"].shape[1], self.patch)
-        logits = self._logits(batch, slot, layout)
-        return strip_to_leaves(logits, batch["valid"]) if self.packing == "strip" else logits
+        if self.packing == "leaf":
+            return self._logits(batch, slot, layout)
+        batch = Batch(**{**batch, "tokens": leaves_to_strip(batch["tokens"], batch["valid"])})
+        return strip_to_leaves(self._logits(batch, slot, layout), batch["valid"])
 
     def forward_image(self, image: Tensor) -> Tensor:
         """Segment whole images by uniform patching, tokens in raster order, as UNETR does.

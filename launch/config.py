@@ -29,7 +29,7 @@ NOT_COMPARED = (
 # directory or row of a table.
 ADDED: dict[str, Any] = {
     "data.split_on": "edges", "data.thresholds": None, "data.variants": [], "data.fov": False,
-    "data.resample": "mean", "data.packing": "leaf", "model.standardise": False,
+    "data.resample": "mean", "model.packing": "leaf", "model.standardise": False,
 }
 
 # Keys that may be typed in a second way.
@@ -204,13 +204,6 @@ class Config(Section):
         layout = getattr(self.model, "layout", None)
         if layout is not None and (layout == "tiles") != (self.data.kind == "tiles"):
             raise ValueError(f"model.layout={layout} does not go with data.kind={self.data.kind}; tiles with tiles")
-        if self.data.packing == "strip" and (
-            getattr(self.model, "decoder", None) not in ("raster", "token")
-            or getattr(self.model, "position", None) not in ("slot", "none")
-        ):
-            raise ValueError(
-                "data.packing=strip mixes leaves: it takes model.decoder=raster or token, model.position=slot or none"
-            )
         if self.data.part < 1 and self.data.patching == "apf":
             if getattr(self.model, "decoder", None) == "raster" or layout == "sequence":
                 raise ValueError("data.part needs tokens at their places; the model takes their sequence as a picture")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.build_log import read_log
+from data_prep.packing import unpack_strip
 from data_prep.store import SUFFIX, StoreError, read_meta, read_tokens, token_names, token_path
 from data_prep.tokens import TokenSet, positions, rebuild
 from launch.config import ConfigError, DataConfig
@@ -227,7 +228,6 @@ class TokenFiles:
             "classes": meta["classes"],
             "fov": bool(params.get("fov")),
             "resample": params.get("resample", "mean"),
-            "packing": params.get("packing", "leaf"),
         }
         if own:
             found["split_on"] = params.get("split_on", "edges")
@@ -274,8 +274,10 @@ class TokenFiles:
 
     def _read(self, path: Path) -> TokenSet:
         """The file's tokens; the first time its checksum is compared, so that nobody trains on damage."""
-        tokens, _ = read_tokens(path, check=path not in self._sound)
+        tokens, meta = read_tokens(path, check=path not in self._sound)
         self._sound.add(path)
+        if meta["params"].get("packing") == "strip":  # a model that wants leaves mixed does it itself
+            tokens = replace(tokens, tokens=unpack_strip(tokens.tokens))
         return tokens
 
     def truth_pixels(self, name: str, tokens: TokenSet) -> NDArray[np.int64]:

@@ -39,9 +39,6 @@ class DataConfig(Section):
     resample: Literal["mean", "cubic"] = Field(
         default="mean", description="patching=apf: how the files' leaves were shrunk to patches (checked)"
     )
-    packing: Literal["leaf", "strip"] = Field(
-        default="leaf", description="strip: the files' tokens mix rows of leaves, as the public code's do (checked)"
-    )
     thresholds: Annotated[tuple[int, int] | None, BeforeValidator(none_from_text)] = Field(
         default=None, description="[low, high] of Canny in the files (checked); null: auto for prep, not checked"
     )
@@ -91,14 +88,12 @@ class DataConfig(Section):
             raise ValueError(f"{key}={share:g} of resolution={self.resolution} is less than patch={self.patch}")
 
     def check_split(self) -> None:
-        """Raise ValueError where settings of trees do not fit each other, or the files have none."""
+        """Raise ValueError where files have no tree that `split_on`, `resample` or `thresholds` could be about."""
         has_tree = self.patching == "apf" and self.kind == "tokens"
-        for key, default in (("split_on", "edges"), ("resample", "mean"), ("packing", "leaf")):
+        for key, default in (("split_on", "edges"), ("resample", "mean")):
             value = getattr(self, key)
             if value != default and not has_tree:
                 raise ValueError(f"{key}={value} is for patching=apf with kind=tokens")
-        if self.packing == "strip" and (self.flips or self.part < 1):  # both take a token for one leaf
-            raise ValueError("packing=strip needs flips=false and part=1")
         if self.fov and (self.kind == "images" or self.labels is not None):
             raise ValueError("fov=true is for segmentation with kind=tokens or tiles")
         if self.thresholds is None:

@@ -3,9 +3,10 @@
 `jobs/experiments.sh` builds the token files and runs them all. The sets are what is freely available and is not PAIP:
 kidney glomeruli (regions), nuclei in H&E (dense detail), vessels of the retina (thin lines; at 1024, 2048, 4096 px).
 Splits are fixed in files, by patient but for glomeruli, whose patients are not known. Every row of a set has the same
-images, seconds, optimiser and schedule. For apf, unet, uniform_tokens and unetr the batch, peak learning rate (one for
-all sets), crop or part were chosen on validation and spare training slides; the rows beside apf have its own, the
-others have defaults.
+images, seconds, optimiser and schedule. For apf, unet, their rows with standardised filters, uniform_tokens and unetr
+the batch, peak learning rate (one for all sets), crop or part were chosen on validation and spare training slides. The
+rows beside apf have its own; TransUNet and Swin UNETR have the U-Net's crop and batch, the convolutional decoders the
+rate of unetr and half its channels, the rest defaults.
 """
 
 from __future__ import annotations
@@ -74,9 +75,9 @@ class Variant:
         text: What it is, for the list of experiments.
         cut: How the frame is cut: apf, variance or entropy (splits where the luma has most of it), fixed (edges by the
             paper's thresholds), cubic (leaves shrunk by interpolation), half or double (so many leaves), square (as
-            many leaves as the set's `square`), still (likewise, never flipped), strip (as still, with the authors'
-            packing), patch or tokens (uniform, with the adaptive rows' smallest patch, or at least as many tokens),
-            unetr (16 px), crops, unturned (as apf, never flipped), drop (likewise, of files with `--fit drop`).
+            many leaves as the set's `square`), still (likewise, never flipped), patch or tokens (uniform, with the
+            adaptive rows' smallest patch, or at least as many tokens), unetr (16 px), crops, unturned (as apf, never
+            flipped), drop (likewise, of files with `--fit drop`).
         model: Its settings.
         batch: Images, or crops, per step.
         lr: Peak learning rate.
@@ -101,16 +102,16 @@ def _vit(**other: Any) -> UNETRConfig:
 
 
 def _over_leaves(
-    text: str, cut: str = "apf", lr: float = 2e-3, part: Literal["", "part"] = "part", quantiles: tuple[int, ...] = (),
+    text: str, cut: str = "apf", lr: float = 5e-3, part: Literal["", "part"] = "part", quantiles: tuple[int, ...] = (),
     **model: Any,
 ) -> Variant:  # fmt: skip
     """A row with the network of apf, and what is different in it."""
-    made = _vit(**({"decoder": "leaf_unet", "position": "geom", "standardise": True} | model))
+    made = _vit(**({"decoder": "leaf_unet", "position": "geom"} | model))
     return Variant(text, cut, made, batch=1, lr=lr, part=part, quantiles=quantiles)
 
 
 _DEEP = 4  # blocks that the convolutional decoders take features from
-_CONVOLUTIONS = {"depth": _DEEP, "feature_size": 8}  # with 16 a step of two images takes seconds of a core
+_CONVOLUTIONS = {"depth": _DEEP, "feature_size": 8}  # with 16 a step takes seconds of a core
 _UNET = UNetTiledConfig(widths=(16, 16, 32, 64, 128))
 # The published size, 105 million weights, makes a tenth of the steps on two cores.
 _TRANSUNET = TransUNetConfig(
@@ -119,7 +120,7 @@ _TRANSUNET = TransUNetConfig(
 )  # fmt: skip
 VARIANTS = {
     "apf": _over_leaves("adaptive tokens, U-Net over the leaves"),
-    "apf_plain": _over_leaves("as apf, its filters not standardised, 5e-3", lr=5e-3, standardise=False),
+    "apf_std": _over_leaves("as apf, its filters standardised, 2e-3", lr=2e-3, standardise=True),
     "apf_whole": _over_leaves("as apf, every step on a whole tree with its white leaves", part=""),
     "apf_alone": _over_leaves("as apf, every leaf in zeros", seams=False),
     "apf_blind": _over_leaves("as apf without position code", position="none"),
@@ -144,8 +145,8 @@ VARIANTS = {
         _vit(decoder="token", position="slot"),
     ),
     "apf_token_strip": Variant(
-        "as apf_token_still with the packing of the authors' code, which cannot be turned", "strip",
-        _vit(decoder="token", position="slot"),
+        "as apf_token_still, leaves mixed as by the packing of the authors' code", "still",
+        _vit(decoder="token", position="slot", packing="strip"),
     ),
     "apf_geometric": Variant(
         "adaptive tokens, convolutional decoder on the grid of the frame", "square",
@@ -160,10 +161,11 @@ VARIANTS = {
         batch=1, lr=3e-3,
     ),
     "apf_strip": Variant(
-        "as apf_still with the packing of the authors' code, which cannot be turned", "strip",
-        _vit(decoder="raster", position="slot", **_CONVOLUTIONS), batch=1, lr=3e-3,
+        "as apf_still, leaves mixed as by the packing of the authors' code", "still",
+        _vit(decoder="raster", position="slot", packing="strip", **_CONVOLUTIONS), batch=1, lr=3e-3,
     ),
     "uniform_leaf_unet": _over_leaves("as apf on equal tokens as small as apf's smallest", "patch"),
+    "uniform_leaf_unet_std": _over_leaves("as apf_std on the same equal tokens", "patch", lr=2e-3, standardise=True),
     "uniform_tokens": Variant(
         "at least as many equal tokens as apf, linear head", "tokens", _vit(decoder="token", position="geom"),
         part="token_part",
@@ -176,16 +178,12 @@ VARIANTS = {
         "UNETR: equal patches of 16 px, convolutional decoder", "unetr", _vit(decoder="geometric", depth=_DEEP),
         batch=1, lr=3e-3,
     ),
-    "unet": Variant(
-        "U-Net on crops, sliding windows", "crops", _UNET, batch=1, lr=5e-3, crop_px=128
-    ),
+    "unet": Variant("U-Net on crops, sliding windows", "crops", _UNET, batch=1, lr=5e-3, crop_px=128),
     "unet_std": Variant(
-        "as unet, its filters standardised", "crops", _UNET.model_copy(update={"standardise": True}), batch=1, lr=2e-3,
-        crop_px=128,
+        "as unet, its filters standardised, 2e-3", "crops", _UNET.model_copy(update={"standardise": True}), batch=1,
+        lr=2e-3, crop_px=128,
     ),
-    "transunet": Variant(
-        "TransUNet, narrow, on crops, sliding windows", "crops", _TRANSUNET, batch=1, crop_px=128
-    ),
+    "transunet": Variant("TransUNet, narrow, on crops, sliding windows", "crops", _TRANSUNET, batch=1, crop_px=128),
     "swin_unetr": Variant(
         "Swin UNETR on crops, sliding windows", "crops", SwinUNETRConfig(layout="tiles"), batch=1, crop_px=128
     ),
@@ -220,16 +218,14 @@ def _data(name: str, variant: Variant) -> DataConfig:
         return DataConfig(
             dir=f"{root}/uniform{patch}", patching="uniform", patch=patch, length=length, **common, **more
         )
-    flips = cut not in ("still", "strip", "unturned", "drop")
+    flips = cut not in ("still", "unturned", "drop")
     split: dict[str, Any] = {"split_on": cut} if cut in ("variance", "entropy") else {}
     if cut == "fixed":
         split["thresholds"] = PAPER_THRESHOLDS
     if cut == "cubic":
         split["resample"] = "cubic"
-    if cut == "strip":
-        split["packing"] = "strip"
     lengths = {"half": chosen.length // 2, "double": 2 * chosen.length}
-    lengths |= dict.fromkeys(("square", "still", "strip"), chosen.square)
+    lengths |= dict.fromkeys(("square", "still"), chosen.square)
     folder = {"still": "square", "unturned": "apf"}.get(cut, cut)
     if folder == "square" and chosen.square == chosen.length:
         folder = "apf"

@@ -136,8 +136,6 @@ def prep_arguments(name: str, slides: str, masks: str | None, more: list[str]) -
             words += ["--split-on", data.split_on]
         if data.resample != "mean":
             words += ["--resample", data.resample]
-        if data.packing != "leaf":
-            words += ["--packing", data.packing]
         if data.thresholds is not None:
             words += ["--thresholds", ",".join(map(str, data.thresholds))]
     if masks:

@@ -36,7 +36,7 @@ Task = Literal["segmentation", "classification"]
 Inputs = Literal["tokens", "tiles", "images"]
 
 # Arguments of the models that the data section gives, each only to models that have it.
-FROM_DATA = ("size_px", "patch", "length", "classes", "in_channels", "image_hw", "packing")
+FROM_DATA = ("size_px", "patch", "length", "classes", "in_channels", "image_hw")
 
 
 class ModelConfig(Section):

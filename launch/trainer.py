@@ -434,7 +434,6 @@ def build_model(config: Config) -> torch.nn.Module:
         "size_px": data.crop_px if data.kind == "tiles" else data.resolution,
         "patch": data.patch,
         "length": data.length,
-        "packing": data.packing,
         "in_channels": data.channels,
         "image_hw": (data.crop_px,) * 2 if data.kind == "tiles" else data.image_hw or (data.resolution,) * 2,
     }

@@ -28,6 +28,9 @@ class UNETRConfig(TransformerSizes):
     leaf_base: int = Field(default=16, gt=0, description="decoders by leaf: channels of the finest level")
     seams: bool = Field(default=True, description="leaf_unet: convolutions read across the borders of leaves")
     standardise: bool = Field(default=False, description="leaf_unet: filters brought to mean 0 and variance 1 (WS)")
+    packing: Literal["leaf", "strip"] = Field(
+        default="leaf", description="strip: leaves mixed as by the authors' packing, for comparison (raster, token)"
+    )
     halo: int = Field(default=0, ge=0, le=2, description="leaf decoder: cells of the neighbours seen around each leaf")
     normalise: bool = Field(default=True, description="map the input from [0, 1] to [-1, 1] first")
     checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")

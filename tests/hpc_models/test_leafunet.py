@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hpc_models.batch import join_patches, uniform_batch
 from hpc_models.geometry import ring_cells, ring_steps
 from hpc_models.leafunet import LeafConv, LeafUNetDecoder, LeafUNetEncoder, Seams, leaf_unet_widths, surround
+from hpc_models.stdconv import StdConv2d
 from tests.hpc_models.trees import random_batch
 
 
@@ -28,7 +29,10 @@ def whole(features, images, cells):
 
 def picture_conv(conv, x):
     """What a LeafConv and its ReLU do, on a picture."""
-    y = F.conv2d(x, conv.conv.weight, padding=1)
+    weight = conv.conv.weight
+    if isinstance(conv.conv, StdConv2d):
+        weight = torch.stack([(w - w.mean()) / (w.var(unbiased=False) + 1e-5).sqrt() for w in weight])
+    y = F.conv2d(x, weight, padding=1)
     return F.relu(F.instance_norm(y, weight=conv.weight, bias=conv.bias))
 
 
@@ -69,13 +73,16 @@ def test_convolution_of_uniform_leaves_is_that_of_the_picture():
     torch.testing.assert_close(whole(got, 2, 4), picture_conv(conv, image.float()), atol=1e-5, rtol=1e-4)
 
 
-def test_encoder_and_decoder_of_uniform_leaves_are_a_unet_of_the_picture():
+@pytest.mark.parametrize("standardise", [False, True])
+def test_encoder_and_decoder_of_uniform_leaves_are_a_unet_of_the_picture(standardise):
     p, r = 16, 64
     image, batch = uniform(r, p)
     torch.manual_seed(0)
     widths = leaf_unet_widths(p, 4)
     assert widths == (4, 4, 8, 16)
-    encoder, decoder = LeafUNetEncoder(p, 3, 24, widths), LeafUNetDecoder(p, 24, widths, 2)
+    encoder, decoder = LeafUNetEncoder(p, 3, 24, widths, standardise), LeafUNetDecoder(p, 24, widths, 2, standardise)
+    convs = [m.conv for part in (encoder, decoder) for m in part.modules() if isinstance(m, LeafConv)]
+    assert len(convs) == 14 and all(isinstance(conv, StdConv2d) is standardise for conv in convs)
     torch.nn.init.zeros_(decoder.project.weight)  # the token says nothing: what is left is a plain U-Net
     seams = Seams(batch["leaf_xy"], batch["leaf_size"], None, r, [16, 8, 4, 2])
     token, levels = encoder(batch["tokens"].flatten(0, 1).permute(0, 3, 1, 2), seams)

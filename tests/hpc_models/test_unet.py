@@ -6,6 +6,7 @@ from torch import nn
 
 from hpc_models import build
 from hpc_models.batch import uniform_batch
+from hpc_models.stdconv import StdConv2d
 from hpc_models.unet import DoubleConv, UNet, sliding_window
 
 
@@ -41,6 +42,21 @@ def test_a_level_is_what_plain_torch_makes_of_it(norm):
         for theirs, mine in zip(plain.parameters(), level.parameters(), strict=True):
             theirs.copy_(mine)
     torch.testing.assert_close(level(x), plain(x), atol=1e-6, rtol=0)
+
+
+def test_scale_and_offset_of_standardised_filters_do_not_matter():
+    """The norms forget a filter's scale anyway; its offset (a blur of all channels) only where it is standardised."""
+    torch.manual_seed(0)
+    image = torch.rand(1, 3, 32, 32)
+    for standardise in (True, False):
+        model = UNet(widths=(4, 8), standardise=standardise).eval()
+        convs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)]
+        assert len(convs) == 6 and all(isinstance(m, StdConv2d) is standardise for m in convs)
+        with torch.no_grad():
+            before = model(image)
+            for conv in convs:
+                conv.weight.mul_(5).add_(1)
+            assert torch.allclose(model(image), before, atol=2e-2) is standardise
 
 
 @pytest.mark.parametrize("size", [(64, 64), (37, 53), (16, 1), (65, 31)])
@@ -139,5 +155,7 @@ def test_wrong_arguments_are_refused():
         sliding_window(Constant(), image, 16, weighting="hann")
     with pytest.raises(ValueError, match="norm must be one of"):
         UNet(norm="layer")
+    with pytest.raises(ValueError, match="standardise=True needs a norm"):
+        UNet(norm="none", standardise=True)
     with pytest.raises(ValueError, match="two levels"):
         UNet(widths=(8,))

@@ -7,12 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from data_prep.packing import pack_strip
+from data_prep.packing import pack_strip, unpack_strip
 from hpc_models import build
 from hpc_models.batch import uniform_batch
-from hpc_models.layout import strip_to_leaves
+from hpc_models.layout import leaves_to_strip, strip_to_leaves
 from hpc_models.leafnet import leaf_widths
+from hpc_models.leafunet import LeafConv
 from hpc_models.monai_weights import load_monai_unetr
+from hpc_models.stdconv import StdConv2d
 from hpc_models.vit import ViTEncoder
 from tests.hpc_models.trees import random_batch
 
@@ -234,20 +236,22 @@ def test_leaf_model_of_the_demo_has_about_two_and_a_half_million_parameters():
 
 
 @given(leaves=st.lists(st.integers(0, 20), min_size=1, max_size=3), p=st.sampled_from([1, 2, 4]))
-def test_strip_packing_is_undone(leaves, p):
+def test_leaves_are_mixed_as_by_the_authors_reshape_and_put_back(leaves, p):
     length = max([1, *leaves])
     whole = np.random.default_rng(0).random((len(leaves), length, p, p, 2))
     packed = whole.copy()
     for image, n in enumerate(leaves):
         if n:
             packed[image, :n] = pack_strip(whole[image, :n])
+            np.testing.assert_array_equal(unpack_strip(packed[image, :n]), whole[image, :n])
     valid = torch.arange(length) < torch.tensor(leaves)[:, None]
+    np.testing.assert_array_equal(leaves_to_strip(torch.from_numpy(whole), valid), packed)
     np.testing.assert_array_equal(strip_to_leaves(torch.from_numpy(packed), valid), whole)
 
 
 @pytest.mark.parametrize("decoder", ["raster", "token"])
-def test_answers_to_packed_tokens_are_scored_as_the_authors_score_them(decoder):
-    """They pack the mask like the image and compare in that order; here the answer goes back to leaves."""
+def test_mixed_leaves_go_in_and_the_answer_is_put_back(decoder):
+    """As if image and mask had been packed alike and compared in that order."""
     batch, *_ = random_batch(3, 64, 8, length=36)
     size = {"size_px": 64, "patch": 8, "length": 36, "width": 24, "depth": 4, "heads": 2, "feature_size": 4}
     torch.manual_seed(0)
@@ -256,26 +260,35 @@ def test_answers_to_packed_tokens_are_scored_as_the_authors_score_them(decoder):
     strip.load_state_dict(model.state_dict())
     rows = [int(n) for n in batch["valid"].sum(1)]
     assert min(rows) < 36
-    truth = batch["mask_counts"]
-    packed, mask = batch["tokens"].clone(), truth.clone()
+    packed, mask = batch["tokens"].clone(), batch["mask_counts"].clone()
     for image, n in enumerate(rows):
         for whole in (packed, mask):
             whole[image, :n] = torch.from_numpy(pack_strip(whole[image, :n].numpy()))
-    batch = {**batch, "tokens": packed}
     with torch.no_grad():
-        theirs, mine = model(batch), strip(batch)
-    assert not torch.equal(theirs, mine)
+        theirs, mine, leaf = model({**batch, "tokens": packed}), strip(batch), model(batch)
     valid = batch["valid"]
-    errors = [(out - wanted)[valid].flatten().sort().values for out, wanted in ((theirs, mask), (mine, truth))]
-    torch.testing.assert_close(*errors, rtol=0, atol=0)
+    truth = batch["mask_counts"]
+    pairs = ((theirs, mask), (mine, truth), (leaf, truth))
+    errors = [(out - wanted)[valid].flatten().sort().values for out, wanted in pairs]
+    torch.testing.assert_close(errors[1], errors[0], rtol=0, atol=0)
+    assert not torch.allclose(errors[1], errors[2])
 
 
 @pytest.mark.parametrize(("more", "why"), [
-    ({"packing": "rows"}, "packing must be leaf, or strip"),
-    ({"packing": "strip", "length": 64}, "fewer than 64 tokens"),
+    ({"packing": "rows"}, "packing must be leaf or strip, got 'rows'"),
+    ({"packing": "strip", "length": 64}, "length must be less than .* = 64"),
     ({"packing": "strip", "decoder": "leaf"}, "decoder must be raster or token"),
     ({"packing": "strip", "position": "both"}, "position slot or none"),
+    ({"standardise": True, "decoder": "leaf"}, "standardise=True is for decoder leaf_unet, got leaf"),
 ])  # fmt: skip
-def test_packings_that_cannot_be_are_refused(more, why):
+def test_packings_and_filters_that_cannot_be_are_refused(more, why):
     with pytest.raises(ValueError, match=why):
         build("unetr", **{"size_px": 64, "patch": 8, "length": 36, "width": 24, "heads": 2, **more})
+
+
+def test_standardised_filters_are_in_the_whole_of_the_leaf_unet():
+    size = {"size_px": 64, "patch": 8, "length": 36, "width": 24, "depth": 1, "heads": 2, "decoder": "leaf_unet"}
+    plain, standard = (build("unetr", standardise=on, **size) for on in (False, True))
+    found = [[type(m.conv) for m in model.modules() if isinstance(m, LeafConv)] for model in (plain, standard)]
+    assert len(found[0]) == len(found[1]) == 14
+    assert set(found[0]) == {torch.nn.Conv2d} and set(found[1]) == {StdConv2d}

@@ -3,11 +3,13 @@
 import json
 import shutil
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from data_prep.packing import pack_strip
 from data_prep.store import read_tokens, token_path, write_tokens
 from data_prep.tokens import rebuild
 from launch.batches import Prefetch, collate, crop_sample, token_sample, training_batch
@@ -86,7 +88,17 @@ def test_files_that_cannot_be_turned_need_flips_off(apf_files, tmp_path):
     TokenFiles(config(folder, data__flips="false").data).check()
 
 
-LINEAR = {"model__decoder": "token", "model__position": "slot"}
+def test_rows_that_strip_packing_mixed_are_put_back(apf_files, tmp_path):
+    folder = shutil.copytree(apf_files, tmp_path / "x")
+    tokens, meta = read_tokens(token_path(folder, "c"))
+    meta["params"] |= {"packing": "strip"}
+    mixed = replace(tokens, tokens=pack_strip(tokens.tokens))
+    assert (mixed.tokens != tokens.tokens).any()
+    write_tokens(token_path(folder, "c"), mixed, meta)
+    files = TokenFiles(config(folder).data)
+    files.check()
+    np.testing.assert_array_equal(files.load("c").tokens, tokens.tokens)
+    np.testing.assert_array_equal(files.load("c").mask_counts, tokens.mask_counts)
 
 
 @pytest.mark.parametrize(("built", "asked", "why"), [
@@ -99,9 +111,6 @@ LINEAR = {"model__decoder": "token", "model__position": "slot"}
     ({"thresholds": [100, 200]}, {}, None),
     ({"resample": "cubic"}, {}, "resample cubic, but data.resample=mean"),
     ({"resample": "cubic"}, {"data__resample": "cubic"}, None),
-    ({"packing": "strip"}, {}, "packing strip, but data.packing=leaf"),
-    ({}, {"data__packing": "strip", "data__flips": "false", **LINEAR}, "packing leaf, but data.packing=strip"),
-    ({"packing": "strip"}, {"data__packing": "strip", "data__flips": "false", **LINEAR}, None),
     ({"fov": True}, {}, "fov True, but data.fov=False"),
     ({}, {"data__fov": "true"}, "fov False, but data.fov=True"),
     ({"fov": True}, {"data__fov": "true"}, None),

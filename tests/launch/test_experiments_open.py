@@ -41,7 +41,7 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
         one, other = config.train, configs["apf"].train
         assert one.model_copy(update={"batch": other.batch, "lr": other.lr}) == other
         assert (config.data.split, config.data.resolution) == (configs["apf"].data.split, SETS[name].px)
-    leaves = {"apf", "apf_plain", "apf_alone", "apf_blind", "apf_jittered", "apf_half", "apf_deep", "apf_unturned",
+    leaves = {"apf", "apf_std", "uniform_leaf_unet_std", "apf_alone", "apf_blind", "apf_jittered", "apf_half", "apf_deep", "apf_unturned",
               "apf_drop", "apf_leaf", "apf_token", "uniform_leaf_unet", *SPLITS}  # fmt: skip
     all_there_are = {"glomeruli": 1024, "nuclei": 1024, "vessels": 1024, "vessels_2k": 4096, "vessels_4k": 16384}[name]
     assert configs["apf"].data.length < all_there_are
@@ -50,10 +50,10 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
         assert configs["apf_double"].data.length == 2 * configs["apf"].data.length
         leaves.add("apf_double")
     assert configs["apf_half"].data.length == configs["apf"].data.length // 2
-    for row, old in (("apf_plain", "apf"), ("unet_std", "unet")):
-        one, other = configs[row], configs[old]
-        assert one.data == other.data and one.model.standardise is not other.model.standardise
-        assert one.model.model_copy(update={"standardise": other.model.standardise}) == other.model
+    for plain in ("apf", "unet", "uniform_leaf_unet"):
+        one, other = configs[f"{plain}_std"], configs[plain]
+        assert one.data == other.data and (one.train.lr, other.train.lr) == (2e-3, 5e-3)
+        assert one.model == other.model.model_copy(update={"standardise": True}) != other.model
     changes = {"apf_deep": {"depth": 4}, "apf_alone": {"seams": False}, "apf_blind": {"position": "none"}}
     for row, other in changes.items():
         assert configs[row].model == configs["apf"].model.model_copy(update=other) != configs["apf"].model
@@ -73,11 +73,10 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
     assert len({configs[row].data.dir for row in trees}) == len(trees)
     if not left_out:
         for strip, still in (("apf_strip", "apf_still"), ("apf_token_strip", "apf_token_still")):
-            own = {"dir": configs[strip].data.dir, "packing": "strip"}
-            assert configs[still].data.model_copy(update=own) == configs[strip].data
-            assert configs[strip].data.dir != configs[still].data.dir == configs["apf_raster"].data.dir
-            assert configs[strip].model == configs[still].model and not configs[still].data.flips
-            assert configs[strip].train == configs[still].train
+            one, other = configs[strip], configs[still]
+            assert one.model == other.model.model_copy(update={"packing": "strip"}) != other.model
+            assert (one.data, one.train) == (other.data, other.train) and not other.data.flips
+            assert other.data.dir == configs["apf_raster"].data.dir
     # Of three of them the sequence is a picture; with as many leaves as the grid has it would be read as the grid.
     for row in {"apf_geometric", *in_sequence} - left_out:
         assert configs[row].data.length == SETS[name].square < all_there_are
@@ -112,7 +111,6 @@ def test_token_files_are_split_as_the_row_says():
     assert words("apf_entropy")[-3:] == [length, "--split-on", "entropy"]
     assert words("apf_fixed")[-3:] == [length, "--thresholds", "100,200"]
     assert words("apf_cubic")[-3:] == [length, "--resample", "cubic"]
-    assert words("apf_strip")[-2:] == words("apf_token_strip")[-2:] == ["--packing", "strip"]
     assert words("apf", "data.thresholds=[90,180]", "--jobs", "2")[-4:] == ["--thresholds", "90,180", "--jobs", "2"]
 
 

@@ -295,9 +295,10 @@ def test_a_plan_of_parts_counts_the_leaves_of_a_part():
     part = load("open_nuclei_apf", ["data.part=0.25"])
     batches = [made_up_batch(config, 1) for config in (whole, part)]
     lengths = [int(batch["valid"].sum()) for batch in batches]
-    assert lengths[0] == 784 and 30 < lengths[1] < 100
-    assert batches[1]["tokens"].shape[1] == padded_length(lengths[1], 784)
+    leaves = whole.data.length
+    assert lengths[0] == leaves and 0.75 < lengths[1] / (leaves * 0.25**2) < 1.5
+    assert batches[1]["tokens"].shape[1] == padded_length(lengths[1], leaves)
     small = made_up_batch(load("open_nuclei_apf"), 1)  # in the middle of the tree that is made up are few leaves
-    assert abs(int(small["valid"].sum()) / (784 * 0.15**2) - 1) < 0.25
+    assert abs(int(small["valid"].sum()) / (leaves * 0.15**2) - 1) < 0.25
     flops = [count(config, 1, 1).flops for config in (whole, part)]
     assert flops[1] < 0.2 * flops[0]

@@ -137,7 +137,7 @@ def test_folders_that_do_not_fit_are_named(apf_files, tile_files, fewer, tmp_pat
     more = write_folder(tmp_path / "more", length=40)
     assert f"more than data.length={LENGTH}" in fault(more)
     assert "patching uniform" in fault(spoilt(params={"patching": "uniform"}))
-    assert "data.packing=leaf" in fault(spoilt(params={"packing": "strip"}))
+    assert "data.flips=false" in fault(spoilt(params={"fit": "drop"}))
     assert "another slide" in fault(spoilt(source_sha256="0" * 64))
     assert "another mask" in fault(spoilt(mask_sha256="0" * 64))
     shutil.rmtree(tmp_path / "spoilt")
