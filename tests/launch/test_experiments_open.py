@@ -41,8 +41,8 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
         one, other = config.train, configs["apf"].train
         assert one.model_copy(update={"batch": other.batch, "lr": other.lr}) == other
         assert (config.data.split, config.data.resolution) == (configs["apf"].data.split, SETS[name].px)
-    leaves = {"apf", "apf_std", "uniform_leaf_unet_std", "apf_alone", "apf_blind", "apf_jittered", "apf_half", "apf_deep", "apf_unturned",
-              "apf_drop", "apf_leaf", "apf_token", "uniform_leaf_unet", *SPLITS}  # fmt: skip
+    leaves = {"apf", "apf_std", "apf_alone", "apf_blind", "apf_jittered", "apf_half", "apf_deep", "apf_unturned",
+              "apf_drop", "apf_leaf", "apf_token", "uniform_leaf_unet", "uniform_leaf_unet_std", *SPLITS}  # fmt: skip
     all_there_are = {"glomeruli": 1024, "nuclei": 1024, "vessels": 1024, "vessels_2k": 4096, "vessels_4k": 16384}[name]
     assert configs["apf"].data.length < all_there_are
     assert ("apf_double" in configs) == (2 * configs["apf"].data.length < all_there_are) == (name == "glomeruli")
