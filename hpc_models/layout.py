@@ -92,13 +92,6 @@ class GeometricLayout:
         return raster_to_cells(logits, self.xy, self.size, self.size_px, self.patch)
 
 
-def _move_rows(x: Tensor, source: Tensor, inside: Tensor) -> Tensor:
-    """Row s of all (L * p) becomes row `source[s]` of x (B, L, p, p, K) where `inside`, and stays elsewhere."""
-    length, p = x.shape[1:3]
-    source = torch.where(inside, source, torch.arange(length * p, device=x.device))
-    return x.flatten(1, 2).take_along_dim(source[..., None, None], 1).unflatten(1, (length, p))
-
-
 def leaves_to_strip(x: Tensor, valid: Tensor) -> Tensor:
     """Mix the leaves of each image as `data_prep.packing.pack_strip` does: each token gets rows of p leaves.
 
@@ -111,15 +104,25 @@ def leaves_to_strip(x: Tensor, valid: Tensor) -> Tensor:
     Returns:
         The same shape, by mixed tokens; rows of padding stay where they are.
     """
-    length, p = x.shape[1:3]
-    leaves = valid.sum(1, keepdim=True).clamp(min=1)
-    row = torch.arange(length * p, device=x.device)
-    return _move_rows(x, row % p * leaves + row // p, row < leaves * p)
+    return _transpose_rows(x, valid, x.shape[2])
 
 
 def strip_to_leaves(x: Tensor, valid: Tensor) -> Tensor:
     """The inverse of `leaves_to_strip`."""
+    return _transpose_rows(x, valid, _leaves(valid))
+
+
+def _leaves(valid: Tensor) -> Tensor:
+    return valid.sum(1, keepdim=True).clamp(min=1)
+
+
+def _transpose_rows(x: Tensor, valid: Tensor, height: Tensor | int) -> Tensor:
+    """The n * p rows of each image's leaves as a table of `height` rows, read down its columns; padding stays.
+
+    Packing transposes a table of p rows, and putting back one of n rows.
+    """
     length, p = x.shape[1:3]
-    leaves = valid.sum(1, keepdim=True).clamp(min=1)
+    rows = _leaves(valid) * p
     row = torch.arange(length * p, device=x.device)
-    return _move_rows(x, row % leaves * p + row // leaves, row < leaves * p)
+    source = torch.where(row < rows, row % height * (rows // height) + row // height, row)
+    return x.flatten(1, 2).take_along_dim(source[..., None, None], 1).unflatten(1, (length, p))
