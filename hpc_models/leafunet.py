@@ -25,6 +25,8 @@ from hpc_models.geometry import ring_cells, ring_steps
 from hpc_models.recompute import maybe_recompute
 from hpc_models.stdconv import conv3x3
 
+_THRESHOLD_BACKWARD = torch.ops.aten.threshold_backward
+
 
 def leaf_unet_widths(patch: int, base: int = 16) -> tuple[int, ...]:
     """Channels per level, finest first, of the usual small U-Net: base, base, 2 base, 4 base, at most 8 base.
@@ -107,17 +109,23 @@ class _Surround(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         around, beyond, slots, *wide = ctx.saved_tensors
-        m, w, _, channels = gradients[0].shape
-        cells = gradients[0].reshape(m, w * w, channels)
+        gradient = gradients[0]
+        m, w, _, channels = gradient.shape
+        inner = gradient[:, 1:-1, 1:-1]
+        ring = gradient.reshape(m, w * w, channels)[:, slots]
+        if ctx.relu:  # one pass; what lies beyond is 0 in the ring, so that it gets nothing either
+            inner = _THRESHOLD_BACKWARD(inner, wide[0][:, 1:-1, 1:-1], 0)
+            ring = _THRESHOLD_BACKWARD(ring, wide[0].view(m, w * w, channels)[:, slots], 0)
+        ring = ring.view(-1, channels)
+        if not ctx.relu:
+            ring.masked_fill_(beyond, 0)
         found: list[Tensor] = []
         at = 0
         for c in ctx.widths:
-            inner = gradients[0][:, 1:-1, 1:-1, at : at + c].clone(memory_format=torch.contiguous_format)
-            ring = cells[:, slots, at : at + c].reshape(-1, c)
-            inner.view(-1, c).index_add_(0, around, ring.masked_fill_(beyond, 0))
-            if ctx.relu:
-                inner.masked_fill_(wide[0][:, 1:-1, 1:-1, at : at + c] <= 0, 0)
-            found.append(inner)
+            own = inner[..., at : at + c]
+            own = own.contiguous() if ctx.relu else own.clone(memory_format=torch.contiguous_format)
+            own.view(-1, c).index_add_(0, around, ring[:, at : at + c])
+            found.append(own)
             at += c
         return (None, None, None, None, *found)
 
