@@ -119,6 +119,8 @@ def train(config: Config) -> int:
     if ranks.world == 1 and not config.force and _finished(run_dir, config):
         return EXIT_OK
     check_model(config)
+    if ranks.rank == 0 and config.train.init_from is not None:
+        _tell_other_settings(config)
     threads = places.share_threads(ranks, config.engine.threads)
     device = places.pick_device(config.engine.device, ranks)
     # Longer than the watchdog's patience: it should speak first, since it knows where everyone is.
@@ -129,6 +131,14 @@ def train(config: Config) -> int:
             _tell_finished(run_dir)
         places.finish(EXIT_OK)
     return places.finish(Start(config, files, ranks, run_dir, device, opened, threads).run())
+
+
+def _tell_other_settings(config: Config) -> None:
+    from launch.weights import other_settings
+
+    if others := other_settings(config):
+        what = "its model was trained with other settings (there -> here)"
+        print(f"note: train.init_from={config.train.init_from}: {what}: {'; '.join(others)}", file=sys.stderr)
 
 
 def _finished(run_dir: Path, config: Config) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -20,9 +21,10 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
 from launch.checkpoint import newest_complete
-from launch.config import ConfigError
+from launch.config import Config, ConfigError, differing_keys
 
 Weights = dict[str, torch.Tensor]
+UNLEARNED = ("model.checkpointing", "model.prior")  # what weights that were trained do not depend on
 READ_ERRORS = (RuntimeError, ValueError, OSError, KeyError, CheckpointException)
 
 
@@ -42,6 +44,21 @@ def check_weights(model: nn.Module, source: str) -> None:
             raise ConfigError(
                 f"train.init_from={source}: {name} is {list(found[name])}, the model's {list(asked[name])}"
             )
+
+
+def other_settings(config: Config) -> list[str]:
+    """Settings of the model that the run behind `train.init_from` had otherwise, as `key: there -> here`.
+
+    Weights of the same names and shapes may have been learned with filters standardised or not, positions or none, ...;
+    a file of weights does not say.
+    """
+    source = Path(config.train.init_from or "")
+    try:
+        there = yaml.safe_load((source / "config.yaml").read_text())
+        found = differing_keys({"model": dict(there["model"])}, {"model": config.model.model_dump(mode="json")})
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return []
+    return [line for line in found if line.split(":")[0] not in UNLEARNED]
 
 
 def load_weights(model: nn.Module, source: str) -> None:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from launch.__main__ import main
 from launch.config import load
 from launch.record import read_record
 from launch.trainer import build_model
+from launch.weights import other_settings
 from tests.launch.small import (
     Group,
     finish_well,
@@ -86,6 +88,22 @@ def test_weights_start_another_run_where_this_one_ended(name, kind, runs, apf_fi
     mine, theirs = (read_record(run) for run in (tmp_path / "smoke" / "r", runs / name))
     assert mine["dice_per_slide"] == pytest.approx(theirs["dice_per_slide"], abs=1e-4)
     assert losses(tmp_path / "smoke" / "r")[0] < losses(runs / name)[0]
+
+
+def test_settings_that_weights_do_not_show_are_told(tmp_path):
+    there = load("open_nuclei_apf_std", ["model.checkpointing=true"])
+    (tmp_path / "config.yaml").write_text(there.to_yaml())
+    here = load("open_nuclei_apf_std", [f"train.init_from={tmp_path}"])
+    assert other_settings(here) == []
+    plain = load("open_nuclei_apf", [f"train.init_from={tmp_path}"])
+    assert other_settings(plain) == ["model.standardise: True -> False"]
+    old = {k: v for k, v in there.model_dump(mode="json")["model"].items() if k != "standardise"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": old}))
+    assert other_settings(here) == ["model.standardise: False -> True"], "from before there was such a key"
+    for text in ("", "[", "model: 3", "- 1"):
+        (tmp_path / "config.yaml").write_text(text)
+        assert other_settings(here) == [], text
+    assert other_settings(load("open_nuclei_apf", [f"train.init_from={tmp_path / 'w.pt'}"])) == []
 
 
 def test_average_best_and_one_step(runs, tmp_path, export):
