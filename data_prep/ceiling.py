@@ -75,3 +75,22 @@ def ceiling(
             return [float(d) for d in best]
         best = np.maximum(reached, best)
         on = 2 * mask > best * content
+
+
+def boundary_leaves(mask_counts: NDArray[Any], content_counts: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which leaves hold pixels of more than one class, with what is in none as a class of its own.
+
+    A boundary of the mask runs through them. Of uniform patches of side p they are what a tree with smallest patch p
+    must keep at full resolution to show the mask without a loss; the rest is what it could save at most.
+
+    Args:
+        mask_counts: (N, p, p, K) content pixels of class k + 1 in the cell.
+        content_counts: (N, p, p) content pixels of the cell.
+
+    Returns:
+        (N,) bool.
+    """
+    held = mask_counts.sum(axis=(1, 2), dtype=np.int64)
+    rest = content_counts.sum(axis=(1, 2), dtype=np.int64) - held.sum(axis=1)
+    several: NDArray[np.bool_] = (held > 0).sum(axis=1) + (rest > 0) > 1
+    return several

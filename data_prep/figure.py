@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.ceiling import boundary_leaves
 from data_prep.files import write_atomic
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def _no_date(out: Path) -> dict[str, Any]:
 
 
 def caption(look: Look, dot: str = ", ") -> str:
-    """Parameters and result in one line: R, p, rule, thresholds, leaves used, ceiling."""
+    """Parameters and result in one line: R, p, rule, thresholds, leaves used, ceiling, leaves that a boundary cuts."""
     options, found = look.options, look.found
     used, full = len(look.token_set), (options.resolution // options.patch) ** 2
     parts = [f"R = {options.resolution}", f"p = {options.patch}"]
@@ -78,6 +79,9 @@ def caption(look: Look, dot: str = ", ") -> str:
         parts.append(f"field of view {100 * share:.0f} %")
     if look.ceiling:
         parts.append("ceiling Dice " + " / ".join(f"{value:.3f}" for value in look.ceiling))
+    if (masks := look.token_set.mask_counts) is not None:
+        mixed = boundary_leaves(masks, look.token_set.content_counts).sum()
+        parts.append(f"boundary in {mixed:,} leaves")
     return dot.join(parts)
 
 

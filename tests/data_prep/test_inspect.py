@@ -110,6 +110,14 @@ def test_caption_of_uniform_names_no_edges():
     assert text == "R = 512, p = 32, uniform, 256 tokens"
 
 
+def test_caption_says_how_many_leaves_the_mask_needs():
+    look = look_at(IMAGE, BuildOptions(1024, 32, patching="uniform", masks=GLOMERULI / "masks"))
+    mask = cv2.imread(str(GLOMERULI / "masks" / "10063.png"), cv2.IMREAD_UNCHANGED)
+    blocks = mask.reshape(32, 32, 32, 32).swapaxes(1, 2).reshape(1024, -1)
+    mixed = int((blocks.min(1) != blocks.max(1)).sum())
+    assert 20 < mixed < 500 and caption(look).endswith(f"boundary in {mixed} leaves")
+
+
 def test_a_mask_that_is_missing_is_told(tmp_path: Path, capsys):
     args = ["inspect", CMU, "--masks", GLOMERULI / "masks", "--out", tmp_path / "x.png"]
     assert main([*map(str, args)]) == 1

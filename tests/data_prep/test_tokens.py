@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.ceiling import ceiling, dice, pixel_dice_from_cells
+from data_prep.ceiling import boundary_leaves, ceiling, dice, pixel_dice_from_cells
 from data_prep.edges import count_edges
 from data_prep.packing import drop_or_repeat, pack_strip
 from data_prep.quadtree import Leaves, budget_tree, check_tiling
@@ -134,6 +134,17 @@ def test_dice_from_cells_is_dice_of_the_painted_mask(frame, share, seed):
         both = 2 * int((shown[..., k] & truth[..., k]).sum())
         sizes = int(shown[..., k].sum() + truth[..., k].sum())
         assert best[k] >= (both / sizes if sizes else 1.0), 'the majority of each cell cannot pass the ceiling'
+
+
+@settings(max_examples=100, deadline=None)
+@given(frames())
+def test_a_boundary_runs_through_leaves_that_hold_several_classes(frame):
+    rgb, mask, leaves, p, size_px, content_wh, classes = frame
+    made = cut(_reader(rgb), leaves, p, size_px, content_wh, _reader(mask), classes)
+    seen = mask[: content_wh[1], : content_wh[0]]
+    held = [np.unique(seen[y : y + s, x : x + s]) for (x, y), s in zip(leaves.xy, leaves.size, strict=True)]
+    found = boundary_leaves(made.mask_counts, made.content_counts)
+    np.testing.assert_array_equal(found, [len(ids) > 1 for ids in held])
 
 
 def test_dice_of_nothing_and_of_everything():
