@@ -30,7 +30,7 @@ export PYTHONUNBUFFERED=1 PYTHONWARNINGS=${PYTHONWARNINGS:-ignore}
 declare -A folder=([glomeruli]=glomeruli24 [nuclei]=monuseg_train [vessels]=hrf [vessels_2k]=hrf [vessels_4k]=hrf)
 declare -A needs=([vessels]=fov [vessels_2k]=fov [vessels_4k]=fov)    # besides images and masks
 # Of apf_drop: edge pixels above which a square is split; trees of training slides then have about L leaves.
-declare -A split_value=([glomeruli]=700 [nuclei]=225 [vessels]=3 [vessels_2k]=3 [vessels_4k]=3)
+declare -A split_value=([glomeruli]=700 [nuclei]=225 [vessels]=3 [vessels_2k]=3 [vessels_4k]=235)
 
 step() { printf '\n[experiments %ds] %s\n' "$SECONDS" "$*"; }
 stopped=

@@ -37,7 +37,8 @@ class Set:
         split: JSON file of slide names.
         px: R.
         patch: p of the adaptive rows.
-        length: L of the adaptive rows. On vessels no tree of edges has more: they end where no edges are left.
+        length: L of the adaptive rows. On vessels at 1024 and 2048 px no tree of edges has more: they end where no
+            edges are left (at 4096 px after about 7,000 leaves).
         square: L of those whose decoder takes the sequence as a picture: a square, less than (R / p)^2.
         part: Share of the frame's side that a training step sees, of adaptive rows and of uniform_leaf_unet.
         seen: Share of the frame's side that they see at once when they predict; None: all of it.
@@ -63,7 +64,7 @@ SETS = {
     "nuclei": Set("launch/splits/nuclei.json", 1024, 32, 928, 784, 0.15, None, 0.15),
     "vessels": Set("launch/splits/vessels.json", 1024, 32, 704, 576, 0.125, 0.25, 0.18, fov=True),
     "vessels_2k": Set("launch/splits/vessels.json", 2048, 32, 2560, 1024, 0.07, 0.19, 0.25, fov=True),
-    "vessels_4k": Set("launch/splits/vessels.json", 4096, 32, 8192, 4096, 0.035, 0.1, 0.25, fov=True, cache_gib=6.0),
+    "vessels_4k": Set("launch/splits/vessels.json", 4096, 32, 2560, 1024, 0.08, 0.2, 0.25, fov=True, cache_gib=6.0),
 }
 
 
