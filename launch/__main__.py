@@ -19,6 +19,7 @@ from launch.models import add_models_command
 from launch.plan.command import add_plan_command
 from launch.preflight import add_preflight_command
 from launch.ranks import EXIT_CONFIG, EXIT_CRASH, EXIT_OK, RankError, find_ranks
+from launch.rescore import add_rescore_command
 
 _EPILOG = """\
 examples:
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add_export_command(commands)
     add_models_command(commands)
     add_erf_command(commands)
+    add_rescore_command(commands)
     return parser
 
 

@@ -22,6 +22,7 @@ from data_prep.tokens import TokenSet
 from hpc_models import metrics
 from hpc_models.unet import sliding_window
 from launch.batches import collate, padded_length, parts_of, take, token_sample
+from launch.classify import Forward
 from launch.config import Config
 from launch.data import Raster, TokenFiles
 from launch.engines.base import Engine
@@ -128,12 +129,14 @@ def _slide(
     truth = files.truth_pixels(name, tokens)
     if config.data.kind == "tiles":
         raster = files.load_raster(name)
-        predicted = _predict_raster(engine, config, raster, device)
+        # Ranks that share parameters must run the model equally often, whatever their slides hold.
+        logits = raster_logits(engine.forward, config, raster, device, everywhere=engine.data_world > 1)
+        predicted = (logits > 0).permute(1, 2, 0).cpu().numpy()
         counts = raster_counts(predicted, raster)
         if folder is not None:
             _save(folder, name, counts, _raster_pictures(raster, predicted, config.eval.pictures_px))
     else:
-        predicted = _predict_tokens(engine, config, tokens, device)
+        predicted = token_logits(engine.forward, config, tokens, device).numpy() > 0
         counts = np.stack(pixel_dice_from_cells(predicted, tokens.mask_counts, tokens.content_counts), axis=-1)
         counts[:, 2] = truth  # what lies in no token is missed
         if folder is not None:
@@ -142,52 +145,52 @@ def _slide(
     return counts, float(np.mean(best)), len(tokens.tokens)
 
 
-def _predict_tokens(engine: Engine, config: Config, tokens: TokenSet, device: torch.device) -> NDArray[np.bool_]:
-    """Foreground per cell, (N, p, p, K), from the whole tree at once, or the mean of what overlapping parts say.
+def token_logits(forward: Forward, config: Config, tokens: TokenSet, device: torch.device) -> torch.Tensor:
+    """Logits per cell, (N, p, p, K), from the whole tree at once, or the mean of what overlapping parts say.
 
     A model that was trained on parts has not seen leaves of white padding, which would shift its norms.
     """
     data = config.data
     if data.part == 1:
-        return _forward(engine, tokens, data.length, device).cpu().numpy() > 0  # type: ignore[no-any-return]
+        return _forward(forward, tokens, data.length, device).cpu()
     content = np.flatnonzero(tokens.has_content)
     parts = [(content if len(content) else np.arange(len(tokens)), np.ones(max(1, len(content)), np.float32))]
     if config.eval.part is not None:
         parts = parts_of(tokens, config.eval.part, data.overlap)
     total, weight = torch.zeros(()), torch.zeros(len(tokens), 1, 1, 1)
     for rows, weights in parts:
-        logits = _forward(engine, take(tokens, rows), padded_length(len(rows), data.length), device).cpu()
+        logits = _forward(forward, take(tokens, rows), padded_length(len(rows), data.length), device).cpu()
         if not total.ndim:
             total = logits.new_zeros(len(tokens), *logits.shape[1:])
         share = torch.from_numpy(weights)[:, None, None, None]
         total[rows] += logits * share
         weight[rows] += share
-    return (total / weight.clamp(min=1)).numpy() > 0  # type: ignore[no-any-return]
+    return total / weight.clamp(min=1)
 
 
-def _forward(engine: Engine, tokens: TokenSet, length: int, device: torch.device) -> torch.Tensor:
+def _forward(forward: Forward, tokens: TokenSet, length: int, device: torch.device) -> torch.Tensor:
     """(N, p, p, K) float32 logits of one token set."""
     batch = collate([token_sample(tokens, length, None, False, 0.0)])
     inputs = {k: v.to(device) for k, v in batch.items() if k not in ("mask_counts", "content_counts")}
-    return engine.forward(inputs)[0, : len(tokens)].float()
+    return forward(inputs)[0, : len(tokens)].float()
 
 
-def _predict_raster(engine: Engine, config: Config, raster: Raster, device: torch.device) -> NDArray[np.bool_]:
+def raster_logits(
+    forward: Forward, config: Config, raster: Raster, device: torch.device, everywhere: bool = False
+) -> torch.Tensor:
+    """Logits per pixel, (K, R, R), by sliding windows; those without content are left out unless `everywhere`."""
     image = torch.from_numpy(raster.image).to(device).permute(2, 0, 1).float() / 255
     data = config.data
-    # Ranks that share parameters must run the model equally often, whatever their slides hold.
-    wanted = torch.from_numpy(raster.content) if engine.data_world == 1 else None
-    logits = sliding_window(_AsModule(engine), image, data.window_px or data.crop_px, data.overlap, wanted=wanted)
-    on: NDArray[np.bool_] = (logits > 0).permute(1, 2, 0).cpu().numpy()
-    return on
+    wanted = None if everywhere else torch.from_numpy(raster.content)
+    return sliding_window(_AsModule(forward), image, data.window_px or data.crop_px, data.overlap, wanted=wanted)
 
 
 class _AsModule(torch.nn.Module):
-    """An engine as the module that `sliding_window` calls, so that sharded models are called through their engine."""
+    """A function as the module that `sliding_window` calls, so that sharded models are called through their engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, forward: Forward) -> None:
         super().__init__()
-        self._call = engine.forward
+        self._call = forward
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self._call(images)

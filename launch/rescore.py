@@ -1,0 +1,329 @@
+"""`python -m launch rescore RUN --at DIR`: a run's answers, scored on frames of another size.
+
+Dice at 1024 px and Dice at 4096 px are not the same quantity, so runs at different resolutions cannot be held against
+each other by their own scores. Here what a finished run says of its own frame is enlarged, logit by logit, to the frame
+of other token files of the same slides, and counted there. Importing it must not import torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import ValidationError
+
+from data_prep.files import write_atomic
+from data_prep.progress import Progress
+from launch.config import Config, ConfigError
+from launch.ranks import EXIT_CRASH, EXIT_OK, find_ranks, pick_device
+from launch.record import RECORD_KEYS, new_record, now, read_record, to_json, write_record
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from launch.data import TokenFiles
+
+LARGEST_PX = 16_384  # the enlarged logits of a frame lie in memory as a whole
+TOLERANCE = 0.002  # on another device, or another number of threads, a few pixels fall to the other side
+
+_TEXT = """\
+Score finished runs on frames of another size, so that runs at different resolutions can be compared on the same pixels.
+The run's newest weights (its best ones, its running average, as the run itself was scored) predict every test slide at
+the resolution they were trained at; the logits are enlarged bilinearly (or averaged down) to the frame of the token
+files in --at, which must be of the same slides and masks, cut uniformly with patches of full resolution:
+
+  python -m data_prep build slides --masks masks --out tokens/4k --resolution 4096 --patch 256 --patching uniform
+  python -m launch rescore runs/small/*/ --at tokens/4k --out runs/small_at_4k
+
+Each run gets a folder in --out with a record.json that the tables of `python -m analysis` read: the experiment's name
+ends with _at_4096px (or is --name, which must tell apart what is held against each other), `resolution` is that of the
+pixels scored, the rest is the run's own. What is there is skipped.
+"""
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """Test slides of one run, at its own pixels and at others.
+
+    Attributes:
+        own: Dice per slide at the run's own pixels.
+        other: Dice per slide at those of the other files.
+        pooled: Dice of all of the latter as one picture.
+        everything: Mean Dice there of a prediction that is foreground everywhere.
+        nothing: That of one that is so nowhere.
+    """
+
+    own: dict[str, float]
+    other: dict[str, float]
+    pooled: float
+    everything: float
+    nothing: float
+
+
+def enlarged(logits: torch.Tensor, from_wh: tuple[int, int], to_wh: tuple[int, int]) -> torch.Tensor:
+    """Logits of a frame's content at another size: bilinear between pixel centres, or the mean over areas.
+
+    Args:
+        logits: (K, R, R) float, of a frame whose content is its upper left corner.
+        from_wh: width and height of the content in that frame.
+        to_wh: the same in the other one.
+
+    Returns:
+        (K, height, width) of the other content.
+    """
+    import torch.nn.functional as F
+
+    inside = logits[None, :, : from_wh[1], : from_wh[0]]
+    size = (to_wh[1], to_wh[0])
+    if to_wh[0] < from_wh[0] or to_wh[1] < from_wh[1]:
+        return F.interpolate(inside, size, mode="area")[0]
+    return F.interpolate(inside, size, mode="bilinear", align_corners=False)[0]
+
+
+def read_run(run_dir: Path, folder: str | None) -> tuple[Config, dict[str, Any]]:
+    """Settings and record of a finished segmentation run.
+
+    Args:
+        run_dir: The run directory.
+        folder: Where its token files are now; None: where the run found them.
+
+    Raises:
+        ConfigError: It is none, or did not finish.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(f"{run_dir}: no run directory (it has no config.yaml)")
+    record = read_record(run_dir)
+    if record is None or record["status"] != "ok":
+        raise ConfigError(f"{run_dir}: the run has not finished; only finished ones are scored")
+    try:
+        tree = yaml.safe_load((run_dir / "config.yaml").read_text())
+        if folder is not None:
+            tree["data"]["dir"] = folder
+        config = Config.model_validate(tree)
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        else:
+            reason = str(error).splitlines()[0]
+        raise ConfigError(f"{run_dir / 'config.yaml'}: not settings of this version: {reason}") from None
+    if config.model.task != "segmentation":
+        raise ConfigError(f"{run_dir}: the run classifies; only segmentations have pixels")
+    return config, record
+
+
+def other_files(config: Config, folder: Path) -> TokenFiles:
+    """The token files to score at, checked: the same slides, masks and field of view, one cell per pixel.
+
+    Raises:
+        ConfigError: They are not; one line names the file.
+    """
+    from data_prep.store import StoreError, read_meta, token_path
+    from launch.data import TokenFiles, read_split
+
+    own = config.data
+    names = read_split(own)["test"]
+    try:
+        metas = [(token_path(Path(own.dir), n), token_path(folder, n)) for n in names]
+        for mine, theirs in metas:
+            one, two = read_meta(mine), read_meta(theirs)
+            if two["params"].get("patching") != "uniform":
+                raise ConfigError(f"{theirs}: build it with --patching uniform, so that it holds every pixel")
+            if two["frame_px"] > LARGEST_PX:
+                raise ConfigError(f"{theirs}: frames beyond {LARGEST_PX:,} px are not enlarged, they fill the memory")
+            for key in ("source_sha256", "mask_sha256"):
+                if one[key] != two[key]:
+                    what = "slide" if key.startswith("source") else "mask"
+                    raise ConfigError(f"{theirs}: was built from another {what} than {mine}")
+            for key in ("aspect", "mask_kind", "fov"):
+                has, wants = (bool(m["params"].get(key)) if key == "fov" else m["params"].get(key) for m in (two, one))
+                if has != wants:
+                    raise ConfigError(f"{theirs}: was built with {key} {has}, {mine} with {wants}")
+    except StoreError as error:
+        raise ConfigError(str(error)) from None
+    patch, px = two["patch"], two["frame_px"]
+    changed = {
+        "dir": str(folder), "patching": "uniform", "patch": patch, "resolution": px, "length": (px // patch) ** 2,
+        "kind": "tokens", "part": 1.0, "variants": (), "split_on": "edges", "thresholds": None, "resample": "mean",
+        "cache_gib": 0.0, "foreground_crops": 0.0,
+    }  # fmt: skip
+    files = TokenFiles(own.model_copy(update=changed))
+    files.split = {part: names if part == "test" else [] for part in files.split}
+    files.check()
+    return files
+
+
+def load_model(config: Config, run_dir: Path, device: torch.device) -> nn.Module:
+    """The model of a run with the weights it was scored with.
+
+    Raises:
+        ConfigError: There is no sound checkpoint.
+    """
+    from launch.checkpoint import find_sound
+    from launch.trainer import build_model
+    from launch.weights import READ_ERRORS, checkpoint_weights
+
+    which = "best" if config.eval.select == "best" else "last"
+    source = find_sound(run_dir / "checkpoints", which, lambda text: print(text, file=sys.stderr))
+    if source is None:
+        raise ConfigError(f"{run_dir}: no sound checkpoint ({which}); was it removed to save space?")
+    model = build_model(config)
+    try:
+        model.load_state_dict(checkpoint_weights(source, average=config.train.ema_decay is not None))
+    except READ_ERRORS as error:
+        raise ConfigError(f"{source}: {str(error).splitlines()[0]}") from None
+    return model.to(device).eval()
+
+
+def rescore(config: Config, model: nn.Module, other: TokenFiles, device: torch.device) -> Rescored:
+    """Predict the test slides at the run's own resolution; count there, and enlarged at the other one."""
+    import torch
+
+    from hpc_models import metrics
+    from launch.data import TokenFiles
+
+    own = TokenFiles(config.data)
+    names = own.split["test"]
+    counts = []
+    with torch.no_grad(), Progress(len(names), f"rescore {config.experiment}", "slides") as bar:
+        for name in names:
+            counts.append(list(_slide(config, model, own, other, name, device)))
+            bar.update(1)
+    here, there, everything, nothing = (torch.stack(each) for each in zip(*counts, strict=True))
+    return Rescored(
+        own=dict(zip(names, metrics.dice_per_slide(here).tolist(), strict=True)),
+        other=dict(zip(names, metrics.dice_per_slide(there).tolist(), strict=True)),
+        pooled=float(metrics.dice_pooled(there)),
+        everything=float(metrics.dice_per_slide(everything).mean()),
+        nothing=float(metrics.dice_per_slide(nothing).mean()),
+    )
+
+
+def _slide(
+    config: Config, model: nn.Module, own: TokenFiles, other: TokenFiles, name: str, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """Counts (K, 3) of a slide: at its own pixels, at the others, of everything, of nothing."""
+    import numpy as np
+    import torch
+
+    from data_prep.ceiling import pixel_dice_from_cells
+    from data_prep.tokens import rebuild
+    from launch.evaluate import raster_counts, raster_logits, token_logits
+
+    def forward(inputs: Any) -> torch.Tensor:
+        logits: torch.Tensor = model(inputs)
+        return logits.float()
+
+    if config.data.kind == "tiles":
+        raster = own.load_raster(name)
+        logits, from_wh = raster_logits(forward, config, raster, device).cpu(), raster.content_wh
+        mine = raster_counts((logits > 0).permute(1, 2, 0).numpy(), raster)
+    else:
+        tokens = own.load(name)
+        assert tokens.mask_counts is not None
+        cells, from_wh = token_logits(forward, config, tokens, device).numpy(), tokens.content_wh
+        mine = np.stack(pixel_dice_from_cells(cells > 0, tokens.mask_counts, tokens.content_counts), axis=-1)
+        mine[:, 2] = own.truth_pixels(name, tokens)
+        painted = rebuild(cells, tokens.leaf_xy, tokens.leaf_size, tokens.size_px)
+        logits = torch.from_numpy(painted).permute(2, 0, 1)
+    yield torch.from_numpy(mine)
+    raster = other.load_raster(name)
+    width, height = raster.content_wh
+    predicted = np.zeros(raster.masks.shape, bool)
+    predicted[:height, :width] = (enlarged(logits, from_wh, raster.content_wh) > 0).permute(1, 2, 0).numpy()
+    for each in (predicted, np.ones_like(predicted), np.zeros_like(predicted)):
+        yield torch.from_numpy(raster_counts(each, raster))
+
+
+def rescored_record(record: dict[str, Any], found: Rescored, name: str, other: TokenFiles) -> dict[str, Any]:
+    """The run's record, as one of experiment `name`, with the scores at the other pixels.
+
+    What belongs to its own pixels alone is null.
+    """
+    kept = {key: value for key, value in record.items() if key in RECORD_KEYS}
+    changed = {
+        "experiment": name, "resolution": other.config.resolution, "data": other.config.dir,
+        "dice": sum(found.other.values()) / len(found.other), "dice_pooled": found.pooled,
+        "dice_per_slide": found.other, "dice_ceiling": None, "dice_val": None, "score_val": None,
+        "floors": {"all_foreground": found.everything, "all_background": found.nothing}, "finished_at": now(),
+    }  # fmt: skip
+    return new_record(**{**kept, **changed})
+
+
+def run_rescore(asked: argparse.Namespace) -> int:
+    """The command: score, write, print one line for each run."""
+    if find_ranks().world > 1:
+        raise ConfigError("rescore runs as one process; start it without torchrun, mpiexec or srun -n")
+    return max(_one(run_dir, asked) for run_dir in asked.runs)
+
+
+def _one(run_dir: Path, asked: argparse.Namespace) -> int:
+    config, record = read_run(run_dir, asked.tokens)
+    other = other_files(config, asked.at)
+    if asked.name and Path(asked.name).name != asked.name:
+        raise ConfigError(f"--name {asked.name}: a name, not a path")
+    name = asked.name or f"{config.experiment}_at_{other.config.resolution}px"
+    folder = asked.out / name / record["run_id"]
+    if _is_there(folder, record, other) and not asked.force:
+        print(f"already scored: {folder / 'record.json'} (--force scores it again)", file=sys.stderr)
+        return EXIT_OK
+    device = pick_device(config.engine.device, find_ranks())
+    found = rescore(config, load_model(config, run_dir, device), other, device)
+    new = rescored_record(record, found, name, other)
+    own = sum(found.own.values()) / len(found.own)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (run_dir / "env.json").is_file():
+            write_atomic(folder / "env.json", to_json(json.loads((run_dir / "env.json").read_text())))
+        write_record(folder, new)
+    except (OSError, ValueError) as error:
+        print(f"error: --out {asked.out}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
+        return EXIT_CRASH
+    if record["dice"] is not None and abs(own - record["dice"]) > TOLERANCE:
+        what = f"its own record has dice {record['dice']:.4f}, these weights {own:.4f}"
+        print(f"warning: {run_dir}: {what}", file=sys.stderr)
+    print(
+        f"{folder / 'record.json'}: dice {new['dice']:.4f} at {other.config.resolution:,} px, {own:.4f} at its own "
+        f"{config.data.resolution:,} px, {len(found.own)} test slides"
+    )
+    return EXIT_OK
+
+
+def _is_there(folder: Path, record: dict[str, Any], other: TokenFiles) -> bool:
+    """Whether a run has been scored there already.
+
+    Raises:
+        ConfigError: What is there is of another run, or of other pixels; it is not overwritten.
+    """
+    there = read_record(folder)
+    if there is None:
+        return False
+    if (there.get("config_sha256"), there.get("resolution")) != (record["config_sha256"], other.config.resolution):
+        raise ConfigError(f"{folder / 'record.json'}: is of another run or resolution; give another --name or --out")
+    return bool(there.get("started_at") == record["started_at"])
+
+
+def add_rescore_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `rescore` to the parser."""
+    command = commands.add_parser(
+        "rescore",
+        help="score finished runs on frames of another size",
+        description=_TEXT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run directories")
+    command.add_argument("--at", metavar="DIR", type=Path, required=True, help="token files to score at")
+    command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the new records")
+    command.add_argument(
+        "--name", metavar="EXPERIMENT", help="experiment of the new records (default: the run's with _at_NNNNpx)"
+    )
+    command.add_argument("--tokens", metavar="DIR", help="the runs' own token files, where they were moved")
+    command.add_argument("--force", action="store_true", help="score again what has been scored")
+    command.set_defaults(run=run_rescore)
