@@ -80,8 +80,9 @@ def ceiling(
 def boundary_leaves(mask_counts: NDArray[Any], content_counts: NDArray[Any]) -> NDArray[np.bool_]:
     """Which leaves hold pixels of more than one class, with what is in none as a class of its own.
 
-    A boundary of the mask runs through them. Of uniform patches of side p they are what a tree with smallest patch p
-    must keep at full resolution to show the mask without a loss; the rest is what it could save at most.
+    A boundary of the mask runs through them. Of uniform patches of side p they are roughly what a tree with smallest
+    patch p must keep to show the mask without a loss, so that the rest is about what it could save at most: only where
+    boundaries happen to lie on a coarser grid of cells do larger leaves show them as well.
 
     Args:
         mask_counts: (N, p, p, K) content pixels of class k + 1 in the cell.

@@ -61,7 +61,7 @@ exit code: 0 all built or skipped, 1 some slide failed, 64 bad arguments."""
 _INSPECT = """Draw what the quadtree makes of one slide: frame, edges, leaves, token sequence, patches, and
 the mask with what a prediction per cell must get wrong (its ceiling). Choose --patch and --length by
 eye before a long build. With --patching uniform it says in how many patches a boundary of the mask lies:
-those that a tree with this smallest patch has to keep, so what it could save at most."""
+about those that a tree with this smallest patch has to keep; the rest is what it could save at most."""
 
 
 class _Parser(argparse.ArgumentParser):

@@ -8,7 +8,7 @@ of other token files of the same slides, and counted there. Importing it must no
 from __future__ import annotations
 
 import argparse
-import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from data_prep.files import write_atomic
 from data_prep.progress import Progress
 from launch.config import Config, ConfigError
 from launch.ranks import EXIT_CRASH, EXIT_OK, find_ranks, pick_device
-from launch.record import RECORD_KEYS, new_record, now, read_record, to_json, write_record
+from launch.record import RECORD_KEYS, new_record, now, read_record, write_record
 
 if TYPE_CHECKING:
     import torch
@@ -31,12 +31,13 @@ if TYPE_CHECKING:
     from launch.data import TokenFiles
 
 LARGEST_PX = 16_384  # the enlarged logits of a frame lie in memory as a whole
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 TOLERANCE = 0.002  # on another device, or another number of threads, a few pixels fall to the other side
 
 _TEXT = """\
 Score finished runs on frames of another size, so that runs at different resolutions can be compared on the same pixels.
 The run's newest weights (its best ones, its running average, as the run itself was scored) predict every test slide at
-the resolution they were trained at; the logits are enlarged bilinearly (or averaged down) to the frame of the token
+the resolution they were trained at; the logits are enlarged bilinearly (or pooled to fewer) to the frame of the token
 files in --at, which must be of the same slides and masks, cut uniformly with patches of full resolution:
 
   python -m data_prep build slides --masks masks --out tokens/4k --resolution 4096 --patch 256 --patching uniform
@@ -44,8 +45,23 @@ files in --at, which must be of the same slides and masks, cut uniformly with pa
 
 Each run gets a folder in --out with a record.json that the tables of `python -m analysis` read: the experiment's name
 ends with _at_4096px (or is --name, which must tell apart what is held against each other), `resolution` is that of the
-pixels scored, the rest is the run's own. What is there is skipped.
+pixels scored, times per image are null, the rest is the run's own. What is there is skipped. Runs that did not finish
+are left out with a note.
+
+exit codes: 0 done, 1 some runs were left out, 64 nothing was scored, as something that was asked for is wrong
 """
+
+# Of a record: all that is asked of a finished run here.
+_NEEDED = ("run_id", "experiment", "config_sha256", "split_sha256", "started_at", "dice", "dice_per_slide")
+# Of a record: what was measured in images of the run's own size.
+_OF_OWN_FRAMES = (
+    "seconds_per_image", "images_per_s", "epochs", "timed_steps", "mfu", "preprocessing_seconds", "dice_ceiling",
+    "dice_val", "score_val",
+)  # fmt: skip
+
+
+class UnfinishedError(ConfigError):
+    """A run that did not come to its end: one of many may be left out."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +84,9 @@ class Rescored:
 
 
 def enlarged(logits: torch.Tensor, from_wh: tuple[int, int], to_wh: tuple[int, int]) -> torch.Tensor:
-    """Logits of a frame's content at another size: bilinear between pixel centres, or the mean over areas.
+    """Logits of a frame's content at another size: bilinear between pixel centres, or pooled to fewer.
+
+    Pooling is torch's adaptive mean: over all pixels that a new one touches, each with full weight.
 
     Args:
         logits: (K, R, R) float, of a frame whose content is its upper left corner.
@@ -95,13 +113,16 @@ def read_run(run_dir: Path, folder: str | None) -> tuple[Config, dict[str, Any]]
         folder: Where its token files are now; None: where the run found them.
 
     Raises:
-        ConfigError: It is none, or did not finish.
+        ConfigError: It is none, or holds no segmentation.
+        UnfinishedError: It did not come to its end.
     """
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir}: no run directory (it has no config.yaml)")
     record = read_record(run_dir)
     if record is None or record["status"] != "ok":
-        raise ConfigError(f"{run_dir}: the run has not finished; only finished ones are scored")
+        raise UnfinishedError(f"{run_dir}: the run has not finished; only finished ones are scored")
+    if lacks := [key for key in _NEEDED if not record.get(key) and record.get(key) != 0]:
+        raise ConfigError(f"{run_dir / 'record.json'}: has no {lacks[0]}")
     try:
         tree = yaml.safe_load((run_dir / "config.yaml").read_text())
         if folder is not None:
@@ -119,21 +140,46 @@ def read_run(run_dir: Path, folder: str | None) -> tuple[Config, dict[str, Any]]
     return config, record
 
 
-def other_files(config: Config, folder: Path) -> TokenFiles:
+def own_files(config: Config, record: dict[str, Any]) -> TokenFiles:
+    """The run's token files of its test slides, checked.
+
+    Raises:
+        ConfigError: They are not those of the settings, or other slides than the run was tested on.
+    """
+    from launch.data import TokenFiles
+
+    if config.data.resolution > LARGEST_PX:
+        raise ConfigError(f"{config.experiment}: frames beyond {LARGEST_PX:,} px are not painted, they fill the memory")
+    files = TokenFiles(config.data)
+    names = files.split["test"]
+    if files.split_sha256 != record["split_sha256"] or set(names) != set(record["dice_per_slide"]):
+        raise ConfigError(f"{config.experiment}: data.split is another one by now than when the run was tested")
+    files.split = {part: names if part == "test" else [] for part in files.split}
+    files.check()
+    return files
+
+
+def other_files(config: Config, names: list[str], folder: Path) -> TokenFiles:
     """The token files to score at, checked: the same slides, masks and field of view, one cell per pixel.
+
+    Args:
+        config: Of the run.
+        names: Its test slides.
+        folder: The files.
 
     Raises:
         ConfigError: They are not; one line names the file.
     """
     from data_prep.store import StoreError, read_meta, token_path
-    from launch.data import TokenFiles, read_split
+    from launch.data import TokenFiles
 
     own = config.data
-    names = read_split(own)["test"]
     try:
-        metas = [(token_path(Path(own.dir), n), token_path(folder, n)) for n in names]
-        for mine, theirs in metas:
+        for name in names:
+            mine, theirs = token_path(Path(own.dir), name), token_path(folder, name)
             one, two = read_meta(mine), read_meta(theirs)
+            if one["params"].get("fit") == "drop":
+                raise ConfigError(f"{mine}: was built with --fit drop, so that parts of the frame have no answer")
             if two["params"].get("patching") != "uniform":
                 raise ConfigError(f"{theirs}: build it with --patching uniform, so that it holds every pixel")
             if two["frame_px"] > LARGEST_PX:
@@ -142,7 +188,7 @@ def other_files(config: Config, folder: Path) -> TokenFiles:
                 if one[key] != two[key]:
                     what = "slide" if key.startswith("source") else "mask"
                     raise ConfigError(f"{theirs}: was built from another {what} than {mine}")
-            for key in ("aspect", "mask_kind", "fov"):
+            for key in ("aspect", "mask_kind", "mask_classes", "fov"):
                 has, wants = (bool(m["params"].get(key)) if key == "fov" else m["params"].get(key) for m in (two, one))
                 if has != wants:
                     raise ConfigError(f"{theirs}: was built with {key} {has}, {mine} with {wants}")
@@ -178,18 +224,20 @@ def load_model(config: Config, run_dir: Path, device: torch.device) -> nn.Module
     try:
         model.load_state_dict(checkpoint_weights(source, average=config.train.ema_decay is not None))
     except READ_ERRORS as error:
-        raise ConfigError(f"{source}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{source}: {' '.join(str(error).split())[:300]}") from None
     return model.to(device).eval()
 
 
-def rescore(config: Config, model: nn.Module, other: TokenFiles, device: torch.device) -> Rescored:
-    """Predict the test slides at the run's own resolution; count there, and enlarged at the other one."""
+def rescore(config: Config, model: nn.Module, own: TokenFiles, other: TokenFiles, device: torch.device) -> Rescored:
+    """Predict the test slides at the run's own resolution; count there, and enlarged at the other one.
+
+    Raises:
+        StoreError: A token file is damaged.
+    """
     import torch
 
     from hpc_models import metrics
-    from launch.data import TokenFiles
 
-    own = TokenFiles(config.data)
     names = own.split["test"]
     counts = []
     with torch.no_grad(), Progress(len(names), f"rescore {config.experiment}", "slides") as bar:
@@ -218,7 +266,8 @@ def _slide(
     from launch.evaluate import raster_counts, raster_logits, token_logits
 
     def forward(inputs: Any) -> torch.Tensor:
-        logits: torch.Tensor = model(inputs)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+            logits: torch.Tensor = model(inputs)
         return logits.float()
 
     if config.data.kind == "tiles":
@@ -251,47 +300,83 @@ def rescored_record(record: dict[str, Any], found: Rescored, name: str, other: T
     changed = {
         "experiment": name, "resolution": other.config.resolution, "data": other.config.dir,
         "dice": sum(found.other.values()) / len(found.other), "dice_pooled": found.pooled,
-        "dice_per_slide": found.other, "dice_ceiling": None, "dice_val": None, "score_val": None,
+        "dice_per_slide": found.other,
         "floors": {"all_foreground": found.everything, "all_background": found.nothing}, "finished_at": now(),
     }  # fmt: skip
-    return new_record(**{**kept, **changed})
+    return new_record(**{**kept, **dict.fromkeys(_OF_OWN_FRAMES), **changed})
 
 
 def run_rescore(asked: argparse.Namespace) -> int:
-    """The command: score, write, print one line for each run."""
+    """The command: look at everything first, then score, write, and print one line for each run."""
     if find_ranks().world > 1:
         raise ConfigError("rescore runs as one process; start it without torchrun, mpiexec or srun -n")
-    return max(_one(run_dir, asked) for run_dir in asked.runs)
+    if asked.name is not None and not _NAME.fullmatch(asked.name):
+        raise ConfigError(f"--name {asked.name!r}: a name of letters, digits, _ . and -, not a path")
+    tasks: list[_Task] = []
+    left_out: list[UnfinishedError] = []
+    for run_dir in asked.runs:
+        try:
+            tasks.append(_plan(run_dir, asked))
+        except UnfinishedError as error:
+            left_out.append(error)
+    if not tasks:
+        raise left_out[0]
+    for each in left_out:
+        print(f"left out: {each}", file=sys.stderr)
+    return max([_one(task, asked) for task in tasks] + [EXIT_CRASH if left_out else EXIT_OK])
 
 
-def _one(run_dir: Path, asked: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class _Task:
+    """A run, checked: where it is, what it is, its files, those to score at, and where the record goes."""
+
+    run_dir: Path
+    config: Config
+    record: dict[str, Any]
+    own: TokenFiles
+    other: TokenFiles
+    folder: Path
+
+
+def _plan(run_dir: Path, asked: argparse.Namespace) -> _Task:
     config, record = read_run(run_dir, asked.tokens)
-    other = other_files(config, asked.at)
-    if asked.name and Path(asked.name).name != asked.name:
-        raise ConfigError(f"--name {asked.name}: a name, not a path")
-    name = asked.name or f"{config.experiment}_at_{other.config.resolution}px"
-    folder = asked.out / name / record["run_id"]
-    if _is_there(folder, record, other) and not asked.force:
+    own = own_files(config, record)
+    other = other_files(config, own.split["test"], asked.at)
+    folder = asked.out / (asked.name or f"{config.experiment}_at_{other.config.resolution}px") / record["run_id"]
+    if folder.resolve() == run_dir.resolve() or (folder / "checkpoints").exists():
+        raise ConfigError(f"{folder}: is a run itself; choose another --out")
+    return _Task(run_dir, config, record, own, other, folder)
+
+
+def _one(task: _Task, asked: argparse.Namespace) -> int:
+    from data_prep.store import StoreError
+
+    run_dir, config, record, folder = task.run_dir, task.config, task.record, task.folder
+    if not asked.force and _is_there(folder, record, task.other):
         print(f"already scored: {folder / 'record.json'} (--force scores it again)", file=sys.stderr)
         return EXIT_OK
-    device = pick_device(config.engine.device, find_ranks())
-    found = rescore(config, load_model(config, run_dir, device), other, device)
-    new = rescored_record(record, found, name, other)
-    own = sum(found.own.values()) / len(found.own)
+    device = pick_device(asked.device, find_ranks())
+    try:
+        found = rescore(config, load_model(config, run_dir, device), task.own, task.other, device)
+    except StoreError as error:
+        raise ConfigError(str(error)) from None
+    new = rescored_record(record, found, folder.parent.name, task.other)
+    mine = sum(found.own.values()) / len(found.own)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if (run_dir / "env.json").is_file():
-            write_atomic(folder / "env.json", to_json(json.loads((run_dir / "env.json").read_text())))
+        for kept in ("config.yaml", "env.json"):  # tables tell rows apart by their settings
+            if (run_dir / kept).is_file():
+                write_atomic(folder / kept, (run_dir / kept).read_bytes())
         write_record(folder, new)
-    except (OSError, ValueError) as error:
-        print(f"error: --out {asked.out}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: --out {asked.out}: {error.strerror or error}", file=sys.stderr)
         return EXIT_CRASH
-    if record["dice"] is not None and abs(own - record["dice"]) > TOLERANCE:
-        what = f"its own record has dice {record['dice']:.4f}, these weights {own:.4f}"
+    if abs(mine - record["dice"]) > TOLERANCE:
+        what = f"its own record has dice {record['dice']:.4f}, these weights {mine:.4f}"
         print(f"warning: {run_dir}: {what}", file=sys.stderr)
     print(
-        f"{folder / 'record.json'}: dice {new['dice']:.4f} at {other.config.resolution:,} px, {own:.4f} at its own "
-        f"{config.data.resolution:,} px, {len(found.own)} test slides"
+        f"{folder / 'record.json'}: dice {new['dice']:.4f} at {task.other.config.resolution:,} px, {mine:.4f} at its "
+        f"own {config.data.resolution:,} px, {len(found.own)} test slides"
     )
     return EXIT_OK
 
@@ -305,9 +390,11 @@ def _is_there(folder: Path, record: dict[str, Any], other: TokenFiles) -> bool:
     there = read_record(folder)
     if there is None:
         return False
-    if (there.get("config_sha256"), there.get("resolution")) != (record["config_sha256"], other.config.resolution):
-        raise ConfigError(f"{folder / 'record.json'}: is of another run or resolution; give another --name or --out")
-    return bool(there.get("started_at") == record["started_at"])
+    wanted = (record["config_sha256"], record["started_at"], other.config.resolution)
+    if (there.get("config_sha256"), there.get("started_at"), there.get("resolution")) != wanted:
+        why = "is of another run or resolution; give another --name or --out, or --force"
+        raise ConfigError(f"{folder / 'record.json'}: {why}")
+    return True
 
 
 def add_rescore_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -325,5 +412,6 @@ def add_rescore_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
         "--name", metavar="EXPERIMENT", help="experiment of the new records (default: the run's with _at_NNNNpx)"
     )
     command.add_argument("--tokens", metavar="DIR", help="the runs' own token files, where they were moved")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
     command.add_argument("--force", action="store_true", help="score again what has been scored")
     command.set_defaults(run=run_rescore)

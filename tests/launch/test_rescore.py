@@ -5,11 +5,13 @@ import shutil
 from pathlib import Path
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 import torch
 import yaml
 
+from analysis.groups import group_runs
 from analysis.records import load as load_records
 from data_prep.build_slide import build_one
 from data_prep.options import BuildOptions
@@ -82,6 +84,12 @@ def runs(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> di
     return {kind: root / kind / "r" for kind in more}
 
 
+def change(run: Path, section: str, **values: object) -> None:
+    tree = yaml.safe_load((run / "config.yaml").read_text())
+    tree[section] |= values
+    (run / "config.yaml").write_text(yaml.safe_dump(tree))
+
+
 def rescored(run: Path, at: Path, out: Path, *more: str) -> dict:
     assert main(["rescore", str(run), "--at", str(at), "--out", str(out), *more]) == 0
     return next(json.loads(path.read_text()) for path in out.rglob("record.json"))
@@ -152,7 +160,36 @@ def test_records_are_those_of_a_table_and_are_not_made_twice(runs, files, tmp_pa
     new = read_record(tmp_path / "apf_at_128px" / "r")
     same = ("run_id", "seed", "train_seconds", "steps", "length", "patch", "split_sha256", "commit", "config_sha256")
     assert {key: new[key] for key in same} == {key: was[key] for key in same}
-    assert new["dice_ceiling"] is None and set(new["floors"]) == {"all_foreground", "all_background"}
+    assert all(new[key] is None for key in ("dice_ceiling", "seconds_per_image", "images_per_s", "epochs", "dice_val"))
+    assert (tmp_path / "apf_at_128px" / "r" / "config.yaml").read_bytes() == (runs["apf"] / "config.yaml").read_bytes()
+    assert set(new["floors"]) == {"all_foreground", "all_background"}
+
+
+def test_a_run_is_never_overwritten_and_unfinished_ones_are_left_out(runs, files, tmp_path, capsys):
+    run = tmp_path / "apf" / "r"
+    shutil.copytree(runs["apf"], run)
+    before = (run / "record.json").read_bytes()
+    for more in ([], ["--force"]):
+        words = ["rescore", str(run), "--at", str(files["large"]), "--out", str(tmp_path), "--name", "apf", *more]
+        assert main(words) == 64 and "is a run itself" in capsys.readouterr().err
+    assert (run / "record.json").read_bytes() == before
+    words = ["rescore", str(run), "--at", str(files["large"]), "--out", str(tmp_path / "out")]
+    for name in ("..", "a/b", ""):
+        assert main([*words, "--name", name]) == 64 and "not a path" in capsys.readouterr().err
+    other = tmp_path / "apf" / "stopped"
+    shutil.copytree(run, other)
+    (other / "record.json").unlink()
+    assert main([*words[:1], str(other), *words[1:]]) == 1
+    assert "left out" in capsys.readouterr().err and read_record(tmp_path / "out" / "apf_at_128px" / "r")
+    again = json.loads(before) | {"started_at": "2000-01-01T00:00:00+00:00"}
+    (run / "record.json").write_text(json.dumps(again))
+    assert main(words) == 64 and "is of another run" in capsys.readouterr().err
+    assert main([*words, "--force"]) == 0
+    again["run_id"], lr = "other", yaml.safe_load((run / "config.yaml").read_text())["train"]["lr"] / 2
+    (run / "record.json").write_text(json.dumps(again))
+    change(run, "train", lr=lr)
+    assert main(words) == 0
+    assert len(group_runs(load_records(tmp_path / "out").ok)) == 2, "other settings make another row, no second seed"
 
 
 def test_what_cannot_be_scored_is_one_line(runs, files, tmp_path, capsys):
@@ -169,12 +206,25 @@ def test_what_cannot_be_scored_is_one_line(runs, files, tmp_path, capsys):
     shutil.rmtree(empty / "checkpoints")
     strange = tmp_path / "strange"
     shutil.copytree(runs["tiles"], strange)
-    tree = yaml.safe_load((strange / "config.yaml").read_text())
-    tree["data"]["paking"] = 1
-    (strange / "config.yaml").write_text(yaml.safe_dump(tree))
+    change(strange, "data", paking=1)
+    misfit, split, damaged, bare = (tmp_path / name for name in ("misfit", "split", "damaged", "bare"))
+    for folder in (misfit, split, damaged, bare):
+        shutil.copytree(runs["tiles"], folder)
+    change(misfit, "model", widths=[4, 12])
+    (tmp_path / "split.json").write_text(json.dumps(SPLIT | {"train": SPLIT["test"], "test": SPLIT["train"]}))
+    change(split, "data", split=str(tmp_path / "split.json"))
+    shutil.copytree(files["tiles"], tmp_path / "tiles")
+    with h5py.File(token_path(tmp_path / "tiles", "s5"), "r+") as file:
+        file["tokens"][0, 0, 0, 0] ^= 1
+    change(damaged, "data", dir=str(tmp_path / "tiles"))
+    (bare / "record.json").write_text(json.dumps({"status": "ok", "run_id": "r"}))
     for run, at, reason in (
         (tmp_path / "none", files["large"], "no run directory"),
         (unfinished, files["large"], "has not finished"),
+        (split, files["large"], "data.split is another one"),
+        (damaged, files["large"], "checksum"),
+        (misfit, files["large"], "size mismatch for downs.1"),
+        (bare, files["large"], "has no experiment"),
         (empty, files["large"], "no sound checkpoint"),
         (strange, files["large"], "data.paking"),
         (runs["tiles"], tmp_path / "none", "no such token file"),
@@ -183,7 +233,7 @@ def test_what_cannot_be_scored_is_one_line(runs, files, tmp_path, capsys):
     ):
         assert main(["rescore", str(run), "--at", str(at), "--out", str(tmp_path / "out")]) == 64, reason
         said = capsys.readouterr().err
-        assert reason.lower() in said.lower() and said.count("\n") == 1, said
+        assert said.splitlines()[-1].startswith("error: ") and reason in said and said.count("\n") <= 2, said
     assert not (tmp_path / "out").exists()
     config = load("smoke", [f"data.dir={files['apf']}", f"data.split={files['apf'] / 'split.json'}"])
-    assert other_files(config, files["large"]).config.resolution == 128
+    assert other_files(config, SPLIT["test"], files["large"]).config.resolution == 128
