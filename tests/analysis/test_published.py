@@ -241,6 +241,8 @@ def test_a_resolution_is_set_apart_and_its_rows_stay_together():
         ("open_cpu_300s_short", "tables", ("comparison.md", "comparison.csv")),
         ("open_cpu_4_blocks", "tables", ("comparison.md", "comparison.csv")),
         ("open_cpu_4_blocks", "gains", ("gains.md",)),
+        ("open_cpu_resolution", "tables", ("comparison.md", "comparison.csv")),
+        ("open_cpu_resolution", "gains", ("gains.md",)),
         ("open_cpu_standardised", "tables", ("comparison.md", "comparison.csv")),
         ("open_cpu_standardised", "gains", ("gains.md",)),
     ],
@@ -254,8 +256,10 @@ def test_the_kept_tables_are_what_the_command_makes(folder, command, names, caps
 
 
 @pytest.mark.parametrize(
-    "folder", ["open_cpu", "open_cpu_300s", "open_cpu_4_blocks", "open_cpu_controls", "open_cpu_standardised"]
-)
+    "folder",
+    ["open_cpu", "open_cpu_300s", "open_cpu_4_blocks", "open_cpu_controls", "open_cpu_resolution",
+     "open_cpu_standardised"],
+)  # fmt: skip
 def test_the_results_page_shows_the_kept_gains(folder):
     kept = REFERENCE.parent / "measured" / folder
     page = (kept / "README.md").read_text()
