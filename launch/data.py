@@ -166,6 +166,29 @@ def split_lengths(folder: Path) -> list[tuple[int, int, int, str, int]]:
     return found
 
 
+def check_same_slide(path: Path, meta: dict[str, Any], folder: Path, own: dict[str, Any], masks: bool = True) -> None:
+    """Are two token files of one slide, and of one mask read in one way?
+
+    Args:
+        path: One file.
+        meta: Its metadata.
+        folder: Where the other one is.
+        own: The metadata of that one.
+        masks: Whether masks matter.
+
+    Raises:
+        ConfigError: They are not.
+    """
+    for kind in ("source", "mask") if masks else ("source",):
+        if meta[f"{kind}_sha256"] != own[f"{kind}_sha256"]:
+            what = {"source": "slide", "mask": "mask"}[kind]
+            raise ConfigError(f"{path}: was built from another {what} than that of {folder}")
+    for key in ("aspect", "mask_kind", "mask_classes") if masks else ("aspect",):
+        has, wants = (it["params"].get(key) for it in (meta, own))
+        if has != wants:
+            raise ConfigError(f"{path}: was built with {key} {has}, {folder} with {wants}")
+
+
 class TokenFiles:
     """The token files of one configuration, in splits, read lazily and kept in memory up to a limit.
 
@@ -205,14 +228,7 @@ class TokenFiles:
             for folder in self._drawn[1:] if name in trained else ():
                 path = token_path(folder, name)
                 other = self._check_file(path, own=False)
-                for kind in ("source", "mask") if masks else ("source",):
-                    if other[f"{kind}_sha256"] != own[f"{kind}_sha256"]:
-                        what = {"source": "slide", "mask": "mask"}[kind]
-                        raise ConfigError(f"{path}: was built from another {what} than that of {self.folder}")
-                for key in ("aspect", "mask_kind", "mask_classes") if masks else ("aspect",):
-                    has, wants = (meta["params"].get(key) for meta in (other, own))
-                    if has != wants:
-                        raise ConfigError(f"{path}: was built with {key} {has}, {self.folder} with {wants}")
+                check_same_slide(path, other, self.folder, own, masks)
 
     def _check_file(self, path: Path, own: bool) -> dict[str, Any]:
         """The metadata of a file, when it is as the configuration wants it; one of a variant may have other trees."""

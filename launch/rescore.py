@@ -171,7 +171,7 @@ def other_files(config: Config, names: list[str], folder: Path) -> TokenFiles:
         ConfigError: They are not; one line names the file.
     """
     from data_prep.store import StoreError, read_meta, token_path
-    from launch.data import TokenFiles
+    from launch.data import TokenFiles, check_same_slide
 
     own = config.data
     try:
@@ -184,14 +184,10 @@ def other_files(config: Config, names: list[str], folder: Path) -> TokenFiles:
                 raise ConfigError(f"{theirs}: build it with --patching uniform, so that it holds every pixel")
             if two["frame_px"] > LARGEST_PX:
                 raise ConfigError(f"{theirs}: frames beyond {LARGEST_PX:,} px are not enlarged, they fill the memory")
-            for key in ("source_sha256", "mask_sha256"):
-                if one[key] != two[key]:
-                    what = "slide" if key.startswith("source") else "mask"
-                    raise ConfigError(f"{theirs}: was built from another {what} than {mine}")
-            for key in ("aspect", "mask_kind", "mask_classes", "fov"):
-                has, wants = (bool(m["params"].get(key)) if key == "fov" else m["params"].get(key) for m in (two, one))
-                if has != wants:
-                    raise ConfigError(f"{theirs}: was built with {key} {has}, {mine} with {wants}")
+            check_same_slide(theirs, two, Path(own.dir), one)
+            has, wants = (bool(meta["params"].get("fov")) for meta in (two, one))
+            if has != wants:
+                raise ConfigError(f"{theirs}: was built with fov {has}, {mine} with {wants}")
     except StoreError as error:
         raise ConfigError(str(error)) from None
     patch, px = two["patch"], two["frame_px"]
@@ -287,8 +283,11 @@ def _slide(
     width, height = raster.content_wh
     predicted = np.zeros(raster.masks.shape, bool)
     predicted[:height, :width] = (enlarged(logits, from_wh, raster.content_wh) > 0).permute(1, 2, 0).numpy()
-    for each in (predicted, np.ones_like(predicted), np.zeros_like(predicted)):
-        yield torch.from_numpy(raster_counts(each, raster))
+    counts = raster_counts(predicted, raster)
+    truth = counts[:, 2]
+    yield torch.from_numpy(counts)
+    yield torch.from_numpy(np.stack((truth, np.full_like(truth, raster.content.sum()), truth), axis=-1))
+    yield torch.from_numpy(np.stack((np.zeros_like(truth), np.zeros_like(truth), truth), axis=-1))
 
 
 def rescored_record(record: dict[str, Any], found: Rescored, name: str, other: TokenFiles) -> dict[str, Any]:
