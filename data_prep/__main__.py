@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from data_prep.interrupts import again_if_ignored, interrupt, loading
+from data_prep.interrupts import again_if_ignored, interrupt, it_was_answered, loading
 
 if __name__ == "__main__":
     with loading():
@@ -12,4 +12,5 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, interrupt)
     code = main()
     signal.signal(signal.SIGINT, signal.SIG_IGN)    # all is done and said
+    it_was_answered()
     sys.exit(code)

@@ -59,6 +59,16 @@ def again_if_ignored(unraisable: sys.UnraisableHookArgs) -> None:
     sys.__unraisablehook__(unraisable)
 
 
+def it_was_answered() -> None:
+    """Let the exit code stand although there was a Ctrl-C, which was caught and answered.
+
+    A KeyboardInterrupt that passes through `exec` of a text (as `dataclass` and `namedtuple` have, in a module loaded
+    late) leaves a mark in the interpreter, and at its end it kills itself by SIGINT instead of giving the code
+    (`exit_sigint` in CPython's main.c). The next `exec` of a text takes the mark away.
+    """
+    exec("")
+
+
 @contextmanager
 def loading() -> Iterator[None]:
     """Ctrl-C inside the block ends the process at once. For imports, before anything is begun.

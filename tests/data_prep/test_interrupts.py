@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +68,27 @@ def test_the_handler_of_before_is_back():
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+LATE = """
+import runpy
+import data_prep.cli
+
+def main():
+    try:
+        exec("raise KeyboardInterrupt")
+    except KeyboardInterrupt:
+        return 130
+
+data_prep.cli.main = main
+"""
+
+
+@pytest.mark.parametrize(("end", "code"), [("raise SystemExit(main())", -signal.SIGINT),
+                                         ("runpy.run_module('data_prep', run_name='__main__')", 130)])
+def test_an_interrupt_in_a_module_that_is_loaded_late_keeps_the_exit_code(end: str, code: int, tmp_path: Path):
+    """A dataclass is made by `exec` of a text, after which an interpreter ends itself by SIGINT, as the first does."""
+    (tmp_path / "late.py").write_text(LATE + end)
+    done = subprocess.run([sys.executable, "-m", "late"], cwd=tmp_path, env=plain_env() | {"PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, "")
