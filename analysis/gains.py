@@ -50,6 +50,8 @@ _ALSO = (
     # alike but for which leaves make a token; but for how the tree is cut to L leaves
     ("open_*_apf_still", "open_*_apf_strip"), ("open_*_apf_token_still", "open_*_apf_token_strip"),
     ("open_*_apf_unturned", "open_*_apf_drop"),
+    # a linear head with the code of centre and scale against the number in the sequence, and against no code
+    ("open_*_apf_token_placed", "open_*_apf_token_still"), ("open_*_apf_token_placed", "open_*_apf_token_blind"),
 )  # fmt: skip
 
 

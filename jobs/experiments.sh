@@ -16,8 +16,8 @@ data=${DATA:-data_prep/sample_data}
 sets=${SETS:-glomeruli nuclei vessels vessels_2k}
 rows=${ROWS:-apf unet apf_std unet_std uniform_tokens uniform_leaf_unet uniform_leaf_unet_std unetr uniform_patch
     transunet swin_unetr apf_alone apf_whole apf_blind apf_variance apf_entropy apf_fixed apf_jittered apf_cubic
-    apf_half apf_double apf_deep apf_unturned apf_drop apf_leaf apf_token apf_token_still apf_token_strip
-    apf_geometric apf_raster apf_still apf_strip}
+    apf_half apf_double apf_deep apf_unturned apf_drop apf_leaf apf_token apf_token_still apf_token_placed
+    apf_token_blind apf_token_strip apf_geometric apf_raster apf_still apf_strip}
 seeds=${SEEDS:-0 1 2}
 seconds=${RUN_SECONDS:-150}
 out=${OPEN_DIR:-runs/open}

@@ -145,6 +145,12 @@ VARIANTS = {
         "adaptive tokens, linear head, slot positions, every step on a whole tree that is never flipped", "still",
         _vit(decoder="token", position="slot"),
     ),
+    "apf_token_placed": Variant(
+        "as apf_token_still with the code of centre and scale", "still", _vit(decoder="token", position="geom")
+    ),
+    "apf_token_blind": Variant(
+        "as apf_token_still without position code", "still", _vit(decoder="token", position="none")
+    ),
     "apf_token_strip": Variant(
         "as apf_token_still, leaves mixed as by the packing of the authors' code", "still",
         _vit(decoder="token", position="slot", packing="strip"),

@@ -30,7 +30,8 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
     configs = {row: load(f"open_{name}_{row}") for row in rows_of(name)}
     whole = [config.model_copy(update={"experiment": ""}).sha256() for config in configs.values()]
     in_sequence = {"apf_token_still", "apf_token_strip", "apf_raster", "apf_still", "apf_strip"}
-    whole_frames = {"apf_whole", "unetr", "apf_geometric", *in_sequence}
+    placed = {"apf_token_placed": "geom", "apf_token_blind": "none"}    # position codes beside apf_token_still's
+    whole_frames = {"apf_whole", "unetr", "apf_geometric", *in_sequence, *placed}
     left_out = whole_frames if name == "vessels_4k" else set()
     assert left_out == whole_frames - set(configs)
     assert len(set(whole)) == len(configs) >= len(VARIANTS) - 2 - len(left_out)
@@ -78,6 +79,10 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
             assert one.model == other.model.model_copy(update={"packing": "strip"}) != other.model
             assert (one.data, one.train) == (other.data, other.train) and not other.data.flips
             assert other.data.dir == configs["apf_raster"].data.dir
+        for row, position in placed.items():
+            one, other = configs[row], configs["apf_token_still"]
+            assert one.model == other.model.model_copy(update={"position": position}) != other.model
+            assert (one.data, one.train) == (other.data, other.train)
     # Of three of them the sequence is a picture; with as many leaves as the grid has it would be read as the grid.
     for row in {"apf_geometric", *in_sequence} - left_out:
         assert configs[row].data.length == SETS[name].square < all_there_are
