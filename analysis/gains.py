@@ -31,8 +31,8 @@ examples:
   python -m analysis gains runs/open/runs                # the rows of `make experiments`
   python -m analysis gains runs --a 'demo_*apf' --b 'demo_*uniform_tokens' --out out
 
-exit codes: 0 done, also where the default left out a pair of rows (it says which); 1 none could be compared; 64 wrong
-arguments; 66 there is no set with both.
+exit codes: 0 done, also where the default left out a pair of rows or one of its sets (it says which); 1 none could be
+compared; 64 wrong arguments; 66 there is no set with both.
 """
 _BETTER = "open_*_apf"
 _THAN = (  # rivals, then ablations
@@ -158,29 +158,50 @@ class NoPairError(RunsError):
         super().__init__(message, 66)
 
 
-def find_pairs(groups: Sequence[Group], a: str, b: str) -> list[tuple[str, Group, Group]]:
+def find_pairs(
+    groups: Sequence[Group], a: str, b: str, refused: list[RunsError] | None = None
+) -> list[tuple[str, Group, Group]]:
     """(data set, A, B) for two patterns with one * each, where both have runs with Dice per slide, in order of name.
 
+    Args:
+        groups: Runs by row.
+        a: Pattern of A.
+        b: Pattern of B.
+        refused: Gets what is wrong with a set, which is then left out; None: the first such set is an error.
+
     Raises:
-        NoPairError: no set has both.
+        NoPairError: no set has both, nor was one refused.
         RunsError: a name stands for several rows of different settings, or two of a set were scored on other pixels.
     """
     sides = [_by_set(groups, pattern) for pattern in (a, b)]
-    names = sorted(set(sides[0]) & set(sides[1]))
-    for side in sides:
-        for name in names:
-            if len(side[name]) > 1:
-                what = side[name][0].first.experiment
-                raise RunsError(f"{what}: its runs have different settings, so they are no seeds of one row", 1)
-    pairs = [(name, sides[0][name][0], sides[1][name][0]) for name in names]
-    pairs = [pair for pair in pairs if set(pair[1].dice_per_slide) & set(pair[2].dice_per_slide)]
-    if not pairs:
+    pairs, wrong = [], False
+    for name in sorted(set(sides[0]) & set(sides[1])):
+        try:
+            one, other = (_only(side[name]) for side in sides)
+            if set(one.dice_per_slide) & set(other.dice_per_slide):
+                _check_pixels(one, other)
+                pairs.append((name, one, other))
+        except RunsError as error:
+            if refused is None:
+                raise
+            refused.append(error)
+            wrong = True
+    if not pairs and not wrong:
         raise NoPairError(f"no data set has finished runs of both {a} and {b} on the same slides")
-    for _, one, other in pairs:
-        if scored_elsewhere(one.first, other.first):
-            why = "were scored on other pixels of the same slides, e.g. one inside a field of view"
-            raise RunsError(f"{one.first.experiment} and {other.first.experiment} {why}", 1)
     return pairs
+
+
+def _only(groups: list[Group]) -> Group:
+    if len(groups) > 1:
+        what = groups[0].first.experiment
+        raise RunsError(f"{what}: its runs have different settings, so they are no seeds of one row", 1)
+    return groups[0]
+
+
+def _check_pixels(one: Group, other: Group) -> None:
+    if scored_elsewhere(one.first, other.first):
+        why = "were scored on other pixels of the same slides, e.g. one inside a field of view"
+        raise RunsError(f"{one.first.experiment} and {other.first.experiment} {why}", 1)
 
 
 def _by_set(groups: Sequence[Group], pattern: str) -> dict[str, list[Group]]:
@@ -258,21 +279,23 @@ def run(args: argparse.Namespace) -> tuple[str, list[Path]]:
     for problem in runs.problems:
         print(f"left out: {problem.path}: {problem.kind}: {problem.reason}", file=sys.stderr)
     groups = group_runs(runs.ok)
-    tables, refused = [], False
+    tables, refused = [], []
     pairs = [(args.a, b) for b in args.b or [f"open_*_{row}" for row in _THAN]]
     if not args.b and args.a == _BETTER:
         pairs.extend(_ALSO)
     for a, b in pairs:
+        sets: list[RunsError] = []
         try:
-            tables.append(gains_table(a, b, gains(find_pairs(groups, a, b))))
+            found = find_pairs(groups, a, b, None if args.b else sets)
         except NoPairError:
             if args.b:
                 raise
-        except RunsError as error:
-            if args.b:
-                raise
-            refused = True
+            continue
+        if found:
+            tables.append(gains_table(a, b, gains(found)))
+        for error in sets:
             print(f"left out: {a} over {b}: {error}", file=sys.stderr)
+        refused.extend(sets)
     if not tables:
         if refused:
             raise RunsError(f"{args.runs}: nothing is left to compare", 1)

@@ -99,6 +99,16 @@ def test_scores_of_other_pixels_are_not_divided(tmp_path, capsys):
     assert said.out.count("Relative gain") == 1, "one rival of the two"
     (left_out,) = said.err.splitlines()
     assert left_out.startswith("left out: open_*_apf over open_*_unet: open_x_apf and open_x_unet were scored on other")
+    # A set that can be compared is not lost with the other.
+    for name, floor in (("open_y_apf", 0.16), ("open_y_unet", 0.16)):
+        write_run(tmp_path, record("demo_apf", experiment=name, run_id="r", dice_per_slide={STEMS[0]: 0.5},
+                                   floors={"all_foreground": floor}))  # fmt: skip
+    refused: list[RunsError] = []
+    ((name, _, _),) = find_pairs(group_runs(load(tmp_path).ok), "open_*_apf", "open_*_unet", refused)
+    assert name == "y" and [str(error) for error in refused] == [left_out.split(": ", 2)[2]]
+    assert main(["gains", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert said.out.count("Relative gain") == 2 and said.err.splitlines() == [left_out]
     by_name = {group.first.experiment: group.first for group in groups}
     assert "other test pixels" in differences(by_name["open_x_apf"], by_name["open_x_unet"])
     assert "other test pixels" not in differences(by_name["open_x_apf"], by_name["open_x_unetr"])
