@@ -175,13 +175,26 @@ def load_run(path: Path) -> Run:
 def _run_folders(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, bool]]:
     """Yield (folder, has a record) for every run folder, without walking into what a run keeps inside.
 
-    A kept record stands for a folder of its own name, which does not exist: nothing beside it belongs to it.
+    A kept record stands for a folder of its own name, which does not exist: nothing beside it belongs to it. Links are
+    followed, as runs often lie on another file system; a folder that was seen, as by a link to one above, is passed by.
     """
+    seen: set[tuple[int, int]] = set()
 
     def note(error: OSError) -> None:
         problems.append(Problem(Path(error.filename), "unreadable", error.strerror or str(error)))
 
-    for here, folders, files in os.walk(root, onerror=note):
+    for here, folders, files in os.walk(root, onerror=note, followlinks=True):
+        try:
+            found = os.stat(here)
+        except OSError as error:    # removed since it was listed
+            note(error)
+            continue
+        if (found.st_dev, found.st_ino) in seen:
+            folders[:] = []
+            continue
+        seen.add((found.st_dev, found.st_ino))
+        links = {name for name in folders if os.path.islink(os.path.join(here, name))}
+        folders[:] = [*sorted(set(folders) - links), *sorted(links)]
         if RECORD in files or "config.yaml" in files or "metrics.jsonl" in files:
             yield Path(here), RECORD in files
             folders[:] = []

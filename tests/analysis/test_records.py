@@ -125,6 +125,22 @@ def test_a_run_without_record_is_unfinished_and_its_inside_is_not_searched(tmp_p
     assert [(p.kind, p.path) for p in runs.problems] == [("unfinished", live)]
 
 
+def test_links_are_followed_once(tmp_path: Path):
+    """Runs of another file system, a link to a folder that is there as well, one upwards and one to nothing."""
+    here, far = tmp_path / "runs", tmp_path / "scratch"
+    write_run(far, record(run_id="far"))
+    folder = write_run(here / "near", record(run_id="near"))
+    (here / "a_link").symlink_to(folder.parent)
+    (here / "far").symlink_to(far)
+    (far / "up").symlink_to(here)
+    (here / "gone").symlink_to(tmp_path / "nowhere")
+    runs = load(here)
+    assert {run.run_id: run.folder.relative_to(here).parts[0] for run in runs.ok} == {"far": "far", "near": "near"}
+    assert not runs.problems
+    runs = load(here / "far")
+    assert {run.run_id for run in runs.ok} == {"far", "near"} and not runs.problems
+
+
 def test_of_duplicates_the_finished_and_newest_counts(tmp_path: Path):
     write_run(tmp_path, record(finished_at="2026-01-02", dice=0.2), folder="a")
     write_run(tmp_path, record(finished_at="2026-01-03", dice=0.3), folder="b")
