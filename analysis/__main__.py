@@ -214,4 +214,9 @@ def _more(args: argparse.Namespace) -> list:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = main()
+    except KeyboardInterrupt:    # files are whole, or as they were before
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)

@@ -1,7 +1,9 @@
 import csv
 import io
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -385,6 +387,20 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path):
     assert done.stdout.startswith(f"{target}: cannot be written"), done.stderr
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_ctrl_c_is_one_line(tmp_path: Path):
+    """In the middle of reading: the record is a pipe, whose open comes back when its reader is there."""
+    os.mkfifo(tmp_path / "record.json")
+    command = [sys.executable, "-m", "analysis", "report", str(tmp_path), "--out", str(tmp_path / "out")]
+    # A shell's background job, as CI may be, hands down that the signal is ignored.
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    with (tmp_path / "record.json").open("w"):
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "interrupted\n")
+    assert not (tmp_path / "out").exists()
 
 
 def test_help_teaches():
