@@ -165,6 +165,32 @@ def test_several_ranks_and_a_study_without_slurm(files: Path, tmp_path: Path):
     assert found == {1: 1, 2: 2}
 
 
+def test_smaller_steps_of_a_study_have_all_gpus_of_their_node(jobs: Jobs, tmp_path: Path):
+    """Perlmutter's ranks name gpu 3 first, which --gpus-per-task=1 would not give a step of one rank by itself."""
+    script = tmp_path / "scaling.sh"
+    text = render(replace(JOBS["scaling"], gpus=8), load_site("perlmutter"))
+    script.write_text(re.sub(r"#SBATCH --(partition|constraint|network|qos)=.*\n", "", text))
+    number = jobs.sbatch(
+        script, options=("-N2", "-c2", "-A", "proj"), PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
+        RANK_ENV_DIR=str(tmp_path / "run"), RANK_DOES='echo "HAS $SLURM_STEP_NUM_TASKS $SLURM_GPUS_ON_NODE"',
+        **{"BASH_FUNC_module%%": "() { :; }"},
+    )  # fmt: skip
+    assert jobs.cluster.wait_job(number) == "COMPLETED", jobs.log(number)
+    named = re.findall(r" SLURM_STEP_NUM_TASKS=(\d+) GPUS=(\S+)", jobs.log(number))
+    assert set(named) == {(ranks, "3,2,1,0") for ranks in "1248"}
+    assert set(re.findall(r"^HAS (\d+) (\d+)$", jobs.log(number), re.MULTILINE)) == {(ranks, "4") for ranks in "1248"}
+
+
+def test_preflight_stops_a_study_on_bad_nodes(jobs: Jobs):
+    words = small(jobs.files, jobs.runs / "bad")
+    number = jobs.sbatch("jobs/scaling.sh", *words, options=("-N2", "--ntasks-per-node=2"), PREFLIGHT="1")
+    assert jobs.cluster.wait_job(number) == "FAILED", jobs.log(number)  # the gpus are null devices
+    assert jobs.cluster.job(number)["ExitCode"] == "65:0", jobs.log(number)
+    assert re.fullmatch(r"error: preflight: bad nodes; .*--exclude=node\d,node\d", jobs.log(number).splitlines()[-1])
+    (record,) = records(jobs.runs / "bad" / "scaling-strong")
+    assert record["status"] == "failed" and "preflight: bad nodes" in str(record["reason"])
+
+
 @pytest.mark.slow
 def test_a_scaling_study_in_one_allocation(jobs: Jobs):
     number = jobs.sbatch("jobs/scaling.sh", *small(jobs.files, jobs.runs), options=("-N2", "--ntasks-per-node=2"))
