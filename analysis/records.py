@@ -185,7 +185,7 @@ def _run_folders(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, bo
 
     for here, folders, files in os.walk(root, onerror=note, followlinks=True):
         try:
-            found = os.stat(here)
+            found = Path(here).stat()
         except OSError as error:    # removed since it was listed
             note(error)
             continue
@@ -193,7 +193,7 @@ def _run_folders(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, bo
             folders[:] = []
             continue
         seen.add((found.st_dev, found.st_ino))
-        links = {name for name in folders if os.path.islink(os.path.join(here, name))}
+        links = {name for name in folders if (Path(here) / name).is_symlink()}
         folders[:] = [*sorted(set(folders) - links), *sorted(links)]
         if RECORD in files or "config.yaml" in files or "metrics.jsonl" in files:
             yield Path(here), RECORD in files

@@ -233,6 +233,8 @@ def test_a_resolution_is_set_apart_and_its_rows_stay_together():
         ("open_cpu", "tables", ("comparison.md", "comparison.csv")),
         ("open_cpu", "gains", ("gains.md",)),
         ("open_cpu_13s", "tables", ("comparison.md", "comparison.csv")),
+        ("open_cpu_ablations", "tables", ("comparison.md", "comparison.csv")),
+        ("open_cpu_ablations", "gains", ("gains.md",)),
         ("open_cpu_controls", "tables", ("comparison.md", "comparison.csv")),
         ("open_cpu_controls", "gains", ("gains.md",)),
         ("open_cpu_controls_short", "tables", ("comparison.md", "comparison.csv")),
@@ -257,8 +259,8 @@ def test_the_kept_tables_are_what_the_command_makes(folder, command, names, caps
 
 @pytest.mark.parametrize(
     "folder",
-    ["open_cpu", "open_cpu_300s", "open_cpu_4_blocks", "open_cpu_controls", "open_cpu_resolution",
-     "open_cpu_standardised"],
+    ["open_cpu", "open_cpu_300s", "open_cpu_4_blocks", "open_cpu_ablations", "open_cpu_controls",
+     "open_cpu_resolution", "open_cpu_standardised"],
 )  # fmt: skip
 def test_the_results_page_shows_the_kept_gains(folder):
     kept = REFERENCE.parent / "measured" / folder
