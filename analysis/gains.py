@@ -32,7 +32,7 @@ examples:
   python -m analysis gains runs --a 'demo_*apf' --b 'demo_*uniform_tokens' --out out
 
 exit codes: 0 done, also where the default left out a pair of rows or one of its sets (it says which); 1 none could be
-compared; 64 wrong arguments; 66 there is no set with both.
+compared, or with --b that one of the sets could not; 64 wrong arguments; 66 there is no set with both.
 """
 _BETTER = "open_*_apf"
 _THAN = (  # rivals, then ablations

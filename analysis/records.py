@@ -175,8 +175,9 @@ def load_run(path: Path) -> Run:
 def _run_folders(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, bool]]:
     """Yield (folder, has a record) for every run folder, without walking into what a run keeps inside.
 
-    A kept record stands for a folder of its own name, which does not exist: nothing beside it belongs to it. Links are
-    followed, as runs often lie on another file system; a folder that was seen, as by a link to one above, is passed by.
+    A kept record stands for a folder of its own name, which does not exist: nothing beside it belongs to it. Links to
+    folders are followed, as runs often lie on another file system; a folder that was seen, as by a link to one above,
+    is passed by.
     """
     seen: set[tuple[int, int]] = set()
 

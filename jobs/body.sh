@@ -259,7 +259,7 @@ scaling() {  # the whole study in one allocation: 1, 2, 4, ... ranks up to all o
     list=$(sizes "$SLURM_JOB_NUM_NODES" "$tasks_per_node") largest=${list##*$'\n'}
     [ "$largest" = "$WORLD_SIZE" ] || say "sizes up to $largest of the $WORLD_SIZE ranks: nodes are doubled each time"
     for n in $list; do point "$n" "$@"; done   # a study that cannot run to its end does not begin
-    capture   # for the largest size, the last of the list: it has all nodes, as the preflight has
+    capture   # into the folder of the largest size, the last of the list
     unpack_environment
     preflight
     for n in $list; do
