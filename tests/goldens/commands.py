@@ -1,5 +1,7 @@
 """Command lines of the packages, run in this process: `python tests/goldens/commands.py FILE` runs a JSON list of them.
 
+The first that fails ends it; `commands.py FILE RESULTS` goes on, and writes there what each returned and said.
+
 Goldens know the packages by their command lines alone, so that they outlive every move of a module. Starting Python
 takes most of the time of a small command, hence many share one process, or the ranks of one `mpiexec`.
 """
@@ -94,21 +96,38 @@ def keep_texts(name: str, texts: dict[str, str]) -> None:
             path.write_text(text)
 
 
-def in_processes(commands: list[list[str]], folder: Path, ranks: int = 1, **env: str) -> None:
-    """All commands, one after the other, in one process of their own, or on the ranks of one `mpiexec`."""
-    path = folder / f"commands{ranks}.json"
+def _process(commands: list[list[str]], folder: Path, start: list[str], more: list[str], env: dict[str, str]) -> None:
+    path = folder / "commands.json"
     path.write_text(json.dumps(commands))
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "OMPI_", "SLURM_", "MPI"))}
-    start = [str(MPIEXEC) if MPIEXEC.exists() else "mpiexec", "-n", str(ranks)] if ranks > 1 else []
     done = subprocess.run(
-        [*start, sys.executable, __file__, str(path)], cwd=ROOT, capture_output=True, text=True,
+        [*start, sys.executable, __file__, str(path), *more], cwd=ROOT, capture_output=True, text=True,
         env={**kept, "OMP_NUM_THREADS": "1", **env}, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-if __name__ == "__main__":
+def in_processes(commands: list[list[str]], folder: Path, ranks: int = 1) -> None:
+    """All commands, one after the other, in one process of their own, or on the ranks of one `mpiexec`."""
+    start = [str(MPIEXEC) if MPIEXEC.exists() else "mpiexec", "-n", str(ranks)] if ranks > 1 else []
+    _process(commands, folder, start, [], {})
+
+
+def said_in_process(commands: list[list[str]], folder: Path, **env: str) -> list[tuple[int, str, str]]:
+    """Exit code, output and errors of every command; all run in one process of their own, with more variables."""
+    results = folder / "results.json"
+    _process(commands, folder, [], [str(results)], env)
+    return json.loads(results.read_text())
+
+
+def main(commands: list[list[str]], results: Path | None) -> str | None:
+    """Run them; returns what went wrong."""
     sys.path.insert(0, str(ROOT))
-    for command in json.loads(Path(sys.argv[1]).read_text()):
-        if code := run(*command):
-            sys.exit(f"{' '.join(command)}: exit code {code}")
+    if results is not None:
+        results.write_text(json.dumps([said(*command) for command in commands]))
+        return None
+    return next((f"{' '.join(command)}: exit code {code}" for command in commands if (code := run(*command))), None)
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]) if sys.argv[2:] else None))

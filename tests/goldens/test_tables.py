@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.goldens.commands import FOLDER, ROOT, changed, digest, keep_texts, said, without_paths
+from tests.goldens.commands import FOLDER, ROOT, changed, digest, flat, keep_texts, said, without_paths
 
 GOLDEN = FOLDER / "tables.json"
 MEASURED = ROOT / "analysis" / "measured"
@@ -63,7 +63,7 @@ def of_papers(out: Path) -> dict[str, str]:
 def test_tables_are_the_recorded_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     found = {"papers": of_papers(tmp_path / "papers")} | {name: of_study(name, tmp_path / name) for name in STUDIES}
-    texts = {f"{group}: {name}": text for group, named in found.items() for name, text in named.items()}
+    texts = flat(found)
     keep_texts("tables", texts)
     digests = {group: {name: digest(text) for name, text in named.items()} for group, named in found.items()}
     wrong = changed(GOLDEN, digests, texts)
