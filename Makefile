@@ -31,8 +31,8 @@ test: $(STAMP)   ## the default tests, as CI runs them
 slow: $(STAMP)   ## the long tests
 	@source $(VENV)/bin/activate && python -m pytest -m slow $(PYTEST_ARGS)
 
-lint: $(STAMP)   ## ruff and mypy alone
-	@source $(VENV)/bin/activate && ruff check . && mypy
+lint: $(STAMP)   ## ruff (rules and layout) and mypy alone
+	@source $(VENV)/bin/activate && ruff check . && ruff format --check . && mypy
 
 bench: $(STAMP)  ## the ratios of tests/benchmarks
 	@source $(VENV)/bin/activate && python tests/benchmarks/bench_build.py

@@ -112,9 +112,13 @@ def parser() -> argparse.ArgumentParser:
             "--erf", type=Path, nargs="+", default=[], metavar="FILE", help="also fields that `launch erf` measured"
         )
         sub.add_argument(
-            "--lengths", type=Path, nargs="+", default=[], metavar="DIR",
+            "--lengths",
+            type=Path,
+            nargs="+",
+            default=[],
+            metavar="DIR",
             help="also Figure 3 from token files built with --split-value",
-        )  # fmt: skip
+        )
         if verb == "report":
             sub.add_argument(
                 "--site", default="frontier", metavar="S,...", help="sites of the modelled section (default: frontier)"
@@ -216,7 +220,7 @@ def _more(args: argparse.Namespace) -> list:
 if __name__ == "__main__":
     try:
         code = main()
-    except KeyboardInterrupt:    # files are whole, or as they were before
+    except KeyboardInterrupt:  # files are whole, or as they were before
         print("interrupted", file=sys.stderr)
         code = 130
     sys.exit(code)

@@ -221,9 +221,7 @@ def _draws(items: int, resamples: int) -> Iterator[NDArray[np.int64]]:
         yield rng.integers(0, items, (min(rows, resamples - first), items))
 
 
-def _counts(
-    groups: NDArray[np.int64], positive: NDArray[np.bool_], rows: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _counts(groups: NDArray[np.int64], positive: NDArray[np.bool_], rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """(r, 2, G): how often each resample has a negative, a positive, of each group of equal scores."""
     size = int(groups.max()) + 1 if groups.size else 0
     cell = (positive * size + groups)[rows] + np.arange(len(rows))[:, None] * (2 * size)
@@ -245,9 +243,7 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _summary(
-    name: str, value: float | None, resampled: NDArray[np.float64], positive: NDArray[np.bool_]
-) -> AUC:
+def _summary(name: str, value: float | None, resampled: NDArray[np.float64], positive: NDArray[np.bool_]) -> AUC:
     known = resampled[np.isfinite(resampled)]
     ends: tuple[float | None, float | None] = (None, None)
     if value is not None and known.size:

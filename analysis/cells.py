@@ -14,8 +14,18 @@ from pathlib import Path
 REFERENCE = Path(__file__).resolve().parent / "reference"
 STATUSES = ("published", "derived", "lost")
 HEADS = (
-    "paper", "table", "row", "resolution", "model", "patch_px", "quantity", "value", "unit", "status", "note",
-)  # fmt: skip
+    "paper",
+    "table",
+    "row",
+    "resolution",
+    "model",
+    "patch_px",
+    "quantity",
+    "value",
+    "unit",
+    "status",
+    "note",
+)
 TEXT = "text"  # the unit of a cell that holds words
 
 

@@ -59,8 +59,9 @@ def against_tokens(comparison: Comparison) -> Drawing | None:
         "Training time per image and test Dice against tokens per image; circles: adaptive, squares: uniform. Lines: "
         f"range over seeds ({between(seeds)}) in (a), 95 % bootstrap interval over slides in (b)."
     )
-    return Drawing("against_tokens", "Cost and Dice against tokens", caption, "Two scatter plots. " + "; ".join(words),
-                   figure)  # fmt: skip
+    return Drawing(
+        "against_tokens", "Cost and Dice against tokens", caption, "Two scatter plots. " + "; ".join(words), figure
+    )
 
 
 def accuracy_against_cost(comparison: Comparison) -> Drawing | None:
@@ -88,8 +89,13 @@ def accuracy_against_cost(comparison: Comparison) -> Drawing | None:
                 axis.plot([x, x], [ends.low, ends.high], color=kind.colour, lw=1.1)
             (handles[group.label],) = axis.plot(x, score, kind.marker, color=kind.colour, ms=6, mec="white", mew=0.6)
             words.append(f"{group.label}: {_SCORES[name]} {score:.3f} at {x:.3g} s per image")
-        axis.set(xlabel="training time per image (s, log scale)", xscale="log", ylabel=f"{_SCORES[name]}, test items",
-                 ylim=(-0.02, 1.04), title=_SCORES[name] if len(scores) > 1 else "")  # fmt: skip
+        axis.set(
+            xlabel="training time per image (s, log scale)",
+            xscale="log",
+            ylabel=f"{_SCORES[name]}, test items",
+            ylim=(-0.02, 1.04),
+            title=_SCORES[name] if len(scores) > 1 else "",
+        )
         axis.margins(x=0.2)
         plain_log(axis.xaxis)
     floors = [f for f in comparison.floors if f.task == "classification"]
@@ -104,8 +110,9 @@ def accuracy_against_cost(comparison: Comparison) -> Drawing | None:
         + (f" ({floors[0].label})" if floors else "")
         + (", for AUC one half." if "auc" in scores else ".")
     )
-    return Drawing("accuracy_against_cost", "Accuracy against cost", caption, "Scatter plot. " + "; ".join(words) + ".",
-                   figure)  # fmt: skip
+    return Drawing(
+        "accuracy_against_cost", "Accuracy against cost", caption, "Scatter plot. " + "; ".join(words) + ".", figure
+    )
 
 
 _SCORES = {"accuracy": "Accuracy", "auc": "AUC"}
@@ -137,10 +144,15 @@ def preparation(comparison: Comparison) -> Drawing | None:
         axis.plot([once, whole], [y, y], color=GREY, lw=0.8, zorder=1)
         axis.plot(once, y, "s", color=look(1).colour, ms=5)
         axis.plot(whole, y, "o", color=look(0).colour, ms=5.5)
-        axis.annotate(f"{once:.3g} s, {once / whole:.1%}", (once, y), xytext=(0, 5), textcoords="offset points",
-                      ha="center", fontsize=6)  # fmt: skip
-        axis.annotate(f"{whole:.3g} s", (whole, y), xytext=(5, 0), textcoords="offset points", va="center",
-                      fontsize=6)  # fmt: skip
+        axis.annotate(
+            f"{once:.3g} s, {once / whole:.1%}",
+            (once, y),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
+            fontsize=6,
+        )
+        axis.annotate(f"{whole:.3g} s", (whole, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=6)
         words.append(f"{group.label}: {once:.3g} s against {whole:.3g} s")
     axis.set_yticks(range(len(shown)), [g.label for g in shown])
     axis.set(xlabel="seconds per slide (log scale)", xscale="log", xlim=(smallest / 4, largest * 5))

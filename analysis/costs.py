@@ -237,9 +237,14 @@ def cost_of(config: Config, tokens: float | None = None) -> Cost | None:
         keys = ("width", "depth", "mlp_dim", "decoder", "feature_size", "leaf_base", "grid", "qkv_bias")
         options = {key: getattr(model, key) for key in keys}
         return unetr_cost(
-            data.resolution, data.patch, data.length, classes=data.classes, channels=data.channels,
-            tokens=tokens, **options,
-        )  # fmt: skip
+            data.resolution,
+            data.patch,
+            data.length,
+            classes=data.classes,
+            channels=data.channels,
+            tokens=tokens,
+            **options,
+        )
     if model.name == "unet_tiled":
         one = unet_cost(data.crop_px, getattr(model, "widths", ()), data.classes, data.channels)
         return Cost(one.encoder * config.samples_per_image, 0.0, one.weights, 1)

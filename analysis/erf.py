@@ -161,9 +161,7 @@ def _caption(fields: Sequence[Field]) -> str:
 def _words(fields: Sequence[Field]) -> str:
     said = []
     for field in fields:
-        reach = " x ".join(
-            str((np.ptp(np.flatnonzero(field.map.any(axis))) + 1) * field.pixel_px) for axis in (1, 0)
-        )
+        reach = " x ".join(str((np.ptp(np.flatnonzero(field.map.any(axis))) + 1) * field.pixel_px) for axis in (1, 0))
         said.append(f"{field.label} reaches {reach} px of {field.picture_px}")
     return "Maps and profiles of effective receptive fields: " + "; ".join(said) + "."
 

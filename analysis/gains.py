@@ -36,23 +36,48 @@ compared, or with --b that one of the sets could not; 64 wrong arguments; 66 the
 """
 _BETTER = "open_*_apf"
 _THAN = (  # rivals, then ablations
-    "uniform_tokens", "uniform_patch", "unetr", "unet", "swin_unetr", "transunet", "uniform_leaf_unet", "apf_whole",
-    "apf_alone", "apf_blind", "apf_variance", "apf_entropy", "apf_fixed", "apf_jittered",
-    "apf_cubic", "apf_half", "apf_double", "apf_deep", "apf_unturned",
+    "uniform_tokens",
+    "uniform_patch",
+    "unetr",
+    "unet",
+    "swin_unetr",
+    "transunet",
+    "uniform_leaf_unet",
+    "apf_whole",
+    "apf_alone",
+    "apf_blind",
+    "apf_variance",
+    "apf_entropy",
+    "apf_fixed",
+    "apf_jittered",
+    "apf_cubic",
+    "apf_half",
+    "apf_double",
+    "apf_deep",
+    "apf_unturned",
     "apf_shallow",  # of records from when apf had four blocks
-    "apf_leaf", "apf_token", "apf_token_still", "apf_geometric", "apf_raster",
-)  # fmt: skip
+    "apf_leaf",
+    "apf_token",
+    "apf_token_still",
+    "apf_geometric",
+    "apf_raster",
+)
 _ALSO = (
     # with standardised filters: against the rivals, then what they do to each
-    ("open_*_apf_std", "open_*_unet_std"), ("open_*_apf_std", "open_*_unet"), ("open_*_apf_std", "open_*_transunet"),
-    ("open_*_apf_std", "open_*_uniform_leaf_unet_std"), ("open_*_apf_std", "open_*_apf"),
+    ("open_*_apf_std", "open_*_unet_std"),
+    ("open_*_apf_std", "open_*_unet"),
+    ("open_*_apf_std", "open_*_transunet"),
+    ("open_*_apf_std", "open_*_uniform_leaf_unet_std"),
+    ("open_*_apf_std", "open_*_apf"),
     ("open_*_unet_std", "open_*_unet"),
     # alike but for which leaves make a token; but for how the tree is cut to L leaves
-    ("open_*_apf_still", "open_*_apf_strip"), ("open_*_apf_token_still", "open_*_apf_token_strip"),
+    ("open_*_apf_still", "open_*_apf_strip"),
+    ("open_*_apf_token_still", "open_*_apf_token_strip"),
     ("open_*_apf_unturned", "open_*_apf_drop"),
     # a linear head with the code of centre and scale against the number in the sequence, and against no code
-    ("open_*_apf_token_placed", "open_*_apf_token_still"), ("open_*_apf_token_placed", "open_*_apf_token_blind"),
-)  # fmt: skip
+    ("open_*_apf_token_placed", "open_*_apf_token_still"),
+    ("open_*_apf_token_placed", "open_*_apf_token_blind"),
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +123,7 @@ def gains(pairs: Sequence[tuple[str, Group, Group]]) -> list[Gain]:
     if any(row.gain is None for row in rows):
         why = ", ".join(row.name for row in rows if row.gain is None)
         return [*rows, Gain("", None, None, None, None, None, len(rows), None, f"no mean: B has a Dice of 0 on {why}")]
-    with np.errstate(divide="ignore", invalid="ignore"):    # A may have found nothing: a mean of 0
+    with np.errstate(divide="ignore", invalid="ignore"):  # A may have found nothing: a mean of 0
         ratio = float(np.exp(np.mean(np.log([1 + row.gain for row in rows]))))
         low, high = _ends(np.exp(np.mean(np.log(_alike(drawn)), axis=0)))
     return [*rows, Gain("", None, None, ratio - 1, low, high, len(rows), None)]
@@ -221,25 +246,40 @@ def _by_set(groups: Sequence[Group], pattern: str) -> dict[str, list[Group]]:
 def gains_table(a: str, b: str, rows: Sequence[Gain]) -> Table:
     """The gains as a table."""
     columns = [
-        Column("data set"), Column("Dice A", True), Column("Dice B", True), Column("gain [95 % CI]", True),
-        Column("n", True), Column("A better on", True), Column("remark"),
-    ]  # fmt: skip
+        Column("data set"),
+        Column("Dice A", True),
+        Column("Dice B", True),
+        Column("gain [95 % CI]", True),
+        Column("n", True),
+        Column("A better on", True),
+        Column("remark"),
+    ]
     cells = [
         [
-            row.name or "geometric mean", number(row.a), number(row.b), _gain(row), str(row.n),
-            None if row.better is None else f"{row.better} of {row.n}", row.note or None,
+            row.name or "geometric mean",
+            number(row.a),
+            number(row.b),
+            _gain(row),
+            str(row.n),
+            None if row.better is None else f"{row.better} of {row.n}",
+            row.note or None,
         ]
         for row in rows
-    ]  # fmt: skip
+    ]
     return Table(
-        f"Relative gain of Dice, A = {a} over B = {b}", columns, cells, ["run"] * len(cells),
-        ("gain: mean Dice of A over that of B on the same test slides, less 1; the paper's Table III has 5.46 % on "
-         "average.",
-         "n: test slides, or data sets in the last row.",
-         "interval: percentile bootstrap over the slides of every data set and the seeds of each row; a row of one "
-         "seed adds nothing of what another seed would do."),
+        f"Relative gain of Dice, A = {a} over B = {b}",
+        columns,
+        cells,
+        ["run"] * len(cells),
+        (
+            "gain: mean Dice of A over that of B on the same test slides, less 1; the paper's Table III has 5.46 % on "
+            "average.",
+            "n: test slides, or data sets in the last row.",
+            "interval: percentile bootstrap over the slides of every data set and the seeds of each row; a row of one "
+            "seed adds nothing of what another seed would do.",
+        ),
         slug="gains",
-    )  # fmt: skip
+    )
 
 
 def _gain(row: Gain) -> str | None:
@@ -261,9 +301,11 @@ def add_verb(verbs) -> None:
     sub.add_argument("runs", type=Path, metavar="RUNS", help="folder of runs")
     sub.add_argument("--a", default=_BETTER, metavar="PATTERN", help=f"default {_BETTER}")
     sub.add_argument(
-        "--b", action="append", metavar="PATTERN", help="what A is held against, again for more; default: every "
-        "open_*_ROW of `make experiments` that has runs",
-    )  # fmt: skip
+        "--b",
+        action="append",
+        metavar="PATTERN",
+        help="what A is held against, again for more; default: every open_*_ROW of `make experiments` that has runs",
+    )
     sub.add_argument("--out", type=Path, metavar="DIR", help="also write gains.md and gains.tex there")
     sub.set_defaults(run=run)
 

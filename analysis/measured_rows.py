@@ -82,9 +82,18 @@ def _cell(group: Group, table: str, quantity: str, value: float | str | None, un
     run = group.first
     text = "" if value is None else str(value)  # a number with all its digits
     return Cell(
-        SUITE, table, group.label, str(run.resolution or ""), run.model or "", run.patch, quantity, text, unit,
-        MISSING if value is None else MEASURED, f"{run.device_name or run.device}, commit {run.commit}",
-    )  # fmt: skip
+        SUITE,
+        table,
+        group.label,
+        str(run.resolution or ""),
+        run.model or "",
+        run.patch,
+        quantity,
+        text,
+        unit,
+        MISSING if value is None else MEASURED,
+        f"{run.device_name or run.device}, commit {run.commit}",
+    )
 
 
 # ---- what each table shows
@@ -243,8 +252,14 @@ def _rivit(row: _Row) -> Iterator[Value]:
 
 
 _VALUES = {
-    "apf2": _apf2, "apf3": _apf3, "apf4": _apf4, "apf5": _apf5, "hct": _hct, "hiri": _hiri, "rivit": _rivit,
-}  # fmt: skip
+    "apf2": _apf2,
+    "apf3": _apf3,
+    "apf4": _apf4,
+    "apf5": _apf5,
+    "hct": _hct,
+    "hiri": _hiri,
+    "rivit": _rivit,
+}
 
 
 def _provenance(groups: list[Group]) -> list[str]:

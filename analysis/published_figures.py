@@ -57,9 +57,16 @@ def _lines(axis: "Axes", x: str, y: str) -> list[str]:
         axis.plot(*places.T, marker=marker, ls=dash, color=colour, ms=3.8, lw=0.9, mec="white", mew=0.4)
         if model == "APF-UNETR":  # said in words too, for print in grey
             above = len(places) == 1  # a lone point has its neighbour beside it
-            axis.annotate(_size(resolution), places[-1], xytext=(0, 5) if above else (5, 0), fontsize=5.8,
-                          textcoords="offset points", ha="center" if above else "left",
-                          va="bottom" if above else "center", color=colour)  # fmt: skip
+            axis.annotate(
+                _size(resolution),
+                places[-1],
+                xytext=(0, 5) if above else (5, 0),
+                fontsize=5.8,
+                textcoords="offset points",
+                ha="center" if above else "left",
+                va="bottom" if above else "center",
+                color=colour,
+            )
     return lost
 
 
@@ -70,8 +77,9 @@ def _legend(figure, axis: "Axes") -> None:
         axis.plot([], [], color=look(i).colour, lw=2.4, label=_size(size))
     for model, (marker, dash) in _MARKS.items():
         axis.plot([], [], color=GREY, marker=marker, ls=dash, ms=4, label=model)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=9, columnspacing=1.2,
-                  handlelength=2.0)  # fmt: skip
+    figure.legend(
+        *axis.get_legend_handles_labels(), loc="outside lower center", ncols=9, columnspacing=1.2, handlelength=2.0
+    )
 
 
 def _size(pixels: int) -> str:
@@ -147,13 +155,27 @@ def _hiri(axis: "Axes") -> list[str]:
     for name, these, i in (("HIRI-ViT-S, Table VII", ladder, 0), ("Swin, Figure 1", others, 1)):
         kind, points = look(i), sorted((r["gflops"], r["top1"], str(r["row"])) for r in these)
         dash = kind.dash if these is others else "none"
-        axis.plot([p[0] for p in points], [p[1] for p in points], marker=kind.marker, ls=dash, color=kind.colour,
-                  ms=4.5, label=name)  # fmt: skip
+        axis.plot(
+            [p[0] for p in points],
+            [p[1] for p in points],
+            marker=kind.marker,
+            ls=dash,
+            color=kind.colour,
+            ms=4.5,
+            label=name,
+        )
         for cost, top1, row in points:
             short = " ".join(row.split()[:2])
             side = (-5, 0) if these is ladder and cost < 5 else (5, 0)
-            axis.annotate(short, (cost, top1), xytext=side, textcoords="offset points", fontsize=6, va="center",
-                          ha="right" if side[0] < 0 else "left")  # fmt: skip
+            axis.annotate(
+                short,
+                (cost, top1),
+                xytext=side,
+                textcoords="offset points",
+                fontsize=6,
+                va="center",
+                ha="right" if side[0] < 0 else "left",
+            )
             words.append(f"{row}: {top1} % at {cost} GMAC")
     axis.set(xlabel="cost (GMAC)", xscale="log", ylabel="ImageNet top-1 (%)", title="(b) HIRI-ViT")
     axis.set_xlim(3.3, 80)

@@ -187,7 +187,7 @@ def _run_folders(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, bo
     for here, folders, files in os.walk(root, onerror=note, followlinks=True):
         try:
             found = Path(here).stat()
-        except OSError as error:    # removed since it was listed
+        except OSError as error:  # removed since it was listed
             note(error)
             continue
         if (found.st_dev, found.st_ino) in seen:

@@ -122,9 +122,7 @@ def _best(comparison: Comparison) -> list[tuple[str, str]]:
 _SCORES = {"dice": "Dice", "auc": "AUC", "accuracy": "accuracy"}
 
 
-def _best_of(
-    comparison: Comparison, scored: list[Group], name: str, task: str, several: bool
-) -> list[tuple[str, str]]:
+def _best_of(comparison: Comparison, scored: list[Group], name: str, task: str, several: bool) -> list[tuple[str, str]]:
     best = max(scored, key=lambda g: (g.mean(name), g.label))
     where = f"{best.label}, {whole(best.first.resolution) or '?'} px" if several else best.label
     value = dice_cell(best) if name == "dice" else number(best.mean(name))

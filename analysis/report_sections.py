@@ -56,8 +56,11 @@ def joined(comparison: Comparison) -> str:
         if len(rows) > MOST_JOINED:
             kept = set(rows[:MOST_JOINED])
             cells = [c for c in cells if c.row in kept]
-            remarks = [*remarks, f"The first {MOST_JOINED} of {len(rows)} measured rows; `tables --which {name} "
-                       "--source joined` has all."]  # fmt: skip
+            remarks = [
+                *remarks,
+                f"The first {MOST_JOINED} of {len(rows)} measured rows; `tables --which {name} "
+                "--source joined` has all.",
+            ]
         model, said = modelled_cells(name)
         table = paper_table(name, [*table_cells(name), *cells, *model], [*remarks, *said])
         found.append(Table(table.caption, table.columns, table.rows, table.kinds, table.notes, f"joined-{table.slug}"))

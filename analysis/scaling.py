@@ -63,11 +63,19 @@ def fit_table(fit: Fit, site: Site) -> Table:
             rate = f"MFU {100 / value:.1f} %"
         rows.append([name, meaning, significant(value), interval, "fitted" if known else "assumed", rate])
     error = f" Root mean square of the relative errors on {fit.n} records: {fit.error:.1%}." if fit.error else ""
-    columns = [Column("term"), Column("what the factor is of"), Column("factor", True), Column("95 % interval"),
-               Column("from"), Column("that is")]  # fmt: skip
+    columns = [
+        Column("term"),
+        Column("what the factor is of"),
+        Column("factor", True),
+        Column("95 % interval"),
+        Column("from"),
+        Column("that is"),
+    ]
     caption = f"Factors of the model of the step time on {site.title}." + error
-    notes = ["Time of a step = sum of factor x time at the site's peak rates; the factor of `fixed` is in seconds. "
-             "Intervals: bootstrap over records."]  # fmt: skip
+    notes = [
+        "Time of a step = sum of factor x time at the site's peak rates; the factor of `fixed` is in seconds. "
+        "Intervals: bootstrap over records."
+    ]
     fitted = len(FACTORS) - len(fit.assumed)
     if 0 < fit.n <= 2 * fitted:
         notes.append(
@@ -88,10 +96,22 @@ def held_out_table(found: Sequence[Measured], site: Site) -> Table | None:
         fit = fit_records([m.work for m in others], [m.seconds for m in others], site, draws=1)
         for m in (m for m in found if m.run.gpus == gpus):
             predicted = sum(terms(m.work, site, fit).values())
-            rows.append([m.run.experiment, whole(gpus), significant(m.seconds), significant(predicted),
-                         f"{predicted / m.seconds - 1:+.0%}"])  # fmt: skip
-    columns = [Column("run"), Column("GPUs", True), Column("measured step (s)", True),
-               Column("modelled step (s)", True), Column("error", True)]  # fmt: skip
+            rows.append(
+                [
+                    m.run.experiment,
+                    whole(gpus),
+                    significant(m.seconds),
+                    significant(predicted),
+                    f"{predicted / m.seconds - 1:+.0%}",
+                ]
+            )
+    columns = [
+        Column("run"),
+        Column("GPUs", True),
+        Column("measured step (s)", True),
+        Column("modelled step (s)", True),
+        Column("error", True),
+    ]
     caption = "Held out: the step time at each number of GPUs from the records at all other numbers."
     return Table(caption, columns, rows, ["modelled"] * len(rows), (), "scaling_held_out")
 
@@ -157,21 +177,37 @@ def predict(
                 nodes = math.ceil(n / site.hardware.gpus_per_node)
                 out.append(
                     Prediction(
-                        site.name, config.experiment, n, nodes, step, step / total,
-                        (alone / images) / (step / total) / n, 1000 * step / total * nodes / 3600, binding(parts),
+                        site.name,
+                        config.experiment,
+                        n,
+                        nodes,
+                        step,
+                        step / total,
+                        (alone / images) / (step / total) / n,
+                        1000 * step / total * nodes / 3600,
+                        binding(parts),
                         parts,
                     )
-                )  # fmt: skip
+                )
     return out
 
 
 def prediction_table(found: Sequence[Prediction], mode: str, read_mb_s: float = 2000.0, said: str = "") -> Table:
     """Predictions as a table for people."""
     rows = [
-        [p.site, p.experiment, whole(p.gpus), whole(p.nodes), significant(p.step_s), significant(p.seconds_per_image),
-         f"{p.efficiency:.0%}", significant(p.node_hours), p.binds]
+        [
+            p.site,
+            p.experiment,
+            whole(p.gpus),
+            whole(p.nodes),
+            significant(p.step_s),
+            significant(p.seconds_per_image),
+            f"{p.efficiency:.0%}",
+            significant(p.node_hours),
+            p.binds,
+        ]
         for p in found
-    ]  # fmt: skip
+    ]
     heads = ("site", "experiment", "GPUs", "nodes", "step (s)", "s/image", "efficiency", "node-hours per 1,000 images")
     columns = [Column(h, i > 1) for i, h in enumerate(heads)] + [Column("largest term")]
     stays = "as many images per GPU (weak scaling)" if mode == "weak" else "as many images per step (strong scaling)"
@@ -200,19 +236,26 @@ def add_verb(verbs: Any) -> None:
     sub.add_argument("--runs-site", default="local", metavar="S", help="site that RUNS ran on (default: local)")
     sub.add_argument("--site", default="frontier", metavar="S,...", help="sites to predict (default: frontier)")
     sub.add_argument(
-        "--experiments", default=",".join(EXPERIMENTS), metavar="E,...",
+        "--experiments",
+        default=",".join(EXPERIMENTS),
+        metavar="E,...",
         help=f"named experiments to predict (default: {','.join(EXPERIMENTS)})",
-    )  # fmt: skip
+    )
     counts = ",".join(map(str, GPUS))
     sub.add_argument("--gpus", default=counts, metavar="N,...", help="GPU counts (default: 1 to 2048)")
     sub.add_argument(
-        "--read-mb-s", type=float, default=2000.0, metavar="MB",
+        "--read-mb-s",
+        type=float,
+        default=2000.0,
+        metavar="MB",
         help="MB/s that a node reads; an assumption (default: 2000)",
-    )  # fmt: skip
+    )
     sub.add_argument(
-        "--lengths", type=Path, metavar="DIR",
+        "--lengths",
+        type=Path,
+        metavar="DIR",
         help="token files whose lengths adaptive experiments shall have, computed without padding (load imbalance)",
-    )  # fmt: skip
+    )
     sub.add_argument("--mode", choices=("weak", "strong"), default="weak", help="what stays (default: images per GPU)")
     sub.add_argument("--images", type=float, default=1.0, help="images per GPU (weak) or per step (strong; default: 1)")
     sub.add_argument("--json", action="store_true", help="print everything as JSON")
@@ -254,8 +297,16 @@ def run(args: argparse.Namespace) -> int:
         held = held_out_table(found, home)
         tables[:0] = [held] if held is not None else []
     if args.json:
-        print(json.dumps({"predictions": [p.as_json() for p in predictions], "terms": TERMS,
-                          "fits": {name: vars(f) for name, f in fits.items()}}, indent=1))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "predictions": [p.as_json() for p in predictions],
+                    "terms": TERMS,
+                    "fits": {name: vars(f) for name, f in fits.items()},
+                },
+                indent=1,
+            )
+        )
     else:
         print("\n\n".join(markdown(table) for table in tables))
     for line in left:

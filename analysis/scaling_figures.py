@@ -72,11 +72,29 @@ class Series:
 
 # What must be equal along a line; the rest of a label says what differs between lines of one experiment.
 _SHAPE = (
-    "experiment", "patching", "engine", "model", "decoder", "resolution", "patch", "length", "precision",
-    "attention_backend", "device_name", "device", "split_sha256",
-)  # fmt: skip
-_SAID = {"patch": "p={}", "length": "L={}", "resolution": "{} px", "decoder": "{}", "model": "{}", "precision": "{}",
-         "device_name": "{}"}  # fmt: skip
+    "experiment",
+    "patching",
+    "engine",
+    "model",
+    "decoder",
+    "resolution",
+    "patch",
+    "length",
+    "precision",
+    "attention_backend",
+    "device_name",
+    "device",
+    "split_sha256",
+)
+_SAID = {
+    "patch": "p={}",
+    "length": "L={}",
+    "resolution": "{} px",
+    "decoder": "{}",
+    "model": "{}",
+    "precision": "{}",
+    "device_name": "{}",
+}
 
 
 def series_of(groups: Sequence[Group]) -> list[Series]:

@@ -113,9 +113,7 @@ def modelled_cells(name: str) -> tuple[list[Cell], list[str]]:
     for cell in published:
         if cell.row in held and cell.quantity in ("gpus", "tokens", "depth", "seconds_per_image"):
             text = repr(held[cell.row]) if cell.quantity == "seconds_per_image" else cell.text
-            cells.append(
-                replace(cell, paper=SUITE, row=f"{cell.row}, model", text=text, status=MODELLED, note="")
-            )  # fmt: skip
+            cells.append(replace(cell, paper=SUITE, row=f"{cell.row}, model", text=text, status=MODELLED, note=""))
     error = _rms(published_rows()[0], "held_out")
     return cells, [
         "modelled: time of the row's setting by a model of four terms, fitted to the rows of Table III at the other "
@@ -131,10 +129,17 @@ def published_table() -> Table:
     """Table III's times beside the model's, row by row, the errors as they are."""
     rows, factors = published_rows()
     lines = [
-        [p.row, whole(p.gpus), significant(p.seconds), significant(p.fitted), f"{p.fitted / p.seconds - 1:+.0%}",
-         significant(p.held_out), f"{p.held_out / p.seconds - 1:+.0%}"]
+        [
+            p.row,
+            whole(p.gpus),
+            significant(p.seconds),
+            significant(p.fitted),
+            f"{p.fitted / p.seconds - 1:+.0%}",
+            significant(p.held_out),
+            f"{p.held_out / p.seconds - 1:+.0%}",
+        ]
         for p in rows
-    ]  # fmt: skip
+    ]
 
     notes = [
         f"Root mean square of the relative errors: {_rms(rows, 'fitted'):.0%} fitted, {_rms(rows, 'held_out'):.0%} "
@@ -143,7 +148,7 @@ def published_table() -> Table:
         "resolution print nearly the same time (UNETR at 1K).",
         f"Factors: encoder {factors['encoder']:.2f}, decoder {factors['decoder']:.2f} times the time at a GCD's fp32 "
         f"peak (below 1: faster than that peak allows), {factors['fixed_s']:.3f} s fixed.",
-    ]  # fmt: skip
+    ]
     heads = ("row of Table III", "GPUs", "published (s)", "modelled (s)", "error", "held out (s)", "error held out")
     caption = "Published times of APF's Table III against the model (held out: fitted without the row's resolution)."
     columns = [Column(h, i > 0) for i, h in enumerate(heads)]

@@ -125,9 +125,7 @@ class Baselines:
         mine = group.seconds_per_image
         best = self._best(group) if baseline is None else self._best_named(group, baseline)
         if not mine or best is None:
-            return Speedup(
-                None, None, ("s/image of this row is missing" if not mine else "no timed uniform baseline",)
-            )
+            return Speedup(None, None, ("s/image of this row is missing" if not mine else "no timed uniform baseline",))
         reasons = [] if best is group else differences(group.first, best.first)
         if reasons:
             return Speedup(None, best, tuple(reasons))

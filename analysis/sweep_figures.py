@@ -122,8 +122,9 @@ def split_values(rows: list[Row]) -> Drawing:
         words = _panel(axes[0], left, "p={}", "v")
         published = _published()
         axes[0].plot(published[:, 0], published[:, 1], "x", color=GREY, ms=5, label="published means, 512 px, n=208")
-        axes[0].set(xlabel="split value v (edge pixels)", ylabel="tokens per image",
-                    title="(a) split value" if right else "")  # fmt: skip
+        axes[0].set(
+            xlabel="split value v (edge pixels)", ylabel="tokens per image", title="(a) split value" if right else ""
+        )
         axes[0].set_xticks(sorted({int(v) for s in left for v in s.values} | {20, 50, 100}))
         if right:
             words += _panel(axes[1], right, "v={}", "p")
@@ -153,10 +154,12 @@ def _panel(axis: "Axes", sweeps: list[Sweep], fixed: str, symbol: str) -> list[s
         if (fit := sweep.exponent()) is not None:
             label += f": L ~ {symbol}^{fit[0]:.2f} [{fit[1]:.2f}, {fit[2]:.2f}]"
         if len(sweeps) == 1:  # bands of several lines hide each other; the table has their ends
-            axis.fill_between(values, [c.min() for c in counts], [c.max() for c in counts], color=kind.colour,
-                              alpha=0.12, lw=0)  # fmt: skip
-        axis.plot(values, [c.mean() for c in counts], color=kind.colour, marker=kind.marker, ls=kind.dash, ms=4,
-                  label=label)  # fmt: skip
+            axis.fill_between(
+                values, [c.min() for c in counts], [c.max() for c in counts], color=kind.colour, alpha=0.12, lw=0
+            )
+        axis.plot(
+            values, [c.mean() for c in counts], color=kind.colour, marker=kind.marker, ls=kind.dash, ms=4, label=label
+        )
         words.append(label)
     axis.set(xscale="log", yscale="log")
     plain_log(axis.yaxis, "{:,.0f}")
@@ -169,8 +172,14 @@ def _uniform_line(axis: "Axes", sweeps: list[Sweep]) -> None:
     first = min(int(s.values[0]) for s in sweeps)
     last = max(int(s.values[-1]) for s in sweeps)
     top = max(float(s.lengths[first].mean()) for s in sweeps if first in s.lengths)
-    axis.plot([first, last], [top, top * (first / last) ** 2], color=GREY, lw=0.8, ls=(0, (2, 2)),
-              label="slope of uniform patches: p^-2")  # fmt: skip
+    axis.plot(
+        [first, last],
+        [top, top * (first / last) ** 2],
+        color=GREY,
+        lw=0.8,
+        ls=(0, (2, 2)),
+        label="slope of uniform patches: p^-2",
+    )
 
 
 def _published() -> np.ndarray:
@@ -192,7 +201,7 @@ def add_verb(verbs: Any) -> None:
         "and against the smallest patch where it varies, with growth exponents and their intervals.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     sub.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders of token files")
     sub.add_argument("--out", type=Path, default=Path("plots"), metavar="DIR", help="default: plots")
     sub.set_defaults(run=run)
@@ -219,9 +228,24 @@ def _table(varied: str, fixed: str, sweeps: list[Sweep]) -> Table:
         said = None if fit is None else f"{fit[0]:.2f} [{fit[1]:.2f}, {fit[2]:.2f}]"
         for x in sweep.values:
             counts = sweep.lengths[x]
-            rows.append([whole(sweep.resolution), whole(sweep.fixed), whole(int(x)), whole(len(counts)),
-                         number(float(counts.mean()), 1), whole(int(counts.min())), whole(int(counts.max())),
-                         said])  # fmt: skip
+            rows.append(
+                [
+                    whole(sweep.resolution),
+                    whole(sweep.fixed),
+                    whole(int(x)),
+                    whole(len(counts)),
+                    number(float(counts.mean()), 1),
+                    whole(int(counts.min())),
+                    whole(int(counts.max())),
+                    said,
+                ]
+            )
     heads = ("R (px)", fixed, varied, "slides", "mean L", "shortest", "longest", "exponent [95 % CI]")
-    return Table(f"Measured: tokens per image by {varied}.", [Column(h, True) for h in heads], rows,
-                 ["run"] * len(rows), (), "lengths")  # fmt: skip
+    return Table(
+        f"Measured: tokens per image by {varied}.",
+        [Column(h, True) for h in heads],
+        rows,
+        ["run"] * len(rows),
+        (),
+        "lengths",
+    )

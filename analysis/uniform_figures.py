@@ -127,8 +127,9 @@ def published_against_uniform() -> Drawing:
         "with other patches, so this is no scaling curve. n = 1 a point; the paper prints no spread."
     )
     figure = _draw([rivals], "time per image (s)")
-    return Drawing("published_against_uniform", "Adaptive against uniform over GPUs (published)", caption,
-                   _alt([rivals]), figure)  # fmt: skip
+    return Drawing(
+        "published_against_uniform", "Adaptive against uniform over GPUs (published)", caption, _alt([rivals]), figure
+    )
 
 
 def _draw(rivals: Sequence[Rivals], cost: str) -> "Figure":

@@ -11,6 +11,6 @@ if __name__ == "__main__":
     sys.unraisablehook = again_if_ignored
     signal.signal(signal.SIGINT, interrupt)
     code = main()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)    # all is done and said
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and said
     it_was_answered()
     sys.exit(code)

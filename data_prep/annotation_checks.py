@@ -48,7 +48,7 @@ def overlap_note(name: str, rings: Sequence[Ring]) -> list[str]:
     looked_at = 0
     for place, i in enumerate(order.tolist()):
         later = order[place + 1 :]
-        later = later[: int(np.searchsorted(low[later, 0], high[i, 0]))]     # boxes that begin before this one ends
+        later = later[: int(np.searchsorted(low[later, 0], high[i, 0]))]  # boxes that begin before this one ends
         near = later[(low[later, 1] < high[i, 1]) & (high[later, 1] > low[i, 1])]
         for j in near.tolist():
             looked_at += 1

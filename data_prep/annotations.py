@@ -66,7 +66,7 @@ def read_polygons(path: Path, classes: Mapping[str, int | None] | None = None, k
             class_id = 1
         if class_id is not None:
             shapes.append(Shape(class_id, thing.rings))
-            if thing.number:    # a layer of ImageScope; elsewhere rings beyond the first are holes
+            if thing.number:  # a layer of ImageScope; elsewhere rings beyond the first are holes
                 notes += overlap_note(thing.names[0] if thing.names else thing.number, thing.rings)
     return Polygons(shapes, notes)
 
@@ -107,8 +107,10 @@ def _default_ids(path: Path, drawn: Sequence[Drawn]) -> list[int | None]:
         else:
             missing.append(thing.names[0])
     if missing:
-        raise SlideError(f"{path}: class {_listed(missing)} has no class id of its own;"
-                         " give one with --mask-classes NAME=ID, or convert --class NAME=ID")
+        raise SlideError(
+            f"{path}: class {_listed(missing)} has no class id of its own;"
+            " give one with --mask-classes NAME=ID, or convert --class NAME=ID"
+        )
     return list(ids)
 
 

@@ -67,7 +67,7 @@ def region_side(options: BuildOptions, workers: int) -> int:
         workers: Ranks or processes that may share one slide.
     """
     size_px = options.resolution
-    if options.patching == "uniform":   # its tokens are the frame itself, there is nothing to save
+    if options.patching == "uniform":  # its tokens are the frame itself, there is nothing to save
         return size_px
     if options.tile_px is not None:
         least_px = max(options.patch, size_px // _MOST_ACROSS)
@@ -84,26 +84,35 @@ def run_step(step: Step, beat: Callable[[str], None] | None = None) -> StepResul
         step: The step.
         beat: Called with a note now and then while a frame is built in memory.
     """
-    cv2.setNumThreads(1)    # one process per core: threads of OpenCV inside each would only fight
+    cv2.setNumThreads(1)  # one process per core: threads of OpenCV inside each would only fight
     started_s = time.perf_counter()
     result = StepResult(Outcome(step.task.slide.stem, str(step.task.slide), "failed"), side_px=step.side_px)
     try:
         if step.kind == "begin":
             _begin(step, result, beat)
         else:
-            if step.kind != "hash":     # results of different pixels must not mix
+            if step.kind != "hash":  # results of different pixels must not mix
                 _check_unchanged(step)
-            {"hash": _hash, "scan": _scan, "limits": _limits, "edges": _edges, "light": _light, "plan": _plan,
-             "tree": _tree, "tokens": _tokens, "write": _write}[step.kind](step, result)  # fmt: skip
+            {
+                "hash": _hash,
+                "scan": _scan,
+                "limits": _limits,
+                "edges": _edges,
+                "light": _light,
+                "plan": _plan,
+                "tree": _tree,
+                "tokens": _tokens,
+                "write": _write,
+            }[step.kind](step, result)
             result.outcome.stage_seconds = {step.kind: round(time.perf_counter() - started_s, 4)}
     except (ValueError, OSError, MemoryError) as error:
         result.ended, result.outcome.reason = True, one_line(error)
-        if isinstance(error, SlideError):   # trying again would not help; a full disk or a lost node is another matter
+        if isinstance(error, SlideError):  # trying again would not help; a full disk or a lost node is another matter
             if step.folder is not None:
                 discard(step.folder)
         elif step.folder is not None and step.folder.is_dir():
             result.outcome.reason += "; what was done is kept, the same command goes on from there"
-    except Exception as error:      # one bad slide must not cost the other thousand
+    except Exception as error:  # one bad slide must not cost the other thousand
         result.ended, result.outcome.reason = True, f"{type(error).__name__}: {one_line(error)}"
         result.outcome.traceback = traceback.format_exc()
     if not result.ended:
@@ -125,9 +134,15 @@ _last_tree: dict[tuple[Path, int], Leaves] = {}  # by folder and time
 def _spec(step: Step, frame: Frame, masked: bool) -> RegionSpec:
     options = step.task.options
     return RegionSpec(
-        frame.size_px, frame.content_wh, options.patch, blur_of(options), options.thresholds, step.side_px,
-        options.counted if masked else 0, options.auto_percent,
-    )  # fmt: skip
+        frame.size_px,
+        frame.content_wh,
+        options.patch,
+        blur_of(options),
+        options.thresholds,
+        step.side_px,
+        options.counted if masked else 0,
+        options.auto_percent,
+    )
 
 
 def _corner(step: Step, size_px: int) -> tuple[int, int]:
@@ -189,7 +204,7 @@ def _begin(step: Step, result: StepResult, beat: Callable[[str], None] | None) -
         result.have[kind] = {i for i in result.regions if scratch.has(f"{leaves_behind}-{i}")}
     # A scan is of use only with its edges, or with the maxima that they come from.
     result.have["scan"] = {i for i in result.have["scan"] if scratch.has(f"maxima-{i}") or i in result.have["edges"]}
-    if task.options.thresholds != "auto":   # scans find the edges too
+    if task.options.thresholds != "auto":  # scans find the edges too
         result.have["edges"] = set(result.regions)
     for kind in ("limits", "light", "tree"):
         result.have[kind] = {0} if scratch.has(kind) else set()
@@ -251,7 +266,7 @@ def _edges(step: Step, result: StepResult) -> None:
     spec = _spec(step, opened.frame, False)
     corner_xy = _corner(step, spec.size_px)
     found = edges_of_maxima(Maxima(**scratch.load(f"maxima-{i}")), spec, *corner_xy, lo, hi)
-    if found is None:   # another contrast than elsewhere, so what the scan kept is not enough
+    if found is None:  # another contrast than elsewhere, so what the scan kept is not enough
         decoded = getattr(opened.slide, "decoded_px", 0)
         found = scan_region(
             opened.reader.read, None, replace(spec, thresholds=(lo, hi)), *corner_xy, opened.reader.parts
@@ -291,7 +306,7 @@ def _rule(options: BuildOptions) -> tuple[int, int | None]:
     """(count to exceed, nodes to keep) of the tree that is asked for."""
     if options.split_value is not None:
         return options.split_value, None
-    assert options.length is not None   # one of the two is given, see `BuildOptions`
+    assert options.length is not None  # one of the two is given, see `BuildOptions`
     return 0, (options.length - 1) // 3
 
 
@@ -323,9 +338,13 @@ def _tokens(step: Step, result: StepResult) -> None:
     decoded = getattr(opened.slide, "decoded_px", 0)
     spec = _spec(step, opened.frame, opened.read_mask is not None)
     rows = region_rows(
-        scratch.load(f"scan-{i}", "sums", "mask_sums"), _leaves(scratch), spec,
-        _corner(step, spec.size_px), opened.reader.read, opened.read_mask,
-    )  # fmt: skip
+        scratch.load(f"scan-{i}", "sums", "mask_sums"),
+        _leaves(scratch),
+        spec,
+        _corner(step, spec.size_px),
+        opened.reader.read,
+        opened.read_mask,
+    )
     scratch.save(f"rows-{i}", **_damaged(opened.slide), **rows)
     result.counted = {"decoded_px": getattr(opened.slide, "decoded_px", 0) - decoded}
 

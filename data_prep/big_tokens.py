@@ -83,9 +83,13 @@ class _Layers:
         self.read_rgb, self.read_mask = read_rgb, read_mask
 
     def from_sums(
-        self, rows: NDArray[Any], local: NDArray[Any], sizes: NDArray[Any],
-        tokens: NDArray[np.uint8], masks: NDArray[np.uint32],
-    ) -> None:  # fmt: skip
+        self,
+        rows: NDArray[Any],
+        local: NDArray[Any],
+        sizes: NDArray[Any],
+        tokens: NDArray[np.uint8],
+        masks: NDArray[np.uint32],
+    ) -> None:
         """Leaves whose cells are no smaller than the squares of the scan."""
         spec, b = self.spec, base_px(self.spec)
         for which, level, squares in leaf_sums(self.sums["sums"], WHITE * b * b, b, local, sizes, spec.patch):
@@ -97,9 +101,13 @@ class _Layers:
                     masks[rows[which], :, :, k] = squares[:, 0]
 
     def from_pixels(
-        self, rows: NDArray[Any], local: NDArray[Any], sizes: NDArray[Any],
-        tokens: NDArray[np.uint8], masks: NDArray[np.uint32],
-    ) -> None:  # fmt: skip
+        self,
+        rows: NDArray[Any],
+        local: NDArray[Any],
+        sizes: NDArray[Any],
+        tokens: NDArray[np.uint8],
+        masks: NDArray[np.uint32],
+    ) -> None:
         """Leaves with smaller cells: their pixels again, square by square, each once."""
         spec = self.spec
         side = min(spec.side_px, max(_SQUARE_PX, int(sizes.max())))
@@ -204,6 +212,4 @@ def assemble(leaves: Leaves, parts: Iterable[Rows], spec: RegionSpec) -> TokenSe
         area = cell[row] ** 2
         tokens[row] = ((total + area // np.uint64(2)) // area).astype(np.uint8)
     content = content_counts(leaves.xy, leaves.size, p, spec.content_wh)
-    return TokenSet(
-        tokens, leaves.xy, leaves.size, content, masks if kinds else None, spec.size_px, spec.content_wh
-    )
+    return TokenSet(tokens, leaves.xy, leaves.size, content, masks if kinds else None, spec.size_px, spec.content_wh)

@@ -39,7 +39,7 @@ def prepare_out(folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink(missing_ok=True)   # another run into this folder may have been quicker
+        probe.unlink(missing_ok=True)  # another run into this folder may have been quicker
         return remove_stale(folder, [SUFFIX])
     except OSError as error:
         raise OptionError(f"--out {folder}: cannot be written ({error.strerror})") from error
@@ -93,9 +93,9 @@ def build(
                 for line in messages(told):
                     progress.write(line)
         finally:
-            if comm is None:    # stop the workers now; ranks are stopped by whoever called
+            if comm is None:  # stop the workers now; ranks are stopped by whoever called
                 results.close()
-    if rank == 0:   # of a killed run whose last processes were still ending when this one began
+    if rank == 0:  # of a killed run whose last processes were still ending when this one began
         remove_stale(out, [SUFFIX])
     if log.error:
         progress.write(f"warning: the log could not be written, {log.error}")
@@ -177,4 +177,3 @@ def _row(outcome: Outcome) -> tuple[str, ...]:
         f"{outcome.seconds:.2f}",
         note,
     )
-

@@ -40,13 +40,13 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     """All whole lines of the log of `folder`, oldest first; empty when there is none that can be read."""
     try:
         text = (folder / NAME).read_text(errors="replace")
-    except OSError:     # none yet, or none that can be read: hash again
+    except OSError:  # none yet, or none that can be read: hash again
         return []
     entries = []
     for line in text.splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:      # the line at which a run was killed
+        except ValueError:  # the line at which a run was killed
             continue
         if isinstance(entry, dict):
             entries.append(entry)
@@ -87,6 +87,6 @@ def known_sources(entries: list[dict[str, Any]]) -> dict[str, Source]:
         try:
             for path, (digest, size, modified_ns, changed_ns) in entry.get("sources", {}).items():
                 known[path] = Source(str(digest), (int(size), int(modified_ns), int(changed_ns)))
-        except (AttributeError, TypeError, ValueError):     # edited by hand: hash again
+        except (AttributeError, TypeError, ValueError):  # edited by hand: hash again
             continue
     return known

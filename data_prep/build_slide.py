@@ -37,6 +37,7 @@ CEILING_LOW = 0.8
 _HELD_PX = 4096  # frames up to this side are held whole, 48 MiB, since edges and tokens both look at all of it
 _BAND_PX = 512
 
+
 def code_version() -> str:
     """What besides input and parameters decides the bytes: this code's algorithm number and OpenCV."""
     return f"data_prep-{ALGORITHM} opencv-{cv2.__version__}"
@@ -52,14 +53,14 @@ def build_one(task: Task, beat: Callable[[str], None] | None = None) -> Outcome:
     Returns:
         The outcome. On `failed`, the token file of an earlier run is left as it was and no temporary file remains.
     """
-    cv2.setNumThreads(1)    # one process per core: threads of OpenCV inside each would only fight
+    cv2.setNumThreads(1)  # one process per core: threads of OpenCV inside each would only fight
     started_s = time.perf_counter()
     outcome = Outcome(task.slide.stem, str(task.slide), "failed")
     try:
         _build(task, outcome, beat)
     except (ValueError, OSError, MemoryError) as error:
         outcome.status, outcome.reason = "failed", one_line(error)
-    except Exception as error:      # one bad slide must not cost the other thousand
+    except Exception as error:  # one bad slide must not cost the other thousand
         outcome.status, outcome.reason = "failed", f"{type(error).__name__}: {one_line(error)}"
         outcome.traceback = traceback.format_exc()
     outcome.seconds = round(time.perf_counter() - started_s, 4)
@@ -131,7 +132,7 @@ def valid_already(task: Task, hashes: Hashes, outcome: Outcome) -> bool:
         outcome.reason = f"rebuilt: {why}"
         return False
     meta = read_meta(target)
-    if task.options.strict:     # a file that a build without it made says nothing of odd directories
+    if task.options.strict:  # a file that a build without it made says nothing of odd directories
         if meta["damaged"]:
             outcome.reason = "rebuilt: damaged tiles were filled"
             return False
@@ -157,7 +158,7 @@ def write_result(task: Task, token_set: TokenSet, meta: dict[str, Any], hashes: 
 def why_rebuild(path: Path, options: BuildOptions, source_sha256: str, mask_sha256: str | None) -> str | None:
     """Why the token file at `path` cannot stay, or None when it is whole, valid and from the same input."""
     try:
-        check_bytes(path)       # first: HDF5 may not come back from a damaged file
+        check_bytes(path)  # first: HDF5 may not come back from a damaged file
         meta = read_meta(path)
     except StoreError as error:
         return str(error).removeprefix(f"{path}: ")
@@ -363,7 +364,7 @@ def _warn(options: BuildOptions, used: int, outcome: Outcome, damaged: Sequence[
     if damaged:
         level, x, y = damaged[0][:3]
         what = f"{len(damaged)} damaged tiles" if len(damaged) > 1 else "a damaged tile"
-        why = f": {damaged[0][5]}" if len(damaged[0]) > 5 else ""   # the token file does not tell
+        why = f": {damaged[0][5]}" if len(damaged[0]) > 5 else ""  # the token file does not tell
         outcome.warnings.append(f"{what} filled with white, first at level {level}, x={x} y={y}{why}")
     if options.split_value is None and options.length is not None and used < 1 + 3 * ((options.length - 1) // 3):
         why = "no edges are left to split at" + (", use --thresholds auto" if options.thresholds != "auto" else "")

@@ -108,95 +108,209 @@ def _percent(text: str) -> int:
 
 def _add_tree_options(parser: argparse.ArgumentParser, inspect: bool) -> None:
     frame = parser.add_argument_group("frame and patches")
-    frame.add_argument("--resolution", type=int, metavar="R", required=not inspect,
-                       help="side of the frame in pixels, p times a power of two"
-                       + (" (default: what fits the slide, at most 4096)" if inspect else ""))
-    frame.add_argument("--patch", type=int, metavar="p", required=not inspect, default=16 if inspect else None,
-                       help="side of a patch in pixels, a power of two; also the smallest leaf"
-                       + (" (default 16)" if inspect else ""))
-    frame.add_argument("--patching", choices=("apf", "uniform"), default="apf",
-                       help="apf: adaptive quadtree; uniform: equal squares (default apf)")
-    frame.add_argument("--aspect", choices=("keep", "squash"), default="keep",
-                       help="keep: pad to the square; squash: stretch to it, as the paper's authors did (default keep)")
+    frame.add_argument(
+        "--resolution",
+        type=int,
+        metavar="R",
+        required=not inspect,
+        help="side of the frame in pixels, p times a power of two"
+        + (" (default: what fits the slide, at most 4096)" if inspect else ""),
+    )
+    frame.add_argument(
+        "--patch",
+        type=int,
+        metavar="p",
+        required=not inspect,
+        default=16 if inspect else None,
+        help="side of a patch in pixels, a power of two; also the smallest leaf" + (" (default 16)" if inspect else ""),
+    )
+    frame.add_argument(
+        "--patching",
+        choices=("apf", "uniform"),
+        default="apf",
+        help="apf: adaptive quadtree; uniform: equal squares (default apf)",
+    )
+    frame.add_argument(
+        "--aspect",
+        choices=("keep", "squash"),
+        default="keep",
+        help="keep: pad to the square; squash: stretch to it, as the paper's authors did (default keep)",
+    )
     tree = parser.add_argument_group("quadtree (apf only)")
-    tree.add_argument("--length", type=int, metavar="L",
-                      help="tokens per slide, at least 4: split the square with most edges until L leaves are reached"
-                      + (" (default 1024)" if inspect else ""))
-    tree.add_argument("--split-value", type=int, metavar="v",
-                      help="instead of --length: split while a square holds more than v edge pixels (the paper's rule)")
-    tree.add_argument("--blur", type=int, metavar="k",
-                      help="side of the Gaussian before Canny in pixels, odd, 1 for none "
-                      "(default by R: 3 up to 1K, 7 at 4K, 9 at 8K, 11 at 16K, 13 at 32K, 15 at 64K)")
-    tree.add_argument("--thresholds", type=_thresholds, default="auto", metavar="LOW,HIGH|auto",
-                      help="Canny thresholds. auto: from each slide's own gradients, also good on faint images; "
-                      "the paper: 100,200 (default auto)")
-    tree.add_argument("--split-on", choices=("edges", "variance", "entropy"), default="edges",
-                      help="with --length: what is counted in a square, its edges, or the variance or entropy of its "
-                      "luma times its pixels (default edges; others for frames built in memory)")
-    tree.add_argument("--auto-quantile", type=_percent, default=AUTO_PERCENT, metavar="Q", dest="auto_percent",
-                      help="of auto: quantile of the slide's non-zero gradients that becomes HIGH (LOW is half of it), "
-                      f"0.01 to 0.99; lower finds more edges (default {AUTO_PERCENT / 100:.2f})")
-    tree.add_argument("--resample", choices=("mean", "cubic"), default="mean",
-                      help="how a leaf becomes p x p pixels: means of its cells, or OpenCV's bicubic interpolation, "
-                      "as the paper's code (default mean; cubic for frames built in memory)")
+    tree.add_argument(
+        "--length",
+        type=int,
+        metavar="L",
+        help="tokens per slide, at least 4: split the square with most edges until L leaves are reached"
+        + (" (default 1024)" if inspect else ""),
+    )
+    tree.add_argument(
+        "--split-value",
+        type=int,
+        metavar="v",
+        help="instead of --length: split while a square holds more than v edge pixels (the paper's rule)",
+    )
+    tree.add_argument(
+        "--blur",
+        type=int,
+        metavar="k",
+        help="side of the Gaussian before Canny in pixels, odd, 1 for none "
+        "(default by R: 3 up to 1K, 7 at 4K, 9 at 8K, 11 at 16K, 13 at 32K, 15 at 64K)",
+    )
+    tree.add_argument(
+        "--thresholds",
+        type=_thresholds,
+        default="auto",
+        metavar="LOW,HIGH|auto",
+        help="Canny thresholds. auto: from each slide's own gradients, also good on faint images; "
+        "the paper: 100,200 (default auto)",
+    )
+    tree.add_argument(
+        "--split-on",
+        choices=("edges", "variance", "entropy"),
+        default="edges",
+        help="with --length: what is counted in a square, its edges, or the variance or entropy of its "
+        "luma times its pixels (default edges; others for frames built in memory)",
+    )
+    tree.add_argument(
+        "--auto-quantile",
+        type=_percent,
+        default=AUTO_PERCENT,
+        metavar="Q",
+        dest="auto_percent",
+        help="of auto: quantile of the slide's non-zero gradients that becomes HIGH (LOW is half of it), "
+        f"0.01 to 0.99; lower finds more edges (default {AUTO_PERCENT / 100:.2f})",
+    )
+    tree.add_argument(
+        "--resample",
+        choices=("mean", "cubic"),
+        default="mean",
+        help="how a leaf becomes p x p pixels: means of its cells, or OpenCV's bicubic interpolation, "
+        "as the paper's code (default mean; cubic for frames built in memory)",
+    )
     masks = parser.add_argument_group("annotation")
-    masks.add_argument("--masks", type=Path, metavar="DIR",
-                       help="folder with a mask per slide, of the same name: .png, .tif, .tiff (same size, pixel "
-                       "value = class, 0 = background), or polygons, .xml (ImageScope, ASAP), .geojson (level-0 px)")
-    masks.add_argument("--mask-kind", choices=("viable", "whole", "both"),
-                       help="of whole and viable tumour, as PAIP has them (<slide>_whole.tif, <slide>_viable.tif, or "
-                       "layers of an XML): one of them as class 1, or both, whole 1 and viable 2")
-    masks.add_argument("--mask-classes", metavar="NAME=ID,...",
-                       help="class ids of polygons by name, as convert --class: class name, ImageScope layer number or "
-                       "colour #rrggbb; ID 0 erases, none leaves out; then every class needs one (default: by known "
-                       "names, see convert)")
-    masks.add_argument("--fov", type=Path, metavar="DIR",
-                       help="folder with a field of view per slide, found and read as masks are: where it is 0 "
-                       "(outside), nothing is scored or learned, e.g. around the round picture of a retina")
-    masks.add_argument("--classes", type=int, default=1, metavar="K",
-                       help="number of foreground classes, values 1..K of the masks (default 1)")
+    masks.add_argument(
+        "--masks",
+        type=Path,
+        metavar="DIR",
+        help="folder with a mask per slide, of the same name: .png, .tif, .tiff (same size, pixel "
+        "value = class, 0 = background), or polygons, .xml (ImageScope, ASAP), .geojson (level-0 px)",
+    )
+    masks.add_argument(
+        "--mask-kind",
+        choices=("viable", "whole", "both"),
+        help="of whole and viable tumour, as PAIP has them (<slide>_whole.tif, <slide>_viable.tif, or "
+        "layers of an XML): one of them as class 1, or both, whole 1 and viable 2",
+    )
+    masks.add_argument(
+        "--mask-classes",
+        metavar="NAME=ID,...",
+        help="class ids of polygons by name, as convert --class: class name, ImageScope layer number or "
+        "colour #rrggbb; ID 0 erases, none leaves out; then every class needs one (default: by known "
+        "names, see convert)",
+    )
+    masks.add_argument(
+        "--fov",
+        type=Path,
+        metavar="DIR",
+        help="folder with a field of view per slide, found and read as masks are: where it is 0 "
+        "(outside), nothing is scored or learned, e.g. around the round picture of a retina",
+    )
+    masks.add_argument(
+        "--classes",
+        type=int,
+        default=1,
+        metavar="K",
+        help="number of foreground classes, values 1..K of the masks (default 1)",
+    )
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="python -m data_prep", description=_TOP,
-                     formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=26))
+    parser = _Parser(
+        prog="python -m data_prep",
+        description=_TOP,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=26),
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND [ARGUMENTS]", title="commands", required=True)
 
-    build = commands.add_parser("build", help="slides to token files, adaptive or uniform patches",
-                                description=_BUILD, epilog=_BUILD_EXAMPLES, formatter_class=raw, allow_abbrev=False)
-    build.add_argument("slides", nargs="+", type=Path, metavar="SLIDE_OR_DIR",
-                       help="slides (.svs and all OpenSlide reads, TIFF, PNG, JPEG) or folders of them")
+    build = commands.add_parser(
+        "build",
+        help="slides to token files, adaptive or uniform patches",
+        description=_BUILD,
+        epilog=_BUILD_EXAMPLES,
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
+    build.add_argument(
+        "slides",
+        nargs="+",
+        type=Path,
+        metavar="SLIDE_OR_DIR",
+        help="slides (.svs and all OpenSlide reads, TIFF, PNG, JPEG) or folders of them",
+    )
     build.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the token files")
     _add_tree_options(build, inspect=False)
     compare = build.add_argument_group("for comparison with the paper's code only")
-    compare.add_argument("--fit", choices=("budget", "drop"), default="budget",
-                         help="drop: the tree of --split-value, then random tokens dropped or duplicated to reach "
-                         "--length exactly, as the paper (default budget: never)")
-    compare.add_argument("--packing", choices=("leaf", "strip"), default="leaf",
-                         help="strip: tokens mix rows of p leaves, as the public code's reshape does; training puts "
-                         "them back, its own switch is model.packing=strip (default leaf)")
+    compare.add_argument(
+        "--fit",
+        choices=("budget", "drop"),
+        default="budget",
+        help="drop: the tree of --split-value, then random tokens dropped or duplicated to reach "
+        "--length exactly, as the paper (default budget: never)",
+    )
+    compare.add_argument(
+        "--packing",
+        choices=("leaf", "strip"),
+        default="leaf",
+        help="strip: tokens mix rows of p leaves, as the public code's reshape does; training puts "
+        "them back, its own switch is model.packing=strip (default leaf)",
+    )
     compare.add_argument("--seed", type=int, default=0, help="seed of --fit drop (default 0)")
-    build.add_argument("--tile", type=int, metavar="PX",
-                       help="side of the regions of a frame that ranks share, rounded down to a power of two, at most "
-                       "64 x 64 regions: smaller needs less memory, larger reads less twice; never changes the result "
-                       "(default: frames up to 4096 at once, else 4096, or 8192 for 32K and more on up to 16 ranks)")
-    build.add_argument("--strict", action="store_true",
-                       help="refuse a slide with a tile that cannot be decoded (default: such tiles are white, and are "
-                       "listed in the token file and in the log)")
-    build.add_argument("--jobs", type=int, default=1, metavar="N",
-                       help="processes on this machine, 0 for one per core allowed; not under mpiexec (default 1)")
+    build.add_argument(
+        "--tile",
+        type=int,
+        metavar="PX",
+        help="side of the regions of a frame that ranks share, rounded down to a power of two, at most "
+        "64 x 64 regions: smaller needs less memory, larger reads less twice; never changes the result "
+        "(default: frames up to 4096 at once, else 4096, or 8192 for 32K and more on up to 16 ranks)",
+    )
+    build.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse a slide with a tile that cannot be decoded (default: such tiles are white, and are "
+        "listed in the token file and in the log)",
+    )
+    build.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes on this machine, 0 for one per core allowed; not under mpiexec (default 1)",
+    )
     build.add_argument("--rebuild", action="store_true", help="build also what is complete and valid")
     build.set_defaults(run=_run_build)
 
-    verify = commands.add_parser("verify", help="check token files, or a pack", formatter_class=raw, allow_abbrev=False,
-                                 description="Check every token file under DIR: whole, unchanged since it was written, "
-                                 "leaves tile\nthe frame in Morton order, counts add up. One line per fault; "
-                                 "exit code 1 if there is any.")
+    verify = commands.add_parser(
+        "verify",
+        help="check token files, or a pack",
+        formatter_class=raw,
+        allow_abbrev=False,
+        description="Check every token file under DIR: whole, unchanged since it was written, "
+        "leaves tile\nthe frame in Morton order, counts add up. One line per fault; "
+        "exit code 1 if there is any.",
+    )
     verify.add_argument("folder", type=Path, metavar="DIR", help="folder of token files, one file, or a pack")
     verify.set_defaults(run=_run_verify)
 
-    inspect = commands.add_parser("inspect", help="draw one slide: edges, leaves, patches, mask",
-                                  description=_INSPECT, formatter_class=raw, allow_abbrev=False)
+    inspect = commands.add_parser(
+        "inspect",
+        help="draw one slide: edges, leaves, patches, mask",
+        description=_INSPECT,
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
     inspect.add_argument("slide", type=Path, metavar="SLIDE")
     inspect.add_argument("--out", type=Path, required=True, metavar="PNG", help="picture to write (.png or .pdf)")
     _add_tree_options(inspect, inspect=True)
@@ -207,9 +321,27 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _options(args: argparse.Namespace, **changed: Any) -> BuildOptions:
-    names = ("resolution", "patch", "patching", "length", "split_value", "blur", "thresholds", "aspect", "fit",
-             "packing", "classes", "seed", "masks", "mask_kind", "strict", "split_on", "auto_percent", "fov",
-             "resample")
+    names = (
+        "resolution",
+        "patch",
+        "patching",
+        "length",
+        "split_value",
+        "blur",
+        "thresholds",
+        "aspect",
+        "fit",
+        "packing",
+        "classes",
+        "seed",
+        "masks",
+        "mask_kind",
+        "strict",
+        "split_on",
+        "auto_percent",
+        "fov",
+        "resample",
+    )
     values = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if args.mask_classes is not None:
         values["mask_classes"] = tuple(class_ids(args.mask_classes.split(","), "--mask-classes").items())
@@ -240,7 +372,7 @@ def _run_build(args: argparse.Namespace) -> int:
     check_world(comm.size)
     try:
         return _build(args, options, comm)
-    except OptionError:     # found on rank 0 and told to all
+    except OptionError:  # found on rank 0 and told to all
         raise
     except BaseException as error:
         # One rank that left would let the others wait for ever.
@@ -256,7 +388,7 @@ def _abort(comm: Any, code: int) -> int:
     sys.stderr.flush()
     time.sleep(_PASS_ON_S)
     comm.Abort(code)
-    return code     # the call above may come back before this process is ended
+    return code  # the call above may come back before this process is ended
 
 
 def _build(args: argparse.Namespace, options: BuildOptions, comm: Any) -> int:
@@ -287,7 +419,7 @@ def _build(args: argparse.Namespace, options: BuildOptions, comm: Any) -> int:
     try:
         outcomes = build(slides, options, args.out, jobs=jobs, comm=comm, rebuild=args.rebuild)
     except KeyboardInterrupt:
-        if comm is None:    # what workers were writing when they were stopped
+        if comm is None:  # what workers were writing when they were stopped
             remove_stale(args.out, [SUFFIX])
         raise
     code = SOME_FAILED if any(outcome.status == "failed" for outcome in outcomes) else 0
@@ -350,11 +482,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code. argparse itself leaves with `SystemExit` on `--help` and on unknown flags.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["volume"] and words[1:2] in (["score"], ["reassemble"]):    # a folder of that name is ./score
+    if words[:1] == ["volume"] and words[1:2] in (["score"], ["reassemble"]):  # a folder of that name is ./score
         words[:2] = [" ".join(words[:2])]
     with loading():
         args = make_parser().parse_args(words)
-    if args.command != "build" and launcher_rank():     # rank 0 does it, once
+    if args.command != "build" and launcher_rank():  # rank 0 does it, once
         return 0
     run: Callable[[argparse.Namespace], int] = args.run
     try:

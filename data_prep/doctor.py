@@ -121,8 +121,11 @@ def examine(path: Path, masks: Path | None, fov: Path | None = None) -> tuple[li
             say("warning", "no pyramid", "downscaled frames read all of level 0; convert it with a pyramid")
         hidden = _hidden_levels(path, slide)
         if hidden:
-            say("warning", f"{hidden} levels that OpenSlide does not see (SubIFDs, as OME-TIFF has them)",
-                "convert it to flat pages to use them")
+            say(
+                "warning",
+                f"{hidden} levels that OpenSlide does not see (SubIFDs, as OME-TIFF has them)",
+                "convert it to flat pages to use them",
+            )
         if slide.reader == "raster" and max(slide.size_wh) > 8192:
             say("warning", f"a {path.suffix} picture is decoded whole", "convert it to a tiled TIFF")
         if masks is not None:
@@ -172,8 +175,14 @@ def decode(band: Band) -> list[Finding]:
         return []
     where = ", ".join(f"x={tile.x_px} y={tile.y_px}" for tile in sorted(bad)[:3]) + (", ..." if len(bad) > 3 else "")
     many = f"{len(bad)} tiles" if len(bad) > 1 else "a tile"
-    return [Finding(name, "error", f"{many} of level {band.level} cannot be decoded: {where}",
-                    "copy it again; build fills such tiles with white and lists them, build --strict refuses")]
+    return [
+        Finding(
+            name,
+            "error",
+            f"{many} of level {band.level} cannot be decoded: {where}",
+            "copy it again; build fills such tiles with white and lists them, build --strict refuses",
+        )
+    ]
 
 
 def _damaged(band: Band, reader: str) -> tuple[set[DamagedTile], str]:
@@ -205,8 +214,11 @@ def _mask_findings(path: Path, slide: Slide, folder: Path, what: str = "mask") -
             with open_mask(file, slide.size_wh, kind=None if what == "mask" else "inside") as mask:
                 if mask.size_wh != slide.size_wh:
                     sizes = " x ".join(map(str, mask.size_wh)), " x ".join(map(str, slide.size_wh))
-                    say("error", f"{what} {file.name} is {sizes[0]}, the slide {sizes[1]}",
-                        "it belongs to another slide or level")
+                    say(
+                        "error",
+                        f"{what} {file.name} is {sizes[0]}, the slide {sizes[1]}",
+                        "it belongs to another slide or level",
+                    )
                     continue
                 started_s = time.perf_counter()
                 held = _classes(mask.bands(_STEP_PX))
@@ -233,8 +245,15 @@ def _whole_findings(path: Path, file: Path, mask: Mask, seconds: float, what: st
     remedy = "python -m data_prep convert makes it tiled, once"
     if mask.notes:
         drawn = file.suffix.lower() in POLYGON_SUFFIXES
-        return [Finding(path.name, "note" if drawn else "warning", f"{what} {note}", "see that this is meant" if drawn
-                        else remedy) for note in mask.notes]
+        return [
+            Finding(
+                path.name,
+                "note" if drawn else "warning",
+                f"{what} {note}",
+                "see that this is meant" if drawn else remedy,
+            )
+            for note in mask.notes
+        ]
     picture = file.suffix.lower() in MASK_SUFFIXES
     if picture and seconds > SLOW_S and (file.suffix.lower() == ".png" or not _is_tiled(file)):
         text = f"{what} {file.name} has no tiles and took {seconds:.1f} s to decode, once per process"
@@ -246,9 +265,10 @@ def _mask_files(path: Path, masks: Path) -> list[Path]:
     """PAIP's pair of masks if there is one, else the mask of the slide's name."""
     stem = path.stem.casefold()
     parts = [
-        p for p in sorted(masks.iterdir())
+        p
+        for p in sorted(masks.iterdir())
         if p.suffix.lower() in MASK_SUFFIXES and p.stem.casefold() in (f"{stem}_whole", f"{stem}_viable")
-    ]  # fmt: skip
+    ]
     return parts or _others(path, masks)
 
 
@@ -278,11 +298,23 @@ def _part_findings(path: Path, whole: Path, viable: Path, size_wh: tuple[int, in
             outside += int(((second != 0) & (first == 0)).sum())
             inside_out += int(((first != 0) & (second == 0)).sum())
     if outside and not inside_out:
-        return [Finding(path.name, "error", f"{whole.name} lies inside {viable.name}: are they swapped?",
-                        "look at both; exchange the names if so")]
+        return [
+            Finding(
+                path.name,
+                "error",
+                f"{whole.name} lies inside {viable.name}: are they swapped?",
+                "look at both; exchange the names if so",
+            )
+        ]
     if outside:
-        return [Finding(path.name, "warning", f"{outside} pixels of {viable.name} lie outside of {whole.name}",
-                        "look at both; training takes viable over whole")]
+        return [
+            Finding(
+                path.name,
+                "warning",
+                f"{outside} pixels of {viable.name} lie outside of {whole.name}",
+                "look at both; training takes viable over whole",
+            )
+        ]
     return []
 
 
@@ -298,8 +330,14 @@ def over_the_folder(slides: list[Path], mpps: dict[Path, float | None]) -> list[
             found.append(Finding(same[0].name, "error", f"same name before the suffix: {names}", "rename all but one"))
     suffixes = Counter(path.suffix for path in slides)
     if len({suffix.lower() for suffix in suffixes}) < len(suffixes):
-        found.append(Finding(slides[0].parent.name, "note", f"suffixes in two cases: {', '.join(sorted(suffixes))}",
-                             "nothing here; scripts with *.svs miss some"))
+        found.append(
+            Finding(
+                slides[0].parent.name,
+                "note",
+                f"suffixes in two cases: {', '.join(sorted(suffixes))}",
+                "nothing here; scripts with *.svs miss some",
+            )
+        )
     return found + _resolution_findings(slides, mpps)
 
 
@@ -319,8 +357,14 @@ def _resolution_findings(slides: list[Path], mpps: dict[Path, float | None]) -> 
         middle = known[len(known) // 2]
         for path, value in mpps.items():
             if value and abs(value - middle) > 0.1 * middle:
-                found.append(Finding(path.name, "warning", f"{value:.3f} um per pixel, most have {middle:.3f}",
-                                     "objects have another size in pixels; is it another scanner?"))
+                found.append(
+                    Finding(
+                        path.name,
+                        "warning",
+                        f"{value:.3f} um per pixel, most have {middle:.3f}",
+                        "objects have another size in pixels; is it another scanner?",
+                    )
+                )
     return found
 
 
@@ -343,8 +387,9 @@ def read_burdens(path: Path, columns: Sequence[str] = ()) -> dict[str, float]:
     at = _burden_column(path, header, rows, columns)
     found = {
         Path(row[0]).stem.casefold(): float(row[at].rstrip("%"))
-        for row in rows if len(row) > at and row[0] and _NUMBER.fullmatch(row[at])
-    }  # fmt: skip
+        for row in rows
+        if len(row) > at and row[0] and _NUMBER.fullmatch(row[at])
+    }
     if not found:
         raise SlideError(f"{path}: no numbers in column {header[at]!r}")
     if max(found.values()) > 1.5:
@@ -385,13 +430,19 @@ def check_burden(path: Path, masks: Path, burdens: dict[str, float]) -> list[Fin
         for part, file in parts.items():
             with open_mask(file, size_wh) as mask:
                 areas[part] = sum(_classes(mask.bands(_STEP_PX)).values())
-    except SlideError:     # told elsewhere
+    except SlideError:  # told elsewhere
         return []
     burden = areas["viable"] / areas["whole"] if areas["whole"] else 0.0
     if abs(burden - wanted) <= _BURDEN_TOLERANCE:
         return []
-    return [Finding(path.name, "warning", f"burden {wanted:.3f} in the table, {burden:.3f} by its masks",
-                    "trust neither before looking at the masks")]
+    return [
+        Finding(
+            path.name,
+            "warning",
+            f"burden {wanted:.3f} in the table, {burden:.3f} by its masks",
+            "trust neither before looking at the masks",
+        )
+    ]
 
 
 def died(task: object, cause: str) -> list[Finding]:

@@ -335,9 +335,17 @@ def weak_pixels(
     pixel, magnitude = np.empty(room, np.uint32), np.empty(room, np.uint16)
     frame = (0, 0, values.shape[1], values.shape[0])  # where it is not, the halo is wide enough
     n = maxima(
-        np.ascontiguousarray(values), frame, (columns.start, rows.start, columns.stop, rows.stop), gaussian(1), lo,
-        (0, 0), np.zeros((2, 1), np.uint32), (0, w), pixel, magnitude,
-    )  # fmt: skip
+        np.ascontiguousarray(values),
+        frame,
+        (columns.start, rows.start, columns.stop, rows.stop),
+        gaussian(1),
+        lo,
+        (0, 0),
+        np.zeros((2, 1), np.uint32),
+        (0, w),
+        pixel,
+        magnitude,
+    )
     return (pixel[:n].copy(), magnitude[:n].copy()) if n else None
 
 

@@ -24,9 +24,15 @@ from data_prep.tokens import TokenSet
 FORMATS = ("geojson", "coords")
 # Of leaves of side p, 2p, 4p, ...: from warm (fine) to cool (coarse).
 _COLOURS = (
-    (214, 39, 40), (255, 127, 14), (241, 196, 15), (44, 160, 44), (23, 190, 207), (31, 119, 180), (148, 103, 189),
+    (214, 39, 40),
+    (255, 127, 14),
+    (241, 196, 15),
+    (44, 160, 44),
+    (23, 190, 207),
+    (31, 119, 180),
+    (148, 103, 189),
     (127, 127, 127),
-)  # fmt: skip
+)
 
 
 def export(
@@ -120,9 +126,13 @@ def collection(features: Iterable[dict[str, Any]]) -> Iterator[bytes]:
 
 
 def _feature(
-    box: Sequence[float], name: str, classification: str, colour: Sequence[int], properties: dict[str, int],
+    box: Sequence[float],
+    name: str,
+    classification: str,
+    colour: Sequence[int],
+    properties: dict[str, int],
     measured: dict[str, float],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """A QuPath detection: drawn fast, thousands are fine."""
     left, top, right, bottom = (_number(v) for v in box)
     ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
@@ -165,9 +175,7 @@ def leaf_features(
         yield _feature(box, f"leaf {row}", name, colour, {"depth": depth, "size": side}, measured)
 
 
-def square_features(
-    meta: dict[str, Any], side_px: int, classification: str | None = None
-) -> Iterator[dict[str, Any]]:
+def square_features(meta: dict[str, Any], side_px: int, classification: str | None = None) -> Iterator[dict[str, Any]]:
     """Yield a GeoJSON feature for each of `squares_level0`, cut off where the slide ends; `size` is their side."""
     width, height = meta["size0_wh"] or meta["content_wh"]
     kind = classification or f"square {side_px} px"
@@ -193,9 +201,7 @@ def _magnification(meta: dict[str, Any]) -> int:
     return round(10.0 / meta["mpp"]) if meta["mpp"] else 0
 
 
-def leaf_coords_file(
-    token_set: TokenSet, meta: dict[str, Any], side0_px: int, rows: NDArray[np.int64]
-) -> memoryview:
+def leaf_coords_file(token_set: TokenSet, meta: dict[str, Any], side0_px: int, rows: NDArray[np.int64]) -> memoryview:
     """`coords_file` of the leaves in `rows` (N,) of a token file, whose side is `side0_px` level-0 pixels."""
     xy = token_set.leaf_xy[rows].astype(np.int64)
     coords = np.stack([xy[:, i] * s.denominator // s.numerator for i, s in enumerate(_scales(meta))], axis=1)
@@ -240,21 +246,23 @@ def coords_file(
         made = out.create_dataset("coords", data=coords, chunks=(chunk, 2), track_times=False)
         if rows is not None:
             out.create_dataset("token_index", data=rows, chunks=(chunk,), track_times=False)
-        made.attrs.update({
-            "patch_size": side0_px,
-            "patch_size_level0": side0_px,
-            "level0_magnification": magnification,
-            "target_magnification": magnification,
-            "overlap": 0,
-            "name": meta["slide"],
-            "savetodir": "",
-            "level0_width": int(width),
-            "level0_height": int(height),
-            "patch_level": 0,
-            "downsample": 1.0,
-            "level_dim": level_dim,
-            "downsampled_level_dim": level_dim,
-            "save_path": "",
-            **(more or {}),
-        })
+        made.attrs.update(
+            {
+                "patch_size": side0_px,
+                "patch_size_level0": side0_px,
+                "level0_magnification": magnification,
+                "target_magnification": magnification,
+                "overlap": 0,
+                "name": meta["slide"],
+                "savetodir": "",
+                "level0_width": int(width),
+                "level0_height": int(height),
+                "patch_level": 0,
+                "downsample": 1.0,
+                "level_dim": level_dim,
+                "downsampled_level_dim": level_dim,
+                "save_path": "",
+                **(more or {}),
+            }
+        )
     return image.getbuffer()

@@ -161,7 +161,7 @@ class FastSlide(Slide):
                     x, y = max(x, x_px), max(y, y_px)
                     tile = self.read(level, x, y, right - x, bottom - y)
                 yield tile, x, y
-                del tile    # so that its memory is free before the next one is decoded
+                del tile  # so that its memory is free before the next one is decoded
 
     def _tile(self, level: int, index: int, keep: bool = True) -> npt.NDArray[np.uint8]:
         """A decoded tile at its full size; the last few are kept, as neighbouring reads share them."""
@@ -286,7 +286,6 @@ class _Level:
             raise ValueError(f"a tile of shape {shape} instead of {self.gap.shape}")
         return np.asarray(tile)
 
-
     def ends_early(self, tile: npt.NDArray[np.uint8]) -> bool:
         """Whether a decoded JPEG tile looks as if its data had come to an end before the last block.
 
@@ -308,9 +307,13 @@ def _page_of(path: Path, pages: list[Any], size_wh: tuple[int, int]) -> Any:
     page = found[0]
     photometric, compression = int(page.photometric), int(page.compression)
     plain = (
-        page.dtype == np.uint8 and page.samplesperpixel == 3 and int(page.planarconfig) == 1 and page.imagedepth == 1
-        and photometric in (2, 6) and int(page.tags.valueof(274, 1)) == 1
-    )  # fmt: skip
+        page.dtype == np.uint8
+        and page.samplesperpixel == 3
+        and int(page.planarconfig) == 1
+        and page.imagedepth == 1
+        and photometric in (2, 6)
+        and int(page.tags.valueof(274, 1)) == 1
+    )
     if not plain or not (compression == _JPEG or (compression in _OTHERS and photometric == 2)):
         raise UnsuitableError(f"{path}: pages of compression {compression}, photometric {photometric} are left alone")
     return page

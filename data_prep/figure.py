@@ -160,7 +160,7 @@ def _leaves(axis: Any, look: Look) -> tuple[str, str]:
     factor = look.token_set.size_px / look.shown_px
     xy, side = look.token_set.leaf_xy / factor, look.token_set.leaf_size / factor
     sides = np.unique(look.token_set.leaf_size)[::-1]
-    for size in sides:      # large first, so that the fine ones lie on top
+    for size in sides:  # large first, so that the fine ones lie on top
         at = look.token_set.leaf_size == size
         x, y, s = xy[at, 0], xy[at, 1], side[at]
         # Top and left sides are enough: every line inside the frame is the top or left of some leaf.

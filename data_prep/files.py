@@ -42,7 +42,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             out.flush()
             os.fsync(out.fileno())
         temporary.replace(path)
-    except OSError as error:    # a full disk fails in write(), which does not know the name
+    except OSError as error:  # a full disk fails in write(), which does not know the name
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
@@ -94,7 +94,7 @@ def remove_stale(folder: Path, suffixes: Iterable[str]) -> list[Path]:
                 if writer_lives(path.name.rpartition(".tmp-")[2], path.stat().st_mtime):
                     continue
                 path.unlink()
-            except FileNotFoundError:   # its writer finished just now
+            except FileNotFoundError:  # its writer finished just now
                 continue
             removed.append(path)
     return removed
@@ -134,7 +134,7 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    try:    # a dead process that nobody has waited for yet still takes signals
+    try:  # a dead process that nobody has waited for yet still takes signals
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (OSError, IndexError):
         return not Path("/proc/self").exists()  # gone since; without /proc there is no telling

@@ -183,9 +183,9 @@ def _place_side(
 ) -> None:
     """Write the roots of a block's side into the side of the rectangle it lies on, if it lies on it."""
     x, y, w, h = rectangle
-    place = (
-        block.y_px == y, block.y_px + block.h_px == y + h, block.x_px == x, block.x_px + block.w_px == x + w
-    )[which]  # fmt: skip
+    place = (block.y_px == y, block.y_px + block.h_px == y + h, block.x_px == x, block.x_px + block.w_px == x + w)[
+        which
+    ]
     if place:
         label = block.sides[which]
         along = block.x_px - x if which < 2 else block.y_px - y

@@ -26,7 +26,7 @@ from data_prep.slides import open_slide
 from data_prep.tokens import TokenSet, rebuild
 
 SHOWN_PX = 2048
-_WHOLE_EDGES_PX = 4096     # up to here the edge map is drawn itself, above its density per smallest leaf
+_WHOLE_EDGES_PX = 4096  # up to here the edge map is drawn itself, above its density per smallest leaf
 _DEFAULT_PX = 4096
 
 
@@ -121,9 +121,20 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
             pixels = token_set.mask_counts.sum(axis=(0, 1, 2), dtype=np.int64).tolist()
             ceiling = rounded_ceiling(token_set, pixels)
         return Look(
-            name=slide.name, size0_wh=slide.size_wh, mpp=slide.mpp, options=options, found=found, shown_px=shown_px,
-            content_wh=small.content_wh, rgb=rgb, edges=edges, token_set=token_set,
-            seen=paint(token_set.tokens, token_set, shown_px), truth=truth, best=best, ceiling=ceiling,
+            name=slide.name,
+            size0_wh=slide.size_wh,
+            mpp=slide.mpp,
+            options=options,
+            found=found,
+            shown_px=shown_px,
+            content_wh=small.content_wh,
+            rgb=rgb,
+            edges=edges,
+            token_set=token_set,
+            seen=paint(token_set.tokens, token_set, shown_px),
+            truth=truth,
+            best=best,
+            ceiling=ceiling,
             outside=outside,
         )
 
@@ -148,14 +159,12 @@ def _edges_to_show(
         edges = (counts * (2.0 / (cell_px * cell_px))).astype(np.float32)
         return np.minimum(np.float32(1), edges)
     edges = edge_map(whole, found["lo"], found["hi"], found["blur"]).astype(np.float32)
-    if len(edges) > shown_px:   # area mean would fade thin lines, so lift it
+    if len(edges) > shown_px:  # area mean would fade thin lines, so lift it
         edges = 2 * np.asarray(cv2.resize(edges, (shown_px, shown_px), interpolation=cv2.INTER_AREA), np.float32)
     return np.minimum(np.float32(1), edges)
 
 
-def _scores_to_show(
-    levels: list[NDArray[np.int64]], frame: Frame, shown_px: int, split_on: str
-) -> NDArray[np.float32]:
+def _scores_to_show(levels: list[NDArray[np.int64]], frame: Frame, shown_px: int, split_on: str) -> NDArray[np.float32]:
     """Scores per pixel, of variance their root, of the smallest leaves (or nodes no smaller than a pixel shown)."""
     depth = min(len(levels) - 1, shown_px.bit_length() - 1)
     each = levels[depth] / np.maximum(1, content_pixels(depth, frame.size_px, frame.content_wh))
@@ -196,14 +205,16 @@ def paint(values: NDArray[np.uint8], token_set: TokenSet, shown_px: int) -> NDAr
         if side < factor:
             continue
         rows = np.flatnonzero(token_set.leaf_size == side)
-        cells = min(patch, side // factor)      # cells per side that can be shown
+        cells = min(patch, side // factor)  # cells per side that can be shown
         step = patch // cells
         blocks = values[rows].reshape(len(rows), cells, step, cells, step, *values.shape[3:])
         few = np.round(blocks.mean(axis=(2, 4))).astype(np.uint8) if step > 1 else blocks[:, :, 0, :, 0]
         part = rebuild(few, token_set.leaf_xy[rows] // factor, token_set.leaf_size[rows] // factor, shown_px)
         where = rebuild(
-            np.ones((len(rows), 1, 1), np.bool_), token_set.leaf_xy[rows] // factor,
-            token_set.leaf_size[rows] // factor, shown_px,
+            np.ones((len(rows), 1, 1), np.bool_),
+            token_set.leaf_xy[rows] // factor,
+            token_set.leaf_size[rows] // factor,
+            shown_px,
         )
         picture[where] = part[where]
     _paint_small(picture, values, token_set, factor)

@@ -68,8 +68,22 @@ def _label_pixels(position, magnitude, limits, size_wh, starts, label, parent, k
     count = np.uint32(1)
     for y in range(h):
         a, z = np.uint64(starts[y]), np.uint64(starts[y + 1])
-        count = _label_row(position, magnitude, a, z, limits, np.uint32(y * w), np.uint64(w), rows, over, here, count,
-                           label, parent, known)  # fmt: skip
+        count = _label_row(
+            position,
+            magnitude,
+            a,
+            z,
+            limits,
+            np.uint32(y * w),
+            np.uint64(w),
+            rows,
+            over,
+            here,
+            count,
+            label,
+            parent,
+            known,
+        )
         if y == 0 or y == h - 1:
             for k in range(a, z):
                 known[label[k]] |= np.uint8(2)

@@ -41,9 +41,23 @@ def _blur_down(gray, at, stride, reach, weights, acc, n):
     while j <= reach:  # weights beyond the reach are 0
         d0, d1 = j * stride, min(j + one, reach) * stride
         d2, d3 = min(j + one + one, reach) * stride, min(j + one + one + one, reach) * stride
-        _add_down(gray, at - d0, at + d0, at - d1, at + d1, at - d2, at + d2, at - d3, at + d3,
-                  weights[j], weights[j + one], weights[j + one + one], weights[j + one + one + one],
-                  acc, n)  # fmt: skip
+        _add_down(
+            gray,
+            at - d0,
+            at + d0,
+            at - d1,
+            at + d1,
+            at - d2,
+            at + d2,
+            at - d3,
+            at + d3,
+            weights[j],
+            weights[j + one],
+            weights[j + one + one],
+            weights[j + one + one + one],
+            acc,
+            n,
+        )
         j += np.uint64(4)
 
 
@@ -51,9 +65,11 @@ def _blur_down(gray, at, stride, reach, weights, acc, n):
 def _add_across(v, a0, b0, a1, b1, a2, b2, a3, b3, w0, w1, w2, w3, acc, n):
     for x in range(n):
         acc[x] += np.uint32(
-            w0 * (np.uint32(v[a0 + x]) + np.uint32(v[b0 + x])) + w1 * (np.uint32(v[a1 + x]) + np.uint32(v[b1 + x]))
-            + w2 * (np.uint32(v[a2 + x]) + np.uint32(v[b2 + x])) + w3 * (np.uint32(v[a3 + x]) + np.uint32(v[b3 + x]))
-        )  # fmt: skip
+            w0 * (np.uint32(v[a0 + x]) + np.uint32(v[b0 + x]))
+            + w1 * (np.uint32(v[a1 + x]) + np.uint32(v[b1 + x]))
+            + w2 * (np.uint32(v[a2 + x]) + np.uint32(v[b2 + x]))
+            + w3 * (np.uint32(v[a3 + x]) + np.uint32(v[b3 + x]))
+        )
 
 
 @part
@@ -65,9 +81,23 @@ def _blur_across(v, reach, weights, acc, out, at, n):
     one, j = np.uint64(1), np.uint64(1)
     while j <= reach:
         j1, j2, j3 = min(j + one, reach), min(j + one + one, reach), min(j + one + one + one, reach)
-        _add_across(v, reach - j, reach + j, reach - j1, reach + j1, reach - j2, reach + j2, reach - j3, reach + j3,
-                    np.uint32(weights[j]), np.uint32(weights[j + one]), np.uint32(weights[j + one + one]),
-                    np.uint32(weights[j + one + one + one]), acc, n)  # fmt: skip
+        _add_across(
+            v,
+            reach - j,
+            reach + j,
+            reach - j1,
+            reach + j1,
+            reach - j2,
+            reach + j2,
+            reach - j3,
+            reach + j3,
+            np.uint32(weights[j]),
+            np.uint32(weights[j + one]),
+            np.uint32(weights[j + one + one]),
+            np.uint32(weights[j + one + one + one]),
+            acc,
+            n,
+        )
         j += np.uint64(4)
     for x in range(n):
         out[at + x] = np.uint8(acc[x] >> np.uint32(16))
@@ -228,8 +258,16 @@ def maxima(
                 _blur_down(pixels, np.uint64(next_soft) * stride + begin, stride, reach, weights, v, wide + two * reach)
                 _blur_across(v, reach, weights, acc, soft, np.uint64(next_soft % 3) * wide, wide)
                 next_soft += 1
-            _sobel_row(soft, np.uint64(max(r - 1, fy0) % 3) * wide, np.uint64(r % 3) * wide,
-                       np.uint64(min(r + 1, fy1 - 1) % 3) * wide, smooth, step, lead, wide)  # fmt: skip
+            _sobel_row(
+                soft,
+                np.uint64(max(r - 1, fy0) % 3) * wide,
+                np.uint64(r % 3) * wide,
+                np.uint64(min(r + 1, fy1 - 1) % 3) * wide,
+                smooth,
+                step,
+                lead,
+                wide,
+            )
             _gradient_row(smooth, step, dx, dy, slope, m, size, n + two)
             if x0 == fx0:
                 m[size] = 0

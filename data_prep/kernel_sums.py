@@ -35,14 +35,10 @@ def _add_rows(rgb, at, stride, more, acc, n):
     r1, r2, r3 = at + stride, at + stride + stride, at + stride + stride + stride
     if more:
         for x in range(n):
-            acc[x] += (
-                np.uint16(rgb[at + x]) + np.uint16(rgb[r1 + x]) + np.uint16(rgb[r2 + x]) + np.uint16(rgb[r3 + x])
-            )
+            acc[x] += np.uint16(rgb[at + x]) + np.uint16(rgb[r1 + x]) + np.uint16(rgb[r2 + x]) + np.uint16(rgb[r3 + x])
     else:
         for x in range(n):
-            acc[x] = (
-                np.uint16(rgb[at + x]) + np.uint16(rgb[r1 + x]) + np.uint16(rgb[r2 + x]) + np.uint16(rgb[r3 + x])
-            )
+            acc[x] = np.uint16(rgb[at + x]) + np.uint16(rgb[r1 + x]) + np.uint16(rgb[r2 + x]) + np.uint16(rgb[r3 + x])
 
 
 @part
@@ -117,9 +113,7 @@ def take(
 
 
 @kernel
-def cell_ranges(
-    gray: NDArray[np.uint8], cell: int, low: NDArray[np.uint8], high: NDArray[np.uint8]
-) -> None:
+def cell_ranges(gray: NDArray[np.uint8], cell: int, low: NDArray[np.uint8], high: NDArray[np.uint8]) -> None:
     """Smallest and largest value in every cell of a picture.
 
     Args:

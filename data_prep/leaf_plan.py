@@ -31,9 +31,7 @@ def blur_of(options: BuildOptions) -> int | None:
     return options.blur if options.blur is not None else blur_for(options.resolution)
 
 
-def plan_leaves(
-    read: Reader, frame: Frame, options: BuildOptions, outcome: Outcome
-) -> tuple[Leaves, dict[str, Any]]:
+def plan_leaves(read: Reader, frame: Frame, options: BuildOptions, outcome: Outcome) -> tuple[Leaves, dict[str, Any]]:
     """The leaves of the frame by the rule asked for.
 
     Returns:
@@ -49,38 +47,50 @@ def plan_leaves(
         with Stage(outcome, "scores"):
             levels = score_levels(read, frame.size_px, frame.content_wh, options.patch, blur, options.split_on)
         with Stage(outcome, "tree"):
-            assert options.length is not None   # without it refused, see `BuildOptions`
+            assert options.length is not None  # without it refused, see `BuildOptions`
             return budget_tree_of(levels, options.patch, options.length), found | {"scores": levels}
     with Stage(outcome, "edges"):
         edges = count_edges(
-            read, frame.size_px, frame.content_wh, options.patch, blur, options.thresholds,
-            tile_px=TILE_PX, percent=options.auto_percent,
+            read,
+            frame.size_px,
+            frame.content_wh,
+            options.patch,
+            blur,
+            options.thresholds,
+            tile_px=TILE_PX,
+            percent=options.auto_percent,
         )
     with Stage(outcome, "tree"):
         if options.split_value is not None:
             leaves = threshold_tree(edges.counts, options.patch, options.split_value)
         else:
-            assert options.length is not None   # one of the two is given, see `BuildOptions`
+            assert options.length is not None  # one of the two is given, see `BuildOptions`
             leaves = budget_tree(edges.counts, options.patch, options.length)
     found |= {"lo": int(edges.lo), "hi": int(edges.hi), "edge_pixels": int(edges.edge_pixels)}
     return leaves, found | {"counts": edges.counts}
 
 
-def cut_leaves(
-    read: Reader, leaves: Leaves, frame: Frame, options: BuildOptions, read_mask: Reader | None
-) -> TokenSet:
+def cut_leaves(read: Reader, leaves: Leaves, frame: Frame, options: BuildOptions, read_mask: Reader | None) -> TokenSet:
     """The leaves' tokens and counts; with a field of view the last class counts what is outside."""
     whole = cut(
-        read, leaves, options.patch, frame.size_px, frame.content_wh, read_mask=read_mask, classes=options.counted,
+        read,
+        leaves,
+        options.patch,
+        frame.size_px,
+        frame.content_wh,
+        read_mask=read_mask,
+        classes=options.counted,
         tile_px=TILE_PX,
-    )  # fmt: skip
+    )
     return whole if options.resample == "mean" else replace(whole, tokens=_interpolated(read, leaves, options.patch))
 
 
 def _interpolated(read: Reader, leaves: Leaves, patch: int) -> NDArray[np.uint8]:
     """(N, p, p, 3) uint8: every leaf shrunk by OpenCV's bicubic interpolation, which does not look over its border."""
     squares = zip(leaves.xy.tolist(), leaves.size.tolist(), strict=True)
-    return np.stack([
-        np.asarray(cv2.resize(read(x, y, side, side), (patch, patch), interpolation=cv2.INTER_CUBIC), np.uint8)
-        for (x, y), side in squares
-    ])  # fmt: skip
+    return np.stack(
+        [
+            np.asarray(cv2.resize(read(x, y, side, side), (patch, patch), interpolation=cv2.INTER_CUBIC), np.uint8)
+            for (x, y), side in squares
+        ]
+    )

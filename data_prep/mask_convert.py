@@ -222,8 +222,16 @@ def _write_level(
 ) -> None:
     more: dict[str, Any] = {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"} if mpp else {}
     out.write(
-        tiles, shape=size_wh[::-1], dtype=np.uint8, tile=(TILE_PX, TILE_PX), compression="adobe_deflate",
-        photometric="minisblack", subfiletype=subfiletype, description=description, metadata=None, software=False,
+        tiles,
+        shape=size_wh[::-1],
+        dtype=np.uint8,
+        tile=(TILE_PX, TILE_PX),
+        compression="adobe_deflate",
+        photometric="minisblack",
+        subfiletype=subfiletype,
+        description=description,
+        metadata=None,
+        software=False,
         **more,
     )
 

@@ -344,7 +344,7 @@ def find_masks(slide_path: Path | str, masks_dir: Path | str, kind: str | None =
     stem = slide_path.stem.casefold()
     stems = {stem, *(stem + end for end in _PAIP_ENDINGS.values())}
     alike = (p for p in masks_dir.iterdir() if p.suffix.lower() in _FOUND_SUFFIXES and p.stem.casefold() in stems)
-    files = sorted(p for p in alike if p.is_file())     # only these: of many slides each asks for its own
+    files = sorted(p for p in alike if p.is_file())  # only these: of many slides each asks for its own
     # Slides and masks may lie in one folder, and a slide is not its own mask.
     plain = [path for path in files if path.stem.casefold() == stem and path.resolve() != slide_path.resolve()]
     named = {key: [p for p in files if p.stem.casefold() == stem + end] for key, end in _PAIP_ENDINGS.items()}

@@ -52,8 +52,16 @@ def opened_slide(task: Task) -> OpenedSlide:
     mask_paths = masks_of(task)
     options = task.options
     files = [task.slide, *mask_paths]
-    key = (*((str(path), stamp_of(path)) for path in files), options.resolution, options.aspect, options.mask_kind,
-           options.mask_classes, options.classes, options.fov is not None, options.strict)
+    key = (
+        *((str(path), stamp_of(path)) for path in files),
+        options.resolution,
+        options.aspect,
+        options.mask_kind,
+        options.mask_classes,
+        options.classes,
+        options.fov is not None,
+        options.strict,
+    )
     if key in _open_slides:
         _open_slides[key] = _open_slides.pop(key)
         return _open_slides[key]

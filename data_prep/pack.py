@@ -37,9 +37,10 @@ def pack_folder(folder: Path, out: Path, shard_bytes: int) -> Index:
     if not files:
         raise PackArgumentError(f"{folder}: no *{SUFFIX} in it")
     beside = {
-        path.name: path for path in sorted(folder.iterdir())
+        path.name: path
+        for path in sorted(folder.iterdir())
         if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in BESIDE)
-    }  # fmt: skip
+    }
     with Progress(len(files), "check", "files") as progress:
         for path in files.values():
             check_bytes(path)

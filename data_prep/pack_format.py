@@ -68,9 +68,12 @@ def is_pack(folder: Path) -> bool:
 
 
 def write_pack(
-    files: dict[str, Path], folder: Path, shard_bytes: int, beside: dict[str, Path] | None = None,
+    files: dict[str, Path],
+    folder: Path,
+    shard_bytes: int,
+    beside: dict[str, Path] | None = None,
     tell: Callable[[int], None] | None = None,
-) -> Index:  # fmt: skip
+) -> Index:
     """Write a pack; after a kill the next call keeps the shards that are whole and from the same files.
 
     Args:
@@ -179,7 +182,7 @@ def _write_shard(files: dict[str, Path], names: list[str], number: int, folder: 
                 whole.update(fill)
                 offset += out.write(fill)
             out.flush()
-            os.fsync(out.fileno())     # the index must never be there before its shards
+            os.fsync(out.fileno())  # the index must never be there before its shards
         temporary.replace(path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, error.filename or str(path)) from error

@@ -180,9 +180,7 @@ class Polygons:
         crossings: npt.NDArray[np.float64] = xs[upper][which] + (row + 0.5 - ys[upper][which]) * slope[which]
         return crossings
 
-    def _with_negative(
-        self, key: npt.NDArray[np.int64], area: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+    def _with_negative(self, key: npt.NDArray[np.int64], area: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
         """Crossings in order of shape, row and column, with +1 where the shape begins and -1 where it ends.
 
         Args:

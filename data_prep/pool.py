@@ -33,7 +33,7 @@ def _work(pipe: Connection, function: Callable[[Any], Any]) -> None:
         result = function(task)
         try:
             pipe.send(result)
-        except OSError:     # nobody is there to want it
+        except OSError:  # nobody is there to want it
             return
 
 
@@ -114,7 +114,7 @@ def run_pool(
     workers: list[_Worker[Any]] = []
     numbers = count()
     again: deque[Any] = deque()
-    tried: list[Any] = []   # tasks whose worker died once, until they are done
+    tried: list[Any] = []  # tasks whose worker died once, until they are done
 
     def feed() -> None:
         """Give every task that is possible now to a worker that is free, or to a new one."""
@@ -139,12 +139,12 @@ def run_pool(
             if not ready:
                 idle()
             for pipe in ready:
-                worker = busy[pipe]     # type: ignore[index]
+                worker = busy[pipe]  # type: ignore[index]
                 task, worker.task = worker.task, None
                 assert task is not None
                 try:
                     result = worker.pipe.recv()
-                except (EOFError, OSError):     # OSError: in the middle of a result
+                except (EOFError, OSError):  # OSError: in the middle of a result
                     worker.process.join()
                     worker.stop()
                     workers.remove(worker)

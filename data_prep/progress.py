@@ -124,7 +124,7 @@ class Progress:
             parts[0] += f"/{self.total} {self.unit}{percent}"
         else:
             parts[0] += f" {self.unit}"
-        if self.unit != "s":    # a rate of seconds per second says nothing
+        if self.unit != "s":  # a rate of seconds per second says nothing
             parts.append(f"{rate:.3g} {self.unit}/s" if rate >= 0.1 or not fresh else f"{1 / rate:.3g} s each")
         parts.append(f"{format_duration(elapsed_s)} elapsed")
         if self.total is not None and rate > 0 and self.done < self.total:

@@ -129,9 +129,7 @@ def pyramid(counts: NDArray[Any]) -> list[NDArray[Any]]:
     return levels[::-1]
 
 
-def threshold_tree(
-    counts: NDArray[Any], p_min: int, split_value: int, max_depth: int | None = None
-) -> Leaves:
+def threshold_tree(counts: NDArray[Any], p_min: int, split_value: int, max_depth: int | None = None) -> Leaves:
     """The paper's tree: split while count > split_value, side > p_min and depth < max_depth.
 
     Args:

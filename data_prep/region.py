@@ -157,9 +157,7 @@ def unpack_edges(arrays: dict[str, NDArray[Any]], counts: bool = True) -> BlockE
     none = np.zeros((0, 3), np.int64)
     numbers = arrays["counts"].astype(np.int32) if counts else np.zeros((0, 0), np.int32)
     cells = arrays["open_cells"] if counts else none
-    return BlockEdges(
-        x, y, w, h, tuple(split), int(arrays["n_open"]), (cell_x, cell_y), numbers, cells, None, None
-    )
+    return BlockEdges(x, y, w, h, tuple(split), int(arrays["n_open"]), (cell_x, cell_y), numbers, cells, None, None)
 
 
 def _join(blocks: list[BlockEdges], spec: RegionSpec, x_px: int, y_px: int) -> BlockEdges:

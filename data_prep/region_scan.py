@@ -83,9 +83,11 @@ class Scan:
             b, gray_xy = base_px(self.spec), (-self.halo, self.top)
             # Regions around this one ask for what is on its sides, wherever they begin.
             inside = (
-                self.x + self.halo, self.y + self.halo, self.x + self.wide - self.halo,
+                self.x + self.halo,
+                self.y + self.halo,
+                self.x + self.wide - self.halo,
                 self.y + min(y1, self.spec.side_px - self.halo),
-            )  # fmt: skip
+            )
             for pixels, left, top in self.parts(self.x + x0, self.y + y0, x1 - x0, y1 - y0, inside):
                 h, w, _ = pixels.shape
                 at = left - self.x, top - self.y
@@ -94,7 +96,7 @@ class Scan:
                     continue
                 rows = np.ascontiguousarray(pixels).reshape(h, 3 * w)
                 take(rows, at, wanted, self.gray, gray_xy, self.sums, b)
-                del rows, pixels    # see `FastSlide.parts`
+                del rows, pixels  # see `FastSlide.parts`
         if self.sought:
             size_px = self.spec.size_px
             band = self.gray[y0 - self.top : stop - self.top]
@@ -153,9 +155,7 @@ class Scan:
         limit = max(_AUTO_LEAST, 7 * lo // 8 if n >= _PLENTY else 3 * lo // 4)
         return limit, 3 * lo < limit + BYTE
 
-    def _add_block(
-        self, gray: NDArray[np.uint8], box: Rectangle, block: Rectangle, limit: int, byte: bool
-    ) -> None:
+    def _add_block(self, gray: NDArray[np.uint8], box: Rectangle, block: Rectangle, limit: int, byte: bool) -> None:
         """Edges or maxima of a block, all of which lie in a box of `gray`."""
         spec, halo = self.spec, self.halo
         assert spec.blur is not None
@@ -165,9 +165,17 @@ class Scan:
         counted = (ahead[0] + spec.content_wh[0], ahead[1] + spec.content_wh[1])
         first = (box[1] - halo) * w + box[0] - halo - x
         n = maxima(
-            gray, frame, box, gaussian(spec.blur), limit, counted if spec.thresholds == "auto" else (0, 0), self.hist,
-            (first, w), self.pixel, self.magnitude,
-        )  # fmt: skip
+            gray,
+            frame,
+            box,
+            gaussian(spec.blur),
+            limit,
+            counted if spec.thresholds == "auto" else (0, 0),
+            self.hist,
+            (first, w),
+            self.pixel,
+            self.magnitude,
+        )
         place = (self.x + x, self.y + y, w, h)
         if n and spec.thresholds != "auto":
             found = self.pixel[:n], self.magnitude[:n]
@@ -201,9 +209,7 @@ class _Kept:
         self.magnitude, self.least = [np.zeros(0, np.uint8)], list[int]()
         self.room = np.empty((0, 2), np.uint32)
 
-    def add(
-        self, block: Rectangle, pixel: NDArray[np.uint32], magnitude: NDArray[np.uint16], least: int
-    ) -> None:
+    def add(self, block: Rectangle, pixel: NDArray[np.uint32], magnitude: NDArray[np.uint16], least: int) -> None:
         """Keep a copy; `least` as in `Maxima`, with magnitudes that are all larger."""
         ahead = np.empty(len(pixel), np.uint8)
         if len(self.room) <= len(pixel):
@@ -222,10 +228,15 @@ class _Kept:
         """What was kept."""
         start, far_start = (np.cumsum([len(part) for part in parts]) for parts in (self.ahead, self.far))
         return Maxima(
-            np.array(self.blocks, np.int64).reshape(-1, 4), start, np.concatenate(self.ahead), far_start,
-            np.concatenate(self.far), np.concatenate(self.magnitude), np.array(self.least, np.int64),
+            np.array(self.blocks, np.int64).reshape(-1, 4),
+            start,
+            np.concatenate(self.ahead),
+            far_start,
+            np.concatenate(self.far),
+            np.concatenate(self.magnitude),
+            np.array(self.least, np.int64),
             np.array(self.above, np.int64),
-        )  # fmt: skip
+        )
 
 
 def _lively(gray: NDArray[np.uint8], cell: int, lo: int) -> NDArray[np.bool_]:
@@ -251,6 +262,8 @@ def _around(lively: NDArray[np.bool_], cell: int, block: Rectangle) -> Rectangle
     if not len(rows):
         return None
     return (
-        max(x0, (column + int(columns[0])) * cell), max(y0, (row + int(rows[0])) * cell),
-        min(x1, (column + int(columns[-1]) + 1) * cell), min(y1, (row + int(rows[-1]) + 1) * cell),
-    )  # fmt: skip
+        max(x0, (column + int(columns[0])) * cell),
+        max(y0, (row + int(rows[0])) * cell),
+        min(x1, (column + int(columns[-1]) + 1) * cell),
+        min(y1, (row + int(rows[-1]) + 1) * cell),
+    )

@@ -77,7 +77,7 @@ class _Stage:
     """
 
     def __init__(self) -> None:
-        self._stretches: dict[int, deque[Any]] = {}     # by worker; below 0: nobody's
+        self._stretches: dict[int, deque[Any]] = {}  # by worker; below 0: nobody's
 
     def add(self, steps: list[Any]) -> None:
         self._stretches[min(0, min(self._stretches, default=0)) - 1] = deque(steps)
@@ -114,8 +114,8 @@ class Schedule:
     """Steps of many plans, later stages first, then in the order of the plans."""
 
     def __init__(self, plans: Iterable[Plan]) -> None:
-        self._ready: dict[tuple[int, int], _Stage] = {}     # by what comes first: (-stage, number of the plan)
-        self._order: list[tuple[int, int]] = []     # a heap of its keys
+        self._ready: dict[tuple[int, int], _Stage] = {}  # by what comes first: (-stage, number of the plan)
+        self._order: list[tuple[int, int]] = []  # a heap of its keys
         self._handed: dict[int, tuple[int, Any]] = {}  # by id of the step: its plan's number and itself
         self._plans = list(plans)
         for order, plan in enumerate(self._plans):

@@ -67,7 +67,7 @@ def remove_scratch(out: Path, stem: str, but: Path | None = None) -> list[Path]:
     for folder in out.glob(".*.work"):
         if folder == but or folder.name[1 : -len(".work")].rpartition(".")[0] != stem:
             continue
-        owner, newest_s = _owner(folder) or ("", 0.0)   # without a manifest it is of no use to anyone
+        owner, newest_s = _owner(folder) or ("", 0.0)  # without a manifest it is of no use to anyone
         if not writer_lives(owner, newest_s):
             shutil.rmtree(folder, ignore_errors=True)
             removed.append(folder)
@@ -79,7 +79,7 @@ def discard(folder: Path) -> None:
     gone = folder.with_name(f"{folder.name.removesuffix('.work')}-gone.work")
     try:
         folder.rename(gone)
-    except FileNotFoundError:   # another rank was first
+    except FileNotFoundError:  # another rank was first
         return
     except OSError:
         gone = folder
@@ -117,7 +117,7 @@ class Scratch:
             self.folder.mkdir(parents=True, exist_ok=True)
             temporary.write_text(json.dumps({"owner": writer_name()}))
             temporary.replace(path)
-        except OSError as error:    # a full disk does not name the file
+        except OSError as error:  # a full disk does not name the file
             temporary.unlink(missing_ok=True)
             raise OSError(error.errno, error.strerror, str(path)) from error
         remove_stale(self.folder, [_SUFFIX, ".json"])
@@ -136,7 +136,7 @@ class Scratch:
         if found is None or not writer_lives(*found):
             return None
         owner, newest_s = found
-        last_s = min(time.time(), newest_s) + _OTHER_HOST_S     # its clock may be ahead
+        last_s = min(time.time(), newest_s) + _OTHER_HOST_S  # its clock may be ahead
         while not same_host(owner):
             if time.time() > last_s:
                 return None

@@ -127,7 +127,7 @@ def _hand_out(
     comm: Any, function: Callable[[Any], Any], queue: Queue, idle: Callable[[], None], idle_s: float
 ) -> Iterator[Any]:
     """Rank 0: answer every request, and keep one thread at work on tasks of its own."""
-    waiting: deque[int] = deque()   # ranks that asked and were not answered yet
+    waiting: deque[int] = deque()  # ranks that asked and were not answered yet
     given: dict[int, Any] = {}
     working = comm.size - 1
     own: tuple[Any, Future[Any]] | None = None
@@ -161,4 +161,4 @@ def _hand_out(
             else:
                 time.sleep(_POLL_S)
     finally:
-        thread.shutdown(wait=False)     # after Ctrl-C its task must not keep the other ranks waiting
+        thread.shutdown(wait=False)  # after Ctrl-C its task must not keep the other ranks waiting

@@ -87,9 +87,9 @@ class SlidePlan:
         self.have: dict[str, set[int]] = {}
         self.hashes: Hashes | None = None
         self.folder: Path | None = None
-        self.left: Counter[str] = Counter()     # steps of a kind that are not done
+        self.left: Counter[str] = Counter()  # steps of a kind that are not done
         self.running = 0
-        self.outcome: Outcome | None = None     # of the slide, once it is known
+        self.outcome: Outcome | None = None  # of the slide, once it is known
         self.seconds: Counter[str] = Counter()
         self.counted: Counter[str] = Counter()
         self.sources: dict[str, tuple[str, int, int, int]] = {}
@@ -146,7 +146,7 @@ class SlidePlan:
 
     def _whole_outcome(self, outcome: Outcome) -> Outcome:
         """The outcome of the last step with what all steps added up."""
-        if not self.regions:    # one step did it all and counted for itself
+        if not self.regions:  # one step did it all and counted for itself
             return outcome
         outcome.stage_seconds = {name: round(value, 4) for name, value in self.seconds.items()}
         outcome.seconds = round(time.perf_counter() - self.started_s, 4)
@@ -167,8 +167,16 @@ class SlidePlan:
         self.left[step.kind] -= 1
         if self.left[step.kind]:
             return []
-        after = {"scan": "limits", "limits": "edges", "edges": "light", "light": "plan", "plan": "tree",
-                 "tree": "tokens", "tokens": "write", "hash": "write"}  # fmt: skip
+        after = {
+            "scan": "limits",
+            "limits": "edges",
+            "edges": "light",
+            "light": "plan",
+            "plan": "tree",
+            "tree": "tokens",
+            "tokens": "write",
+            "hash": "write",
+        }
         return self._enter(after[step.kind])
 
     def _enter(self, kind: str) -> list[Step]:
@@ -192,5 +200,3 @@ class SlidePlan:
 def died(step: Step, cause: str) -> StepResult:
     """The result of a step whose worker died."""
     return StepResult(Outcome(step.task.slide.stem, str(step.task.slide), "failed", cause), ended=True)
-
-

@@ -39,8 +39,18 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".jp2", ".webp")
 _TIFF_SUFFIXES = (".tif", ".tiff")
 # A DICOM slide is many .dcm files, so a folder of them cannot be listed one slide per file; name one file of each.
 SLIDE_SUFFIXES = (
-    ".svs", ".ndpi", ".scn", ".bif", ".mrxs", ".vms", ".vmu", ".svslide", ".czi", *_TIFF_SUFFIXES, *_PICTURES,
-)  # fmt: skip
+    ".svs",
+    ".ndpi",
+    ".scn",
+    ".bif",
+    ".mrxs",
+    ".vms",
+    ".vmu",
+    ".svslide",
+    ".czi",
+    *_TIFF_SUFFIXES,
+    *_PICTURES,
+)
 _MAGIC = {
     b"\xff\xd8\xff": "picture",
     b"\x89PNG": "picture",

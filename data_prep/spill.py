@@ -70,9 +70,7 @@ class Spill:
                 self.error = error
 
 
-def write_spilled(
-    path: Path, fill: Callable[[Any], None], head_bytes: int, head: Callable[[int, str], bytes]
-) -> None:
+def write_spilled(path: Path, fill: Callable[[Any], None], head_bytes: int, head: Callable[[int, str], bytes]) -> None:
     """Write a file whose first bytes tell of the rest, readable whole or not at all.
 
     Args:
@@ -88,7 +86,7 @@ def write_spilled(
         spill = Spill(out)
         try:
             fill(spill)
-        except Exception:   # what HDF5 makes of zeros where it wrote something is of no interest
+        except Exception:  # what HDF5 makes of zeros where it wrote something is of no interest
             if spill.error is None:
                 raise
         if spill.error is not None:

@@ -38,14 +38,24 @@ from data_prep.tokens import TokenSet
 SCHEMA = 1
 SUFFIX = ".tokens.h5"
 CHUNK_ROWS = 1024
-_PREAMBLE_BYTES = 512          # the smallest user block of HDF5
-_CHUNK_BYTES_MAX = 1 << 30      # HDF5 itself stops at 4 GiB per chunk
-_IN_MEMORY_BYTES = 64 << 20     # larger files are made on the disk
+_PREAMBLE_BYTES = 512  # the smallest user block of HDF5
+_CHUNK_BYTES_MAX = 1 << 30  # HDF5 itself stops at 4 GiB per chunk
+_IN_MEMORY_BYTES = 64 << 20  # larger files are made on the disk
 _DATASETS = ("tokens", "leaf_xy", "leaf_size", "content_counts", "mask_counts")
 _TEXT_KEYS = ("slide", "source_sha256", "code_version")
 _JSON_KEYS = (
-    "params", "size0_wh", "content_wh", "frame_px", "mpp", "mask_sha256", "mask_pixels", "ceiling", "budget_used",
-    "edge_pixels", "damaged", "content_pixels",
+    "params",
+    "size0_wh",
+    "content_wh",
+    "frame_px",
+    "mpp",
+    "mask_sha256",
+    "mask_pixels",
+    "ceiling",
+    "budget_used",
+    "edge_pixels",
+    "damaged",
+    "content_pixels",
 )
 _SOMETIMES = {"content_pixels"}  # keys that are not written where they are None, as in older files
 
@@ -245,7 +255,7 @@ def _open(path: Path, whole: bool = False) -> Iterator[Any]:
         yield file
     except (StoreError, RowsError):
         raise
-    except Exception as error:      # a flipped bit can turn a dataset into anything, and h5py's error with it
+    except Exception as error:  # a flipped bit can turn a dataset into anything, and h5py's error with it
         raise StoreError(f"{path}: damaged token file ({_first_line(error)})") from error
     finally:
         file.close()

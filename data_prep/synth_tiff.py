@@ -47,12 +47,22 @@ class _Level:
     """One level of a pyramid: takes rows of pixels, gives compressed tiles, and halves what it took for the next."""
 
     def __init__(
-        self, size_wh: tuple[int, int], tile_px: int, add: Callable[[bytes], None],
-        encode: Callable[[Array], bytes], halve: Callable[[Array], Array], above: _Level | None,
-    ) -> None:  # fmt: skip
+        self,
+        size_wh: tuple[int, int],
+        tile_px: int,
+        add: Callable[[bytes], None],
+        encode: Callable[[Array], bytes],
+        halve: Callable[[Array], Array],
+        above: _Level | None,
+    ) -> None:
         self.size_wh, self.tile_px, self.add, self.encode, self.halve, self.above = (
-            size_wh, tile_px, add, encode, halve, above
-        )  # fmt: skip
+            size_wh,
+            tile_px,
+            add,
+            encode,
+            halve,
+            above,
+        )
         self._rows: list[Array] = []
         self._count = self._seen = 0
 
@@ -119,9 +129,14 @@ def level_sizes(size_wh: tuple[int, int]) -> list[tuple[int, int]]:
 
 
 def write_slide(
-    slide: SynthSlide, path: Path, mask_path: Path | None = None, *, tile_px: int = 512, quality: int = 87,
+    slide: SynthSlide,
+    path: Path,
+    mask_path: Path | None = None,
+    *,
+    tile_px: int = 512,
+    quality: int = 87,
     mpp: float = 0.5,
-) -> None:  # fmt: skip
+) -> None:
     """Write a slide, and its mask if a path is given; each is there whole or not at all.
 
     Both are BigTIFF, tiled, a flat list of pages of factor 2 with the reduced ones marked: what OpenSlide and QuPath
@@ -194,19 +209,30 @@ def _row(slide: SynthSlide, top: int, rows: int, tile_px: int) -> tuple[Array, A
 
 
 def _write(
-    path: Path, levels: list[tuple[tuple[int, int], Iterator[bytes]]], samples: tuple[int, ...], tile_px: int,
-    mpp: float, options: dict[str, Any],
-) -> None:  # fmt: skip
+    path: Path,
+    levels: list[tuple[tuple[int, int], Iterator[bytes]]],
+    samples: tuple[int, ...],
+    tile_px: int,
+    mpp: float,
+    options: dict[str, Any],
+) -> None:
     """Write compressed tiles as the pages of one file, under a temporary name until it is whole."""
     temporary = temporary_name(path)
     try:
         with tifffile.TiffWriter(temporary, bigtiff=True) as out:
             for i, ((width, height), tiles) in enumerate(levels):
                 out.write(
-                    tiles, shape=(height, width, *samples), dtype=np.uint8, tile=(tile_px, tile_px), metadata=None,
-                    subfiletype=int(i > 0), resolution=(1e4 / mpp / 2**i,) * 2, resolutionunit="CENTIMETER",
-                    software=False, **options,
-                )  # fmt: skip
+                    tiles,
+                    shape=(height, width, *samples),
+                    dtype=np.uint8,
+                    tile=(tile_px, tile_px),
+                    metadata=None,
+                    subfiletype=int(i > 0),
+                    resolution=(1e4 / mpp / 2**i,) * 2,
+                    resolutionunit="CENTIMETER",
+                    software=False,
+                    **options,
+                )
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

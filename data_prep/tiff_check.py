@@ -15,8 +15,17 @@ from data_prep.slide_base import SlideError
 from data_prep.tiff_io import open_tiff
 
 _TILE_TAGS = (322, 323, 324, 325)  # width, length, offsets, byte counts
-_NEEDED_TAGS = {256: "width", 257: "height", 258: "bits per sample", 259: "compression", 262: "colours",
-                322: "tile width", 323: "tile height", 324: "tile offsets", 325: "tile byte counts"}  # fmt: skip
+_NEEDED_TAGS = {
+    256: "width",
+    257: "height",
+    258: "bits per sample",
+    259: "compression",
+    262: "colours",
+    322: "tile width",
+    323: "tile height",
+    324: "tile offsets",
+    325: "tile byte counts",
+}
 _REDUCED = 1
 # "46000x32914 [42673,5576 2220x2967] (240x240) -> 555x741 JPEG/RGB": whole scan, part of it, tiles, size of this level.
 _APERIO = re.compile(r"(\d+)x(\d+) (?:\[-?\d+,-?\d+ (\d+)x(\d+)\] )?\((\d+)x(\d+)\)(?: -> (\d+)x(\d+))?")

@@ -142,7 +142,9 @@ def cut(
                 for k in range(classes):
                     plane = (ids == k + 1).view(np.uint8)
                     if plane.any():
-                        where.sum_into(_Layer(plane[None], 1, masks[..., k:k+1], big_mask[..., k:k+1], mean=False))
+                        where.sum_into(
+                            _Layer(plane[None], 1, masks[..., k : k + 1], big_mask[..., k : k + 1], mean=False)
+                        )
     if len(big):
         area = (cell[big].astype(np.uint64) ** 2)[:, None, None, None]
         tokens[big] = ((big_rgb + area // 2) // area).astype(np.uint8)
@@ -282,7 +284,7 @@ def content_counts(
     start = np.arange(p) * cell
     across = np.clip(content_wh[0] - leaf_xy[:, 0:1] - start, 0, cell).astype(np.uint32)
     down = np.clip(content_wh[1] - leaf_xy[:, 1:2] - start, 0, cell).astype(np.uint32)
-    return down[:, :, None] * across[:, None, :]    # below 2**32, see `check_leaves`
+    return down[:, :, None] * across[:, None, :]  # below 2**32, see `check_leaves`
 
 
 def in_view(token_set: TokenSet) -> TokenSet:
@@ -290,9 +292,10 @@ def in_view(token_set: TokenSet) -> TokenSet:
     assert token_set.mask_counts is not None
     outside = token_set.mask_counts[..., -1]
     return replace(
-        token_set, content_counts=token_set.content_counts - outside,
+        token_set,
+        content_counts=token_set.content_counts - outside,
         mask_counts=np.ascontiguousarray(token_set.mask_counts[..., :-1]),
-    )  # fmt: skip
+    )
 
 
 def rebuild(

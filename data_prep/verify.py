@@ -91,7 +91,7 @@ def _count_faults(token_set: TokenSet, meta: dict[str, Any], dropped: bool) -> l
         faults.append(f"leaf {bad[0]}: content_counts exceed the area of a cell")
     wanted = content_counts(token_set.leaf_xy, token_set.leaf_size, token_set.tokens.shape[1], token_set.content_wh)
     wrong = ((content > wanted) if seen_in_part else (content != wanted)).any(axis=(1, 2))
-    if dropped:     # duplicates hold no pixels
+    if dropped:  # duplicates hold no pixels
         wrong &= content.any(axis=(1, 2))
     if not faults and wrong.any():
         faults.append(f"leaf {np.argmax(wrong)}: content_counts are not the part of its cells inside the content")

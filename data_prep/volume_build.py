@@ -42,9 +42,20 @@ from data_prep.volume_io import (
 )
 
 ORGANS = (
-    "spleen", "right kidney", "left kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta",
-    "inferior vena cava", "portal and splenic veins", "pancreas", "right adrenal gland", "left adrenal gland",
-)  # fmt: skip
+    "spleen",
+    "right kidney",
+    "left kidney",
+    "gallbladder",
+    "esophagus",
+    "liver",
+    "stomach",
+    "aorta",
+    "inferior vena cava",
+    "portal and splenic veins",
+    "pancreas",
+    "right adrenal gland",
+    "left adrenal gland",
+)
 """The 13 organs of BTCV, labels 1 to 13."""
 
 WINDOW_HU = (-125.0, 275.0)  # soft tissue of the abdomen, what BTCV code commonly cuts at
@@ -122,9 +133,13 @@ def find_labels(path: Path, folder: Path) -> Path:
 
 
 def build_volume(
-    path: Path, out: Path, options: VolumeOptions, *, rebuild_all: bool = False,
+    path: Path,
+    out: Path,
+    options: VolumeOptions,
+    *,
+    rebuild_all: bool = False,
     tell: Callable[[Outcome], None] | None = None,
-) -> list[Outcome]:  # fmt: skip
+) -> list[Outcome]:
     """Token files of all slices of a volume, and its sidecar; complete and valid slices are skipped.
 
     Args:
@@ -165,10 +180,15 @@ def build_volume(
         if tell is not None:
             tell(outcome)
     about = {
-        "schema": 1, "case": case, "axis": options.axis, "window_hu": None if volume.windowed else options.window_hu,
-        "slices": [f"{case}_slice{index:03d}" for index in range(count)], "shape": list(volume.voxels.shape),
-        "spacing_mm": volume.spacing_mm, "affine": None if volume.affine is None else volume.affine.tolist(),
-    }  # fmt: skip
+        "schema": 1,
+        "case": case,
+        "axis": options.axis,
+        "window_hu": None if volume.windowed else options.window_hu,
+        "slices": [f"{case}_slice{index:03d}" for index in range(count)],
+        "shape": list(volume.voxels.shape),
+        "spacing_mm": volume.spacing_mm,
+        "affine": None if volume.affine is None else volume.affine.tolist(),
+    }
     write_atomic(out / f"{case}.volume.json", json.dumps(about, indent=1).encode())
     return outcomes
 
@@ -184,9 +204,16 @@ def _hash(path: Path) -> str:
 
 
 def _build_slice(
-    name: str, volume: Volume, labels: NDArray[np.uint8] | None, index: int, sources: list[str], out: Path,
-    options: VolumeOptions, outcome: Outcome, rebuild_all: bool,
-) -> None:  # fmt: skip
+    name: str,
+    volume: Volume,
+    labels: NDArray[np.uint8] | None,
+    index: int,
+    sources: list[str],
+    out: Path,
+    options: VolumeOptions,
+    outcome: Outcome,
+    rebuild_all: bool,
+) -> None:
     build = options.build
     task = Task(volume.path.parent / name, out, build, rebuild=rebuild_all)
     how = f"{options.axis} {index} {options.window_hu}"
@@ -205,9 +232,14 @@ def _build_slice(
     leaves, found = plan_leaves(reader.read, frame, build, outcome)
     with Stage(outcome, "tokens"):
         whole = cut(
-            reader.read, leaves, build.patch, frame.size_px, frame.content_wh, read_mask=read_mask,
+            reader.read,
+            leaves,
+            build.patch,
+            frame.size_px,
+            frame.content_wh,
+            read_mask=read_mask,
             classes=build.classes,
-        )  # fmt: skip
+        )
     token_set, meta = finish(slide, frame, whole, found, build, outcome, {})
     write_result(task, token_set, meta, (of_picture, of_labels), outcome)
 
@@ -316,4 +348,3 @@ def volume_ceiling(case: str, folder: Path) -> list[float]:
         contents.append(token_set.content_counts)
     counts = np.concatenate(masks)
     return ceiling(counts, np.concatenate(contents), counts.sum(axis=(0, 1, 2), dtype=np.int64).tolist())
-

@@ -70,10 +70,11 @@ def find_volumes(paths: list[Path]) -> list[Path]:
             found.append(path)
             continue
         inside = sorted(
-            entry for entry in path.iterdir()
+            entry
+            for entry in path.iterdir()
             if (entry.is_dir() and _is_series(entry))
             or (entry.is_file() and entry.name.lower().endswith((*NIFTI_SUFFIXES, *ARRAY_SUFFIXES)))
-        )  # fmt: skip
+        )
         if not inside:
             raise SlideError(f"{path}: no .nii, .nii.gz, .npz, .h5 and no folder of DICOM files in it")
         found += inside
@@ -118,8 +119,10 @@ def load_labels(path: Path, volume: Volume, classes: int) -> NDArray[np.uint8]:
     if labels.voxels.shape != volume.voxels.shape:
         a, b = (" x ".join(map(str, v.voxels.shape)) for v in (labels, volume))
         raise SlideError(f"{path}: labels are {a} voxels, the volume {volume.path.name} is {b}")
-    if labels.affine is not None and volume.affine is not None and not np.allclose(
-        labels.affine, volume.affine, atol=0.01 * float(np.abs(volume.affine).max() + 1)
+    if (
+        labels.affine is not None
+        and volume.affine is not None
+        and not np.allclose(labels.affine, volume.affine, atol=0.01 * float(np.abs(volume.affine).max() + 1))
     ):
         raise SlideError(f"{path}: labels lie elsewhere than the volume {volume.path.name} (their affines differ)")
     return check_labels(path, labels.voxels, classes)

@@ -120,7 +120,7 @@ def score_cells(case: str, folder: Path, predictions: Path | None) -> dict[str, 
             on = cells == k + 1
             truth = token_set.mask_counts[..., k]
             sums[:, k] += [int(part.sum(dtype=np.int64)) for part in (truth[on], token_set.content_counts[on], truth)]
-    assert sums is not None     # a volume has slices
+    assert sums is not None  # a volume has slices
     return dice_of_sums(sums.T.tolist())
 
 

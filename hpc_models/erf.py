@@ -153,9 +153,7 @@ def effective_receptive_field(model: nn.Module, images: Iterable[Tensor], layer:
     return _mean_field(model, images, field_of)
 
 
-def token_field(
-    model: nn.Module, batches: Iterable[Batch], size_px: int, side: int, layer: str | None = None
-) -> Field:
+def token_field(model: nn.Module, batches: Iterable[Batch], size_px: int, side: int, layer: str | None = None) -> Field:
     """The same for a model of token sets, by the pixels of the frame that its tokens were made from.
 
     The centre is the answer for the cell at the frame's centre, or a layer's vector for the token there. A cell is the

@@ -185,8 +185,10 @@ def _hiri_front(channels: int, width: int, depth: int) -> list[nn.Module]:
 
 
 BODIES: dict[str, Callable[[bool, int], tuple[list[nn.Module], int]]] = {
-    "pvt_v2_b2": _pvt, "davit_tiny": _davit, "hrnet_w18": _hrnet,
-}  # fmt: skip
+    "pvt_v2_b2": _pvt,
+    "davit_tiny": _davit,
+    "hrnet_w18": _hrnet,
+}
 
 
 class TwoBranchBody(nn.Module):

@@ -68,9 +68,12 @@ class Stem(nn.Module):
                 conv_norm(width, width, 3, groups=width), nn.GELU(), conv(width, out_channels, 3, 2)
             )
             self.low = nn.Sequential(
-                conv_norm(width, width, 3, 2), nn.GELU(), conv_norm(width, width, 3), nn.GELU(),
+                conv_norm(width, width, 3, 2),
+                nn.GELU(),
+                conv_norm(width, width, 3),
+                nn.GELU(),
                 conv(width, out_channels, 1),
-            )  # fmt: skip
+            )
         else:
             raise ValueError(f"stem must be one of {', '.join(STEMS)}, got {kind!r}")
         self.norm = nn.BatchNorm2d(out_channels)
@@ -100,14 +103,14 @@ class Downsample(nn.Module):
         if kind == "conv":
             self.body = conv_norm(in_channels, out_channels, 3, 2)
         elif kind == "irds_a":
-            self.body = nn.Sequential(
-                conv_norm(in_channels, inner, 3, 2), nn.GELU(), conv_norm(inner, out_channels, 1)
-            )
+            self.body = nn.Sequential(conv_norm(in_channels, inner, 3, 2), nn.GELU(), conv_norm(inner, out_channels, 1))
         elif kind == "irds_b":
             self.body = nn.Sequential(
-                conv_norm(in_channels, inner, 1), nn.GELU(), conv(inner, inner, 3, 2, groups=inner),
+                conv_norm(in_channels, inner, 1),
+                nn.GELU(),
+                conv(inner, inner, 3, 2, groups=inner),
                 nn.Conv2d(inner, out_channels, 1),
-            )  # fmt: skip
+            )
         else:
             raise ValueError(f"downsampling must be one of {', '.join(DOWNSAMPLINGS)}, got {kind!r}")
         if kind != "conv":

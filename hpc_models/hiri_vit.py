@@ -74,9 +74,14 @@ def _ladder() -> dict[str, Plan]:
     )
     row8 = replace(row9, stem="conv")
     row7 = replace(
-        row8, widths=row8.widths[1:], blocks=row8.blocks[1:], depths=row8.depths[1:], expansions=row8.expansions[1:],
-        outer=row8.outer[1:], downs=row8.downs[1:],
-    )  # fmt: skip
+        row8,
+        widths=row8.widths[1:],
+        blocks=row8.blocks[1:],
+        depths=row8.depths[1:],
+        expansions=row8.expansions[1:],
+        outer=row8.outer[1:],
+        downs=row8.downs[1:],
+    )
     row6 = replace(row7, size_px=224)
     row5 = replace(row6, downs=("conv",) * 3)
     row4 = replace(row5, stem="vit")

@@ -94,11 +94,13 @@ class HRNetBody(nn.Module):
             in_channels = 64
         self.first = nn.Sequential(Bottleneck(in_channels, 64), *(Bottleneck(256, 64) for _ in range(3)))
         widths = tuple(width << i for i in range(4))
-        self.starts = nn.ModuleList([
-            nn.ModuleList([conv_bn(256, widths[0], 3), conv_bn(256, widths[1], 3, 2)]),
-            nn.ModuleList([conv_bn(widths[1], widths[2], 3, 2)]),
-            nn.ModuleList([conv_bn(widths[2], widths[3], 3, 2)]),
-        ])  # fmt: skip
+        self.starts = nn.ModuleList(
+            [
+                nn.ModuleList([conv_bn(256, widths[0], 3), conv_bn(256, widths[1], 3, 2)]),
+                nn.ModuleList([conv_bn(widths[1], widths[2], 3, 2)]),
+                nn.ModuleList([conv_bn(widths[2], widths[3], 3, 2)]),
+            ]
+        )
         self.stages = nn.ModuleList(
             nn.ModuleList(Exchange(widths[: i + 2]) for _ in range(modules)) for i, modules in enumerate((1, 4, 3))
         )

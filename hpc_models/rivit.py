@@ -144,9 +144,12 @@ class RIViT(nn.Module):
         self.front = None
         if conv:
             self.front = nn.Sequential(
-                nn.Conv2d(in_channels, conv_width, 3, padding=1), nn.ReLU(),
-                nn.Conv2d(conv_width, conv_width, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(grid_px),
-            )  # fmt: skip
+                nn.Conv2d(in_channels, conv_width, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(conv_width, conv_width, 3, padding=1),
+                nn.ReLU(),
+                nn.AdaptiveAvgPool2d(grid_px),
+            )
         self.embed = nn.Conv2d(conv_width if conv else in_channels, width, patch_px, patch_px)
         self.cls = nn.Parameter(torch.zeros(1, 1, width))
         rows = (grid_px // patch_px) ** 2 if conv else tokens

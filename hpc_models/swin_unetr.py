@@ -61,9 +61,17 @@ class SwinUNETR(PictureModel):
         if self.picture_px <= STRIDE:
             raise ValueError(f"swin_unetr needs pictures larger than {STRIDE} px, got {self.picture_px}")
         self.net = build_net(
-            "SwinUNETR", in_channels=in_channels, out_channels=classes, feature_size=feature_size, depths=tuple(depths),
-            num_heads=tuple(heads), window_size=window, drop_rate=dropout, attn_drop_rate=dropout, spatial_dims=2,
-        )  # fmt: skip
+            "SwinUNETR",
+            in_channels=in_channels,
+            out_channels=classes,
+            feature_size=feature_size,
+            depths=tuple(depths),
+            num_heads=tuple(heads),
+            window_size=window,
+            drop_rate=dropout,
+            attn_drop_rate=dropout,
+            spatial_dims=2,
+        )
         set_prior(self.out.bias, prior)
         self.set_checkpointing(checkpointing)
 

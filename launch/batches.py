@@ -35,10 +35,12 @@ def take(tokens: TokenSet, kept: NDArray[Any]) -> TokenSet:
     """Some rows of a token set, given as (N,) bool or as indices."""
     return replace(
         tokens,
-        tokens=tokens.tokens[kept], leaf_xy=tokens.leaf_xy[kept], leaf_size=tokens.leaf_size[kept],
+        tokens=tokens.tokens[kept],
+        leaf_xy=tokens.leaf_xy[kept],
+        leaf_size=tokens.leaf_size[kept],
         content_counts=tokens.content_counts[kept],
         mask_counts=None if tokens.mask_counts is None else tokens.mask_counts[kept],
-    )  # fmt: skip
+    )
 
 
 def part_side(share: float, size_px: int) -> int:

@@ -119,9 +119,13 @@ def make_batch(row: Row, device: torch.device, seed: int = 0) -> dict[str, torch
     content = torch.from_numpy((size.astype(np.float64) / p) ** 2).float()[..., None, None].expand(-1, -1, p, p)
     share = torch.rand(row.batch, length, p, p, data.classes, generator=generator)
     made = {
-        "tokens": tokens, "leaf_xy": torch.from_numpy(xy), "leaf_size": torch.from_numpy(size), "valid": valid,
-        "content_counts": content.contiguous(), "mask_counts": (content[..., None] * share).round(),
-    }  # fmt: skip
+        "tokens": tokens,
+        "leaf_xy": torch.from_numpy(xy),
+        "leaf_size": torch.from_numpy(size),
+        "valid": valid,
+        "content_counts": content.contiguous(),
+        "mask_counts": (content[..., None] * share).round(),
+    }
     return {key: value.to(device) for key, value in made.items()}
 
 
@@ -175,9 +179,15 @@ def measure(row: Row, device: torch.device, seconds: float) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats(device)
     found: dict[str, Any] = {"name": row.name, "batch": row.batch, "precision": row.config.train.precision}
     data = row.config.data
-    found |= {"model": "unetr (MONAI)" if row.monai else row.config.model.name, "patching": data.patching,
-              "decoder": row.config.model.decoder_name, "resolution": data.resolution, "patch": data.patch,
-              "length": data.length, "compiled": row.compiled}  # fmt: skip
+    found |= {
+        "model": "unetr (MONAI)" if row.monai else row.config.model.name,
+        "patching": data.patching,
+        "decoder": row.config.model.decoder_name,
+        "resolution": data.resolution,
+        "patch": data.patch,
+        "length": data.length,
+        "compiled": row.compiled,
+    }
     try:
         model, batch = make_model(row, device), make_batch(row, device)
         found["tokens_per_image"] = float(batch["valid"].sum()) / row.batch
@@ -219,10 +229,14 @@ def measure(row: Row, device: torch.device, seconds: float) -> dict[str, Any]:
         found["peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
     median = statistics.median(train)
     found |= {
-        "seconds_per_image": median / row.batch, "forward_seconds_per_image": statistics.median(alone) / row.batch,
-        "images_per_s": row.batch / median, "mfu": speed.mfu(median), "steps": len(train),
-        "spread": (max(train) - min(train)) / median, "attention_backend": ", ".join(attend.used()) or None,
-    }  # fmt: skip
+        "seconds_per_image": median / row.batch,
+        "forward_seconds_per_image": statistics.median(alone) / row.batch,
+        "images_per_s": row.batch / median,
+        "mfu": speed.mfu(median),
+        "steps": len(train),
+        "spread": (max(train) - min(train)) / median,
+        "attention_backend": ", ".join(attend.used()) or None,
+    }
     return found
 
 
@@ -255,12 +269,13 @@ def add_bench_command(commands: Any) -> None:
     """Add `bench` to the command line."""
     text = "time the rows of the paper's Table III on this machine: training steps, forward passes, memory, MFU"
     command = commands.add_parser(
-        "bench", help=text,
+        "bench",
+        help=text,
         description=text + ". Rows that stand in OUT/bench.jsonl already are not run again; what does not fit the "
         "memory is a row too.",
         epilog="examples: python -m launch bench --out analysis/measured/h100; "
         "python -m launch bench --rows 'paip_512*' model.width=64 model.depth=2",
-    )  # fmt: skip
+    )
     command.add_argument("--rows", default="*", metavar="PATTERN", help="names to run, e.g. 'paip_64k*' (default: all)")
     command.add_argument("--out", type=Path, default=Path("out/bench"), metavar="DIR", help="default: out/bench")
     command.add_argument("--seconds", type=float, default=5.0, help="per measurement (default: 5)")
@@ -296,9 +311,13 @@ def run(args: argparse.Namespace) -> int:
         for row in asked:
             if row.name not in have:
                 line = measure(row, device, args.seconds)
-                line |= {"device_name": _name(device), "commit": git_commit(), "at": now(),
-                         "overrides": list(args.overrides),
-                         "warmup_rule": f"the first {WARMUP} steps are left out"}  # fmt: skip
+                line |= {
+                    "device_name": _name(device),
+                    "commit": git_commit(),
+                    "at": now(),
+                    "overrides": list(args.overrides),
+                    "warmup_rule": f"the first {WARMUP} steps are left out",
+                }
                 lines.append(line)
                 write_atomic(path, "".join(json.dumps(x) + "\n" for x in lines).encode())
             bar.update(1, row.name)
@@ -316,8 +335,16 @@ def table(lines: list[dict[str, Any]]) -> str:
             continue
         mfu = "-" if line["mfu"] is None else f"{100 * line['mfu']:.1f}"
         memory = f"{line['peak_memory_gib']:.1f}" if "peak_memory_gib" in line else "-"
-        body.append((
-            line["name"], f"{line['tokens_per_image']:.0f}", str(line["batch"]), f"{line['seconds_per_image']:.4g}",
-            f"{line['forward_seconds_per_image']:.4g}", mfu, memory, str(line["attention_backend"]),
-        ))  # fmt: skip
+        body.append(
+            (
+                line["name"],
+                f"{line['tokens_per_image']:.0f}",
+                str(line["batch"]),
+                f"{line['seconds_per_image']:.4g}",
+                f"{line['forward_seconds_per_image']:.4g}",
+                mfu,
+                memory,
+                str(line["attention_backend"]),
+            )
+        )
     return text_table(body)

@@ -262,5 +262,3 @@ def scores_csv(scores: ClassScores) -> bytes:
     for name, label, row in zip(scores.names, scores.labels.tolist(), scores.probabilities.tolist(), strict=True):
         writer.writerow([name, label, *(f"{p:.9g}" for p in row)])
     return out.getvalue().encode()
-
-

@@ -22,14 +22,26 @@ from launch.model_config import MODELS, ModelConfig, OptionalFloat, OptionalInt,
 
 # Keys that say where and how often to write, not what is computed: they may differ between the lives of one run.
 NOT_COMPARED = (
-    "force", "run_root", "run_id", "checkpoint", "log", "engine.threads", "data.cache_gib", "data.prefetch",
-)  # fmt: skip
+    "force",
+    "run_root",
+    "run_id",
+    "checkpoint",
+    "log",
+    "engine.threads",
+    "data.cache_gib",
+    "data.prefetch",
+)
 
 # Keys that came when there were runs already, with what all of those had: at that value a key changes no hash, run
 # directory or row of a table.
 ADDED: dict[str, Any] = {
-    "data.split_on": "edges", "data.thresholds": None, "data.variants": [], "data.fov": False,
-    "data.resample": "mean", "model.packing": "leaf", "model.standardise": False,
+    "data.split_on": "edges",
+    "data.thresholds": None,
+    "data.variants": [],
+    "data.fov": False,
+    "data.resample": "mean",
+    "model.packing": "leaf",
+    "model.standardise": False,
 }
 
 # Keys that may be typed in a second way.
@@ -162,9 +174,12 @@ class EvalConfig(Section):
     )
     pictures_px: int = Field(default=1024, ge=0, description="longest side of the saved test pictures, 0 = save none")
     part: OptionalFloat = Field(
-        default=None, gt=0, lt=1, description="with data.part: predict in overlapping parts, squares with this share "
+        default=None,
+        gt=0,
+        lt=1,
+        description="with data.part: predict in overlapping parts, squares with this share "
         "of the frame's side, as the statistics of norms are then like those of training; null: the whole tree at once",
-    )  # fmt: skip
+    )
     sizes: tuple[int, ...] = Field(
         default=(), description="kind=images: score the test pictures at these sides too, trained on or not"
     )

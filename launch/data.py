@@ -64,7 +64,7 @@ def read_split(config: DataConfig) -> dict[str, list[str]]:
     if not folder.is_dir():
         raise ConfigError(f"data.dir={config.dir}: no such folder; {_HOW}")
     try:
-        there = token_names(folder)     # of a folder of token files, or of a pack
+        there = token_names(folder)  # of a folder of token files, or of a pack
     except StoreError as error:
         raise ConfigError(f"data.dir={config.dir}: {error}") from None
     if not there:

@@ -37,11 +37,12 @@ class Outcome:
 def add_each_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add it to the parser; it sets `run`, a function of the parsed arguments that returns an exit code."""
     each = commands.add_parser(
-        "each", help="one command for each of many items, as SLURM jobs or here",
+        "each",
+        help="one command for each of many items, as SLURM jobs or here",
         description="{} in the command becomes the item, {stem} its name without folder and suffix. Exit code 1 when "
         "some item failed. Example: python -m launch each 'python -m data_prep inspect {} --resolution 1024 --patch 16 "
         "--length 256 --out out/{stem}.png' slides/*.svs",
-    )  # fmt: skip
+    )
     each.add_argument("command_text", metavar="COMMAND")
     each.add_argument("items", metavar="ITEM", nargs="+")
     each.add_argument("--jobs", type=int, help="jobs that share the items (default: SLURM 64, here one per core)")

@@ -226,9 +226,10 @@ def _raster_pictures(raster: Raster, predicted: NDArray[Any], limit_px: int) -> 
         return _crop(means, raster.content_wh, size_px)
 
     return {
-        "image": small(raster.image), "truth": class_gray(small(raster.masks)),
+        "image": small(raster.image),
+        "truth": class_gray(small(raster.masks)),
         "pred": class_gray(small(predicted & raster.content[..., None])),
-    }  # fmt: skip
+    }
 
 
 def _crop(picture: NDArray[Any], content_wh: tuple[int, int], size_px: int) -> NDArray[Any]:

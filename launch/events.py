@@ -43,8 +43,12 @@ class Events:
         if self._path is None:
             return
         line = {
-            "namespace": "", "time_ms": time.time_ns() // 1_000_000, "event_type": kind, "key": key, "value": value,
+            "namespace": "",
+            "time_ms": time.time_ns() // 1_000_000,
+            "event_type": kind,
+            "key": key,
+            "value": value,
             "metadata": metadata,
-        }  # fmt: skip
+        }
         with contextlib.suppress(OSError), self._path.open("a") as log:  # a full disk: go on
             log.write(f":::MLLOG {json.dumps(line)}\n")

@@ -27,18 +27,35 @@ STEPS = 27_650
 
 def _config(name: str, model: ModelConfig, folder: str, length: int, kind: str = "tokens") -> Config:
     data = DataConfig(
-        dir=f"data/btcv/{folder}_p{PATCH_PX}", split="data/btcv/split.json", kind=kind,  # type: ignore[arg-type]
-        patching=folder, resolution=SIDE_PX, patch=PATCH_PX, length=length, classes=13,  # type: ignore[arg-type]
-        flips=False, crop_px=SIDE_PX,
-    )  # fmt: skip
+        dir=f"data/btcv/{folder}_p{PATCH_PX}",
+        split="data/btcv/split.json",
+        kind=kind,  # type: ignore[arg-type]
+        patching=folder,
+        resolution=SIDE_PX,
+        patch=PATCH_PX,
+        length=length,
+        classes=13,  # type: ignore[arg-type]
+        flips=False,
+        crop_px=SIDE_PX,
+    )
     return Config(
-        experiment=name, data=data, model=model,
+        experiment=name,
+        data=data,
+        model=model,
         train=TrainConfig(
-            batch=16, lr=1e-4, weight_decay=0.01, schedule="step", decay_at=(0.5, 0.75, 0.875), warmup=0.0,
-            max_steps=STEPS, precision="bf16", log_every=10,
+            batch=16,
+            lr=1e-4,
+            weight_decay=0.01,
+            schedule="step",
+            decay_at=(0.5, 0.75, 0.875),
+            warmup=0.0,
+            max_steps=STEPS,
+            precision="bf16",
+            log_every=10,
         ),
-        checkpoint=CheckpointConfig(every_seconds=600), eval=EvalConfig(every_steps=STEPS // 10),
-    )  # fmt: skip
+        checkpoint=CheckpointConfig(every_seconds=600),
+        eval=EvalConfig(every_steps=STEPS // 10),
+    )
 
 
 def _uniform(name: str, model: ModelConfig, kind: str) -> Config:

@@ -25,15 +25,24 @@ SLIDES, EPOCHS, BATCH = 168, 200, 8
 
 def _config(name: str, model: ModelConfig, patching: Literal["apf", "uniform"], patch: int, length: int) -> Config:
     data = DataConfig(
-        dir=f"data/paip_organs/{patching}_16k_p{patch}", labels="data/paip_organs/labels.csv",
-        fractions=(0.7, 0.1, 0.2), patching=patching, resolution=16384, patch=patch, length=length, classes=6,
-    )  # fmt: skip
+        dir=f"data/paip_organs/{patching}_16k_p{patch}",
+        labels="data/paip_organs/labels.csv",
+        fractions=(0.7, 0.1, 0.2),
+        patching=patching,
+        resolution=16384,
+        patch=patch,
+        length=length,
+        classes=6,
+    )
     steps = EPOCHS * SLIDES // BATCH
     return Config(
-        experiment=name, data=data, model=model,
+        experiment=name,
+        data=data,
+        model=model,
         train=TrainConfig(batch=BATCH, lr=1e-4, weight_decay=0.05, max_steps=steps, precision="bf16", log_every=10),
-        checkpoint=CheckpointConfig(every_seconds=600), eval=EvalConfig(every_steps=steps // 20, pictures_px=1),
-    )  # fmt: skip
+        checkpoint=CheckpointConfig(every_seconds=600),
+        eval=EvalConfig(every_steps=steps // 20, pictures_px=1),
+    )
 
 
 @experiment

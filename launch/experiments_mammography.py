@@ -42,11 +42,17 @@ STEPS = {"patch": EPOCHS * IMAGES // 160, "image": EPOCHS * IMAGES // 32, "half"
 def _data(stage: Stage) -> DataConfig:
     part = "patches" if stage == "patch" else "images"
     return DataConfig(
-        dir=f"{FOLDER}/{part}", kind="images", labels=f"{FOLDER}/{part}.csv", split=f"{FOLDER}/{part}_split.json",
-        classes=2, channels=1, resolution=512 if stage == "patch" else max(FULL_HW if stage == "image" else HALF_HW),
+        dir=f"{FOLDER}/{part}",
+        kind="images",
+        labels=f"{FOLDER}/{part}.csv",
+        split=f"{FOLDER}/{part}_split.json",
+        classes=2,
+        channels=1,
+        resolution=512 if stage == "patch" else max(FULL_HW if stage == "image" else HALF_HW),
         image_hw={"patch": None, "image": FULL_HW, "half": HALF_HW}[stage],
-        flips=True, noise=0.02,  # the paper names flips and Gaussian noise, but no strength
-    )  # fmt: skip
+        flips=True,
+        noise=0.02,  # the paper names flips and Gaussian noise, but no strength
+    )
 
 
 def _make(network: str, stage: Stage, optimiser: Optimiser) -> Config:

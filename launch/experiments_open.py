@@ -103,9 +103,13 @@ def _vit(**other: Any) -> UNETRConfig:
 
 
 def _over_leaves(
-    text: str, cut: str = "apf", lr: float = 5e-3, part: Literal["", "part"] = "part", quantiles: tuple[int, ...] = (),
+    text: str,
+    cut: str = "apf",
+    lr: float = 5e-3,
+    part: Literal["", "part"] = "part",
+    quantiles: tuple[int, ...] = (),
     **model: Any,
-) -> Variant:  # fmt: skip
+) -> Variant:
     """A row with the network of apf, and what is different in it."""
     made = _vit(**({"decoder": "leaf_unet", "position": "geom"} | model))
     return Variant(text, cut, made, batch=1, lr=lr, part=part, quantiles=quantiles)
@@ -116,9 +120,16 @@ _CONVOLUTIONS = {"depth": _DEEP, "feature_size": 8}  # with 16 a step takes seco
 _UNET = UNetTiledConfig(widths=(16, 16, 32, 64, 128))
 # The published size, 105 million weights, makes a tenth of the steps on two cores.
 _TRANSUNET = TransUNetConfig(
-    layout="tiles", norm="instance", stem_width=16, units=(1, 2, 2), decoder_widths=(64, 64, 32, 16), width=192,
-    depth=1, heads=4, mlp_dim=384,
-)  # fmt: skip
+    layout="tiles",
+    norm="instance",
+    stem_width=16,
+    units=(1, 2, 2),
+    decoder_widths=(64, 64, 32, 16),
+    width=192,
+    depth=1,
+    heads=4,
+    mlp_dim=384,
+)
 VARIANTS = {
     "apf": _over_leaves("adaptive tokens, U-Net over the leaves"),
     "apf_std": _over_leaves("as apf, its filters standardised, 2e-3", lr=2e-3, standardise=True),
@@ -142,7 +153,8 @@ VARIANTS = {
     ),
     "apf_token": Variant("adaptive tokens, linear head", "apf", _vit(decoder="token", position="geom"), part="part"),
     "apf_token_still": Variant(
-        "adaptive tokens, linear head, slot positions, every step on a whole tree that is never flipped", "still",
+        "adaptive tokens, linear head, slot positions, every step on a whole tree that is never flipped",
+        "still",
         _vit(decoder="token", position="slot"),
     ),
     "apf_token_placed": Variant(
@@ -152,49 +164,73 @@ VARIANTS = {
         "as apf_token_still without position code", "still", _vit(decoder="token", position="none")
     ),
     "apf_token_strip": Variant(
-        "as apf_token_still, leaves mixed as by the packing of the authors' code", "still",
+        "as apf_token_still, leaves mixed as by the packing of the authors' code",
+        "still",
         _vit(decoder="token", position="slot", packing="strip"),
     ),
     "apf_geometric": Variant(
-        "adaptive tokens, convolutional decoder on the grid of the frame", "square",
-        _vit(decoder="geometric", position="geom", **_CONVOLUTIONS), batch=1, lr=3e-3,
+        "adaptive tokens, convolutional decoder on the grid of the frame",
+        "square",
+        _vit(decoder="geometric", position="geom", **_CONVOLUTIONS),
+        batch=1,
+        lr=3e-3,
     ),
     "apf_raster": Variant(
-        "adaptive tokens, the paper's decoder on the sequence as a picture, slot positions", "square",
-        _vit(decoder="raster", position="slot", **_CONVOLUTIONS), batch=1, lr=3e-3,
+        "adaptive tokens, the paper's decoder on the sequence as a picture, slot positions",
+        "square",
+        _vit(decoder="raster", position="slot", **_CONVOLUTIONS),
+        batch=1,
+        lr=3e-3,
     ),
     "apf_still": Variant(
-        "as apf_raster without flips and turns", "still", _vit(decoder="raster", position="slot", **_CONVOLUTIONS),
-        batch=1, lr=3e-3,
+        "as apf_raster without flips and turns",
+        "still",
+        _vit(decoder="raster", position="slot", **_CONVOLUTIONS),
+        batch=1,
+        lr=3e-3,
     ),
     "apf_strip": Variant(
-        "as apf_still, leaves mixed as by the packing of the authors' code", "still",
-        _vit(decoder="raster", position="slot", packing="strip", **_CONVOLUTIONS), batch=1, lr=3e-3,
+        "as apf_still, leaves mixed as by the packing of the authors' code",
+        "still",
+        _vit(decoder="raster", position="slot", packing="strip", **_CONVOLUTIONS),
+        batch=1,
+        lr=3e-3,
     ),
     "uniform_leaf_unet": _over_leaves("as apf on equal tokens as small as apf's smallest", "patch"),
     "uniform_leaf_unet_std": _over_leaves("as apf_std on the same equal tokens", "patch", lr=2e-3, standardise=True),
     "uniform_tokens": Variant(
-        "at least as many equal tokens as apf, linear head", "tokens", _vit(decoder="token", position="geom"),
+        "at least as many equal tokens as apf, linear head",
+        "tokens",
+        _vit(decoder="token", position="geom"),
         part="token_part",
     ),
     "uniform_patch": Variant(
-        "equal tokens as small as apf's smallest, linear head", "patch", _vit(decoder="token", position="geom"),
+        "equal tokens as small as apf's smallest, linear head",
+        "patch",
+        _vit(decoder="token", position="geom"),
         part="token_part",
     ),
     "unetr": Variant(
-        "UNETR: equal patches of 16 px, convolutional decoder", "unetr", _vit(decoder="geometric", depth=_DEEP),
-        batch=1, lr=3e-3,
+        "UNETR: equal patches of 16 px, convolutional decoder",
+        "unetr",
+        _vit(decoder="geometric", depth=_DEEP),
+        batch=1,
+        lr=3e-3,
     ),
     "unet": Variant("U-Net on crops, sliding windows", "crops", _UNET, batch=1, lr=5e-3, crop_px=128),
     "unet_std": Variant(
-        "as unet, its filters standardised, 2e-3", "crops", _UNET.model_copy(update={"standardise": True}), batch=1,
-        lr=2e-3, crop_px=128,
+        "as unet, its filters standardised, 2e-3",
+        "crops",
+        _UNET.model_copy(update={"standardise": True}),
+        batch=1,
+        lr=2e-3,
+        crop_px=128,
     ),
     "transunet": Variant("TransUNet, narrow, on crops, sliding windows", "crops", _TRANSUNET, batch=1, crop_px=128),
     "swin_unetr": Variant(
         "Swin UNETR on crops, sliding windows", "crops", SwinUNETRConfig(layout="tiles"), batch=1, crop_px=128
     ),
-}  # fmt: skip
+}
 
 
 def _patch_for(chosen: Set) -> int:
@@ -208,11 +244,18 @@ def _patch_for(chosen: Set) -> int:
 def _data(name: str, variant: Variant) -> DataConfig:
     chosen, cut = SETS[name], variant.cut
     uniform = {
-        "patch": chosen.patch, "tokens": _patch_for(chosen), "unetr": UNETR_PX, "crops": TILE_PX,
-    }  # fmt: skip
+        "patch": chosen.patch,
+        "tokens": _patch_for(chosen),
+        "unetr": UNETR_PX,
+        "crops": TILE_PX,
+    }
     common: dict[str, Any] = {
-        "split": chosen.split, "resolution": chosen.px, "jitter": 0.2, "fov": chosen.fov, "cache_gib": chosen.cache_gib,
-    }  # fmt: skip
+        "split": chosen.split,
+        "resolution": chosen.px,
+        "jitter": 0.2,
+        "fov": chosen.fov,
+        "cache_gib": chosen.cache_gib,
+    }
     if variant.part:
         common |= {"part": getattr(chosen, variant.part), "foreground_crops": FOREGROUND}
     root = f"runs/open/tokens/{name}{'_fov' if chosen.fov else ''}"  # older files are of the whole picture
@@ -238,8 +281,13 @@ def _data(name: str, variant: Variant) -> DataConfig:
         folder = "apf"
     common["variants"] = tuple(f"{root}/{cut}_q{percent}" for percent in variant.quantiles)
     return DataConfig(
-        dir=f"{root}/{folder}", patching="apf", patch=chosen.patch, length=lengths.get(cut, chosen.length), flips=flips,
-        **common, **split,
+        dir=f"{root}/{folder}",
+        patching="apf",
+        patch=chosen.patch,
+        length=lengths.get(cut, chosen.length),
+        flips=flips,
+        **common,
+        **split,
     )
 
 
@@ -277,6 +325,7 @@ def rows_of(name: str) -> list[str]:
 for _name, _set in SETS.items():
     for _key in rows_of(_name):
         register(
-            f"open_{_name}_{_key}", lambda name=_name, key=_key: _config(name, key),  # type: ignore[misc]
+            f"open_{_name}_{_key}",
+            lambda name=_name, key=_key: _config(name, key),  # type: ignore[misc]
             f"{_name.replace('_', ' ')} at {_set.px:,} px, {SECONDS:g} s: {VARIANTS[_key].text}.",
-        )  # fmt: skip
+        )

@@ -20,17 +20,32 @@ def hiri_vit() -> Config:
     return Config(
         experiment="hiri_vit",
         data=DataConfig(
-            dir="data/imagenet", kind="images", labels="folders", classes=1000, resolution=448, fit="crop",
-            flips=False, mirror=True, jitter=0.4,
+            dir="data/imagenet",
+            kind="images",
+            labels="folders",
+            classes=1000,
+            resolution=448,
+            fit="crop",
+            flips=False,
+            mirror=True,
+            jitter=0.4,
         ),
         model=HIRIViTConfig(variant="s"),
         # 300 epochs of 1,281,167 pictures in batches of 1024. Decay and weight of the average are not known: ours.
         train=TrainConfig(
-            batch=1024, lr=1e-3, weight_decay=0.05, max_steps=375_342, warmup=5 / 300, label_smoothing=0.1,
-            ema_decay=0.9999, distill=1.0, precision="bf16", log_every=50,
+            batch=1024,
+            lr=1e-3,
+            weight_decay=0.05,
+            max_steps=375_342,
+            warmup=5 / 300,
+            label_smoothing=0.1,
+            ema_decay=0.9999,
+            distill=1.0,
+            precision="bf16",
+            log_every=50,
         ),
         eval=EvalConfig(every_steps=12_512, pictures_px=1),
-    )  # fmt: skip
+    )
 
 
 def _larger(variant: Literal["b", "l"]) -> None:
@@ -51,13 +66,14 @@ def hiri_vit_768() -> Config:
     """HIRI-ViT-S (a reconstruction) on pictures of 768 px, 30 epochs from the weights of hiri_vit."""
     base = hiri_vit()
     # 30 epochs in batches of 512. Batch and rate are lost: ours, a twentieth of the rate per picture before.
-    update = {
-        "batch": 512, "lr": 2.5e-5, "max_steps": 75_068, "warmup": 0.0, "init_from": str(base.run_dir(1))
-    }  # fmt: skip
-    return base.model_copy(update={
-        "experiment": "hiri_vit_768", "data": base.data.model_copy(update={"resolution": 768}),
-        "train": base.train.model_copy(update=update),
-    })  # fmt: skip
+    update = {"batch": 512, "lr": 2.5e-5, "max_steps": 75_068, "warmup": 0.0, "init_from": str(base.run_dir(1))}
+    return base.model_copy(
+        update={
+            "experiment": "hiri_vit_768",
+            "data": base.data.model_copy(update={"resolution": 768}),
+            "train": base.train.model_copy(update=update),
+        }
+    )
 
 
 def hiri_vit_row(row: int) -> Config:
@@ -116,15 +132,24 @@ def _rivit(name: str, conv: bool, position: Position) -> Config:
     return Config(
         experiment=name,
         data=DataConfig(
-            dir="data/imagenette", kind="images", labels="folders", classes=10, resolution=160, fit="crop",
-            sizes=(160, 128, 96), flips=False, mirror=True, jitter=0.2, rotate_deg=15,
+            dir="data/imagenette",
+            kind="images",
+            labels="folders",
+            classes=10,
+            resolution=160,
+            fit="crop",
+            sizes=(160, 128, 96),
+            flips=False,
+            mirror=True,
+            jitter=0.2,
+            rotate_deg=15,
         ),
         model=RIViTConfig(conv=conv, position=position),
         # Optimiser and rate are not known; 85 epochs of 9,400 pictures in batches of 64.
         train=TrainConfig(batch=64, lr=5e-4, weight_decay=0.05, max_steps=12_500, log_every=10),
         # Sizes that no training saw; a stock ViT's learned table ends at 160 px.
         eval=EvalConfig(every_steps=1_470, pictures_px=1, sizes=(256, 320) if conv else ()),
-    )  # fmt: skip
+    )
 
 
 def _variant(conv: bool, position: Position) -> None:

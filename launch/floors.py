@@ -64,9 +64,7 @@ def floors(files: TokenFiles) -> dict[str, float]:
     }
 
 
-def _mean_dice(
-    files: TokenFiles, names: list[str], predict: Callable[[TokenSet], NDArray[np.bool_]] | None
-) -> float:
+def _mean_dice(files: TokenFiles, names: list[str], predict: Callable[[TokenSet], NDArray[np.bool_]] | None) -> float:
     """Mean Dice of what `predict` says of the cells; None: of everything, dropped leaves too, whatever the tree."""
     rank, world = dist.get_rank(), dist.get_world_size()
     counts = torch.zeros(len(names), files.config.classes, 3, dtype=torch.int64)

@@ -40,10 +40,12 @@ def add_job_commands(commands: argparse._SubParsersAction[argparse.ArgumentParse
     ended.set_defaults(run=_ended)
 
     prep = commands.add_parser(
-        "prep", help="make the token files that an experiment reads", allow_abbrev=False,
+        "prep",
+        help="make the token files that an experiment reads",
+        allow_abbrev=False,
         description="Runs `python -m data_prep build` with the experiment's settings; other options go to it, such as "
         "--fov DIR or --jobs N.",
-    )  # fmt: skip
+    )
     prep.add_argument("experiment", metavar="EXPERIMENT")
     prep.add_argument("--slides", default=os.environ.get("SLIDES", "data/paip/slides"), help="folder (or $SLIDES)")
     prep.add_argument("--masks", default=os.environ.get("MASKS"), help="folder (or $MASKS)")

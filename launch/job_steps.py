@@ -69,8 +69,14 @@ def record_end(
         record["status"] = status if early else record["status"]
         record["reason"] = f"job {job} {words}; {record['reason']}"
     else:
-        record = new_record(status=status, reason=f"job {job} {words}", run_id=run_dir.name,
-                            experiment=run_dir.parent.name, finished_at=now(), **_known(run_dir))  # fmt: skip
+        record = new_record(
+            status=status,
+            reason=f"job {job} {words}",
+            run_id=run_dir.name,
+            experiment=run_dir.parent.name,
+            finished_at=now(),
+            **_known(run_dir),
+        )
     run_dir.mkdir(parents=True, exist_ok=True)
     write_record(run_dir, record)
     return record
@@ -103,11 +109,20 @@ def _known(run_dir: Path) -> dict[str, Any]:
         return {}
     data = config.data
     return {
-        "model": config.model.name, "decoder": config.model.decoder_name, "patching": data.patching,
-        "resolution": data.resolution, "patch": data.patch, "length": data.length, "engine": config.engine.name,
-        "precision": config.train.precision, "seed": config.train.seed, "data": data.dir,
-        "config_sha256": config.sha256(), "global_batch": config.train.batch, "task": config.model.task,
-    }  # fmt: skip
+        "model": config.model.name,
+        "decoder": config.model.decoder_name,
+        "patching": data.patching,
+        "resolution": data.resolution,
+        "patch": data.patch,
+        "length": data.length,
+        "engine": config.engine.name,
+        "precision": config.train.precision,
+        "seed": config.train.seed,
+        "data": data.dir,
+        "config_sha256": config.sha256(),
+        "global_batch": config.train.batch,
+        "task": config.model.task,
+    }
 
 
 def prep_arguments(name: str, slides: str, masks: str | None, more: list[str]) -> list[str]:
@@ -127,9 +142,19 @@ def prep_arguments(name: str, slides: str, masks: str | None, more: list[str]) -
     if data.kind == "images":
         raise ConfigError(f"{name} reads pictures, not token files: nothing to prepare")
     words = [
-        "build", slides, "--out", data.dir, "--resolution", str(data.resolution), "--patch", str(data.patch),
-        "--patching", data.patching, "--classes", str(data.classes if data.labels is None else 1),
-    ]  # fmt: skip
+        "build",
+        slides,
+        "--out",
+        data.dir,
+        "--resolution",
+        str(data.resolution),
+        "--patch",
+        str(data.patch),
+        "--patching",
+        data.patching,
+        "--classes",
+        str(data.classes if data.labels is None else 1),
+    ]
     if data.patching == "apf":
         words += ["--length", str(data.length)]
         if data.split_on != "edges":

@@ -128,14 +128,26 @@ def reference(name: str, batch: int = 1) -> Config:
         h, w = PICTURES.get(name, (224, 224))
         channels: Literal[1, 3] = 1 if name in GRAY else 3
         data = DataConfig(
-            dir="-", kind="images", labels="folders", classes=classes, resolution=max(h, w), image_hw=(h, w),
+            dir="-",
+            kind="images",
+            labels="folders",
+            classes=classes,
+            resolution=max(h, w),
+            image_hw=(h, w),
             channels=channels,
-        )  # fmt: skip
+        )
     else:
         data = DataConfig(
-            dir="-", kind="tokens" if "tokens" in settings.inputs else "tiles", patching="uniform", labels=labels,
-            classes=classes, resolution=FRAME_PX, patch=PATCH_PX, length=(FRAME_PX // PATCH_PX) ** 2, crop_px=FRAME_PX,
-        )  # fmt: skip
+            dir="-",
+            kind="tokens" if "tokens" in settings.inputs else "tiles",
+            patching="uniform",
+            labels=labels,
+            classes=classes,
+            resolution=FRAME_PX,
+            patch=PATCH_PX,
+            length=(FRAME_PX // PATCH_PX) ** 2,
+            crop_px=FRAME_PX,
+        )
     return Config(experiment="-", data=data, model=settings(name=name), train=TrainConfig(batch=batch, max_steps=1))
 
 
@@ -159,10 +171,14 @@ def inventory(configs: dict[str, Config]) -> list[dict[str, Any]]:
     rows = []
     for label, config in configs.items():
         row: dict[str, Any] = {
-            "name": label, "model": config.model.name, "task": config.model.task, "inputs": list(config.model.inputs),
-            "input": describe_input(config), "batch": config.train.batch,
+            "name": label,
+            "model": config.model.name,
+            "task": config.model.task,
+            "inputs": list(config.model.inputs),
+            "input": describe_input(config),
+            "batch": config.train.batch,
             "reconstruction": False,
-        }  # fmt: skip
+        }
         try:
             with torch.device("meta"):
                 model = build_model(config)

@@ -99,9 +99,14 @@ def _slurm(env: Mapping[str, str], world: int) -> Ranks:
     port = env.get("MASTER_PORT") or 20000 + (job * 16 + step) % 20000
     local = int(env.get("SLURM_LOCALID", "0"))
     return Ranks(
-        int(env["SLURM_PROCID"]), world, local, local_world or max(1, world // nodes), nodes, "srun",
+        int(env["SLURM_PROCID"]),
+        world,
+        local,
+        local_world or max(1, world // nodes),
+        nodes,
+        "srun",
         f"tcp://{host}:{port}",
-    )  # fmt: skip
+    )
 
 
 def _tasks_of_node(text: str, node: int) -> int:

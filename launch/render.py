@@ -76,12 +76,15 @@ def directives(job: Job, site: Site, slurm: Slurm, output: str = "%x-%j.out") ->
         raise ConfigError(f"{job.name}: {job.gpus} gpus are {place.nodes} nodes; {site.name} runs at most {most}")
     part = slurm.shared_nodes and place.nodes == 1 and place.tasks_per_node < site.hardware.gpus_per_node
     own = [
-        f"--job-name={job.name}", f"--nodes={place.nodes}", f"--ntasks-per-node={place.tasks_per_node}",
-        f"--cpus-per-task={site.hardware.cpus_per_gpu}", f"--time={_time(limited_hours(job.hours, place, slurm))}",
+        f"--job-name={job.name}",
+        f"--nodes={place.nodes}",
+        f"--ntasks-per-node={place.tasks_per_node}",
+        f"--cpus-per-task={site.hardware.cpus_per_gpu}",
+        f"--time={_time(limited_hours(job.hours, place, slurm))}",
         f"--output={output}",
         "--open-mode=append",  # a requeued job would overwrite the log of its last life
         f"--signal=B:USR1@{slurm.grace_s}",  # to the batch shell, which tells the ranks to save
-    ]  # fmt: skip
+    ]
     if slurm.partition:
         own.append(f"--partition={slurm.partition}")
     if slurm.requeue:
@@ -173,8 +176,9 @@ def render(job: Job, site: Site, output: str = "%x-%j.out") -> str:
         raise ConfigError(f"site {site.name} has no scheduler; run jobs/{job.name}.sh with bash there")
     account = " -A PROJECT" if site.slurm.account_required else ""
     how = "" if site.name == DEFAULT_SITE else f" --site {site.name}"
-    head = _HEAD.format(text=job.text, how=how, site=site.name, path=f"jobs/{job.name}.sh", account=account,
-                        words=_WORDS[job.kind])  # fmt: skip
+    head = _HEAD.format(
+        text=job.text, how=how, site=site.name, path=f"jobs/{job.name}.sh", account=account, words=_WORDS[job.kind]
+    )
     lines = [f"#SBATCH {line}" for line in directives(job, site, site.slurm, output)]
     lines += [
         "",

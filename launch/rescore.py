@@ -55,9 +55,16 @@ exit codes: 0 done, 1 some runs were left out, 64 nothing was scored, as somethi
 _NEEDED = ("run_id", "experiment", "config_sha256", "split_sha256", "started_at", "dice", "dice_per_slide")
 # Of a record: what was measured in images of the run's own size.
 _OF_OWN_FRAMES = (
-    "seconds_per_image", "images_per_s", "epochs", "timed_steps", "mfu", "preprocessing_seconds", "dice_ceiling",
-    "dice_val", "score_val",
-)  # fmt: skip
+    "seconds_per_image",
+    "images_per_s",
+    "epochs",
+    "timed_steps",
+    "mfu",
+    "preprocessing_seconds",
+    "dice_ceiling",
+    "dice_val",
+    "score_val",
+)
 
 
 class UnfinishedError(ConfigError):
@@ -192,10 +199,20 @@ def other_files(config: Config, names: list[str], folder: Path) -> TokenFiles:
         raise ConfigError(str(error)) from None
     patch, px = two["patch"], two["frame_px"]
     changed = {
-        "dir": str(folder), "patching": "uniform", "patch": patch, "resolution": px, "length": (px // patch) ** 2,
-        "kind": "tokens", "part": 1.0, "variants": (), "split_on": "edges", "thresholds": None, "resample": "mean",
-        "cache_gib": 0.0, "foreground_crops": 0.0,
-    }  # fmt: skip
+        "dir": str(folder),
+        "patching": "uniform",
+        "patch": patch,
+        "resolution": px,
+        "length": (px // patch) ** 2,
+        "kind": "tokens",
+        "part": 1.0,
+        "variants": (),
+        "split_on": "edges",
+        "thresholds": None,
+        "resample": "mean",
+        "cache_gib": 0.0,
+        "foreground_crops": 0.0,
+    }
     files = TokenFiles(own.model_copy(update=changed))
     files.split = {part: names if part == "test" else [] for part in files.split}
     files.check()
@@ -297,11 +314,15 @@ def rescored_record(record: dict[str, Any], found: Rescored, name: str, other: T
     """
     kept = {key: value for key, value in record.items() if key in RECORD_KEYS}
     changed = {
-        "experiment": name, "resolution": other.config.resolution, "data": other.config.dir,
-        "dice": sum(found.other.values()) / len(found.other), "dice_pooled": found.pooled,
+        "experiment": name,
+        "resolution": other.config.resolution,
+        "data": other.config.dir,
+        "dice": sum(found.other.values()) / len(found.other),
+        "dice_pooled": found.pooled,
         "dice_per_slide": found.other,
-        "floors": {"all_foreground": found.everything, "all_background": found.nothing}, "finished_at": now(),
-    }  # fmt: skip
+        "floors": {"all_foreground": found.everything, "all_background": found.nothing},
+        "finished_at": now(),
+    }
     return new_record(**{**kept, **dict.fromkeys(_OF_OWN_FRAMES), **changed})
 
 

@@ -283,33 +283,59 @@ class Start:
         """All that is known without asking another rank."""
         config, data, ranks = self.config, self.config.data, self.ranks
         known: dict[str, Any] = {
-            "run_id": self.run_dir.name, "experiment": config.experiment, "status": status, "reason": reason,
-            "model": config.model.name, "decoder": config.model.decoder_name, "patching": data.patching,
-            "resolution": data.resolution, "patch": data.patch, "length": data.length, "gpus": ranks.world,
-            "nodes": ranks.nodes, "device": self.device.type, "device_name": places.device_name(self.device),
-            "engine": config.engine.name, "precision": config.train.precision,
-            "attention_backend": _attention_backend(config, self.device), "seed": config.train.seed,
-            "n_train": len(self.files.split["train"]), "n_test": len(self.files.split["test"]), "data": data.dir,
-            "split_sha256": self.files.split_sha256, "config_sha256": config.sha256(),
-            "optimiser": OPTIMISERS[config.train.optimiser], "task": config.model.task,
-            "global_batch": config.train.batch, "samples_per_image": config.samples_per_image,
-            "commit": git_commit(), "started_at": self.started_at,
-            "finished_at": now(), "starts": self.starts,
+            "run_id": self.run_dir.name,
+            "experiment": config.experiment,
+            "status": status,
+            "reason": reason,
+            "model": config.model.name,
+            "decoder": config.model.decoder_name,
+            "patching": data.patching,
+            "resolution": data.resolution,
+            "patch": data.patch,
+            "length": data.length,
+            "gpus": ranks.world,
+            "nodes": ranks.nodes,
+            "device": self.device.type,
+            "device_name": places.device_name(self.device),
+            "engine": config.engine.name,
+            "precision": config.train.precision,
+            "attention_backend": _attention_backend(config, self.device),
+            "seed": config.train.seed,
+            "n_train": len(self.files.split["train"]),
+            "n_test": len(self.files.split["test"]),
+            "data": data.dir,
+            "split_sha256": self.files.split_sha256,
+            "config_sha256": config.sha256(),
+            "optimiser": OPTIMISERS[config.train.optimiser],
+            "task": config.model.task,
+            "global_batch": config.train.batch,
+            "samples_per_image": config.samples_per_image,
+            "commit": git_commit(),
+            "started_at": self.started_at,
+            "finished_at": now(),
+            "starts": self.starts,
             "preprocessing_seconds": self.files.preprocessing_seconds(),
-        }  # fmt: skip
+        }
         trainer = self.trainer
         if trainer is not None:
             rate = trainer.clock.images_per_s
             peak, source = trainer.peak_memory_gib()
             known |= {
-                "parameters": trainer.parameters, "steps": trainer.step,
+                "parameters": trainer.parameters,
+                "steps": trainer.step,
                 "epochs": trainer.epochs,
-                "train_seconds": trainer.clock.train_seconds, "timed_steps": trainer.clock.timed_steps,
-                "images_per_s": rate, "seconds_per_image": None if rate is None else 1 / rate,
-                "peak_memory_gib": peak, "memory_source": source, "loss_final": _finite(trainer.loss),
-                "score_val": trainer.val_score, "mfu": trainer.mfu(), "train_tflop": trainer.train_tflop,
+                "train_seconds": trainer.clock.train_seconds,
+                "timed_steps": trainer.clock.timed_steps,
+                "images_per_s": rate,
+                "seconds_per_image": None if rate is None else 1 / rate,
+                "peak_memory_gib": peak,
+                "memory_source": source,
+                "loss_final": _finite(trainer.loss),
+                "score_val": trainer.val_score,
+                "mfu": trainer.mfu(),
+                "train_tflop": trainer.train_tflop,
                 "dice_val": trainer.val_score if config.model.task == "segmentation" else None,
-            }  # fmt: skip
+            }
         return new_record(**known)
 
     def _record(self, outcome: Outcome) -> dict[str, Any]:

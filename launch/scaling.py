@@ -34,10 +34,15 @@ def scaling_overrides(config: Config, mode: Mode, ranks: int, largest: int) -> l
         raise ConfigError(f"strong scaling: {ranks} ranks do not divide the {largest} of the largest point")
     steps = min(STEPS, config.train.max_steps or STEPS)
     return [
-        f"train.batch={batch}", f"train.max_steps={steps}", "train.max_seconds=null", "eval.every_steps=null",
-        "eval.every_seconds=null", "checkpoint.every_steps=null", "eval.pictures_px=0",
+        f"train.batch={batch}",
+        f"train.max_steps={steps}",
+        "train.max_seconds=null",
+        "eval.every_steps=null",
+        "eval.every_seconds=null",
+        "checkpoint.every_steps=null",
+        "eval.pictures_px=0",
         f"run_root={config.run_root}/scaling-{mode}",
-    ]  # fmt: skip
+    ]
 
 
 def scaling_point(name: str, overrides: Sequence[str], mode: Mode, ranks: int, largest: int) -> list[str]:

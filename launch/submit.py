@@ -113,9 +113,15 @@ def make_plan(members: Sequence[Member], site: Site, options: Options) -> Plan:
         else:
             open_files(member.config.data)
         job = Job(
-            member.experiment, f"{member.run_dir.name}, submitted by `python -m launch submit`.", member.gpus,
-            _hours(member, options), "train", member.experiment, member.experiment, member.overrides,
-        )  # fmt: skip
+            member.experiment,
+            f"{member.run_dir.name}, submitted by `python -m launch submit`.",
+            member.gpus,
+            _hours(member, options),
+            "train",
+            member.experiment,
+            member.experiment,
+            member.overrides,
+        )
         plan.scripts[member.run_dir] = _script(job, site, member.run_dir)
     _check_models(plan.members)
     return plan
@@ -183,9 +189,15 @@ def _plan_prep(plan: Plan, member: Member) -> None:
         )
     if folder not in plan.prep:
         job = Job(
-            f"prep_{Path(folder).name}", f"Token files for {member.experiment}.", plan.site.hardware.gpus_per_node,
-            12.0, "prep", member.experiment, member.experiment, (*words, *more),
-        )  # fmt: skip
+            f"prep_{Path(folder).name}",
+            f"Token files for {member.experiment}.",
+            plan.site.hardware.gpus_per_node,
+            12.0,
+            "prep",
+            member.experiment,
+            member.experiment,
+            (*words, *more),
+        )
         plan.prep[folder] = _script(job, plan.site, _prep_folder(member))
 
 
@@ -240,11 +252,19 @@ def submit(plan: Plan) -> Iterator[tuple[str, str]]:
                 continue
         number = _start(member.run_dir, plan.scripts[member.run_dir], plan, wait_for, member.gpus)
         about = {
-            "schema_version": 1, "experiment": member.experiment, "overrides": list(member.overrides),
-            "gpus": member.gpus, "site": plan.site.name, "job": number, "after": wait_for or None,
-            "prep": str(_prep_folder(member)) if wait_for else None, "sbatch": _options(plan, wait_for),
-            "first_submitted_at": now(), "submitted_at": now(), "earlier": [],
-        }  # fmt: skip
+            "schema_version": 1,
+            "experiment": member.experiment,
+            "overrides": list(member.overrides),
+            "gpus": member.gpus,
+            "site": plan.site.name,
+            "job": number,
+            "after": wait_for or None,
+            "prep": str(_prep_folder(member)) if wait_for else None,
+            "sbatch": _options(plan, wait_for),
+            "first_submitted_at": now(),
+            "submitted_at": now(),
+            "earlier": [],
+        }
         write_atomic(member.run_dir / SUBMISSION, to_json(about))
         yield number, str(member.run_dir)
 

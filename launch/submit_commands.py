@@ -47,9 +47,13 @@ def add_submit_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     submit.add_argument("--vary", type=_axis, action="append", default=[], metavar="key=a,b,c", help="vary a setting")
     submit.add_argument("--zip", action="store_true", help="walk through the values of all --vary together")
     submit.add_argument(
-        "--exclude", type=_rule, action="append", default=[], metavar="key=value[,...]",
+        "--exclude",
+        type=_rule,
+        action="append",
+        default=[],
+        metavar="key=value[,...]",
         help="leave out what matches all: experiment, patching, gpus, train.seed, varied settings",
-    )  # fmt: skip
+    )
     submit.add_argument("--mode", choices=("strong", "weak"), help="with `scaling`: what stays the same")
     submit.add_argument("--slides", help="make token files that are missing from this folder first")
     submit.add_argument("--masks", help="with --slides: folder of the masks")
@@ -71,9 +75,19 @@ def add_submit_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
 
 # Options that --only has no use for, and what they are when nobody gives them.
 _OF_NEW_RUNS: dict[str, Any] = {
-    "site": None, "gpus": (), "patching": ("apf",), "repeat": 1, "vary": [], "zip": False, "exclude": [], "mode": None,
-    "slides": None, "masks": None, "mask_kind": None, "fov": None,
-}  # fmt: skip
+    "site": None,
+    "gpus": (),
+    "patching": ("apf",),
+    "repeat": 1,
+    "vary": [],
+    "zip": False,
+    "exclude": [],
+    "mode": None,
+    "slides": None,
+    "masks": None,
+    "mask_kind": None,
+    "fov": None,
+}
 
 
 def _words(text: str) -> tuple[str, ...]:

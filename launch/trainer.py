@@ -86,10 +86,18 @@ class Trainer:
         parts = train.accumulate * self.task.parts
         self.micro = train.batch // (ranks.world // config.engine.sequence) // train.accumulate
         self.engine = engines.build(
-            model, config.engine, device=device, precision=train.precision, parts=parts, micro=self.micro,
-            make_optimizer=lambda module: make_optimizer(module, train), max_norm=train.clip, local=ranks.local,
-            local_world=ranks.local_world, weights=weights,
-        )  # fmt: skip
+            model,
+            config.engine,
+            device=device,
+            precision=train.precision,
+            parts=parts,
+            micro=self.micro,
+            make_optimizer=lambda module: make_optimizer(module, train),
+            max_norm=train.clip,
+            local=ranks.local,
+            local_world=ranks.local_world,
+            weights=weights,
+        )
         self.average = None if train.ema_decay is None else Average(self.engine.module, train.ema_decay)
         self.sampler = Sampler(len(files.split["train"]), train.batch, train.seed)
         self.clock = Clock()
@@ -318,9 +326,12 @@ class Trainer:
     def _tell_settings(self) -> None:
         train = self.config.train
         for key, value in (
-            ("submission_benchmark", self.config.experiment), ("global_batch_size", train.batch), ("seed", train.seed),
-            ("opt_base_learning_rate", train.lr), ("train_samples", self.sampler.images),
-        ):  # fmt: skip
+            ("submission_benchmark", self.config.experiment),
+            ("global_batch_size", train.batch),
+            ("seed", train.seed),
+            ("opt_base_learning_rate", train.lr),
+            ("train_samples", self.sampler.images),
+        ):
             self.events.point(key, value)
 
     def _log(self, **values: Any) -> None:

@@ -13,7 +13,7 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:   # as in a background job of a shell
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("suite", deadline=None)  # a busy machine is not a failing test
 settings.load_profile("suite")
@@ -44,8 +44,14 @@ def root() -> Path:
 def shell(command: str, timeout_s: float = 900, **env: str) -> subprocess.CompletedProcess[str]:
     """Run one command line from the repository, with this interpreter's programs first on PATH."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return subprocess.run(["bash", "-c", command], cwd=ROOT, env={**os.environ, "PATH": path, **env},
-                          capture_output=True, text=True, timeout=timeout_s)
+    return subprocess.run(
+        ["bash", "-c", command],
+        cwd=ROOT,
+        env={**os.environ, "PATH": path, **env},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
 
 
 @pytest.fixture(scope="session")

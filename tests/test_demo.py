@@ -21,12 +21,12 @@ def test_demo_ends_with_four_records_a_table_and_a_page(small_demo: tuple[Path, 
         assert record["n_test"] == 6 and record["gpus"] == 2 and record["engine"] == "fsdp"
         assert 0 <= record["dice"] <= record["dice_ceiling"] <= 1
         assert 0.5 < record["train_seconds"] / 3 < 10, "the training clock obeys train.max_seconds"
-    tables = (folder / "report" / "tables")
+    tables = folder / "report" / "tables"
     assert {".md", ".csv", ".tex"} <= {p.suffix for p in tables.iterdir()}
     page = (folder / "report" / "index.html").read_text()
     assert "<table" in page and "data:image/" in page
     joined = page[page.index('<section id="joined"') : page.index('<section id="modelled"')]
-    for experiment in EXPERIMENTS:      # which row is whose stands in words beside it, so without colour too
+    for experiment in EXPERIMENTS:  # which row is whose stands in words beside it, so without colour too
         assert re.search(rf">{experiment}</td><td>measured</td>", joined), experiment
     assert joined.count("<td>published</td>") > 60
     assert not re.search(r"<(img|script|link)[^>]+(src|href)=.https?:", page), "the page is self-contained"
@@ -53,8 +53,8 @@ def readme_commands() -> list[str]:
 @pytest.mark.parametrize("command", readme_commands())
 @pytest.mark.timeout(900)
 def test_readme_command_runs(command: str, small_demo: tuple[Path, str]):
-    folder, _ = small_demo          # commands come in the README's order and share `out/`, as a reader's do
-    if command in {"make demo", "make test"}:      # the demo's script ran above, and this is the test run
+    folder, _ = small_demo  # commands come in the README's order and share `out/`, as a reader's do
+    if command in {"make demo", "make test"}:  # the demo's script ran above, and this is the test run
         targets = (ROOT / "Makefile").read_text()
         assert re.search(rf"^{command.split()[1]}:", targets, flags=re.M)
         assert "bash jobs/demo.sh" in targets and "python -m pytest" in targets
@@ -63,12 +63,15 @@ def test_readme_command_runs(command: str, small_demo: tuple[Path, str]):
         done = shell(f"make -n {command.split()[1]}")
         assert done.returncode == 0, done.stderr
         return
-    if command.startswith("sbatch "):       # tests/slurm runs them on a real SLURM; here: is it that script?
+    if command.startswith("sbatch "):  # tests/slurm runs them on a real SLURM; here: is it that script?
         (script,) = re.findall(r"jobs/\w+\.sh", command)
         assert shell(f"bash -n {script}").returncode == 0 and "#SBATCH" in (ROOT / script).read_text()
         return
-    done = shell(re.sub(r"\bdemo/", f"{folder}/", command).replace(" out/", f" {folder.parent}/mine/")
-                 .replace("=out/", f"={folder.parent}/mine/"))
+    done = shell(
+        re.sub(r"\bdemo/", f"{folder}/", command)
+        .replace(" out/", f" {folder.parent}/mine/")
+        .replace("=out/", f"={folder.parent}/mine/")
+    )
     if "analysis compare" in command and "--unfair-ok" not in command and done.returncode == 1:
         # Runs of 3 s end a whole step after that, by other times on a busy machine; then the guard must say just this.
         assert re.search(r"must not be compared: training budget [^;]*$", done.stderr.strip()), done.stderr

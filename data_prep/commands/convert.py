@@ -38,21 +38,42 @@ exit code: 0 all converted or skipped, 1 some mask failed, 64 bad arguments."""
 def add_command(commands: Any) -> None:
     """Add the parser of `convert`."""
     parser = commands.add_parser(
-        "convert", help="masks and annotations to tiled TIFF", description=_HELP, epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        "convert",
+        help="masks and annotations to tiled TIFF",
+        description=_HELP,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("masks", nargs="+", type=Path, metavar="MASK_OR_DIR",
-                        help="masks (.png, .tif, .tiff, .xml, .geojson, .json) or folders of them")
+    parser.add_argument(
+        "masks",
+        nargs="+",
+        type=Path,
+        metavar="MASK_OR_DIR",
+        help="masks (.png, .tif, .tiff, .xml, .geojson, .json) or folders of them",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the converted masks")
-    parser.add_argument("--slides", type=Path, metavar="DIR",
-                        help="folder of the slides, of the same names: needed for polygons; gives other masks their "
-                        "resolution, and sizes are compared")
-    parser.add_argument("--class", dest="classes", action="append", metavar="NAME=ID",
-                        help="class id (0 to 255, none to leave out) of polygons called NAME: class name, ImageScope "
-                        "layer number or colour #rrggbb; may be repeated, then every class needs one")
-    parser.add_argument("--mask-kind", choices=("viable", "whole", "both"), default="both",
-                        help="of polygons of whole (1) and viable tumour (2): one of them, as class 1, or both "
-                        "(default both)")
+    parser.add_argument(
+        "--slides",
+        type=Path,
+        metavar="DIR",
+        help="folder of the slides, of the same names: needed for polygons; gives other masks their "
+        "resolution, and sizes are compared",
+    )
+    parser.add_argument(
+        "--class",
+        dest="classes",
+        action="append",
+        metavar="NAME=ID",
+        help="class id (0 to 255, none to leave out) of polygons called NAME: class name, ImageScope "
+        "layer number or colour #rrggbb; may be repeated, then every class needs one",
+    )
+    parser.add_argument(
+        "--mask-kind",
+        choices=("viable", "whole", "both"),
+        default="both",
+        help="of polygons of whole (1) and viable tumour (2): one of them, as class 1, or both (default both)",
+    )
     parser.set_defaults(run=_run)
 
 

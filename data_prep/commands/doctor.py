@@ -24,17 +24,32 @@ _EXAMPLES = """examples:
 def add_command(commands: Any) -> None:
     """Add the parser of `doctor`."""
     parser = commands.add_parser(
-        "doctor", help="look slides and masks over", description=_DOCTOR, epilog=_EXAMPLES, allow_abbrev=False,
+        "doctor",
+        help="look slides and masks over",
+        description=_DOCTOR,
+        epilog=_EXAMPLES,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("slides", nargs="+", type=Path, metavar="SLIDE_OR_DIR", help="slides, or folders of them")
     add("--masks", type=Path, metavar="DIR", help="folder of the masks, PAIP's _whole and _viable pairs included")
     add("--fov", type=Path, metavar="DIR", help="folder of the fields of view, as build --fov takes it")
-    add("--burden", type=Path, action="append", default=[], metavar="CSV",
-        help="table of tumour burdens (viable over whole area) to hold against the masks; may be given twice")
-    add("--burden-column", action="append", default=[], metavar="NAME",
-        help="column of the burdens in the tables; may be given once per table (default: the only column of numbers)")
+    add(
+        "--burden",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="CSV",
+        help="table of tumour burdens (viable over whole area) to hold against the masks; may be given twice",
+    )
+    add(
+        "--burden-column",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="column of the burdens in the tables; may be given once per table (default: the only column of numbers)",
+    )
     add("--jobs", type=int, default=0, metavar="N", help="processes, 0 for one per core allowed (default 0)")
     add("--json", type=Path, metavar="FILE", help="also write the findings there")
     parser.set_defaults(run=_run)

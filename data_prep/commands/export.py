@@ -31,16 +31,27 @@ exit code: 0 all written, 1 some file bad, 64 bad arguments."""
 def add_command(commands: Any) -> None:
     """Add the parser of `export`."""
     parser = commands.add_parser(
-        "export", help="leaves to GeoJSON or TRIDENT/CLAM coords", description=_HELP, epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        "export",
+        help="leaves to GeoJSON or TRIDENT/CLAM coords",
+        description=_HELP,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("tokens", type=Path, metavar="TOKENS_OR_DIR", help="token file, or a folder of them")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--format", choices=("geojson", "coords"), required=True, help="what to write")
-    parser.add_argument("--classification", metavar="NAME",
-                        help="geojson: class of all objects (default: one per side, such as 'leaf 64 px')")
-    parser.add_argument("--uniform", type=int, metavar="SIZE",
-                        help="instead of leaves: equal squares of SIZE level-0 pixels over the whole slide")
+    parser.add_argument(
+        "--classification",
+        metavar="NAME",
+        help="geojson: class of all objects (default: one per side, such as 'leaf 64 px')",
+    )
+    parser.add_argument(
+        "--uniform",
+        type=int,
+        metavar="SIZE",
+        help="instead of leaves: equal squares of SIZE level-0 pixels over the whole slide",
+    )
     parser.set_defaults(run=_run)
 
 
@@ -63,8 +74,9 @@ def _run(args: argparse.Namespace) -> int:
     with Progress(len(files), "export", "files") as progress:
         for path in files:
             try:
-                written += len(export(path, args.out, args.format, classification=args.classification,
-                                      uniform_px=args.uniform))
+                written += len(
+                    export(path, args.out, args.format, classification=args.classification, uniform_px=args.uniform)
+                )
             except (ValueError, OSError) as error:
                 bad += 1
                 progress.write(f"error: {error}")

@@ -32,15 +32,22 @@ def _bytes(text: str) -> int:
 def add_command(commands: Any) -> None:
     """Add the parsers of `pack` and `unpack`."""
     raw = argparse.RawDescriptionHelpFormatter
-    pack = commands.add_parser("pack", help="token files to a few large ones", description=_PACK, allow_abbrev=False,
-                               formatter_class=raw)
+    pack = commands.add_parser(
+        "pack", help="token files to a few large ones", description=_PACK, allow_abbrev=False, formatter_class=raw
+    )
     pack.add_argument("folder", type=Path, metavar="TOKENS_DIR")
     pack.add_argument("--out", type=Path, required=True, metavar="PACK_DIR", help="folder of the pack")
-    pack.add_argument("--shard-size", type=_bytes, default=2**30, metavar="SIZE",
-                      help="size at which a shard is full, e.g. 512MiB or 4GiB (default 1GiB)")
+    pack.add_argument(
+        "--shard-size",
+        type=_bytes,
+        default=2**30,
+        metavar="SIZE",
+        help="size at which a shard is full, e.g. 512MiB or 4GiB (default 1GiB)",
+    )
     pack.set_defaults(run=_pack)
-    unpack = commands.add_parser("unpack", help="the inverse of pack", description=_UNPACK, allow_abbrev=False,
-                                 formatter_class=raw)
+    unpack = commands.add_parser(
+        "unpack", help="the inverse of pack", description=_UNPACK, allow_abbrev=False, formatter_class=raw
+    )
     unpack.add_argument("folder", type=Path, metavar="PACK_DIR")
     unpack.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
     unpack.add_argument("--only", nargs="+", default=[], metavar="SLIDE", help="names of slides (default: all files)")

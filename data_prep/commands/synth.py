@@ -31,9 +31,13 @@ def _size(text: str) -> tuple[int, int]:
 def add_command(commands: Any) -> None:
     """Add the parser of `synth`."""
     parser = commands.add_parser(
-        "synth", help="make a test slide", description=_SYNTH, epilog=_EXAMPLES, allow_abbrev=False,
+        "synth",
+        help="make a test slide",
+        description=_SYNTH,
+        epilog=_EXAMPLES,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("--size", type=_size, required=True, metavar="PX", help="side of the slide in pixels, or WIDTH,HEIGHT")
     add("--out", type=Path, required=True, metavar="TIF", help="file of the slide")

@@ -56,9 +56,13 @@ def _window(text: str) -> tuple[float, float]:
 def add_command(commands: Any) -> None:
     """Add the parser of `volume`."""
     parser = commands.add_parser(
-        "volume", help="CT volumes to token files", description=_VOLUME, epilog=_EXAMPLES, allow_abbrev=False,
+        "volume",
+        help="CT volumes to token files",
+        description=_VOLUME,
+        epilog=_EXAMPLES,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     add = parser.add_argument
     add("volumes", nargs="+", type=Path, metavar="VOLUME_OR_DIR", help="volumes, or folders of them")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the token files")
@@ -69,8 +73,13 @@ def add_command(commands: Any) -> None:
     add("--patching", choices=("apf", "uniform"), default="apf", help="as in build (default apf)")
     add("--length", type=int, metavar="L", help="tokens per slice")
     add("--split-value", type=int, metavar="v", help="instead of --length, as in build")
-    add("--window", type=_window, default=(-125.0, 275.0), metavar="LOW,HIGH",
-        help="HU shown as black and white; write --window=LOW,HIGH if LOW is negative (default -125,275)")
+    add(
+        "--window",
+        type=_window,
+        default=(-125.0, 275.0),
+        metavar="LOW,HIGH",
+        help="HU shown as black and white; write --window=LOW,HIGH if LOW is negative (default -125,275)",
+    )
     add("--axis", choices=("axial", "coronal", "sagittal"), default="axial", help="axis of the slices (default axial)")
     add("--rebuild", action="store_true", help="build also what is complete and valid")
     parser.set_defaults(run=_run)
@@ -80,10 +89,20 @@ def add_command(commands: Any) -> None:
 def _add_score(commands: Any) -> None:
     """`cli.main` joins the two words of these commands."""
     raw = argparse.RawDescriptionHelpFormatter
-    score = commands.add_parser("volume score", help="3-D Dice of predictions on slices", description=_SCORE,
-                                formatter_class=raw, allow_abbrev=False)
-    join = commands.add_parser("volume reassemble", help="predictions on slices to label volumes",
-                               description=_REASSEMBLE, formatter_class=raw, allow_abbrev=False)
+    score = commands.add_parser(
+        "volume score",
+        help="3-D Dice of predictions on slices",
+        description=_SCORE,
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
+    join = commands.add_parser(
+        "volume reassemble",
+        help="predictions on slices to label volumes",
+        description=_REASSEMBLE,
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
     for parser in (score, join):
         parser.add_argument("tokens", type=Path, metavar="TOKENS_DIR", help="folder that volume wrote")
         parser.add_argument("--predictions", type=Path, metavar="PRED", help="folder of the predictions")
@@ -173,10 +192,18 @@ def _run(args: argparse.Namespace) -> int:
     if args.labels is not None and not args.labels.is_dir():
         raise OptionError(f"--labels {args.labels}: no such folder")
     options = VolumeOptions(
-        BuildOptions(args.resolution, args.patch, patching=args.patching, length=args.length,
-                     split_value=args.split_value, classes=args.classes),
-        args.axis, args.window, args.labels,
-    )  # fmt: skip
+        BuildOptions(
+            args.resolution,
+            args.patch,
+            patching=args.patching,
+            length=args.length,
+            split_value=args.split_value,
+            classes=args.classes,
+        ),
+        args.axis,
+        args.window,
+        args.labels,
+    )
     try:
         volumes = find_volumes(args.volumes)
     except SlideError as error:

@@ -219,10 +219,19 @@ class DeepSpeedEngine:
         if dist.get_rank() == 0 and not (folder / UNIVERSAL).exists():
             shutil.rmtree(folder / (UNIVERSAL + ".tmp"), ignore_errors=True)  # of a start that was killed
             command = [
-                sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", str(folder / TAG),
-                "--output_folder", str(folder / (UNIVERSAL + ".tmp")), "--num_extract_workers", "1",
-                "--num_merge_workers", "1", *(["--inject_missing_state"] if self._stage < 3 else []),
-            ]  # fmt: skip
+                sys.executable,
+                "-m",
+                "deepspeed.checkpoint.ds_to_universal",
+                "--input_folder",
+                str(folder / TAG),
+                "--output_folder",
+                str(folder / (UNIVERSAL + ".tmp")),
+                "--num_extract_workers",
+                "1",
+                "--num_merge_workers",
+                "1",
+                *(["--inject_missing_state"] if self._stage < 3 else []),
+            ]
             kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=kept)
             if done.returncode:

@@ -16,9 +16,9 @@ class HIRIViTConfig(ModelConfig):
     inputs: ClassVar[tuple[Inputs, ...]] = ("images", "tiles")
 
     name: Literal["hiri_vit"] = Field(default="hiri_vit", description="registered name of the model")
-    variant: Literal[
-        "s", "b", "l", "row1", "row2", "row3", "row4", "row5", "row6", "row7", "row8", "row9", "row10"
-    ] = Field(default="s", description="s, b, l, or a row of the ablation (Table VII); all are reconstructions")
+    variant: Literal["s", "b", "l", "row1", "row2", "row3", "row4", "row5", "row6", "row7", "row8", "row9", "row10"] = (
+        Field(default="s", description="s, b, l, or a row of the ablation (Table VII); all are reconstructions")
+    )
     normalise: bool = Field(default=True, description="map the input from [0, 1] to [-1, 1] first")
     checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
 

@@ -14,12 +14,24 @@ from launch.sites import Site
 from launch.text_table import text_table
 
 HEADINGS = (
-    "gpus", "engine", "images/gpu", "tokens", "memory GiB", "TFLOP/gpu", "sent GiB/gpu", "step s", "images/s", "fits",
-)  # fmt: skip
+    "gpus",
+    "engine",
+    "images/gpu",
+    "tokens",
+    "memory GiB",
+    "TFLOP/gpu",
+    "sent GiB/gpu",
+    "step s",
+    "images/s",
+    "fits",
+)
 _KIND_NAMES = {
-    "parameters": "parameters, buffers", "gradients": "gradients", "optimizer": "optimiser, averages",
-    "gathered": "gathered shards", "activations": "activations, batch, temporary",
-}  # fmt: skip
+    "parameters": "parameters, buffers",
+    "gradients": "gradients",
+    "optimizer": "optimiser, averages",
+    "gathered": "gathered shards",
+    "activations": "activations, batch, temporary",
+}
 
 
 @dataclass(frozen=True)
@@ -64,19 +76,25 @@ def _row_json(row: Row, site: Site) -> dict[str, Any]:
         "operations": counts.operations,
         "collectives": summed(counts.collectives),
         "time": {
-            "matrix_s": seconds.matrix_s, "traffic_s": seconds.traffic_s, "launch_s": seconds.launch_s,
-            "bandwidth_s": seconds.bandwidth_s, "latency_s": seconds.latency_s,
-            "step_s": seconds.step_s, "overlapped_s": seconds.overlapped_s,
+            "matrix_s": seconds.matrix_s,
+            "traffic_s": seconds.traffic_s,
+            "launch_s": seconds.launch_s,
+            "bandwidth_s": seconds.bandwidth_s,
+            "latency_s": seconds.latency_s,
+            "step_s": seconds.step_s,
+            "overlapped_s": seconds.overlapped_s,
         },
         "images_per_s": counts.images / seconds.step_s,
-        "would_fit": None if change is None else {
+        "would_fit": None
+        if change is None
+        else {
             "overrides": list(change.overrides),
             "peak_memory_gib": change.counts.peak_bytes / GIB,
             "step_s": cost(change.counts, site).step_s,
         },
         "changes_tried": None if row.search is None else row.search.tried,
         "counting_s": counts.seconds,
-    }  # fmt: skip
+    }
 
 
 def table(rows: Sequence[Row], site: Site) -> str:
@@ -90,12 +108,20 @@ def table(rows: Sequence[Row], site: Site) -> str:
         counts = row.counts
         seconds = cost(counts, site)
         sent = sum(c.size_bytes for c in counts.collectives if len(c.ranks) > 1) / GIB
-        cells.append([
-            str(row.gpus), counts.engine, str(counts.micro), "-" if counts.tokens is None else str(counts.tokens),
-            f"{counts.peak_bytes / GIB:.2f}", f"{counts.flops / 1e12:.4g}", f"{sent:.3g}",
-            f"{seconds.overlapped_s:.3g}-{seconds.step_s:.3g}", f"{counts.images / seconds.step_s:.3g}",
-            "yes" if fits(counts, site) else "NO",
-        ])  # fmt: skip
+        cells.append(
+            [
+                str(row.gpus),
+                counts.engine,
+                str(counts.micro),
+                "-" if counts.tokens is None else str(counts.tokens),
+                f"{counts.peak_bytes / GIB:.2f}",
+                f"{counts.flops / 1e12:.4g}",
+                f"{sent:.3g}",
+                f"{seconds.overlapped_s:.3g}-{seconds.step_s:.3g}",
+                f"{counts.images / seconds.step_s:.3g}",
+                "yes" if fits(counts, site) else "NO",
+            ]
+        )
     return "\n".join([*([text_table(cells, left=0)] if len(cells) > 1 else []), *notes])
 
 

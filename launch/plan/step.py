@@ -36,7 +36,7 @@ from launch.trainer import build_model
 from launch.ulysses import spread_sequences
 
 _FINEST_CELLS = 512  # side of the grid that made-up trees are grown on; deeper frames get no smaller leaves than that
-_PLACES = 16    # of parts across the frame, from which the usual one is taken
+_PLACES = 16  # of parts across the frame, from which the usual one is taken
 # The first step makes the optimiser's moments and settles DDP's buckets; ZeRO-3 follows its trace from the third on.
 _WARM_UPS = {"ddp": 1, "fsdp": 1, "deepspeed": 2}
 
@@ -183,18 +183,30 @@ def make_step(config: Config, world: int, local_world: int) -> tuple[Engine, Tas
         spread_sequences(model, config.engine.sequence)
     micro = train.batch // (world // config.engine.sequence) // train.accumulate
     engine = engines.build(
-        model, config.engine, device=torch.device("cpu"), precision=train.precision, micro=micro,
-        parts=train.accumulate * task.parts, make_optimizer=lambda module: make_optimizer(module, train),
-        max_norm=train.clip, local=0, local_world=local_world,
-    )  # fmt: skip
+        model,
+        config.engine,
+        device=torch.device("cpu"),
+        precision=train.precision,
+        micro=micro,
+        parts=train.accumulate * task.parts,
+        make_optimizer=lambda module: make_optimizer(module, train),
+        max_norm=train.clip,
+        local=0,
+        local_world=local_world,
+    )
     average = None if train.ema_decay is None else Average(engine.module, train.ema_decay)
     return engine, task, micro, average
 
 
 def one_step(
-    config: Config, engine: Engine, task: Task, micro: int, average: Average | None, batch: dict[str, torch.Tensor],
+    config: Config,
+    engine: Engine,
+    task: Task,
+    micro: int,
+    average: Average | None,
+    batch: dict[str, torch.Tensor],
     ledger: Ledger | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """What `Trainer._train_step` does on one rank: forward, loss and backward part by part, optimiser, average.
 
     `batch` holds the images of all parts, or of one, which then stands for all.
@@ -268,9 +280,20 @@ def count(config: Config, world: int, local_world: int, whole_batch: bool = True
         parameters = sum(p.numel() for p in engine.module.parameters())
     assert set(memory) == set(KINDS)
     return Counts(
-        world, engine_label(config, world, local_world), parameters, config.train.batch, micro, tokens, peak, memory,
-        ledger.collectives, ledger.work, ledger.matrix_operations, ledger.operations, time.perf_counter() - started,
-    )  # fmt: skip
+        world,
+        engine_label(config, world, local_world),
+        parameters,
+        config.train.batch,
+        micro,
+        tokens,
+        peak,
+        memory,
+        ledger.collectives,
+        ledger.work,
+        ledger.matrix_operations,
+        ledger.operations,
+        time.perf_counter() - started,
+    )
 
 
 def _hold_extras(ledger: Ledger, engine: Engine, average: Average | None) -> None:

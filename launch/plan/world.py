@@ -203,4 +203,3 @@ def pretend(world: int) -> Iterator[None]:
         dist.destroy_process_group()
         os.environ.clear()
         os.environ.update(kept_env)
-

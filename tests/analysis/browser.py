@@ -117,8 +117,9 @@ class Browser:
 
     def resize(self, width_px: int, height_px: int) -> None:
         """Give the page another window."""
-        self._ask("Emulation.setDeviceMetricsOverride", width=width_px, height=height_px, deviceScaleFactor=1,
-                  mobile=False)  # fmt: skip
+        self._ask(
+            "Emulation.setDeviceMetricsOverride", width=width_px, height=height_px, deviceScaleFactor=1, mobile=False
+        )
 
     def picture(self) -> bytes:
         """A PNG of the window."""

@@ -123,8 +123,10 @@ def test_parts_by_size():
     assert not below["<400 px"][2], "smaller than the threshold, not equal"
     thirds = size_thirds(labels, sizes)
     assert {name: np.flatnonzero(on).tolist() for name, on in thirds.items()} == {
-        "small": [0, 1, 5, 6], "medium": [4, 5, 6], "large": [2, 5, 6],
-    }  # fmt: skip
+        "small": [0, 1, 5, 6],
+        "medium": [4, 5, 6],
+        "large": [2, 5, 6],
+    }
     equal = size_thirds([1] * 9 + [0], [7] * 10)
     assert [int(on.sum()) for on in equal.values()] == [4, 4, 4]
 

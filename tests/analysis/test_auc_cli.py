@@ -84,11 +84,15 @@ def test_what_cannot_be_used_is_told_in_one_line(runs, capsys, words, code, line
     root = runs[0]
     head = "name,label,p0,p1\n"
     for name, text in {
-        "bad": "a,b\n1,2\n", "text": head + "x,1,0.5,much\n", "nan": head + "x,1,0.5,nan\n",
-        "twice": head + "x,1,0.5,0.5\nx,0,0.5,0.5\n", "few": head + "x,1,0.5,0.5\ny,0,0.1,0.9\n",
-        "other": head + "x,0,0.5,0.5\ny,1,0.1,0.9\n", "unknown": "name,size_px,types\nq,10,mass\n",
+        "bad": "a,b\n1,2\n",
+        "text": head + "x,1,0.5,much\n",
+        "nan": head + "x,1,0.5,nan\n",
+        "twice": head + "x,1,0.5,0.5\nx,0,0.5,0.5\n",
+        "few": head + "x,1,0.5,0.5\ny,0,0.1,0.9\n",
+        "other": head + "x,0,0.5,0.5\ny,1,0.1,0.9\n",
+        "unknown": "name,size_px,types\nq,10,mass\n",
         "size": "name,size_px,types\nm0,large,mass\n",
-    }.items():  # fmt: skip
+    }.items():
         (root / f"{name}.csv").write_text(text)
     assert main([word.format(root) for word in words]) == code
     errors = capsys.readouterr().err.strip().splitlines()

@@ -49,8 +49,10 @@ def test_what_a_table_is_stands_before_its_caption(page):
         style = f"getComputedStyle(document.querySelector('div.{kind} caption'), '::before')"
         assert page.run(f"{style}.content") == f'"{kind.upper()}"'
     letters = "getComputedStyle(document.querySelector('div.joined tr.{} td'))"
-    kinds = {k: page.run(f"[{letters.format(k)}.fontStyle, {letters.format(k)}.fontWeight].join()")
-             for k in ("measured", "published", "modelled")}  # fmt: skip
+    kinds = {
+        k: page.run(f"[{letters.format(k)}.fontStyle, {letters.format(k)}.fontWeight].join()")
+        for k in ("measured", "published", "modelled")
+    }
     assert kinds == {"measured": "normal,600", "published": "italic,400", "modelled": "normal,400"}
 
 
@@ -68,14 +70,23 @@ def test_every_link_and_table_is_reached_by_keyboard(page):
     stops = []
     for _ in range(MOST_STOPS):
         page.press(*TAB)
-        stops.append(page.run(
-            "(e => e.className || e.getAttribute('href') || e.tagName)(document.activeElement)"
-        ))  # fmt: skip
+        stops.append(page.run("(e => e.className || e.getAttribute('href') || e.tagName)(document.activeElement)"))
         if stops[-1] == "BODY":
             break
     assert stops[0] == "skip"
-    assert stops[1:9] == [f"#{name}" for name in ("measured", "figures", "joined", "modelled", "published",
-                                                  "contradictions", "problems-section", "provenance")]  # fmt: skip
+    assert stops[1:9] == [
+        f"#{name}"
+        for name in (
+            "measured",
+            "figures",
+            "joined",
+            "modelled",
+            "published",
+            "contradictions",
+            "problems-section",
+            "provenance",
+        )
+    ]
     reachable = page.run("[...document.querySelectorAll('.scroll')].filter(e => e.checkVisibility()).length")
     assert stops.count("scroll") == reachable > 8
     assert stops.count("SUMMARY") == page.run("document.querySelectorAll('summary').length") > 12

@@ -322,9 +322,7 @@ def test_classification_is_compared(tmp_path: Path):
     one, other = two(tmp_path, {**plain, "accuracy": 1.0, "auc": 1.0}, {**plain, "accuracy": 0.5, "auc": 0.75})
     for folder, lines in ((one, ("0.9", "0.8", "0.2", "0.1")), (other, ("0.9", "0.4", "0.6", "0.1"))):
         (folder / "predictions").mkdir()
-        text = "name,label,p0,p1\n" + "".join(
-            f"s{i},{i // 2},{p},{1 - float(p):.1f}\n" for i, p in enumerate(lines)
-        )
+        text = "name,label,p0,p1\n" + "".join(f"s{i},{i // 2},{p},{1 - float(p):.1f}\n" for i, p in enumerate(lines))
         (folder / "predictions" / "scores.csv").write_text(text)
     found = rows(compare_pair(read_side(one), read_side(other)))
     assert found["test AUC"].against == 0.25

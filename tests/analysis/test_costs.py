@@ -23,7 +23,7 @@ def tokens(n: int, p: int) -> Batch:
         leaf_xy=torch.zeros(1, n, 2, dtype=torch.int64, device="meta"),
         leaf_size=torch.ones(1, n, dtype=torch.int64, device="meta"),
         valid=torch.ones(1, n, dtype=torch.bool, device="meta"),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("patch", [4, 8, 16, 32, 64])

@@ -20,17 +20,30 @@ def runs_of(tmp_path, dice: dict[str, list[float]], seeds: int = 1) -> list:
         for seed in range(seeds):
             # every seed is off by as much, so that their mean is as given
             per_slide = {s: v + (seed - (seeds - 1) / 2) * 0.02 for s, v in zip(STEMS, values, strict=False)}
-            raw = record("demo_apf", experiment=name, seed=seed, run_id=f"r{seed}", dice_per_slide=per_slide,
-                         dice=float(np.mean(list(per_slide.values()))))
+            raw = record(
+                "demo_apf",
+                experiment=name,
+                seed=seed,
+                run_id=f"r{seed}",
+                dice_per_slide=per_slide,
+                dice=float(np.mean(list(per_slide.values()))),
+            )
             write_run(tmp_path, raw)
     return group_runs(load(tmp_path).ok)
 
 
 def test_hand_computed(tmp_path):
-    groups = runs_of(tmp_path, {
-        "open_x_apf": [0.6, 0.4], "open_x_unet": [0.5, 0.3], "open_y_apf": [0.9, 0.9], "open_y_unet": [0.45, 0.45],
-        "open_z_apf": [0.5, 0.5], "open_x_apf_token": [0.1, 0.1],
-    })
+    groups = runs_of(
+        tmp_path,
+        {
+            "open_x_apf": [0.6, 0.4],
+            "open_x_unet": [0.5, 0.3],
+            "open_y_apf": [0.9, 0.9],
+            "open_y_unet": [0.45, 0.45],
+            "open_z_apf": [0.5, 0.5],
+            "open_x_apf_token": [0.1, 0.1],
+        },
+    )
     pairs = find_pairs(groups, "open_*_apf", "open_*_unet")
     assert [name for name, _, _ in pairs] == ["x", "y"]
     x, y, both = gains(pairs)
@@ -64,8 +77,14 @@ def test_seeds_are_drawn_for_each_row_by_itself(tmp_path):
 
 def test_a_row_that_learned_less_than_a_rule_without_learning_is_named(tmp_path):
     for name, dice, otsu in (("open_x_apf", 0.6, 0.3), ("open_x_unetr", 0.3, 0.3), ("open_x_unet", 0.31, 0.3)):
-        raw = record("demo_apf", experiment=name, run_id="r", dice=dice, dice_per_slide=dict.fromkeys(STEMS, dice),
-                     floors={"all_foreground": 0.2, "otsu": otsu})  # fmt: skip
+        raw = record(
+            "demo_apf",
+            experiment=name,
+            run_id="r",
+            dice=dice,
+            dice_per_slide=dict.fromkeys(STEMS, dice),
+            floors={"all_foreground": 0.2, "otsu": otsu},
+        )
         write_run(tmp_path, raw)
     groups = group_runs(load(tmp_path).ok)
     (low,), (high,) = (gains(find_pairs(groups, "open_*_apf", f"open_*_{row}")) for row in ("unetr", "unet"))
@@ -87,8 +106,13 @@ def test_nothing_found(tmp_path):
 
 def test_scores_of_other_pixels_are_not_divided(tmp_path, capsys):
     for name, floor in (("open_x_apf", 0.16), ("open_x_unet", 0.14), ("open_x_unetr", 0.16)):
-        raw = record("demo_apf", experiment=name, run_id="r", dice_per_slide={STEMS[0]: 0.5, STEMS[1]: 0.4},
-                     floors={"all_foreground": floor})  # fmt: skip
+        raw = record(
+            "demo_apf",
+            experiment=name,
+            run_id="r",
+            dice_per_slide={STEMS[0]: 0.5, STEMS[1]: 0.4},
+            floors={"all_foreground": floor},
+        )
         write_run(tmp_path, raw)
     groups = group_runs(load(tmp_path).ok)
     with pytest.raises(RunsError, match="open_x_apf and open_x_unet were scored on other pixels of the same slides"):
@@ -101,8 +125,16 @@ def test_scores_of_other_pixels_are_not_divided(tmp_path, capsys):
     assert left_out.startswith("left out: open_*_apf over open_*_unet: open_x_apf and open_x_unet were scored on other")
     # A set that can be compared is not lost with the other.
     for name, floor in (("open_y_apf", 0.16), ("open_y_unet", 0.16)):
-        write_run(tmp_path, record("demo_apf", experiment=name, run_id="r", dice_per_slide={STEMS[0]: 0.5},
-                                   floors={"all_foreground": floor}))  # fmt: skip
+        write_run(
+            tmp_path,
+            record(
+                "demo_apf",
+                experiment=name,
+                run_id="r",
+                dice_per_slide={STEMS[0]: 0.5},
+                floors={"all_foreground": floor},
+            ),
+        )
     refused: list[RunsError] = []
     ((name, _, _),) = find_pairs(group_runs(load(tmp_path).ok), "open_*_apf", "open_*_unet", refused)
     assert name == "y" and [str(error) for error in refused] == [left_out.split(": ", 2)[2]]
@@ -123,8 +155,18 @@ def test_against_itself_is_nothing(tmp_path_factory, values):
 
 def test_what_is_left_out_and_other_budgets_are_told(tmp_path, capsys):
     for name, seconds in (("open_x_apf", 300.0), ("open_x_unet", 150.0), ("open_x_unetr", 301.0)):
-        write_run(tmp_path, record("demo_apf", experiment=name, run_id="r", train_seconds=seconds, steps=seconds,
-                                   epochs=seconds, dice_per_slide={STEMS[0]: 0.5, STEMS[1]: 0.4}))  # fmt: skip
+        write_run(
+            tmp_path,
+            record(
+                "demo_apf",
+                experiment=name,
+                run_id="r",
+                train_seconds=seconds,
+                steps=seconds,
+                epochs=seconds,
+                dice_per_slide={STEMS[0]: 0.5, STEMS[1]: 0.4},
+            ),
+        )
     lost = {"run_id": "lost", "seed": 1, "status": "oom", "reason": "full"}
     write_run(tmp_path, record("demo_apf", experiment="open_x_unet", **lost))
     assert main(["gains", str(tmp_path)]) == 0
@@ -134,8 +176,16 @@ def test_what_is_left_out_and_other_budgets_are_told(tmp_path, capsys):
     assert "lost: oom: full" in said.err
     # another setting of a row that only looks alike is no hindrance to the others
     for lr in (1, 2):
-        write_run(tmp_path, record("demo_apf", experiment="open_x_uniform_leaf_unet", run_id=f"r{lr}", global_batch=lr,
-                                   dice_per_slide={STEMS[0]: 0.5, STEMS[1]: 0.4}))  # fmt: skip
+        write_run(
+            tmp_path,
+            record(
+                "demo_apf",
+                experiment="open_x_uniform_leaf_unet",
+                run_id=f"r{lr}",
+                global_batch=lr,
+                dice_per_slide={STEMS[0]: 0.5, STEMS[1]: 0.4},
+            ),
+        )
     assert main(["gains", str(tmp_path)]) == 0
     said = capsys.readouterr()
     assert "left out: open_*_apf over open_*_uniform_leaf_unet: open_x_uniform_leaf_unet: its runs" in said.err

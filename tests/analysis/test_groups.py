@@ -57,8 +57,9 @@ def test_a_key_that_came_later_keeps_seeds_together_and_other_values_apart(tmp_p
 def test_one_run_on_two_machines_is_two_rows_with_names_of_their_own(tmp_path: Path):
     groups = load_all(tmp_path, record(), record(device_name="NVIDIA H200"))
     assert [g.label.removeprefix(f"demo_apf/{record()['run_id']} ") for g in groups] == [
-        "on AMD EPYC 7B13", "on NVIDIA H200",
-    ]  # fmt: skip
+        "on AMD EPYC 7B13",
+        "on NVIDIA H200",
+    ]
 
 
 def test_rows_that_nothing_else_tells_apart_are_named_by_their_folders(tmp_path: Path):
@@ -232,9 +233,12 @@ def test_the_sorted_baselines_find_what_a_search_over_all_rows_finds(kinds):
         search = [
             g
             for g in groups
-            if g.first.patching == "uniform" and g.first.model != "unet_tiled" and g.seconds_per_image
-            and g.first.samples_per_image == 1 and g.first.resolution == mine.resolution
-        ]  # fmt: skip
+            if g.first.patching == "uniform"
+            and g.first.model != "unet_tiled"
+            and g.seconds_per_image
+            and g.first.samples_per_image == 1
+            and g.first.resolution == mine.resolution
+        ]
         search.sort(
             key=lambda g: (
                 g is not group and bool(differences(mine, g.first)),

@@ -55,9 +55,11 @@ def test_each_data_set_has_its_own_best_run_and_floor(tmp_path: Path):
     top = text[: text.index("</dl>")]
     facts = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", top)
     assert [name for name, _ in facts][1:5] == [
-        "highest test Dice, demo_apf, 1,024 px", "highest floor of the same data (no learning)",
-        "highest test Dice, demo_uniform_tokens, 4,096 px", "highest floor of the same data (no learning)",
-    ]  # fmt: skip
+        "highest test Dice, demo_apf, 1,024 px",
+        "highest floor of the same data (no learning)",
+        "highest test Dice, demo_uniform_tokens, 4,096 px",
+        "highest floor of the same data (no learning)",
+    ]
     assert [value for _, value in facts][2:5:2] == ["0.200", "0.950"]
     with style():
         drawing = dice_against_cost(comparison)

@@ -26,8 +26,15 @@ def study(root: Path, mode: str, seeds=(0, 1), counts=(1, 2, 4), names=(APF, UNI
         for n in counts:
             for seed in seeds:
                 seconds = (0.1 / n if name == APF else 1 / n**0.5) * (1 + 0.1 * seed)
-                raw = record(name, seed=seed, gpus=n, nodes=-(-n // 2), global_batch=4 if mode == "strong" else n,
-                             seconds_per_image=seconds, run_id=f"{name}_g{n}_s{seed}")  # fmt: skip
+                raw = record(
+                    name,
+                    seed=seed,
+                    gpus=n,
+                    nodes=-(-n // 2),
+                    global_batch=4 if mode == "strong" else n,
+                    seconds_per_image=seconds,
+                    run_id=f"{name}_g{n}_s{seed}",
+                )
                 write_run(root, raw, folder=f"scaling-{mode}/{name}/{raw['run_id']}")
 
 
@@ -98,8 +105,9 @@ def test_trainings_of_one_name_that_differ_are_different_lines(tmp_path: Path):
     """A sweep over L keeps the experiment's name; no point of one length may stand on the line of another."""
     for length in (256, 1024):
         for n in (1, 2):
-            raw = record(APF, gpus=n, global_batch=4, length=length, seconds_per_image=length / n,
-                         run_id=f"L{length}_g{n}")  # fmt: skip
+            raw = record(
+                APF, gpus=n, global_batch=4, length=length, seconds_per_image=length / n, run_id=f"L{length}_g{n}"
+            )
             write_run(tmp_path, raw)
     series = series_of(group_runs(load(tmp_path).ok))
     assert [s.label for s in series] == ["demo_apf (apf, fsdp, L=1024)", "demo_apf (apf, fsdp, L=256)"]

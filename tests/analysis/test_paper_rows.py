@@ -156,8 +156,9 @@ def test_sizes_that_no_training_saw_have_columns(tmp_path: Path):
     raw = classifier("r", model="rivit", accuracy=0.5, accuracy_by_size={"256": 0.25, "999": 1.0})
     cells, _ = measured_cells("rivit", comparison(tmp_path, raw))
     assert {c.quantity: c.value for c in cells if c.quantity.startswith("accuracy")} == {
-        "accuracy": 50, "accuracy_256": 25
-    }  # fmt: skip
+        "accuracy": 50,
+        "accuracy_256": 25,
+    }
 
 
 def test_seconds_per_epoch(tmp_path: Path):

@@ -16,8 +16,14 @@ from analysis.stats import geomean
 def test_table2_speedups_and_their_geomean():
     speedups = table2_speedups(table2())
     assert {r: round(s, 2) for r, s in speedups.items()} == {
-        512: 7.49, 1024: 7.61, 4096: 5.77, 8192: 2.29, 16384: 2.91, 32768: 3.80, 65536: 2.31
-    }  # fmt: skip
+        512: 7.49,
+        1024: 7.61,
+        4096: 5.77,
+        8192: 2.29,
+        16384: 2.91,
+        32768: 3.80,
+        65536: 2.31,
+    }
     assert round(table2_geomean(table2()), 2) == 4.09
 
 
@@ -45,18 +51,59 @@ def test_depth_agrees_with_resolution_and_patch():
 
 # What a quantity may be measured in; a quantity that is not here is a misspelling.
 UNITS = {
-    "accuracy": "%", "accuracy_256": "%", "accuracy_320": "%", "accuracy_gain": "point", "ap_gain": "point",
-    "auc_asymmetry": "%", "auc_calcifications": "%", "auc_distortion": "%", "auc_gain": "point", "auc_image": "%",
-    "auc_mass": "%", "auc_patch": "%", "complexity": "text", "depth": "level", "dice": "%", "gflops": "GFLOP",
-    "gpus": "gpu", "growth": "text", "images": "image", "images_per_s": "image/s", "implementation": "text",
-    "inference_ms": "ms", "linear_approximation": "text", "mean_gain": "%", "mean_patch": "px", "memory_saved": "%",
-    "merits_demerits": "text", "method": "text", "miou_gain": "point", "model": "text", "negative_images": "image",
-    "optimiser": "text", "parameters": "M", "patch_sides": "text", "positive_images": "image",
-    "preprocessing_seconds": "s", "scales": "text", "seconds": "s", "seconds_per_epoch": "s", "seconds_per_image": "s",
-    "speedup": "ratio", "speedup_geomean": "ratio", "speedup_to_convergence": "ratio", "split_value": "edge px",
-    "stated_gain": "%", "time_saved": "%", "tokens": "token", "tokens_max": "token", "tokens_min": "token",
-    "top1": "%", "top1_gain": "point", "top5": "%",
-}  # fmt: skip
+    "accuracy": "%",
+    "accuracy_256": "%",
+    "accuracy_320": "%",
+    "accuracy_gain": "point",
+    "ap_gain": "point",
+    "auc_asymmetry": "%",
+    "auc_calcifications": "%",
+    "auc_distortion": "%",
+    "auc_gain": "point",
+    "auc_image": "%",
+    "auc_mass": "%",
+    "auc_patch": "%",
+    "complexity": "text",
+    "depth": "level",
+    "dice": "%",
+    "gflops": "GFLOP",
+    "gpus": "gpu",
+    "growth": "text",
+    "images": "image",
+    "images_per_s": "image/s",
+    "implementation": "text",
+    "inference_ms": "ms",
+    "linear_approximation": "text",
+    "mean_gain": "%",
+    "mean_patch": "px",
+    "memory_saved": "%",
+    "merits_demerits": "text",
+    "method": "text",
+    "miou_gain": "point",
+    "model": "text",
+    "negative_images": "image",
+    "optimiser": "text",
+    "parameters": "M",
+    "patch_sides": "text",
+    "positive_images": "image",
+    "preprocessing_seconds": "s",
+    "scales": "text",
+    "seconds": "s",
+    "seconds_per_epoch": "s",
+    "seconds_per_image": "s",
+    "speedup": "ratio",
+    "speedup_geomean": "ratio",
+    "speedup_to_convergence": "ratio",
+    "split_value": "edge px",
+    "stated_gain": "%",
+    "time_saved": "%",
+    "tokens": "token",
+    "tokens_max": "token",
+    "tokens_min": "token",
+    "top1": "%",
+    "top1_gain": "point",
+    "top5": "%",
+}
 
 
 @pytest.mark.parametrize("stem", sorted(read_all()))
@@ -118,16 +165,26 @@ def test_the_contradictions_are_found():
     text = [f"{c.where}: {c.says} | {c.but}" for c in found]
     assert len(found) == 22
     for words in (
-        ("1K APF-8", "L = 1,024", "L = 784"), ("4K APF-16", "L = 2,116", "L = 1,024"),
-        ("1K UNETR-8", "on 8 GPUs", "on 32 GPUs"), ("4K APF-16", "on 128 GPUs", "on 32 GPUs"),
-        ("8K APF-16", "on 256 GPUs", "on 64 GPUs"), ("32K APF-32", "on 1,024 GPUs", "on 256 GPUs"),
-        ("64K APF-32", "on 2,048 GPUs", "on 512 GPUs"), ("8192", "78.31, 77.61, 76.13", "32768"),
-        ("512 px", "4.11 %", "1.31 % over 512 UNETR-4"), ("1024 px", "7.10 %", "3.57 % over 1K UNETR-8"),
-        ("64K", "4x", "2.31x"), ("abstract", "6.9x", "4.09x"), ("5.5 %", "5.27 %", "5.46 %"),
+        ("1K APF-8", "L = 1,024", "L = 784"),
+        ("4K APF-16", "L = 2,116", "L = 1,024"),
+        ("1K UNETR-8", "on 8 GPUs", "on 32 GPUs"),
+        ("4K APF-16", "on 128 GPUs", "on 32 GPUs"),
+        ("8K APF-16", "on 256 GPUs", "on 64 GPUs"),
+        ("32K APF-32", "on 1,024 GPUs", "on 256 GPUs"),
+        ("64K APF-32", "on 2,048 GPUs", "on 512 GPUs"),
+        ("8192", "78.31, 77.61, 76.13", "32768"),
+        ("512 px", "4.11 %", "1.31 % over 512 UNETR-4"),
+        ("1024 px", "7.10 %", "3.57 % over 1K UNETR-8"),
+        ("64K", "4x", "2.31x"),
+        ("abstract", "6.9x", "4.09x"),
+        ("5.5 %", "5.27 %", "5.46 %"),
         ("distortion", "+5.0", "4.5"),
-        ("asymmetry", "+4.5", "5.0"), ("sinusoidal conv", "77.93", "78.01"), ("3090", "64.3", "58.9"),
-        ("64K", "7.03", "7.65"), ("64K", "patch 512", "patch 1024"),
-    ):  # fmt: skip
+        ("asymmetry", "+4.5", "5.0"),
+        ("sinusoidal conv", "77.93", "78.01"),
+        ("3090", "64.3", "58.9"),
+        ("64K", "7.03", "7.65"),
+        ("64K", "patch 512", "patch 1024"),
+    ):
         assert sum(all(w in t for w in words) for t in text) == 1, words
 
 
@@ -259,9 +316,16 @@ def test_the_kept_tables_are_what_the_command_makes(folder, command, names, caps
 
 @pytest.mark.parametrize(
     "folder",
-    ["open_cpu", "open_cpu_300s", "open_cpu_4_blocks", "open_cpu_ablations", "open_cpu_controls",
-     "open_cpu_resolution", "open_cpu_standardised"],
-)  # fmt: skip
+    [
+        "open_cpu",
+        "open_cpu_300s",
+        "open_cpu_4_blocks",
+        "open_cpu_ablations",
+        "open_cpu_controls",
+        "open_cpu_resolution",
+        "open_cpu_standardised",
+    ],
+)
 def test_the_results_page_shows_the_kept_gains(folder):
     kept = REFERENCE.parent / "measured" / folder
     page = (kept / "README.md").read_text()

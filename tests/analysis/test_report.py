@@ -161,8 +161,16 @@ def test_the_page_is_the_same_every_time(runs_dir: Path, drawings, html: str):
 
 def test_hostile_text_stays_text(tmp_path: Path):
     evil = "<script>alert('x')</script>\"&|$_%$\\frac$"
-    raw = record("demo_apf", experiment=evil, model=evil, commit=evil, data=evil, floors={evil: 0.1}, dice=0.5,
-                 dice_per_slide={evil: 0.4, "b": 0.6})  # fmt: skip
+    raw = record(
+        "demo_apf",
+        experiment=evil,
+        model=evil,
+        commit=evil,
+        data=evil,
+        floors={evil: 0.1},
+        dice=0.5,
+        dice_per_slide={evil: 0.4, "b": 0.6},
+    )
     run = write_run(tmp_path / "runs", raw, folder="x")
     write_metrics(run, raw)
     assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path)]) == 0
@@ -196,9 +204,14 @@ def test_a_bare_record_is_enough_for_a_page(tmp_path: Path):
 
 def test_every_figure_has_its_data(drawings):
     assert {d.slug for d in drawings} == {
-        "training_curves", "sequence_lengths", "dice_against_cost", "dice_per_slide", "predictions", "against_tokens",
+        "training_curves",
+        "sequence_lengths",
+        "dice_against_cost",
+        "dice_per_slide",
+        "predictions",
+        "against_tokens",
         "preparation",
-    }  # fmt: skip
+    }
 
 
 def test_figures_are_written_in_three_forms(tmp_path: Path):

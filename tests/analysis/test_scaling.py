@@ -95,11 +95,16 @@ def test_reading_costs_only_what_the_arithmetic_does_not_hide():
 def various(rng, n=40):
     """Steps that tell all terms apart: other sizes, batches, widths, GPUs."""
     return [
-        Work(int(rng.choice([1, 2, 4, 8, 16, 64, 256])), float(rng.integers(1, 5)),
-             encoder_flops(int(rng.choice([256, 1024, 4096, 16384])), 768, 12), float(rng.choice([1e9, 5e10, 2e12])),
-             int(rng.choice([2e6, 9e7, 6e8])), shard=int(rng.choice([1, 8])))
+        Work(
+            int(rng.choice([1, 2, 4, 8, 16, 64, 256])),
+            float(rng.integers(1, 5)),
+            encoder_flops(int(rng.choice([256, 1024, 4096, 16384])), 768, 12),
+            float(rng.choice([1e9, 5e10, 2e12])),
+            int(rng.choice([2e6, 9e7, 6e8])),
+            shard=int(rng.choice([1, 8])),
+        )
         for _ in range(n)
-    ]  # fmt: skip
+    ]
 
 
 @settings(max_examples=15, deadline=None)
@@ -123,10 +128,14 @@ def test_it_recovers_its_own_factors_behind_reading_saving_and_uneven_lengths(se
     rng = np.random.default_rng(seed)
     truth = Fit(dict(zip(FACTORS, [*values, fixed], strict=True)))
     works = [
-        dataclasses.replace(one, spread=tuple(rng.uniform(0.2, 1.8, 20)) if rng.random() < 0.5 else (),
-                            image_bytes=float(rng.choice([0, 1e6, 3e9])), save_every_s=600.0)
+        dataclasses.replace(
+            one,
+            spread=tuple(rng.uniform(0.2, 1.8, 20)) if rng.random() < 0.5 else (),
+            image_bytes=float(rng.choice([0, 1e6, 3e9])),
+            save_every_s=600.0,
+        )
         for one in various(rng, 60)
-    ]  # fmt: skip
+    ]
     parts = [terms(w, FRONTIER, truth) for w in works]
     times = [sum(p.values()) for p in parts]
     assert any(p["data"] > 0 for p in parts) and any(p["imbalance"] > 0 for p in parts)
@@ -245,8 +254,17 @@ def runs_at(root, counts, scale=1.0):
             folder = root / "demo_apf" / f"g{n}_s{seed}"
             folder.mkdir(parents=True)
             seconds = scale * (0.2 / n + 0.01) * (1 + 0.02 * seed)
-            raw = record("demo_apf", seed=seed, gpus=n, nodes=1, global_batch=8, seconds_per_image=seconds,
-                         images_per_s=1 / seconds, timed_steps=50, run_id=f"g{n}_s{seed}")  # fmt: skip
+            raw = record(
+                "demo_apf",
+                seed=seed,
+                gpus=n,
+                nodes=1,
+                global_batch=8,
+                seconds_per_image=seconds,
+                images_per_s=1 / seconds,
+                timed_steps=50,
+                run_id=f"g{n}_s{seed}",
+            )
             (folder / "record.json").write_text(json.dumps(raw))
             config = load_experiment("demo_apf", ["train.batch=8", f"train.seed={seed}"])
             (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
@@ -353,9 +371,12 @@ def test_command_with_and_without_records(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "Held out" in shown and "Modelled, not measured" in shown and "Published times" in shown
     assert {p.name for p in out.glob("*.md")} == {
-        "scaling_held_out.md", "scaling_published.md", "scaling_weak.md", "scaling_fit_local.md",
+        "scaling_held_out.md",
+        "scaling_published.md",
+        "scaling_weak.md",
+        "scaling_fit_local.md",
         "scaling_fit_frontier.md",
-    }  # fmt: skip
+    }
     assert (out / "scaling_weak.png").stat().st_size > 10_000
     assert "assumed" in (out / "scaling_fit_frontier.md").read_text()
     assert "fitted" in (out / "scaling_fit_local.md").read_text()
@@ -364,12 +385,14 @@ def test_command_with_and_without_records(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["--gpus", "1,x"], "--gpus='1,x'"), (["--site", "summit"], "summit"),
+        (["--gpus", "1,x"], "--gpus='1,x'"),
+        (["--site", "summit"], "summit"),
         (["--experiments", "hiri_vit"], "hiri_vit"),
-        (["--images", "0"], "--images must be positive"), (["--read-mb-s", "-1"], "--read-mb-s must be positive"),
+        (["--images", "0"], "--images must be positive"),
+        (["--read-mb-s", "-1"], "--read-mb-s must be positive"),
         (["nowhere"], "nowhere"),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments_are_one_line(words, reason, capsys):
     assert main(["scaling", *words]) == 64
     told = capsys.readouterr().err.strip()

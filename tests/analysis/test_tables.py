@@ -394,8 +394,13 @@ def test_ctrl_c_is_one_line(tmp_path: Path):
     os.mkfifo(tmp_path / "record.json")
     command = [sys.executable, "-m", "analysis", "report", str(tmp_path), "--out", str(tmp_path / "out")]
     # A shell's background job, as CI may be, hands down that the signal is ignored.
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     with (tmp_path / "record.json").open("w"):
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)

@@ -64,8 +64,18 @@ def write_slide(path: Path, side_px: int) -> None:
                 y, x = row % per_field * TILE_PX, column % per_field * TILE_PX
                 yield np.ascontiguousarray(block[y : y + TILE_PX, x : x + TILE_PX])
 
-    tifffile.imwrite(path, tiles(), shape=(side_px, side_px, 3), dtype=np.uint8, tile=(TILE_PX, TILE_PX),
-                     photometric="rgb", compression="jpeg", compressionargs={"level": 90}, bigtiff=True, metadata=None)
+    tifffile.imwrite(
+        path,
+        tiles(),
+        shape=(side_px, side_px, 3),
+        dtype=np.uint8,
+        tile=(TILE_PX, TILE_PX),
+        photometric="rgb",
+        compression="jpeg",
+        compressionargs={"level": 90},
+        bigtiff=True,
+        metadata=None,
+    )
 
 
 def decode(path: Path) -> None:
@@ -138,8 +148,11 @@ def bench_tree(side_px: int = 8192, p_min: int = 8) -> None:
     ours_s, leaves = min((timed(ours) for _ in range(3)), key=lambda pair: pair[0])
     scan_s, expected = timed(lambda: list_scan(edges, p_min, LENGTH))
     assert sorted(zip(*leaves.xy.T.tolist(), leaves.size.tolist(), strict=True)) == expected, "trees differ"
-    print(f"tree    {side_px} x {side_px}, L={LENGTH}, same {len(leaves)} leaves: {1000 * ours_s:.0f} ms, list scan "
-          f"{scan_s:.2f} s: {scan_s / ours_s:.0f} x faster (target >= 20)", flush=True)
+    print(
+        f"tree    {side_px} x {side_px}, L={LENGTH}, same {len(leaves)} leaves: {1000 * ours_s:.0f} ms, list scan "
+        f"{scan_s:.2f} s: {scan_s / ours_s:.0f} x faster (target >= 20)",
+        flush=True,
+    )
 
 
 def bench_build(side_px: int, repeats: int) -> None:
@@ -152,8 +165,10 @@ def bench_build(side_px: int, repeats: int) -> None:
     decode_s, build_s = (min(run[i]["seconds"] for run in runs) for i in (0, 1))
     cpu_ratio = min(run["cpu_s"] for _, run in runs) / min(run["cpu_s"] for run, _ in runs)
     peak_gib = max(run["peak_gib"] for _, run in runs)
-    print(f"build   {side_px} x {side_px}, {how}: {build_s:.1f} s, decoding alone {decode_s:.1f} s: "
-          f"{build_s / decode_s:.2f} x, {cpu_ratio:.2f} x in processor time (target <= 4)")
+    print(
+        f"build   {side_px} x {side_px}, {how}: {build_s:.1f} s, decoding alone {decode_s:.1f} s: "
+        f"{build_s / decode_s:.2f} x, {cpu_ratio:.2f} x in processor time (target <= 4)"
+    )
     print(f"memory  peak resident set of that build {peak_gib:.2f} GiB (target < 1.5)", flush=True)
 
 

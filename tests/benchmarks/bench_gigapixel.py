@@ -114,16 +114,25 @@ def build(path: Path, side_px: int, options: list[str], ranks: int, masks: Path 
         env = {**os.environ, "OMP_NUM_THREADS": "1", "BENCH_ARGS": json.dumps(args), "BENCH_PEAKS": str(peaks)}
         launch = [mpiexec(), "-n", str(ranks)] if ranks > 1 else []
         started_s = time.perf_counter()
-        subprocess.run([*launch, sys.executable, __file__, "--rank"], env=env, cwd=ROOT, check=True,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            [*launch, sys.executable, __file__, "--rank"],
+            env=env,
+            cwd=ROOT,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         whole_s = time.perf_counter() - started_s
         log = json.loads((out / "build_log.jsonl").read_text().splitlines()[-1])
         assert log["status"] == "done", log["reason"]
         return {
-            "seconds": log["seconds"], "with_start_s": whole_s, "stages": log["stage_seconds"], **log["counted"],
+            "seconds": log["seconds"],
+            "with_start_s": whole_s,
+            "stages": log["stage_seconds"],
+            **log["counted"],
             "peak_gib": max(float(file.read_text()) for file in peaks.iterdir()),
             "bytes": next(out.glob("*.tokens.h5")).read_bytes(),
-        }  # fmt: skip
+        }
 
 
 def best(runs: list[dict]) -> dict:
@@ -135,9 +144,12 @@ def gigapixel(path: Path, mask: Path, side_px: int, repeats: int) -> list[dict]:
     bare = best([result(start("decode", path, side_px)) for _ in range(repeats)])
     pair = [start("decode", path, side_px) for _ in range(2)]
     together_s = max(result(process)["seconds"] for process in pair)
-    print(f"decode    {side_px} x {side_px}, {bare['bytes'] / 2**20:.0f} MiB of tiles: {bare['seconds']:.1f} s, "
-          f"{bare['pixels'] / bare['seconds'] / 1e6:.0f} Mpx/s; two at once take {together_s:.1f} s each, so two ranks "
-          f"can reach an efficiency of {bare['seconds'] / together_s:.2f}", flush=True)
+    print(
+        f"decode    {side_px} x {side_px}, {bare['bytes'] / 2**20:.0f} MiB of tiles: {bare['seconds']:.1f} s, "
+        f"{bare['pixels'] / bare['seconds'] / 1e6:.0f} Mpx/s; two at once take {together_s:.1f} s each, so two ranks "
+        f"can reach an efficiency of {bare['seconds'] / together_s:.2f}",
+        flush=True,
+    )
     rows.append({"what": "bare decode", "seconds": bare["seconds"], "two_at_once_s": together_s})
     for name, options in CASES:
         for masks in (None, mask.parent) if name == CASES[0][0] else (None,):
@@ -146,15 +158,24 @@ def gigapixel(path: Path, mask: Path, side_px: int, repeats: int) -> list[dict]:
             assert one["bytes"] == two["bytes"], "one and two ranks gave different token files"
             ratio, efficiency = one["seconds"] / bare["seconds"], one["seconds"] / (2 * two["seconds"])
             label = name + (", with mask" if masks else "")
-            print(f"build     {label}: 1 rank {one['seconds']:.1f} s, {ratio:.2f} x bare decoding (target <= 2.0); "
-                  f"2 ranks {two['seconds']:.1f} s, efficiency {efficiency:.2f} (target >= 0.9); "
-                  f"peak {max(one['peak_gib'], two['peak_gib']):.2f} GiB per rank (target <= 1); "
-                  f"decoded {one['decoded_px'] / bare['pixels']:.2f} x the slide (target <= 1.5), "
-                  f"{100 * one['blocks_skipped'] / one['blocks_total']:.0f} % of blocks skipped", flush=True)
+            print(
+                f"build     {label}: 1 rank {one['seconds']:.1f} s, {ratio:.2f} x bare decoding (target <= 2.0); "
+                f"2 ranks {two['seconds']:.1f} s, efficiency {efficiency:.2f} (target >= 0.9); "
+                f"peak {max(one['peak_gib'], two['peak_gib']):.2f} GiB per rank (target <= 1); "
+                f"decoded {one['decoded_px'] / bare['pixels']:.2f} x the slide (target <= 1.5), "
+                f"{100 * one['blocks_skipped'] / one['blocks_total']:.0f} % of blocks skipped",
+                flush=True,
+            )
             print("          stages of 1 rank: " + ", ".join(f"{k} {v:.1f} s" for k, v in one["stages"].items()))
-            rows.append({"what": label, "ratio": ratio, "efficiency": efficiency,
-                         **{f"one_{k}": v for k, v in one.items() if k != "bytes"},
-                         **{f"two_{k}": v for k, v in two.items() if k != "bytes"}})
+            rows.append(
+                {
+                    "what": label,
+                    "ratio": ratio,
+                    "efficiency": efficiency,
+                    **{f"one_{k}": v for k, v in one.items() if k != "bytes"},
+                    **{f"two_{k}": v for k, v in two.items() if k != "bytes"},
+                }
+            )
     return rows
 
 
@@ -165,11 +186,21 @@ def whole_image(folder: Path) -> list[dict]:
     theirs = result(start("usual", path, side_px))
     options = ["--patch", "8", "--length", "16384", "--thresholds", "100,200"]
     ours = build(path, side_px, options, 1, None)
-    print(f"whole     {side_px} x {side_px}, p=8 L=16384: OpenSlide + OpenCV + list scan {theirs['seconds']:.1f} s and "
-          f"{theirs['peak_gib']:.1f} GiB, build {ours['seconds']:.1f} s and {ours['peak_gib']:.2f} GiB: "
-          f"{theirs['seconds'] / ours['seconds']:.0f} x faster (target >= 10)", flush=True)
-    return [{"what": "whole image at 16K", "theirs_s": theirs["seconds"], "theirs_peak_gib": theirs["peak_gib"],
-             "ours_s": ours["seconds"], "ours_peak_gib": ours["peak_gib"]}]
+    print(
+        f"whole     {side_px} x {side_px}, p=8 L=16384: OpenSlide + OpenCV + list scan {theirs['seconds']:.1f} s and "
+        f"{theirs['peak_gib']:.1f} GiB, build {ours['seconds']:.1f} s and {ours['peak_gib']:.2f} GiB: "
+        f"{theirs['seconds'] / ours['seconds']:.0f} x faster (target >= 10)",
+        flush=True,
+    )
+    return [
+        {
+            "what": "whole image at 16K",
+            "theirs_s": theirs["seconds"],
+            "theirs_peak_gib": theirs["peak_gib"],
+            "ours_s": ours["seconds"],
+            "ours_peak_gib": ours["peak_gib"],
+        }
+    ]
 
 
 def make(path: Path, mask: Path | None, side_px: int) -> None:
@@ -184,10 +215,22 @@ def environment() -> dict[str, str]:
     import imagecodecs
 
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), platform.machine())
-    return {"commit": commit, "processor": model, "cores": str(len(os.sched_getaffinity(0))),
-            "python": platform.python_version(), "opencv": cv2.__version__, "imagecodecs": imagecodecs.__version__}
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    return {
+        "commit": commit,
+        "processor": model,
+        "cores": str(len(os.sched_getaffinity(0))),
+        "python": platform.python_version(),
+        "opencv": cv2.__version__,
+        "imagecodecs": imagecodecs.__version__,
+    }
 
 
 def main() -> None:

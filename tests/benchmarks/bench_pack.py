@@ -75,8 +75,10 @@ def main() -> None:
         pairs = [(read(folder), read(pack)) for _ in range(3)]
         files_s, pack_s = (min(pair[i] for pair in pairs) for i in (0, 1))
         each_ms = [1e3 * seconds / args.files for seconds in (files_s, pack_s)]
-        print(f"read      {args.files} samples of {one:.1f} MiB (in the page cache): per file {each_ms[0]:.1f} ms, "
-              f"packed {each_ms[1]:.1f} ms each: {pack_s / files_s:.2f} x the time")
+        print(
+            f"read      {args.files} samples of {one:.1f} MiB (in the page cache): per file {each_ms[0]:.1f} ms, "
+            f"packed {each_ms[1]:.1f} ms each: {pack_s / files_s:.2f} x the time"
+        )
         found = [calls(each) for each in (folder, pack)]
         for kind in ("openat", "pread64", "preadv", "read", "newfstatat", "lseek", "fstat") if all(found) else ():
             counts = [each.get(kind, 0) for each in found]

@@ -51,8 +51,10 @@ def line(name: str, spent_s: float, pixels: int) -> None:
 
 def tissue(side: int) -> np.ndarray:
     fields = texture()
-    rows = [np.hstack([mosaic_block(fields, r, c) for c in range(max(1, side // 1024))])
-            for r in range(max(1, side // 1024))]  # fmt: skip
+    rows = [
+        np.hstack([mosaic_block(fields, r, c) for c in range(max(1, side // 1024))])
+        for r in range(max(1, side // 1024))
+    ]
     return np.ascontiguousarray(np.vstack(rows)[:side, :side])
 
 
@@ -98,8 +100,18 @@ def bench_stages(rgb: np.ndarray, patch: int) -> None:
 
     def find(at: tuple[int, int], lo: int, counted: bool) -> tuple[np.ndarray, np.ndarray]:
         (x, y), (across, down) = (at[0] + halo, at[1] + halo), sizes[at]
-        n = maxima(gray, frame, (x, y, x + across, y + down), gaussian(BLUR), lo, frame[2:] if counted else (0, 0),
-                   hist, (0, across), place, size)  # fmt: skip
+        n = maxima(
+            gray,
+            frame,
+            (x, y, x + across, y + down),
+            gaussian(BLUR),
+            lo,
+            frame[2:] if counted else (0, 0),
+            hist,
+            (0, across),
+            place,
+            size,
+        )
         return place[:n], size[:n]
 
     for at in corners:
@@ -149,8 +161,15 @@ def bench_against_decode(rgb: np.ndarray, share: float, patch: int) -> None:
     picture = slide_like(rgb, share)
     with tempfile.TemporaryDirectory(prefix="bench_region_") as folder:
         path = Path(folder) / "slide.tif"
-        tifffile.imwrite(path, picture, tile=(TILE_PX, TILE_PX), photometric="rgb", compression="jpeg",
-                         compressionargs={"level": 90}, metadata=None)
+        tifffile.imwrite(
+            path,
+            picture,
+            tile=(TILE_PX, TILE_PX),
+            photometric="rgb",
+            compression="jpeg",
+            compressionargs={"level": 90},
+            metadata=None,
+        )
         decode_s = seconds(lambda: tifffile.imread(path, maxworkers=1))
         picture = tifffile.imread(path, maxworkers=1)  # with what JPEG adds
     print(f"{share:.0%} tissue on white, {side} x {side}, against decoding it from JPEG tiles of {TILE_PX} px")
@@ -159,8 +178,10 @@ def bench_against_decode(rgb: np.ndarray, share: float, patch: int) -> None:
         scan_s, edges_s = region_seconds(picture, spec)
         line(f"thresholds {name}: scan and edges", scan_s + edges_s, side * side)
         total = decode_s + scan_s + edges_s
-        print(f"  with decoding {total / decode_s:.2f} x the bare decode, "
-              f"{1 + (scan_s + edges_s) / (2.4e-9 * side * side):.2f} x one of 2.4 ns/px")  # fmt: skip
+        print(
+            f"  with decoding {total / decode_s:.2f} x the bare decode, "
+            f"{1 + (scan_s + edges_s) / (2.4e-9 * side * side):.2f} x one of 2.4 ns/px"
+        )
 
 
 def main() -> None:

@@ -18,8 +18,15 @@ WSI = ROOT / "data_prep" / "sample_data" / "wsi"
 TREE = ["--resolution", "1024", "--patch", "16", "--length", "256"]
 
 
-def make_set(size_px: int = 256, p: int = 8, length: int = 64, content_wh=(200, 256), classes: int = 2, seed: int = 0,
-             masks: bool = True) -> TokenSet:
+def make_set(
+    size_px: int = 256,
+    p: int = 8,
+    length: int = 64,
+    content_wh=(200, 256),
+    classes: int = 2,
+    seed: int = 0,
+    masks: bool = True,
+) -> TokenSet:
     """Tokens of a random picture, by the real functions."""
     assert is_power_of_two(size_px)
     rng = np.random.default_rng(seed)
@@ -28,8 +35,13 @@ def make_set(size_px: int = 256, p: int = 8, length: int = 64, content_wh=(200, 
     ids = np.repeat(np.repeat(rng.integers(0, classes + 1, (size_px // 4, size_px // 4), np.uint8), 4, 0), 4, 1)
     counts = rng.integers(0, 60, (size_px // p, size_px // p)) ** 2
     return cut(
-        lambda x, y, w, h: picture[y : y + h, x : x + w], budget_tree(counts, p, length), p, size_px, content_wh,
-        read_mask=(lambda x, y, w, h: ids[y : y + h, x : x + w]) if masks else None, classes=classes,
+        lambda x, y, w, h: picture[y : y + h, x : x + w],
+        budget_tree(counts, p, length),
+        p,
+        size_px,
+        content_wh,
+        read_mask=(lambda x, y, w, h: ids[y : y + h, x : x + w]) if masks else None,
+        classes=classes,
     )
 
 

@@ -33,7 +33,7 @@ def region(points: Points, negative: bool = False, number: int = 1) -> str:
 def layer(number: int, *regions: str, colour: int = 65280, name: str = "", value: str = "") -> str:
     attributes = f'<Attributes><Attribute Name="Description" Id="0" Value="{value}"/></Attributes>'
     head = f'<Annotation Id="{number}" Name="{name}" LineColor="{colour}">{attributes}'
-    return head + '<Regions><RegionAttributeHeaders/>' + "".join(regions) + "</Regions></Annotation>"
+    return head + "<Regions><RegionAttributeHeaders/>" + "".join(regions) + "</Regions></Annotation>"
 
 
 def image_scope(path: Path, *layers: str) -> Path:
@@ -80,9 +80,7 @@ def test_each_pixel_against_fractions() -> None:
         expected = [[exact_inside(boxes, x, y) for x in range(16)] for y in range(16)]
         np.testing.assert_array_equal(drawn, np.array(expected, np.uint8))
         slanted = Polygons([Shape(1, [Ring(np.array(points))])]).draw(0, 0, 16, 16)
-        on_edge = [
-            (x, y) for x in range(16) for y in range(16) if exact_inside([points], x, y) != bool(slanted[y, x])
-        ]
+        on_edge = [(x, y) for x in range(16) for y in range(16) if exact_inside([points], x, y) != bool(slanted[y, x])]
         for x, y in on_edge:  # only where the edge runs through the centre, up to rounding
             near = [exact_inside([[(px + dx, py) for px, py in points]], x, y) for dx in (-(2.0**-40), 2.0**-40)]
             assert len(set(near)) == 2
@@ -331,7 +329,7 @@ def test_bad_geojson(tmp_path: Path) -> None:
         "without a list of features": '{"type": "FeatureCollection"}',
         "not lists of x and y": '{"type": "Polygon", "coordinates": [[1, 2, 3]]}',
         "coordinate inf is no pixel": '{"type": "Polygon", "coordinates": [[[1, 2], [Infinity, 2], [3, 3]]]}',
-        "int too large": '{"type": "Polygon", "coordinates": [[[1, 2], [' + "9" * 400 + ', 2], [3, 3]]]}',
+        "int too large": '{"type": "Polygon", "coordinates": [[[1, 2], [' + "9" * 400 + ", 2], [3, 3]]]}",
         "geometries are not a list": '{"type": "GeometryCollection", "geometries": 5}',
         "geometry 'Circle' is unknown": '{"type": "Feature", "geometry": {"type": "Circle"}}',
         "properties of a feature are not an object": '{"type": "Feature", "properties": 3, "geometry": null}',

@@ -71,7 +71,8 @@ BAD_ARGUMENTS = {
         "--auto-quantile 0.8: only with --patching apf and --thresholds auto",
     ),
     "quantile-uniform": (
-        "--resolution 64 --patch 16 --patching uniform --auto-quantile 0.95", "--auto-quantile 0.95: only with",
+        "--resolution 64 --patch 16 --patching uniform --auto-quantile 0.95",
+        "--auto-quantile 0.95: only with",
     ),
     "classes": ("--resolution 1024 --patch 16 --length 64 --classes 0", "--classes 0: must be 1 to 255"),
     "tile": ("--resolution 1024 --patch 16 --length 64 --tile 8", "--tile 8: must be 64 to 16384 pixels"),
@@ -210,7 +211,11 @@ def test_a_write_that_really_fails(tmp_path: Path):
     images, _ = some_slides(tmp_path, 2)
     out = tmp_path / "out"
     done = subprocess.run(
-        command("build", images, "--out", out, *TREE), cwd=ROOT, env=plain_env(), capture_output=True, text=True,
+        command("build", images, "--out", out, *TREE),
+        cwd=ROOT,
+        env=plain_env(),
+        capture_output=True,
+        text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536)),
     )
     assert done.returncode == 1, done.stderr
@@ -255,8 +260,20 @@ def test_exit_codes_of_the_process(tmp_path: Path):
     done = run("--help")
     assert done.returncode == 0
     listed = done.stdout.split("commands:")[1]
-    for name in ("build", "verify", "inspect", "synth", "convert", "doctor", "export", "volume", "volume score",
-                 "volume reassemble", "pack", "unpack"):
+    for name in (
+        "build",
+        "verify",
+        "inspect",
+        "synth",
+        "convert",
+        "doctor",
+        "export",
+        "volume",
+        "volume score",
+        "volume reassemble",
+        "pack",
+        "unpack",
+    ):
         assert re.search(rf"^    {name}  +\w", listed, re.MULTILINE), name
 
 

@@ -49,8 +49,16 @@ CASES = {
     "fine patches": {"resolution": 1024, "patch": 1, "length": 4096, "masks": True},
     "coarse patches": {"resolution": 1024, "patch": 64, "length": 16, "masks": True, "thresholds": (50, 100)},
     "threshold rule": {"resolution": 1024, "patch": 2, "split_value": 30, "masks": True},
-    "as the paper": {"resolution": 1024, "patch": 4, "split_value": 50, "length": 300, "fit": "drop",
-                     "thresholds": (100, 200), "packing": "strip", "masks": True},
+    "as the paper": {
+        "resolution": 1024,
+        "patch": 4,
+        "split_value": 50,
+        "length": 300,
+        "fit": "drop",
+        "thresholds": (100, 200),
+        "packing": "strip",
+        "masks": True,
+    },
     "frame larger than slide": {"resolution": 4096, "patch": 16, "length": 512, "masks": True},
     "scaled down": {"resolution": 512, "patch": 8, "length": 200, "masks": True},
     "few leaves": {"resolution": 1024, "patch": 2, "length": 4, "masks": True},
@@ -115,8 +123,13 @@ def _killed_build(out: Path, after_s: float, rng: random.Random) -> bool:
     """Start a build on 2 ranks, kill -9 one of them after a while; whether it was still running."""
     mpiexec = Path(sys.executable).parent / "mpiexec"
     launcher = str(mpiexec) if mpiexec.exists() else "mpiexec"
-    process = subprocess.Popen([launcher, "-n", "2", *command("build", CMU, "--out", out, *SHARED)], cwd=ROOT,
-                               env=plain_env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [launcher, "-n", "2", *command("build", CMU, "--out", out, *SHARED)],
+        cwd=ROOT,
+        env=plain_env(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     work = f".{CMU.stem}.*.work"
     until_s = time.monotonic() + 60
     while process.poll() is None and not list(out.glob(work)) and time.monotonic() < until_s:
@@ -126,7 +139,7 @@ def _killed_build(out: Path, after_s: float, rng: random.Random) -> bool:
     if ranks:
         os.kill(rng.choice(ranks), signal.SIGKILL)
     process.wait(60)
-    for pid in ranks:   # the launcher ends the others; do not leave it to chance what the next build meets
+    for pid in ranks:  # the launcher ends the others; do not leave it to chance what the next build meets
         while Path(f"/proc/{pid}").exists() and _is_rank(Path(f"/proc/{pid}"), out):
             time.sleep(0.01)
     return bool(ranks)
@@ -364,7 +377,7 @@ def test_builds_with_other_parameters_at_the_same_time_do_not_mix(monkeypatch, t
     """One stops halfway, another runs to its middle in the same folder, the first goes on: both as if alone."""
     first = BuildOptions(2048, 8, length=512, tile_px=512, thresholds=(100, 200))
     second = BuildOptions(2048, 8, length=512, tile_px=512, thresholds=(20, 40))
-    monkeypatch.setattr(big_slide, "remove_scratch", lambda *args: [])     # the other build lives
+    monkeypatch.setattr(big_slide, "remove_scratch", lambda *args: [])  # the other build lives
     prepare_out(tmp_path / "both")
     stop_after(monkeypatch, 14, tmp_path / "both", first)
     stop_after(monkeypatch, 14, tmp_path / "both", second)
@@ -376,15 +389,18 @@ def test_builds_with_other_parameters_at_the_same_time_do_not_mix(monkeypatch, t
         assert token_bytes(tmp_path / "both") == token_bytes(alone)
 
 
-@pytest.mark.parametrize(("options", "workers", "side"), [
-    ({"resolution": 4096, "patch": 16}, 1, 4096),
-    ({"resolution": 8192, "patch": 16}, 1, 4096),
-    ({"resolution": 65536, "patch": 32}, 16, 8192),
-    ({"resolution": 65536, "patch": 32}, 17, 4096),
-    ({"resolution": 1024, "patch": 32, "tile_px": 700}, 1, 512),
-    ({"resolution": 1024, "patch": 256, "tile_px": 64}, 1, 256),
-    ({"resolution": 1024, "patch": 32, "tile_px": 5000}, 1, 1024),
-])
+@pytest.mark.parametrize(
+    ("options", "workers", "side"),
+    [
+        ({"resolution": 4096, "patch": 16}, 1, 4096),
+        ({"resolution": 8192, "patch": 16}, 1, 4096),
+        ({"resolution": 65536, "patch": 32}, 16, 8192),
+        ({"resolution": 65536, "patch": 32}, 17, 4096),
+        ({"resolution": 1024, "patch": 32, "tile_px": 700}, 1, 512),
+        ({"resolution": 1024, "patch": 256, "tile_px": 64}, 1, 256),
+        ({"resolution": 1024, "patch": 32, "tile_px": 5000}, 1, 1024),
+    ],
+)
 def test_default_region_sides(options: dict, workers: int, side: int):
     assert region_side(BuildOptions(length=64, **options), workers) == side
 
@@ -399,8 +415,15 @@ def _mosaic(path: Path, fields: int) -> Path:
             y, x = 900 * (which // 2) + 512 * (row % 2), 900 * (which % 2) + 512 * (column % 2)
             yield np.ascontiguousarray(rgb[y : y + 512, x : x + 512])
 
-    tifffile.imwrite(path, tiles(), shape=(1024 * fields, 1024 * fields, 3), dtype=np.uint8, tile=(512, 512),
-                     photometric="rgb", compression="jpeg")  # fmt: skip
+    tifffile.imwrite(
+        path,
+        tiles(),
+        shape=(1024 * fields, 1024 * fields, 3),
+        dtype=np.uint8,
+        tile=(512, 512),
+        photometric="rgb",
+        compression="jpeg",
+    )
     return path
 
 
@@ -431,8 +454,9 @@ def test_16384_in_bounded_memory(tmp_path: Path):
     for side in (1024, 4096, 16384):
         out = tmp_path / str(side)
         args = ["build", slide, "--out", out, "--resolution", 16384, "--patch", 8, "--length", 16384, "--tile", side]
-        done = subprocess.run([sys.executable, "-c", PEAK, *map(str, args)], cwd=ROOT, env=plain_env(),
-                              capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, *map(str, args)], cwd=ROOT, env=plain_env(), capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         if side < 16384:
             assert int(done.stderr.split()[-1]) < 2**20, "more than 1 GiB resident"

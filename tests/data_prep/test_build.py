@@ -73,14 +73,18 @@ def test_same_bytes_whatever_jobs_and_tile(slides, tmp_path: Path):
 DROP = ["--fit", "drop", "--length"]
 
 
-@pytest.mark.parametrize("tree", [
-    ["--resolution", "512", "--patch", "8", "--split-value", "50", "--thresholds", "100,200"],
-    ["--resolution", "2048", "--patch", "16", "--length", "100", "--blur", "5"],
-    ["--resolution", "512", "--patch", "32", "--patching", "uniform"],
-    ["--resolution", "512", "--patch", "16", "--length", "100", "--aspect", "squash"],
-    ["--resolution", "1024", "--patch", "16", *DROP, "3000", "--split-value", "40", "--thresholds", "250,500"],
-    ["--resolution", "1024", "--patch", "16", *DROP, "101", "--split-value", "100", "--packing", "strip"],
-], ids=["threshold", "padded", "uniform", "squash", "duplicated", "strip"])
+@pytest.mark.parametrize(
+    "tree",
+    [
+        ["--resolution", "512", "--patch", "8", "--split-value", "50", "--thresholds", "100,200"],
+        ["--resolution", "2048", "--patch", "16", "--length", "100", "--blur", "5"],
+        ["--resolution", "512", "--patch", "32", "--patching", "uniform"],
+        ["--resolution", "512", "--patch", "16", "--length", "100", "--aspect", "squash"],
+        ["--resolution", "1024", "--patch", "16", *DROP, "3000", "--split-value", "40", "--thresholds", "250,500"],
+        ["--resolution", "1024", "--patch", "16", *DROP, "101", "--split-value", "100", "--packing", "strip"],
+    ],
+    ids=["threshold", "padded", "uniform", "squash", "duplicated", "strip"],
+)
 def test_every_kind_of_build_passes_verify(slides, tmp_path: Path, tree: list[str], capsys):
     out = tmp_path / "out"
     assert build(slides, out, tree=tree) == 0
@@ -125,7 +129,7 @@ def test_rerun_skips_and_every_change_rebuilds(slides, tmp_path: Path, capsys):
 
     assert "0 done, 3 skipped, 0 failed" in again()
     assert target.stat().st_mtime_ns == stamp
-    target.write_bytes(clean[target.name][: len(clean[target.name]) // 2])      # cut in half
+    target.write_bytes(clean[target.name][: len(clean[target.name]) // 2])  # cut in half
     assert main(["verify", str(out)]) == 1
     assert f"{target}: not a whole token file" in capsys.readouterr().out
     assert f"{first}: rebuilt: not a whole token file (" in (text := again()) and "1 done, 2 skipped" in text
@@ -162,7 +166,11 @@ def test_a_bad_slide_does_not_stop_the_rest(slides, tmp_path: Path, capsys):
         assert leftovers(out / jobs) == []
         by_slide = {entry["slide"]: entry for entry in read_log(out / jobs)}
         assert {slide: entry["status"] for slide, entry in by_slide.items()} == {
-            "broken": "failed", names[0]: "failed", names[1]: "done", names[2]: "done"}
+            "broken": "failed",
+            names[0]: "failed",
+            names[1]: "done",
+            names[2]: "done",
+        }
 
 
 def test_the_log_survives_a_torn_line_and_remembers_hashes(slides, tmp_path: Path):
@@ -180,7 +188,7 @@ def test_the_log_survives_a_torn_line_and_remembers_hashes(slides, tmp_path: Pat
 def test_a_rerun_hashes_only_what_was_touched(slides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "out"
     jpeg = sorted(slides[0].iterdir())[0]
-    image = jpeg.with_suffix(".bmp")       # no checks of its own, so one byte may change
+    image = jpeg.with_suffix(".bmp")  # no checks of its own, so one byte may change
     cv2.imwrite(str(image), cv2.imread(str(jpeg)))
     jpeg.unlink()
     assert build(slides, out) == 0
@@ -193,7 +201,7 @@ def test_a_rerun_hashes_only_what_was_touched(slides, tmp_path: Path, monkeypatc
     changed = bytearray(image.read_bytes())
     changed[-1] ^= 1
     image.write_bytes(changed)
-    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))     # same size, same time of modification
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))  # same size, same time of modification
     assert build(slides, out) == 0
     assert hashed == [image.name]
     assert [entry["reason"] for entry in read_log(out)[-3:]].count("rebuilt: the slide's content changed") == 1
@@ -291,7 +299,7 @@ def test_killed_at_any_moment_leaves_only_whole_files(tmp_path: Path):
     images, masks = slides
     args = command("build", images, "--masks", masks, "--out", out, *TREE)
     quiet = subprocess.DEVNULL
-    for number in range(4):     # killed when so many files are there
+    for number in range(4):  # killed when so many files are there
         process = subprocess.Popen(args, cwd=ROOT, env=plain_env(), stdout=quiet, stderr=quiet)
         give_up_s = time.monotonic() + 60
         while process.poll() is None and len(token_bytes(out)) <= number and time.monotonic() < give_up_s:
@@ -318,16 +326,23 @@ def test_a_worker_that_dies_costs_its_task_only():
 
 
 def test_ctrl_c_stops_cleanly_and_the_next_run_goes_on(tmp_path: Path):
-    slides = some_slides(tmp_path, 24)   # enough that some are left when the signal comes
+    slides = some_slides(tmp_path, 24)  # enough that some are left when the signal comes
     out = tmp_path / "out"
     images, masks = slides
     args = command("build", images, "--masks", masks, "--out", out, *TREE, "--jobs", "2", "--rebuild")
-    process = subprocess.Popen(args, cwd=ROOT, env=plain_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, start_new_session=True)
+    process = subprocess.Popen(
+        args,
+        cwd=ROOT,
+        env=plain_env(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     give_up_s = time.monotonic() + 60
     while not token_bytes(out) and time.monotonic() < give_up_s:
         time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGINT)       # as a terminal sends it: to every process of the group
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to every process of the group
     _, text = process.communicate(timeout=60)
     assert process.returncode == 130, text
     assert "interrupted: the same command goes on" in text and "Traceback" not in text

@@ -33,7 +33,7 @@ def test_a_frame_in_memory_goes_on_with_the_regions_of_a_killed_build(monkeypatc
     assert before.count("scan") > 8 and after.count("scan") == 4 * 4 - before.count("scan") and "write" in after
     assert token_bytes(out) == made([CMU], tmp_path / "calm", resolution=2048, patch=8, length=512)
     assert leftovers(out) == []
-    assert stop_after(monkeypatch, 10**6, out, BuildOptions(2048, 8, length=512)) == ["begin"]     # skipped
+    assert stop_after(monkeypatch, 10**6, out, BuildOptions(2048, 8, length=512)) == ["begin"]  # skipped
 
 
 def test_what_cannot_be_built_leaves_no_scratch(monkeypatch, tmp_path: Path):
@@ -104,12 +104,18 @@ def test_a_build_of_another_host_is_watched(lives: bool, monkeypatch, tmp_path: 
 
 def test_two_builds_at_once_end_well(tmp_path: Path):
     out = tmp_path / "out"
-    first = subprocess.Popen(command("build", CMU, "--out", out, *SHARED), cwd=ROOT, env=plain_env(), text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    first = subprocess.Popen(
+        command("build", CMU, "--out", out, *SHARED),
+        cwd=ROOT,
+        env=plain_env(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     until_s = time.monotonic() + 60
     while first.poll() is None and not list(out.glob(".*.work/scan-*.arrays")) and time.monotonic() < until_s:
         time.sleep(0.005)
-    os.kill(first.pid, signal.SIGSTOP)      # so that it lives, however slow this machine is
+    os.kill(first.pid, signal.SIGSTOP)  # so that it lives, however slow this machine is
     try:
         second = run("build", CMU, "--out", out, *SHARED)
     finally:
@@ -131,7 +137,7 @@ def test_many_regions_read_the_tree_once(monkeypatch, tmp_path: Path):
     monkeypatch.setattr(big_slide.Scratch, "load", counting)
     options = {"resolution": 1024, "patch": 16, "length": 128}
     assert build([CMU], BuildOptions(tile_px=128, **options), _made(tmp_path / "a"))[0].status == "done"
-    assert loads.count("tree") == 2     # for the tokens of all regions, and to write
+    assert loads.count("tree") == 2  # for the tokens of all regions, and to write
     assert token_bytes(tmp_path / "a") == made([CMU], tmp_path / "b", **options)
 
 
@@ -145,7 +151,7 @@ def test_how_often_a_pixel_is_decoded(length: int, most: float, monkeypatch, tmp
     rgb = np.asarray(tifffile.imread(CMU, key=0))[:2048, :2048]
     tifffile.imwrite(tmp_path / "x.tif", np.tile(rgb, (2, 2, 1)), tile=(64, 64), photometric="rgb", compression="jpeg")
     monkeypatch.setattr(fast_reader, "CACHE_BYTES", 4 * 2**20)
-    monkeypatch.setattr(fast_reader, "_ALIKE_BYTES", 0)     # or equal tiles would be decoded once
+    monkeypatch.setattr(fast_reader, "_ALIKE_BYTES", 0)  # or equal tiles would be decoded once
     options = BuildOptions(4096, 8, length=length, tile_px=1024)
     outcome = build([tmp_path / "x.tif"], options, _made(tmp_path / "out"))[0]
     assert outcome.status == "done" and 4096**2 <= outcome.counted["decoded_px"] <= most * 4096**2
@@ -169,4 +175,4 @@ def test_what_others_still_write_does_not_keep_a_folder(monkeypatch, tmp_path: P
     given_up.remove()
     monkeypatch.undo()
     assert late == ["No such file or directory"] and list(tmp_path.iterdir()) == []
-    given_up.remove()   # of many ranks one is first
+    given_up.remove()  # of many ranks one is first

@@ -24,8 +24,9 @@ def ran(cache: Path, room: int | None = None) -> str:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     env = {**plain_env(), "NUMBA_CACHE_DIR": str(cache)}
-    done = subprocess.run([sys.executable, "-B", "-c", RUN], cwd=ROOT, env=env, capture_output=True, text=True,
-                          preexec_fn=small_files)
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", RUN], cwd=ROOT, env=env, capture_output=True, text=True, preexec_fn=small_files
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

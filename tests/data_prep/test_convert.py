@@ -59,8 +59,14 @@ def test_strips_of_any_height(tmp_path: Path, rows: int) -> None:
 def test_openslide_reads_the_same_ids_at_every_level(tmp_path: Path) -> None:
     ids = picture(2300, 1300)
     tifffile.imwrite(tmp_path / "CMU-1.tif", ids)
-    tifffile.imwrite(tmp_path / "CMU-1.svs", ids.repeat(3).reshape(2300, 1300, 3), tile=(256, 256), photometric="rgb",
-                     resolution=(2e4, 2e4), resolutionunit="CENTIMETER")
+    tifffile.imwrite(
+        tmp_path / "CMU-1.svs",
+        ids.repeat(3).reshape(2300, 1300, 3),
+        tile=(256, 256),
+        photometric="rgb",
+        resolution=(2e4, 2e4),
+        resolutionunit="CENTIMETER",
+    )
     slides = tmp_path / "slides"
     slides.mkdir()
     (tmp_path / "CMU-1.svs").rename(slides / "cmu-1.tif")
@@ -101,8 +107,11 @@ def test_polygons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     masks.mkdir()
     with open_slide(KIDNEY) as slide:
         size_wh = slide.size_wh
-    xml = image_scope(masks / "10003.xml", layer(1, region(square(100.25, 50.5, 700))),
-                      layer(2, region(square(300, 200, 300)), region(square(350, 250, 90), True)))
+    xml = image_scope(
+        masks / "10003.xml",
+        layer(1, region(square(100.25, 50.5, 700))),
+        layer(2, region(square(300, 200, 300)), region(square(350, 250, 90), True)),
+    )
     slides = str(SAMPLES / "glomeruli24" / "images")
     assert main(["convert", str(masks), "--out", str(tmp_path / "no")]) == 1
     assert f"{xml}: polygons do not say how large their slide is" in capsys.readouterr().err
@@ -145,8 +154,23 @@ def test_builds_of_whole_and_viable_tumour(tmp_path: Path, capsys: pytest.Captur
             assert token_set.mask_counts.sum(axis=(0, 1, 2)).tolist() == sums == meta["mask_pixels"]
             assert main([*command, "--mask-kind", kind]) == 0
             assert "1 skipped" in capsys.readouterr().out
-    assert main(["inspect", str(KIDNEY), "--masks", str(masks), "--mask-kind", "both", "--classes", "2",
-                 "--out", str(tmp_path / "a.png")]) == 0
+    assert (
+        main(
+            [
+                "inspect",
+                str(KIDNEY),
+                "--masks",
+                str(masks),
+                "--mask-kind",
+                "both",
+                "--classes",
+                "2",
+                "--out",
+                str(tmp_path / "a.png"),
+            ]
+        )
+        == 0
+    )
     assert main(["verify", str(out)]) == 0
     assert main([*command[:2], *command[4:], "--mask-kind", "both"]) == 64
     assert "only with --masks" in capsys.readouterr().err
@@ -261,8 +285,15 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 def test_memory_does_not_grow_with_the_mask(tmp_path: Path) -> None:
     """A mask of 128 MiB in strips of 64 rows is converted in less than half of that."""
     band = picture(64, 16384)
-    tifffile.imwrite(tmp_path / "a.tif", (zlib.compress(band) for _ in range(128)), shape=(8192, 16384),
-                     dtype=np.uint8, rowsperstrip=64, compression="adobe_deflate", metadata=None)
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        (zlib.compress(band) for _ in range(128)),
+        shape=(8192, 16384),
+        dtype=np.uint8,
+        rowsperstrip=64,
+        compression="adobe_deflate",
+        metadata=None,
+    )
     command = [sys.executable, "-c", _MEASURE, str(tmp_path / "a.tif"), str(tmp_path / "out")]
     (tmp_path / "out").mkdir()
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)

@@ -134,26 +134,32 @@ def test_the_luma_is_that_of_the_edges():
     np.testing.assert_array_equal(gray, blurred(luma(rgb), 7))
 
 
-@pytest.mark.parametrize(("gray", "size_px", "p_min", "why"), [
-    (np.zeros((65, 3), np.uint8), 64, 8, "3 x 65 pixels is not in a frame of 64"),
-    (np.zeros((0, 3), np.uint8), 64, 8, "not in a frame"),
-    (np.zeros((3, 3), np.uint8), 96, 32, "power of two"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("gray", "size_px", "p_min", "why"),
+    [
+        (np.zeros((65, 3), np.uint8), 64, 8, "3 x 65 pixels is not in a frame of 64"),
+        (np.zeros((0, 3), np.uint8), 64, 8, "not in a frame"),
+        (np.zeros((3, 3), np.uint8), 96, 32, "power of two"),
+    ],
+)
 def test_sizes_that_do_not_fit(gray, size_px, p_min, why):
     for levels in LEVELS.values():
         with pytest.raises(ValueError, match=why):
             levels(gray, size_px, p_min)
 
 
-@pytest.mark.parametrize(("more", "why"), [
-    ({"split_value": 5, "length": None}, "only with --length"),
-    ({"split_value": 5, "fit": "drop"}, "only with --length"),
-    ({"patching": "uniform", "length": None}, "only with --patching apf"),
-    ({"thresholds": (100, 200)}, "--thresholds are of edges"),
-    ({"auto_percent": 80}, "--auto-quantile is of edges"),
-    ({"resolution": 8192}, "at most 4096 pixels, got --resolution 8192"),
-    ({"tile_px": 600}, "at most 512 pixels with --tile 600"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"split_value": 5, "length": None}, "only with --length"),
+        ({"split_value": 5, "fit": "drop"}, "only with --length"),
+        ({"patching": "uniform", "length": None}, "only with --patching apf"),
+        ({"thresholds": (100, 200)}, "--thresholds are of edges"),
+        ({"auto_percent": 80}, "--auto-quantile is of edges"),
+        ({"resolution": 8192}, "at most 4096 pixels, got --resolution 8192"),
+        ({"tile_px": 600}, "at most 512 pixels with --tile 600"),
+    ],
+)
 def test_what_it_cannot_do_is_refused_in_one_line(more, why):
     with pytest.raises(OptionError, match=why) as caught:
         BuildOptions(**{"resolution": 1024, "patch": 16, "length": 64, "split_on": "entropy"} | more)
@@ -170,8 +176,22 @@ def test_the_default_leaves_no_trace():
 @pytest.mark.parametrize("split_on", LEVELS)
 def test_a_build_passes_verify_and_goes_on(split_on, tmp_path: Path, capsys):
     slides, out = some_slides(tmp_path / "in", 2), tmp_path / "out"
-    args = ["build", slides[0], "--masks", slides[1], "--out", out, "--resolution", "2048", "--patch", "16", "--length",
-            "100", "--split-on", split_on]  # fmt: skip
+    args = [
+        "build",
+        slides[0],
+        "--masks",
+        slides[1],
+        "--out",
+        out,
+        "--resolution",
+        "2048",
+        "--patch",
+        "16",
+        "--length",
+        "100",
+        "--split-on",
+        split_on,
+    ]
     assert main([*map(str, args)]) == 0
     assert "2 done" in capsys.readouterr().out
     assert main(["verify", str(out)]) == 0

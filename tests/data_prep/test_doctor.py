@@ -118,7 +118,7 @@ def test_pairs_of_paip(tmp_path: Path, capsys):
     assert "error    swapped.tif: swapped_whole.tif lies inside swapped_viable.TIF: are they swapped?" in text
     assert "warning  apart.tif: " in text and "pixels of apart_viable.TIF lie outside of apart_whole.tif" in text
     assert "note     b_rescan.tif: its name says rescan" in text
-    assert "a.tif: burden" in text      # this table mixes percent and fractions, so none of it fits
+    assert "a.tif: burden" in text  # this table mixes percent and fractions, so none of it fits
     assert "a_whole.tif: " not in text
 
 
@@ -147,7 +147,7 @@ def test_burden_tables(tmp_path: Path):
 
 
 def test_resolutions_that_no_scanner_has(tmp_path: Path, capsys):
-    paths = [slide(tmp_path / f"s{number}.tif", mpp=35.278) for number in range(2)]     # 720 dots per inch
+    paths = [slide(tmp_path / f"s{number}.tif", mpp=35.278) for number in range(2)]  # 720 dots per inch
     code, text = doctor(capsys, tmp_path)
     assert code == 0
     assert f"warning  {tmp_path.name}: all 2 slides that say it have 35.278 um per pixel, which no slide" in text
@@ -166,13 +166,22 @@ def test_masks_that_are_slow_or_tell_something(tmp_path: Path, monkeypatch):
         slide(slides / f"{name}.tif")
     write(masks / "strips.tif", ids)
     write(masks / "tiles.tif", ids, tile=(128, 128))
-    (masks / "drawn.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [
-        {"type": "Feature", "geometry": {"type": kind, "coordinates": where}}
-        for kind, where in (("Point", [1, 2]), ("Polygon", [[[0, 0], [9, 0], [9, 9]]]))]}))
+    (masks / "drawn.geojson").write_text(
+        json.dumps(
+            {
+                "type": "FeatureCollection",
+                "features": [
+                    {"type": "Feature", "geometry": {"type": kind, "coordinates": where}}
+                    for kind, where in (("Point", [1, 2]), ("Polygon", [[[0, 0], [9, 0], [9, 9]]]))
+                ],
+            }
+        )
+    )
     with open_slide(slides / "drawn.tif") as opened:
         (note,) = _mask_findings(slides / "drawn.tif", opened, masks)
     assert note.severity == "note" and note.text == (
-        "mask drawn.geojson: 1 thing drawn has no area and is left out: feature 0 (Point)")
+        "mask drawn.geojson: 1 thing drawn has no area and is left out: feature 0 (Point)"
+    )
     with open_slide(slides / "strips.tif") as opened:
         assert _mask_findings(slides / "strips.tif", opened, masks) == []
     monkeypatch.setattr("data_prep.doctor.SLOW_S", 0.0)
@@ -197,16 +206,19 @@ def test_over_the_folder(tmp_path: Path, capsys):
     assert "warning  s1.jpg: does not say its micrometres per pixel" in text
 
 
-@pytest.mark.parametrize(("args", "words"), [
-    (["none"], "no such file or folder"),
-    ([".", "--masks", "none"], "--masks none: no such folder"),
-    ([".", "--masks", ".", "--fov", "none"], "--fov none: no such folder"),
-    ([".", "--fov", "."], "--fov .: only with --masks"),
-    ([".", "--masks", ".", "--fov", "."], "--fov .: is the folder of --masks"),
-    ([".", "--burden", "x.csv"], "--burden: needs --masks"),
-    ([".", "--burden-column", "x"], "--burden-column: needs --burden"),
-    ([".", "--json", "none/x.json"], "--json none/x.json: no such folder"),
-])
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["none"], "no such file or folder"),
+        ([".", "--masks", "none"], "--masks none: no such folder"),
+        ([".", "--masks", ".", "--fov", "none"], "--fov none: no such folder"),
+        ([".", "--fov", "."], "--fov .: only with --masks"),
+        ([".", "--masks", ".", "--fov", "."], "--fov .: is the folder of --masks"),
+        ([".", "--burden", "x.csv"], "--burden: needs --masks"),
+        ([".", "--burden-column", "x"], "--burden-column: needs --burden"),
+        ([".", "--json", "none/x.json"], "--json none/x.json: no such folder"),
+    ],
+)
 def test_bad_arguments(args: list[str], words: str, capsys):
     code, text = doctor(capsys, *args)
     assert code == 64 and words in text

@@ -211,8 +211,18 @@ def test_blur_and_canny_in_one_are_opencv_bit_for_bit(blur, kind):
     smooth = edges.blurred(gray, blur)
     magnitude = gradient(smooth)[2]
     for lo in (0, 30, 200):
-        n = maxima(seen, (r, r, r + w, r + h), (r, r, r + w, r + h), gaussian(blur), lo, (r + w, r + h), hist, (0, w),
-                   pixel, size)  # fmt: skip
+        n = maxima(
+            seen,
+            (r, r, r + w, r + h),
+            (r, r, r + w, r + h),
+            gaussian(blur),
+            lo,
+            (r + w, r + h),
+            hist,
+            (0, w),
+            pixel,
+            size,
+        )
         np.testing.assert_array_equal(pixel[:n], np.flatnonzero(cv2.Canny(smooth, lo, lo)))
         np.testing.assert_array_equal(size[:n], magnitude.ravel()[pixel[:n]])
     np.testing.assert_array_equal(hist.sum(0)[:2041], 3 * np.bincount(magnitude.ravel(), minlength=2041))
@@ -351,8 +361,19 @@ def test_edge_map_is_opencv(tissue):
 
 
 @pytest.mark.parametrize(
-    ("resolution", "blur"), [(64, 3), (512, 3), (1024, 3), (2048, 7), (4096, 7), (8192, 9), (16384, 11), (32768, 13),
-                             (65536, 15), (131072, 15)]
+    ("resolution", "blur"),
+    [
+        (64, 3),
+        (512, 3),
+        (1024, 3),
+        (2048, 7),
+        (4096, 7),
+        (8192, 9),
+        (16384, 11),
+        (32768, 13),
+        (65536, 15),
+        (131072, 15),
+    ],
 )
 def test_blur_by_resolution(resolution, blur):
     assert blur_for(resolution) == blur

@@ -126,8 +126,22 @@ def test_patches_read_by_coords_are_the_tokens(tmp_path: Path) -> None:
 def test_squashed_and_repeated_leaves(tmp_path: Path) -> None:
     """Two scales; leaves that the paper's rule repeated are written once."""
     Image.open(KIDNEY).crop((0, 0, 800, 512)).save(tmp_path / "a.png")
-    path = build(tmp_path / "a.png", tmp_path / "t", "--resolution", 512, "--patch", 16, "--split-value", 400,
-                 "--fit", "drop", "--length", 500, "--aspect", "squash")
+    path = build(
+        tmp_path / "a.png",
+        tmp_path / "t",
+        "--resolution",
+        512,
+        "--patch",
+        16,
+        "--split-value",
+        400,
+        "--fit",
+        "drop",
+        "--length",
+        500,
+        "--aspect",
+        "squash",
+    )
     token_set, meta = read_tokens(path)
     unique = np.unique(token_set.leaf_xy, axis=0)
     assert len(unique) < len(token_set), "the drop rule repeats leaves here"

@@ -41,26 +41,37 @@ def test_real_slides(path: Path) -> None:
     compare(path)
 
 
-@pytest.mark.parametrize("options", [
-    {"compression": "jpeg", "compressionargs": {"level": 80}},
-    {"compression": "jpeg", "compressionargs": {"level": 95}, "subsampling": (1, 1)},
-    {"compression": "jpeg", "subsampling": (2, 1)},
-    {"compression": "jpeg", "subsampling": (2, 2)},
-    {"compression": "jpeg", "compressionargs": {"level": 90, "outcolorspace": "rgb"}},
-    {"compression": "deflate"},
-    {"compression": "deflate", "predictor": True},
-    {"compression": "lzw"},
-    {"compression": "zstd"},
-    {},
-], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"compression": "jpeg", "compressionargs": {"level": 80}},
+        {"compression": "jpeg", "compressionargs": {"level": 95}, "subsampling": (1, 1)},
+        {"compression": "jpeg", "subsampling": (2, 1)},
+        {"compression": "jpeg", "subsampling": (2, 2)},
+        {"compression": "jpeg", "compressionargs": {"level": 90, "outcolorspace": "rgb"}},
+        {"compression": "deflate"},
+        {"compression": "deflate", "predictor": True},
+        {"compression": "lzw"},
+        {"compression": "zstd"},
+        {},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("big", [False, True])
 def test_pyramids(tmp_path: Path, rgb: np.ndarray, options: dict, big: bool) -> None:
     path = tmp_path / "pyramid.tif"
     with tifffile.TiffWriter(path, bigtiff=big) as out:
         for level in range(3):
-            out.write(rgb[:: 2**level, :: 2**level], tile=(128, 256), photometric="rgb", metadata=None,
-                      subfiletype=min(level, 1), resolution=(20000 / 2**level,) * 2, resolutionunit="CENTIMETER",
-                      **options)
+            out.write(
+                rgb[:: 2**level, :: 2**level],
+                tile=(128, 256),
+                photometric="rgb",
+                metadata=None,
+                subfiletype=min(level, 1),
+                resolution=(20000 / 2**level,) * 2,
+                resolutionunit="CENTIMETER",
+                **options,
+            )
     with open_slide(path) as slide:
         assert slide.reader == "fast" and slide.mpp == 0.5
     compare(path)
@@ -98,7 +109,7 @@ def test_bands_decode_every_tile_once(tmp_path: Path) -> None:
     path = tmp_path / "x.tif"
     tifffile.imwrite(path, picture, tile=(256, 256), photometric="rgb", compression="jpeg")
     with open_fast(path) as slide:
-        for top in range(0, 2048, 512):     # as a region is scanned, with its halo
+        for top in range(0, 2048, 512):  # as a region is scanned, with its halo
             a, b = max(0, top - 10), min(2048, top + 522)
             slide.read(0, 0, a, 4096, b - a)
         assert slide.decoded_tiles == 8 * 16 and slide.decoded_px == 2048 * 4096
@@ -117,14 +128,15 @@ def test_regions_decode_every_tile_once_and_keep_their_sides(tmp_path: Path) -> 
             scan = scan_region(reader.read, None, spec, 512 * x, 512 * y, reader.parts)
             shown = slide.read(0, 512 * x, 512 * y, 512, 512)
             np.testing.assert_array_equal(scan.sums[0], shown[..., 0].reshape(128, 4, 128, 4).sum((1, 3)))
-            slide.decoded_tiles -= 4    # `read` had to decode the inner ones again
+            slide.decoded_tiles -= 4  # `read` had to decode the inner ones again
         assert slide.decoded_tiles == 16 * 16
 
 
 def test_equal_tiles_are_decoded_once(tmp_path: Path) -> None:
     path = tmp_path / "white.tif"
-    tifffile.imwrite(path, np.full((2048, 2048, 3), 244, np.uint8), tile=(256, 256), photometric="rgb",
-                     compression="jpeg")
+    tifffile.imwrite(
+        path, np.full((2048, 2048, 3), 244, np.uint8), tile=(256, 256), photometric="rgb", compression="jpeg"
+    )
     with open_fast(path) as slide:
         assert (slide.read(0, 0, 0, 2048, 2048) == 244).all()
         assert slide.decoded_tiles == 1
@@ -135,8 +147,9 @@ def test_equal_tiles_are_decoded_once(tmp_path: Path) -> None:
 def test_tiles_that_the_file_leaves_out(tmp_path: Path, rgb: np.ndarray) -> None:
     path = tmp_path / "sparse.tif"
     tiles = [rgb[:256, :256], None, None, rgb[256:512, 256:512]]
-    tifffile.imwrite(path, iter(tiles), shape=(512, 512, 3), dtype=np.uint8, tile=(256, 256), photometric="rgb",
-                     compression="jpeg")
+    tifffile.imwrite(
+        path, iter(tiles), shape=(512, 512, 3), dtype=np.uint8, tile=(256, 256), photometric="rgb", compression="jpeg"
+    )
     with open_slide(path) as slide, open_slide(path, "openslide") as slow:
         np.testing.assert_array_equal(slide.read(0, 0, 0, 512, 512), slow.read(0, 0, 0, 512, 512))
 
@@ -180,7 +193,7 @@ def test_a_damaged_jpeg_tile(tmp_path: Path, rgb: np.ndarray, damage: str) -> No
     with open_fast(path) as slide:
         whole = slide.read(0, 0, 0, 1024, 768)
     data = bytearray(path.read_bytes())
-    start, count = offsets[6], counts[6]    # not one of those that are compared when the slide is opened
+    start, count = offsets[6], counts[6]  # not one of those that are compared when the slide is opened
     if damage == "zeros":
         data[start : start + count] = bytes(count)
     elif damage == "early end":
@@ -198,4 +211,4 @@ def test_a_damaged_jpeg_tile(tmp_path: Path, rgb: np.ndarray, damage: str) -> No
         assert slide.damaged == [(0, 512, 256, 256, 256)]
     with open_slide(path) as slide:
         list(slide.parts(0, 0, 0, 1024, 768, done=(0, 0, 1024, 768)))
-        assert slide.damaged and slide._cached_bytes == 0   # damage does not make the tiles after it worth keeping
+        assert slide.damaged and slide._cached_bytes == 0  # damage does not make the tiles after it worth keeping

@@ -58,7 +58,7 @@ class Layout:
 
     def __init__(self, path: Path) -> None:
         self.data = path.read_bytes()
-        self.entries: list[int] = []    # offsets of 12-byte entries
+        self.entries: list[int] = []  # offsets of 12-byte entries
         self.tiles: list[tuple[int, int]] = []  # of levels, and the strips of thumbnails and labels
         with tifffile.TiffFile(path) as tiff:
             assert tiff.byteorder == "<" and not tiff.is_bigtiff
@@ -116,8 +116,15 @@ def run_child(cases: list[tuple[str, int | None]], out: Path) -> list[dict]:
     """Outcomes of the cases; fails, naming the case, if the child dies or hangs."""
     lines = "".join(json.dumps(case) + "\n" for case in cases)
     try:
-        done = subprocess.run([sys.executable, "-c", _CHILD, str(out), str(CASE_S), str(CASE_GIB)], input=lines,
-                              capture_output=True, text=True, cwd=ROOT, env=plain_env(), timeout=60 + 5 * len(cases))
+        done = subprocess.run(
+            [sys.executable, "-c", _CHILD, str(out), str(CASE_S), str(CASE_GIB)],
+            input=lines,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=plain_env(),
+            timeout=60 + 5 * len(cases),
+        )
     except subprocess.TimeoutExpired as error:
         text = (error.stdout or b"").decode()
         pytest.fail(f"hangs: {text.splitlines()[-1:]}")
@@ -147,8 +154,9 @@ def inject(tmp_path: Path, seeds: range) -> Counter:
         cases.append((str(path), tile))
         about.append((source, tile, kind, in_tiles))
     classes: Counter = Counter()
-    for (path, _), (source, tile, kind, in_tiles), found in zip(cases, about, run_child(cases, tmp_path / "out"),
-                                                                strict=True):
+    for (path, _), (source, tile, kind, in_tiles), found in zip(
+        cases, about, run_child(cases, tmp_path / "out"), strict=True
+    ):
         what = f"{Path(path).name} ({kind} in {source.name}): {found}"
         assert not found["traceback"], what
         good = sound[source, tile]

@@ -39,7 +39,7 @@ def made(tmp_path_factory):
     (folder / "fov").mkdir()
     for k, path in enumerate(sorted(images.iterdir())):
         view = disc(1024)
-        if not k:   # half of the foreground
+        if not k:  # half of the foreground
             x = np.nonzero(cv2.imread(str(masks / f"{path.stem}.png"), cv2.IMREAD_GRAYSCALE))[1]
             view = np.where(np.arange(1024) < np.median(x), view, np.uint8(0))
         cv2.imwrite(str(folder / "fov" / f"{path.stem}.png"), view)
@@ -61,7 +61,7 @@ def test_counts_are_those_of_the_pixels_inside(made, tmp_path, grid):
         view = cv2.imread(str(made / "fov" / f"{path.stem}.png"), cv2.IMREAD_GRAYSCALE) > 0
         mask = cv2.imread(str(made / "masks" / f"{path.stem}.png"), cv2.IMREAD_GRAYSCALE) > 0
         assert 0 < (mask & view).sum() < mask.sum()
-        for name in ("tokens", "leaf_xy", "leaf_size"):     # the picture and its tree are the same
+        for name in ("tokens", "leaf_xy", "leaf_size"):  # the picture and its tree are the same
             np.testing.assert_array_equal(getattr(inside, name), getattr(whole, name))
         p = whole.tokens.shape[1]
         for (x, y), size, content, counts in zip(
@@ -104,8 +104,9 @@ def test_any_view_of_any_classes(tmp_path_factory, seed, classes, side):
     assert tokens.mask_counts.sum((0, 1, 2)).tolist() == [((ids == k + 1) & (view > 0)).sum() for k in range(classes)]
     cells = tokens.leaf_size // p
     seen = rebuild(tokens.content_counts, tokens.leaf_xy, tokens.leaf_size, 128)[:side, :side]
-    full = rebuild(np.broadcast_to((cells**2)[:, None, None], tokens.content_counts.shape), tokens.leaf_xy,
-                   tokens.leaf_size, 128)[:side, :side]
+    full = rebuild(
+        np.broadcast_to((cells**2)[:, None, None], tokens.content_counts.shape), tokens.leaf_xy, tokens.leaf_size, 128
+    )[:side, :side]
     assert (view[seen == full] > 0).all() and (view[seen == 0] == 0).all()
 
 
@@ -232,17 +233,25 @@ def test_polygons_of_any_name_are_inside(made, tmp_path):
     views.mkdir()
     square = [[[100, 100], [900, 100], [900, 612], [100, 612], [100, 100]]]
     for path in (made / "images").iterdir():
-        feature = {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": square},
-                   "properties": {"classification": {"name": "field of view"}}}  # fmt: skip
+        feature = {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": square},
+            "properties": {"classification": {"name": "field of view"}},
+        }
         (views / f"{path.stem}.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
     assert build(made, tmp_path / "out", *TREE, fov=views) == 0
     for path in (tmp_path / "out").glob("*.tokens.h5"):
         assert read_tokens(path)[0].content_counts.sum() == 800 * 512
 
 
-@pytest.mark.parametrize("words", [
-    ["--split-value", "150", "--fit", "drop"], ["--packing", "strip"], ["--aspect", "squash", "--resample", "cubic"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--split-value", "150", "--fit", "drop"],
+        ["--packing", "strip"],
+        ["--aspect", "squash", "--resample", "cubic"],
+    ],
+)
 def test_habits_of_comparison_keep_to_the_view(made, tmp_path, words):
     assert build(made, tmp_path / "out", *TREE, *words) == 0
     for path in (made / "images").iterdir():

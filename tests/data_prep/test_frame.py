@@ -166,9 +166,13 @@ def test_level_of_the_frames_own_size_is_passed_through(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "resolution", "level"),
-    [(TCGA, 1024, 1), pytest.param(TCGA, 2200, 1, marks=pytest.mark.slow),
-     pytest.param(TCGA, 3000, 0, marks=pytest.mark.slow), (KIDNEY, 700, 0)],
-)  # fmt: skip
+    [
+        (TCGA, 1024, 1),
+        pytest.param(TCGA, 2200, 1, marks=pytest.mark.slow),
+        pytest.param(TCGA, 3000, 0, marks=pytest.mark.slow),
+        (KIDNEY, 700, 0),
+    ],
+)
 @pytest.mark.parametrize("aspect", ["keep", "squash"])
 def test_real_slides_have_one_value_per_pixel_and_it_is_the_mean(
     path: Path, resolution: int, level: int, aspect: str

@@ -36,10 +36,17 @@ def test_the_command_draws_a_picture(tmp_path: Path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["look.png"]
 
 
-@pytest.mark.parametrize("more", [
-    [CMU], [IMAGE, "--patching", "uniform", "--patch", "64"], [CMU, "--split-value", "300", "--thresholds", "100,200"],
-    [WSI / "small_16x16.svs", "--patch", "4", "--length", "4"], [CMU, "--aspect", "squash", "--resolution", "512"],
-], ids=["defaults", "uniform", "threshold", "tiny", "squash"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        [CMU],
+        [IMAGE, "--patching", "uniform", "--patch", "64"],
+        [CMU, "--split-value", "300", "--thresholds", "100,200"],
+        [WSI / "small_16x16.svs", "--patch", "4", "--length", "4"],
+        [CMU, "--aspect", "squash", "--resolution", "512"],
+    ],
+    ids=["defaults", "uniform", "threshold", "tiny", "squash"],
+)
 def test_every_kind_can_be_drawn(more: list[object], tmp_path: Path):
     out = tmp_path / "look.png"
     assert main([*map(str, ["inspect", *more, "--out", out, "--dpi", "40"])]) == 0
@@ -76,14 +83,14 @@ def test_a_reduced_frame_keeps_everything_in_place():
     seen = look.seen[: look.content_wh[1], : look.content_wh[0]].astype(float)
     assert np.corrcoef(inside.ravel(), seen.ravel())[0, 1] > 0.8
     assert (look.rgb[1490:] == 255).all() and (look.seen[1600:] == 255).all()
-    assert look.edges[: 1483, : 1110].sum() > 0.99 * look.edges.sum() > 0
+    assert look.edges[:1483, :1110].sum() > 0.99 * look.edges.sum() > 0
 
 
 def test_paint_reduces_exactly():
     token_set = make_set(size_px=512, p=8, length=200, content_wh=(512, 512))
     whole = rebuild(token_set.tokens, token_set.leaf_xy, token_set.leaf_size, 512).astype(np.float64)
     np.testing.assert_array_equal(paint(token_set.tokens, token_set, 512), whole)
-    for shown in (256, 64, 32, 4, 1):     # below 64 the smallest leaves share a pixel
+    for shown in (256, 64, 32, 4, 1):  # below 64 the smallest leaves share a pixel
         factor = 512 // shown
         mean = whole.reshape(shown, factor, shown, factor, 3).mean(axis=(1, 3))
         assert np.abs(paint(token_set.tokens, token_set, shown) - mean).max() <= 0.5

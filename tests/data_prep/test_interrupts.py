@@ -51,10 +51,12 @@ def test_other_ignored_exceptions_are_printed(monkeypatch, capsys):
 
 
 def test_while_modules_load_the_process_ends_at_once():
-    code = ("import signal\nfrom data_prep.interrupts import loading\n"
-            "with loading():\n"
-            "    try:\n        signal.raise_signal(signal.SIGINT)\n    except KeyboardInterrupt:\n        pass\n"
-            "print('went on')\n")
+    code = (
+        "import signal\nfrom data_prep.interrupts import loading\n"
+        "with loading():\n"
+        "    try:\n        signal.raise_signal(signal.SIGINT)\n    except KeyboardInterrupt:\n        pass\n"
+        "print('went on')\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=plain_env(), capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
@@ -64,7 +66,7 @@ def test_the_handler_of_before_is_back():
     with loading():
         assert signal.getsignal(signal.SIGINT) is not before
     assert signal.getsignal(signal.SIGINT) is before
-    thread = threading.Thread(target=lambda: loading().__enter__())     # no handlers there, and no fault
+    thread = threading.Thread(target=lambda: loading().__enter__())  # no handlers there, and no fault
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGINT) is before
@@ -84,11 +86,18 @@ data_prep.cli.main = main
 """
 
 
-@pytest.mark.parametrize(("end", "code"), [("raise SystemExit(main())", -signal.SIGINT),
-                                         ("runpy.run_module('data_prep', run_name='__main__')", 130)])
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("raise SystemExit(main())", -signal.SIGINT), ("runpy.run_module('data_prep', run_name='__main__')", 130)],
+)
 def test_an_interrupt_in_a_module_that_is_loaded_late_keeps_the_exit_code(end: str, code: int, tmp_path: Path):
     """A dataclass is made by `exec` of a text, after which an interpreter ends itself by SIGINT, as the first does."""
     (tmp_path / "late.py").write_text(LATE + end)
-    done = subprocess.run([sys.executable, "-m", "late"], cwd=tmp_path, env=plain_env() | {"PYTHONPATH": str(ROOT)},
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "late"],
+        cwd=tmp_path,
+        env=plain_env() | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stderr) == (code, "")

@@ -48,11 +48,13 @@ def test_edges_of_a_large_frame_equal_opencv(mosaic, thresholds, tile_px):
 def test_tokens_of_a_large_frame(mosaic):
     whole = edge_map(mosaic, 100, 200, blur_for(SIZE_PX))
     leaves = budget_tree(counts_from_map(whole, 8), 8, 16_384)
-    made = [cut(lambda x, y, w, h: mosaic[y : y + h, x : x + w], leaves, 8, SIZE_PX, (SIZE_PX, SIZE_PX), tile_px=tile)
-            for tile in (512, 4096)]  # fmt: skip
+    made = [
+        cut(lambda x, y, w, h: mosaic[y : y + h, x : x + w], leaves, 8, SIZE_PX, (SIZE_PX, SIZE_PX), tile_px=tile)
+        for tile in (512, 4096)
+    ]
     np.testing.assert_array_equal(made[0].tokens, made[1].tokens)
     painted = rebuild(made[0].tokens, leaves.xy, leaves.size, SIZE_PX)
-    fine = np.zeros((SIZE_PX, SIZE_PX), bool)   # leaves with one cell per pixel
+    fine = np.zeros((SIZE_PX, SIZE_PX), bool)  # leaves with one cell per pixel
     for (x, y), side in zip(leaves.xy, leaves.size, strict=True):
         fine[y : y + side, x : x + side] = side == 8
     np.testing.assert_array_equal(painted[fine], mosaic[fine])

@@ -40,23 +40,40 @@ def image_scope(path: Path, layers: list[tuple[str, list[tuple[list[tuple[float,
 
 def geojson(path: Path, features: list[tuple[str, str, object]]) -> Path:
     """Features of (class, kind of geometry, coordinates)."""
-    path.write_text(json.dumps({"type": "FeatureCollection", "features": [
-        {"type": "Feature", "geometry": {"type": kind, "coordinates": where},
-         "properties": {"classification": {"name": name}}} for name, kind, where in features]}))
+    path.write_text(
+        json.dumps(
+            {
+                "type": "FeatureCollection",
+                "features": [
+                    {
+                        "type": "Feature",
+                        "geometry": {"type": kind, "coordinates": where},
+                        "properties": {"classification": {"name": name}},
+                    }
+                    for name, kind, where in features
+                ],
+            }
+        )
+    )
     return path
 
 
 def test_build_takes_class_names(tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     masks.mkdir()
-    geojson(masks / "10003.geojson", [
-        ("Tumor", "Polygon", [box(0, 0, 512, 512)]), ("Stroma", "Polygon", [box(512, 0, 256, 256)]),
-        ("Ignore", "Polygon", [box(0, 600, 100, 100)])])
+    geojson(
+        masks / "10003.geojson",
+        [
+            ("Tumor", "Polygon", [box(0, 0, 512, 512)]),
+            ("Stroma", "Polygon", [box(512, 0, 256, 256)]),
+            ("Ignore", "Polygon", [box(0, 600, 100, 100)]),
+        ],
+    )
     args = ["build", str(KIDNEY), "--out", str(tmp_path / "t"), *TREE, "--masks", str(masks), "--classes", "2"]
     assert main([*args, "--mask-classes", "Stroma=1,Tumor=2,Ignore=none"]) == 0
     path = token_path(tmp_path / "t", "10003")
     tokens, meta = read_tokens(path)
-    assert tokens.mask_counts is not None   # the frame has half of the slide's pixels a side
+    assert tokens.mask_counts is not None  # the frame has half of the slide's pixels a side
     assert tokens.mask_counts.sum(axis=(0, 1, 2)).tolist() == [128 * 128, 256 * 256]
     assert meta["params"]["mask_classes"] == {"Stroma": 1, "Tumor": 2, "Ignore": None}
     before = path.read_bytes()
@@ -69,10 +86,13 @@ def test_build_takes_class_names(tmp_path: Path) -> None:
     assert done.returncode == 1 and "class 'Stroma', 'Ignore' has no class id of its own" in done.stderr
 
 
-@pytest.mark.parametrize(("given", "said"), [
-    ("Tumor", "--mask-classes Tumor: must be NAME=ID"),
-    ("Tumor=3", "--mask-classes Tumor=3: only classes 1..2, see --classes"),
-])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("Tumor", "--mask-classes Tumor: must be NAME=ID"),
+        ("Tumor=3", "--mask-classes Tumor=3: only classes 1..2, see --classes"),
+    ],
+)
 def test_bad_class_names(tmp_path: Path, given: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["build", str(KIDNEY), "--out", str(tmp_path / "t"), *TREE, "--masks", str(tmp_path), "--classes", "2"]
     assert main([*args, "--mask-classes", given]) == 64
@@ -88,8 +108,10 @@ def test_what_is_left_out_is_listed(tmp_path: Path) -> None:
     masks = tmp_path / "masks"
     masks.mkdir()
     image_scope(masks / "10003.xml", [("Tumor", [(box(10, 10, 300, 300), 0), ([(1, 1), (5, 5)], 0), ([(2, 2)], 0)])])
-    said = ("2 things drawn have no area and are left out: annotation 1, region 2 (2 vertices); annotation 1, region 3"
-            " (1 vertex)")
+    said = (
+        "2 things drawn have no area and are left out: annotation 1, region 2 (2 vertices); annotation 1, region 3"
+        " (1 vertex)"
+    )
     done = run("build", KIDNEY, "--out", tmp_path / "t", *TREE, "--masks", masks)
     assert done.returncode == 0 and f"warning: 10003: 10003.xml: {said}" in done.stderr
     done = run("build", KIDNEY, "--out", tmp_path / "regions", *TREE, "--masks", masks, "--tile", 256)
@@ -99,16 +121,21 @@ def test_what_is_left_out_is_listed(tmp_path: Path) -> None:
 
 
 def test_points_and_dots_are_listed(tmp_path: Path) -> None:
-    path = geojson(tmp_path / "a.geojson", [
-        ("Tumor", "Point", [3, 4]), ("Tumor", "Polygon", [box(0, 0, 9, 9)]), ("Tumor", "Polygon", [[(0, 0), (1, 1)]])])
+    path = geojson(
+        tmp_path / "a.geojson",
+        [("Tumor", "Point", [3, 4]), ("Tumor", "Polygon", [box(0, 0, 9, 9)]), ("Tumor", "Polygon", [[(0, 0), (1, 1)]])],
+    )
     assert read_polygons(path).notes == (
-        "2 things drawn have no area and are left out: feature 0 (Point); feature 2 (Polygon of 2 vertices)",)
+        "2 things drawn have no area and are left out: feature 0 (Point); feature 2 (Polygon of 2 vertices)",
+    )
     dots = tmp_path / "a.xml"
     points = "".join(f'<Coordinate Order="{i}" X="{i}" Y="{i * i}"/>' for i in range(3))
-    dots.write_text('<ASAP_Annotations><Annotations><Annotation Name="n" Type="Dot" PartOfGroup="None"><Coordinates>'
-                    f"{points[: len(points) // 3]}</Coordinates></Annotation><Annotation Name=\"a\" Type=\"Polygon\" "
-                    f'PartOfGroup="None"><Coordinates>{points}</Coordinates></Annotation>'
-                    "</Annotations></ASAP_Annotations>")
+    dots.write_text(
+        '<ASAP_Annotations><Annotations><Annotation Name="n" Type="Dot" PartOfGroup="None"><Coordinates>'
+        f'{points[: len(points) // 3]}</Coordinates></Annotation><Annotation Name="a" Type="Polygon" '
+        f'PartOfGroup="None"><Coordinates>{points}</Coordinates></Annotation>'
+        "</Annotations></ASAP_Annotations>"
+    )
     assert read_polygons(dots).notes == ("1 thing drawn has no area and is left out: annotation n (Dot, 1 vertex)",)
 
 
@@ -117,13 +144,17 @@ def ring(vertices: list[tuple[float, float]], negative: bool = False) -> Ring:
 
 
 def test_overlapping_regions_of_one_layer_are_told_once(tmp_path: Path) -> None:
-    path = image_scope(tmp_path / "a.xml", [
-        ("Tumor", [(box(0, 0, 100, 100), 0), (box(50, 50, 100, 100), 0), (box(60, 60, 10, 10), 0)]),
-        ("2", [(box(0, 0, 100, 100), 0)])])
+    path = image_scope(
+        tmp_path / "a.xml",
+        [
+            ("Tumor", [(box(0, 0, 100, 100), 0), (box(50, 50, 100, 100), 0), (box(60, 60, 10, 10), 0)]),
+            ("2", [(box(0, 0, 100, 100), 0)]),
+        ],
+    )
     polygons = read_polygons(path, {"Tumor": 1, "2": 2})
     assert len(polygons.notes) == 1
     assert "regions of annotation Tumor overlap (first near x=50 y=50)" in polygons.notes[0]
-    only = read_polygons(path, {"Tumor": 1, "2": None}).draw(0, 0, 160, 160)    # even-odd stays
+    only = read_polygons(path, {"Tumor": 1, "2": None}).draw(0, 0, 160, 160)  # even-odd stays
     assert only[20, 20] == 1 and only[90, 90] == 0 and only[65, 65] == 1 and only[120, 120] == 1
 
 
@@ -131,7 +162,7 @@ def test_regions_that_touch_or_are_negative_do_not_overlap() -> None:
     whole, hole = ring(box(0, 0, 100, 100)), ring(box(20, 20, 50, 50), negative=True)
     neighbour = ring(box(100, 0, 100, 100))
     assert overlap_note("a", [whole, hole, neighbour, ring(box(400, 0, 5, 5))]) == []
-    corner = ring([(0, 0), (100, 0), (0, 100)]), ring([(100, 1), (100, 100), (1, 100)])    # boxes overlap, they do not
+    corner = ring([(0, 0), (100, 0), (0, 100)]), ring([(100, 1), (100, 100), (1, 100)])  # boxes overlap, they do not
     assert overlap_note("a", corner) == []
     assert len(overlap_note("a", [whole, ring(box(20, 20, 50, 50))])) == 1
 
@@ -141,8 +172,9 @@ def test_a_large_mask_without_tiles_is_told(tmp_path: Path) -> None:
     slides.mkdir()
     masks.mkdir()
     size = 4160
-    tifffile.imwrite(slides / "a.tif", np.zeros((size, size, 3), np.uint8), tile=(512, 512), photometric="rgb",
-                     compression="deflate")
+    tifffile.imwrite(
+        slides / "a.tif", np.zeros((size, size, 3), np.uint8), tile=(512, 512), photometric="rgb", compression="deflate"
+    )
     mask = np.zeros((size, size), np.uint8)
     mask[:100, :100] = 1
     tifffile.imwrite(masks / "a.tif", mask, compression="deflate")

@@ -22,8 +22,14 @@ needs_mpi = pytest.mark.skipif(not MPIEXEC.exists() and shutil.which("mpiexec") 
 def mpi(ranks: int, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
     mpiexec = str(MPIEXEC) if MPIEXEC.exists() else "mpiexec"
     more = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", **env}
-    return subprocess.run([mpiexec, "-n", str(ranks), *command(*args)], cwd=ROOT, env=plain_env(**more),
-                          capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [mpiexec, "-n", str(ranks), *command(*args)],
+        cwd=ROOT,
+        env=plain_env(**more),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @needs_mpi
@@ -59,12 +65,15 @@ def test_bad_slides_and_more_ranks_than_slides(tmp_path: Path):
 
 @needs_mpi
 @pytest.mark.mpi
-@pytest.mark.parametrize(("more", "words"), [
-    (["--length", "3"], "--length 3: must be at least 4"),
-    (["--jobs", "2"], "--jobs: only in a plain run"),
-    (["--frob"], "unrecognized arguments: --frob"),
-    (["--out", "/proc/tokens"], "--out /proc/tokens: cannot be written"),
-])
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--length", "3"], "--length 3: must be at least 4"),
+        (["--jobs", "2"], "--jobs: only in a plain run"),
+        (["--frob"], "unrecognized arguments: --frob"),
+        (["--out", "/proc/tokens"], "--out /proc/tokens: cannot be written"),
+    ],
+)
 def test_bad_arguments_are_told_once(tmp_path: Path, more: list[str], words: str):
     images, _ = some_slides(tmp_path, 1)
     done = mpi(2, "build", images, "--out", tmp_path / "out", *TREE, *more)
@@ -90,33 +99,40 @@ def test_a_launcher_without_mpi4py_names_the_extra(tmp_path: Path):
     images, _ = some_slides(tmp_path, 1)
     (tmp_path / "hide" / "mpi4py").mkdir(parents=True)
     (tmp_path / "hide" / "mpi4py" / "__init__.py").write_text("raise ImportError('none here')")
-    done = run("build", images, "--out", tmp_path / "out", *TREE, PMI_SIZE="2", PMI_RANK="0",
-               PYTHONPATH=str(tmp_path / "hide"))
+    done = run(
+        "build", images, "--out", tmp_path / "out", *TREE, PMI_SIZE="2", PMI_RANK="0", PYTHONPATH=str(tmp_path / "hide")
+    )
     assert done.returncode == 64
     assert "install the extra `mpi`, or use --jobs (none here)" in done.stderr
 
 
-@pytest.mark.parametrize(("env", "wanted"), [
-    ({}, False),
-    ({"PMI_RANK": "0", "PMI_SIZE": "1"}, False),
-    ({"PMI_RANK": "0", "PMI_SIZE": "2"}, True),
-    ({"OMPI_COMM_WORLD_SIZE": "4"}, True),
-    ({"SLURM_NTASKS": "8"}, False),
-    ({"SLURM_NTASKS": "8", "SLURM_STEP_ID": "0"}, True),
-    ({"SLURM_NTASKS": "1", "SLURM_STEP_ID": "3"}, False),
-    ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "3"}, False),     # srun -n 1 in a job of 8
-])
+@pytest.mark.parametrize(
+    ("env", "wanted"),
+    [
+        ({}, False),
+        ({"PMI_RANK": "0", "PMI_SIZE": "1"}, False),
+        ({"PMI_RANK": "0", "PMI_SIZE": "2"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, True),
+        ({"SLURM_NTASKS": "8"}, False),
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_ID": "0"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_ID": "3"}, False),
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "3"}, False),  # srun -n 1 in a job of 8
+    ],
+)
 def test_who_is_started_by_a_launcher(env: dict[str, str], wanted: bool):
     assert wants_mpi(env) is wanted
 
 
-@pytest.mark.parametrize(("env", "words"), [
-    ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}, "SLURM gave this job 8 tasks, but this is one process"),
-    ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}, None),
-    ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_STEP_ID": "0"}, None),
-    ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "PMI_SIZE": "8"}, None),
-    ({"SLURM_NTASKS": "8"}, None),
-])
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}, "SLURM gave this job 8 tasks, but this is one process"),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}, None),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_STEP_ID": "0"}, None),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "PMI_SIZE": "8"}, None),
+        ({"SLURM_NTASKS": "8"}, None),
+    ],
+)
 def test_one_process_in_a_job_of_many_is_told(env: dict[str, str], words: str | None):
     said = lonely(env)
     assert said is None if words is None else said is not None and said.startswith(words)
@@ -135,16 +151,19 @@ def test_a_job_of_many_tasks_without_srun(tmp_path: Path):
     assert "SLURM" not in run("build", images, "--out", tmp_path / "out", *TREE, "--jobs", "2", **env).stderr
 
 
-@pytest.mark.parametrize(("size", "env", "fine"), [
-    (4, {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, True),
-    (4, {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "PMI_SIZE": "4"}, True),
-    (1, {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, False),
-    (2, {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, False),
-    (8, {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "PMI_SIZE": "8"}, True),     # mpiexec starts its proxies by srun
-    (1, {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "PMI_SIZE": "1"}, False),
-    (2, {"PMI_SIZE": "2"}, True),
-    (1, {"OMPI_COMM_WORLD_SIZE": "2"}, False),      # mpiexec of one library, mpi4py on another
-])
+@pytest.mark.parametrize(
+    ("size", "env", "fine"),
+    [
+        (4, {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, True),
+        (4, {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "PMI_SIZE": "4"}, True),
+        (1, {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, False),
+        (2, {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, False),
+        (8, {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "PMI_SIZE": "8"}, True),  # mpiexec starts its proxies by srun
+        (1, {"SLURM_NTASKS": "2", "SLURM_STEP_ID": "0", "PMI_SIZE": "1"}, False),
+        (2, {"PMI_SIZE": "2"}, True),
+        (1, {"OMPI_COMM_WORLD_SIZE": "2"}, False),  # mpiexec of one library, mpi4py on another
+    ],
+)
 def test_the_world_must_have_the_size_that_was_started(size: int, env: dict[str, str], fine: bool):
     if fine:
         check_world(size, env)
@@ -156,8 +175,15 @@ def test_the_world_must_have_the_size_that_was_started(size: int, env: dict[str,
 def start(ranks: int, *args: object) -> subprocess.Popen[str]:
     mpiexec = str(MPIEXEC) if MPIEXEC.exists() else "mpiexec"
     env = plain_env(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
-    return subprocess.Popen([mpiexec, "-n", str(ranks), *command(*args)], cwd=ROOT, env=env, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen(
+        [mpiexec, "-n", str(ranks), *command(*args)],
+        cwd=ROOT,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
 
 
 def pids_of_ranks(out: Path) -> dict[int, int]:
@@ -177,8 +203,9 @@ def pids_of_ranks(out: Path) -> dict[int, int]:
 
 @needs_mpi
 @pytest.mark.mpi
-@pytest.mark.parametrize(("rank", "number"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGINT),
-                                              (0, signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("rank", "number"), [(1, signal.SIGKILL), (0, signal.SIGKILL), (1, signal.SIGINT), (0, signal.SIGINT)]
+)
 def test_a_rank_that_dies_ends_the_run(tmp_path: Path, rank: int, number: signal.Signals):
     images, _ = some_slides(tmp_path, 24)
     out = tmp_path / "out"
@@ -187,7 +214,7 @@ def test_a_rank_that_dies_ends_the_run(tmp_path: Path, rank: int, number: signal
     while not (out.is_dir() and token_bytes(out)) and time.monotonic() < give_up_s:
         time.sleep(0.005)
     os.kill(pids_of_ranks(out)[rank], number)
-    _, text = process.communicate(timeout=60)       # must not hang
+    _, text = process.communicate(timeout=60)  # must not hang
     assert process.returncode != 0
     if number == signal.SIGINT:
         assert text.count("interrupted: the same command goes on where this one stopped") == 1, text

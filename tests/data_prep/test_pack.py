@@ -44,8 +44,11 @@ NAMES = st.text(st.sampled_from("abz019._- +"), min_size=1, max_size=12).filter(
 
 
 @settings(max_examples=60, deadline=None)
-@given(contents=st.dictionaries(NAMES, st.binary(max_size=9000), min_size=1, max_size=8), size=st.integers(1, 30000),
-       data=st.data())
+@given(
+    contents=st.dictionaries(NAMES, st.binary(max_size=9000), min_size=1, max_size=8),
+    size=st.integers(1, 30000),
+    data=st.data(),
+)
 def test_exact_inverse(tmp_path_factory, contents: dict[str, bytes], size: int, data):
     folder = tmp_path_factory.mktemp("p")
     index = write_pack(write_files(folder / "files", contents), folder / "pack", size)
@@ -109,14 +112,17 @@ def test_pack_reads_like_its_folder_and_unpacks(tokens: Path, tmp_path: Path, ca
     assert list(contents(tmp_path / "one")) == ["slide3.tokens.h5"]
 
 
-@pytest.mark.parametrize(("damage", "words"), [
-    ("flip", "content does not match its checksum"),
-    ("cut", "cut off"),
-    ("missing", "No such file"),
-    ("index", "pack.json: not the index of a pack"),
-    ("index flip", "pack.json: does not match its checksum"),
-    ("beside", "build_log.jsonl: is missing or changed"),
-])
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("flip", "content does not match its checksum"),
+        ("cut", "cut off"),
+        ("missing", "No such file"),
+        ("index", "pack.json: not the index of a pack"),
+        ("index flip", "pack.json: does not match its checksum"),
+        ("beside", "build_log.jsonl: is missing or changed"),
+    ],
+)
 def test_damage_is_named(damage: str, words: str, tokens: Path, tmp_path: Path, capsys):
     pack = tmp_path / "pack"
     assert run("pack", tokens, "--out", pack) == 0
@@ -196,7 +202,7 @@ def test_unpack_keeps_files_that_differ(tokens: Path, tmp_path: Path, capsys):
     said = capsys.readouterr().err
     assert "build_log.jsonl: differs from what the pack holds (and 1 more); --force replaces it" in said
     assert contents(back) == before
-    assert run("unpack", pack, "--out", back, "--only", "slide1") == 0      # it is not in the way of others
+    assert run("unpack", pack, "--out", back, "--only", "slide1") == 0  # it is not in the way of others
     assert "1 file -> " in capsys.readouterr().out
     assert run("unpack", pack, "--out", back, "--force") == 0
     wanted = {name: data for name, data in contents(tokens).items() if name != "notes.txt"}
@@ -241,7 +247,7 @@ def test_after_a_kill_whole_shards_are_kept(tokens: Path, tmp_path: Path, monkey
     written.append(-1)
     monkeypatch.setattr(pack_format, "_write_shard", lambda *a: (written.append(a[2]), real(*a))[1])
     assert write_pack(files, tmp_path / "pack", 60_000) == calm
-    assert written[1:] == [0, *range(2, len(calm.shards))]      # shard 1 was whole
+    assert written[1:] == [0, *range(2, len(calm.shards))]  # shard 1 was whole
     assert contents(tmp_path / "pack") == contents(tmp_path / "calm")
 
 
@@ -250,8 +256,14 @@ def test_full_disk(tokens: Path, tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
-    done = subprocess.run(command("pack", tokens, "--out", tmp_path / "pack"), cwd=ROOT, env=plain_env(),
-                          capture_output=True, text=True, preexec_fn=small_files)
+    done = subprocess.run(
+        command("pack", tokens, "--out", tmp_path / "pack"),
+        cwd=ROOT,
+        env=plain_env(),
+        capture_output=True,
+        text=True,
+        preexec_fn=small_files,
+    )
     assert done.returncode == 1 and "shard-00000.pack" in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert list((tmp_path / "pack").iterdir()) == []
 
@@ -261,8 +273,10 @@ def test_a_pack_survives_fork(tokens: Path, tmp_path: Path):
     whole = read_tokens(token_path(tmp_path / "pack", "slide0"))[0]
     pid = os.fork()
     if pid == 0:
-        same = all(np.array_equal(read_tokens(token_path(tmp_path / "pack", "slide0"))[0].tokens, whole.tokens)
-                   for _ in range(20))
+        same = all(
+            np.array_equal(read_tokens(token_path(tmp_path / "pack", "slide0"))[0].tokens, whole.tokens)
+            for _ in range(20)
+        )
         os._exit(0 if same else 1)
     for _ in range(20):
         assert np.array_equal(read_tokens(token_path(tmp_path / "pack", "slide0"))[0].tokens, whole.tokens)

@@ -62,9 +62,9 @@ def test_ctrl_c_while_a_worker_starts_waits_for_it(monkeypatch: pytest.MonkeyPat
 
     def start(process: multiprocessing.process.BaseProcess) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        for _ in range(50):     # time for the other thread to take the signal, and for Python to run a handler
+        for _ in range(50):  # time for the other thread to take the signal, and for Python to run a handler
             time.sleep(0.01)
-        real(process)       # type: ignore[arg-type]
+        real(process)  # type: ignore[arg-type]
         started.append(process)
 
     monkeypatch.setattr(spawned, "start", start)
@@ -90,7 +90,8 @@ def test_closing_the_results_stops_the_workers():
 
 def test_a_worker_that_dies_in_the_middle_of_its_result_costs_its_task_only():
     assert list(run_pool(half_a_result, [1, 2], 1, lambda task, why: f"{task}: {why}")) == [
-        f"{task}: its worker process was killed by SIGKILL (out of memory?), twice" for task in (1, 2)]
+        f"{task}: its worker process was killed by SIGKILL (out of memory?), twice" for task in (1, 2)
+    ]
 
 
 def dies_the_first_time(mark: str) -> int:
@@ -114,15 +115,21 @@ def test_ctrl_c_at_any_moment_is_one_line(jobs: str, tmp_path: Path):
     images, _ = some_slides(tmp_path, 24)
     for number, delay_s in enumerate((0.0, 0.2, 0.4, 0.6, 0.8, 1.1)):
         out = tmp_path / f"{jobs}-{number}"
-        process = subprocess.Popen(command("build", images, "--out", out, *TREE, "--jobs", jobs), cwd=ROOT,
-                                   env=plain_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                   start_new_session=True)
+        process = subprocess.Popen(
+            command("build", images, "--out", out, *TREE, "--jobs", jobs),
+            cwd=ROOT,
+            env=plain_env(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
         while process.poll() is None and b"numpy" not in Path(f"/proc/{process.pid}/maps").read_bytes():
-            time.sleep(0.002)       # the interpreter itself is started: what comes before is not ours
+            time.sleep(0.002)  # the interpreter itself is started: what comes before is not ours
         time.sleep(delay_s)
         os.killpg(process.pid, signal.SIGINT)
         _, text = process.communicate(timeout=60)
-        assert process.returncode in (130, 0), text     # 0: it was done before
+        assert process.returncode in (130, 0), text  # 0: it was done before
         assert "Traceback" not in text, text
         if out.exists():
             left = [path.name for path in out.iterdir() if path.name.startswith(".")]

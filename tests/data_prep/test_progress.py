@@ -56,7 +56,7 @@ def test_other_ranks_are_silent():
 
 def test_what_was_done_before_counts_in_the_position_and_not_in_the_rate():
     progress = Progress(100, "train", "steps", initial=90, stream=io.StringIO())
-    progress._started_s -= 10       # ten seconds ago
+    progress._started_s -= 10  # ten seconds ago
     progress.update(5)
     line = progress.line()
     assert "95/100 steps (95 %)" in line and "0.5 steps/s" in line and "ETA 0:10" in line

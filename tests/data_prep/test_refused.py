@@ -43,7 +43,7 @@ def test_strict_refuses_what_an_earlier_build_filled(tmp_path: Path):
         strict = one(slide, out, length=256, strict=True, tile_px=tile_px)
         assert strict.status == "failed" and "bad.tif: cannot read level 0" in strict.reason
         assert leftovers(out) == []
-    assert token_bytes(out) == filled   # left as it was
+    assert token_bytes(out) == filled  # left as it was
     assert one(slide, out, length=256).status == "skipped"
 
 
@@ -56,12 +56,15 @@ def test_strict_refuses_odd_directories_of_a_slide_that_was_built(tmp_path: Path
     assert strict.status == "failed" and strict.reason.endswith(built.warnings[0])
 
 
-@pytest.mark.parametrize(("options", "remedy"), [
-    ({"patching": "uniform"}, "lower --resolution"),
-    ({"split_value": 0}, "raise --split-value"),
-    ({"split_value": 0, "tile_px": 256}, "raise --split-value"),
-    ({"length": 100_000, "tile_px": 256}, "lower --length"),
-])
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({"patching": "uniform"}, "lower --resolution"),
+        ({"split_value": 0}, "raise --split-value"),
+        ({"split_value": 0, "tile_px": 256}, "raise --split-value"),
+        ({"length": 100_000, "tile_px": 256}, "lower --length"),
+    ],
+)
 def test_tokens_that_do_not_fit_in_memory_are_refused(options: dict, remedy: str, tmp_path: Path, monkeypatch):
     slide = tmp_path / "kidney.tif"
     tifffile.imwrite(slide, kidney(), tile=(256, 256), photometric="rgb")
@@ -86,7 +89,7 @@ def test_want_of_memory_is_no_damage(kind: str, short: bool, tmp_path: Path, mon
     real = getattr(where, name)
 
     def decode(self, data, index):
-        if index == 5:      # not among those that the fast reader is tried with
+        if index == 5:  # not among those that the fast reader is tried with
             raise MemoryError("Unable to allocate")
         return real(self, data, index)
 

@@ -212,9 +212,7 @@ def test_class_above_classes():
     spec = RegionSpec(256, (256, 256), 8, 3, (100, 200), 256, classes=2)
     white = np.full((256, 256, 3), 255, np.uint8)
     with pytest.raises(ValueError, match="class 3, but only classes 1 to 2"):
-        scan_region(
-            lambda x, y, w, h: white[:h, :w], lambda x, y, w, h: np.full((h, w), 3, np.uint8), spec, 0, 0
-        )  # fmt: skip
+        scan_region(lambda x, y, w, h: white[:h, :w], lambda x, y, w, h: np.full((h, w), 3, np.uint8), spec, 0, 0)
 
 
 @pytest.mark.parametrize("side", [100, 4, 2048])
@@ -281,9 +279,16 @@ def large():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "thresholds", "blur", "patch"),
-    [(256, "auto", 9, 8), (512, (30, 400), 1, 16), (1024, (0, 90), 15, 4), (2048, (40, 40), 3, 8),
-     (4096, "auto", 15, 8), (8192, (100, 200), 7, 16), (8192, "auto", 9, 2)],
-)  # fmt: skip
+    [
+        (256, "auto", 9, 8),
+        (512, (30, 400), 1, 16),
+        (1024, (0, 90), 15, 4),
+        (2048, (40, 40), 3, 8),
+        (4096, "auto", 15, 8),
+        (8192, (100, 200), 7, 16),
+        (8192, "auto", 9, 2),
+    ],
+)
 def test_regions_of_a_large_frame(large, side, thresholds, blur, patch):
     found, _, _ = check(large, RegionSpec(8192, (8192, 8000), patch, blur, thresholds, side))
     assert found > 500_000
@@ -303,7 +308,7 @@ def test_too_few_maxima_are_noticed_and_enough_give_the_same_edges(tissue):
     likely, surer = (scan_region(read, None, spec, 0, 0, seen=n * blind.hist) for n in (8, 256))
     kept = [len(scan.maxima.ahead) for scan in (blind, likely, surer)]
     assert likely.maxima.above > 4 and sorted(set(kept)) == kept[::-1]
-    assert (blind.maxima.least == -1).all() and (likely.maxima.least > 4).all()    # the latter in a byte each
+    assert (blind.maxima.least == -1).all() and (likely.maxima.least > 4).all()  # the latter in a byte each
     top = int(likely.maxima.least.min()) + 254
     assert edges_of_maxima(likely.maxima, spec, 0, 0, lo, top + 1) is None
     for limits, scans in (((lo, hi), (blind, likely, surer)), ((lo, top), (blind, likely))):

@@ -61,9 +61,14 @@ def test_another_way_is_built_again(built, tmp_path: Path, capsys):
     assert "rebuilt: parameter resample None -> cubic" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("more", [
-    {"patching": "uniform", "length": None}, {"resolution": 8192}, {"tile_px": 512},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"patching": "uniform", "length": None},
+        {"resolution": 8192},
+        {"tile_px": 512},
+    ],
+)
 def test_where_it_cannot_be(more):
     with pytest.raises(OptionError, match=r"^--resample cubic: only ") as caught:
         BuildOptions(**{"resolution": 1024, "patch": P, "length": 64, "resample": "cubic"} | more)

@@ -81,7 +81,7 @@ def test_later_stages_first_then_the_order_of_plans():
     first = queue.take()
     assert first == Node(0, 0, 0)
     queue.done(first, 0)
-    assert queue.take() == Node(0, 1, 1)    # before slide 1 is begun
+    assert queue.take() == Node(0, 1, 1)  # before slide 1 is begun
     assert queue.take() == Node(1, 0, 0)
 
 
@@ -91,7 +91,7 @@ def test_what_fails_does_not_go_on():
     first = queue.take()
     assert first.number == 2
     running = queue.take()
-    assert queue.done(first, 2) == []   # one of it is still being worked on
+    assert queue.done(first, 2) == []  # one of it is still being worked on
     assert queue.done(running, running.number) == [graph]
     assert queue.take() == Node(1, 0, 0) and graph.given == {0, 1, 2}
 
@@ -105,7 +105,7 @@ def test_flat():
 
 
 def test_workers_go_on_where_they_were_and_share_what_is_left():
-    queue = Schedule([Graph(0, [set() for _ in range(48)])])     # 16 of each stage; the last comes first
+    queue = Schedule([Graph(0, [set() for _ in range(48)])])  # 16 of each stage; the last comes first
     free = {worker: queue.take(worker) for worker in range(2)}
     taken = {worker: [step.number] for worker, step in free.items()}
     for worker in (0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0):

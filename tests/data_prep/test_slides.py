@@ -335,7 +335,7 @@ def test_masks_beside_their_slides_are_no_slides(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert [p.name for p in find_slides([tmp_path])] == ["01.SVS", "02_whole.tif", "03.tif", "x_whole.svs"]
     assert [p.name for p in slides_of([tmp_path])] == ["01.SVS", "02_whole.tif", "03.tif", "x_whole.svs"]
-    assert find_slides([tmp_path / "01_whole.tif"]) == [tmp_path / "01_whole.tif"]     # as given
+    assert find_slides([tmp_path / "01_whole.tif"]) == [tmp_path / "01_whole.tif"]  # as given
     assert find_masks(tmp_path / "03.tif", tmp_path) == []
     (tmp_path / "03.geojson").touch()
     assert find_masks(tmp_path / "03.tif", tmp_path) == [tmp_path / "03.geojson"]

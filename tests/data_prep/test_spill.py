@@ -51,8 +51,14 @@ def test_no_room_is_an_error_and_no_crash(room: int, tmp_path: Path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     target = tmp_path / "s.tokens.h5"
-    done = subprocess.run([sys.executable, "-B", "-c", FILL, str(target)], cwd=ROOT, env=plain_env(),
-                          capture_output=True, text=True, preexec_fn=small_files)
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", FILL, str(target)],
+        cwd=ROOT,
+        env=plain_env(),
+        capture_output=True,
+        text=True,
+        preexec_fn=small_files,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"[Errno 27] File too large: '{target}'\nalive\n"
     assert list(tmp_path.iterdir()) == []

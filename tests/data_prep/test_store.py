@@ -16,9 +16,16 @@ from data_prep.verify import token_files, verify_file
 from tests.data_prep.builds import leftovers, make_set
 
 META = {
-    "slide": "s", "size0_wh": [300, 384], "mpp": 0.25, "source_sha256": "ab", "mask_sha256": "cd", "code_version": "x",
-    "params": {"resolution": 256, "patch": 8, "aspect": "keep", "thresholds": [100, 200]}, "ceiling": [0.5, 1.0],
-    "budget_used": 0.984375, "edge_pixels": 12,
+    "slide": "s",
+    "size0_wh": [300, 384],
+    "mpp": 0.25,
+    "source_sha256": "ab",
+    "mask_sha256": "cd",
+    "code_version": "x",
+    "params": {"resolution": 256, "patch": 8, "aspect": "keep", "thresholds": [100, 200]},
+    "ceiling": [0.5, 1.0],
+    "budget_used": 0.984375,
+    "edge_pixels": 12,
 }
 ARRAYS = ("tokens", "leaf_xy", "leaf_size", "content_counts", "mask_counts")
 
@@ -64,7 +71,7 @@ def test_bytes_depend_on_content_alone(tmp_path: Path):
     (tmp_path / "elsewhere").mkdir()
     first, second = tmp_path / "a.tokens.h5", tmp_path / "elsewhere" / "other.tokens.h5"
     write_tokens(first, make_set(), META)
-    time.sleep(1.1)     # HDF5 keeps whole seconds
+    time.sleep(1.1)  # HDF5 keeps whole seconds
     write_tokens(second, make_set(), META)
     assert first.read_bytes() == second.read_bytes()
     write_tokens(second, make_set(seed=1), META)
@@ -77,20 +84,35 @@ def test_layout_and_chunks(tmp_path: Path):
     write_tokens(target, token_set, META)
     with h5py.File(target) as file:
         n = len(token_set)
-        want = {"tokens": ((n, 4, 4, 3), "u1"), "leaf_xy": ((n, 2), "i4"), "leaf_size": ((n,), "i4"),
-                "mask_counts": ((n, 4, 4, 2), "u4"), "content_counts": ((n, 4, 4), "u4"), "coords": ((n, 2), "i8")}
+        want = {
+            "tokens": ((n, 4, 4, 3), "u1"),
+            "leaf_xy": ((n, 2), "i4"),
+            "leaf_size": ((n,), "i4"),
+            "mask_counts": ((n, 4, 4, 2), "u4"),
+            "content_counts": ((n, 4, 4), "u4"),
+            "coords": ((n, 2), "i8"),
+        }
         assert {name: (d.shape, d.dtype.str[1:]) for name, d in file.items()} == want
         assert all(dataset.chunks[0] >= 1024 for dataset in file.values())
         assert file.attrs["schema"] == 1
-        trident = {"patch_size", "patch_size_level0", "level0_magnification", "target_magnification", "overlap", "name",
-                   "savetodir", "level0_width", "level0_height"}
+        trident = {
+            "patch_size",
+            "patch_size_level0",
+            "level0_magnification",
+            "target_magnification",
+            "overlap",
+            "name",
+            "savetodir",
+            "level0_width",
+            "level0_height",
+        }
         clam = {"patch_size", "patch_level", "downsample", "downsampled_level_dim", "level_dim", "name", "save_path"}
         assert trident | clam <= set(file["coords"].attrs)
 
 
 def test_coords_are_level0_pixels(path: Path):
     with h5py.File(path) as file:
-        scale = Fraction(256, 384)      # frame pixels per level-0 pixel, aspect kept
+        scale = Fraction(256, 384)  # frame pixels per level-0 pixel, aspect kept
         expected = [[int(x / scale), int(y / scale)] for x, y in file["leaf_xy"][:].tolist()]
         assert file["coords"][:].tolist() == expected
         notes = file["coords"].attrs
@@ -211,18 +233,25 @@ def bump(array: np.ndarray, by: int) -> np.ndarray:
     return array
 
 
-@pytest.mark.parametrize(("change", "fault"), [
-    (lambda t: {name: swap(getattr(t, name)) for name in ARRAYS}, "leaves do not tile the frame in Morton order"),
-    (lambda t: {name: getattr(t, name)[:-1] for name in ARRAYS}, "leaves do not tile"),
-    (lambda t: {"leaf_size": bump(t.leaf_size, 1)}, "leaves do not tile"),
-    (lambda t: {"content_counts": bump(t.content_counts, 1)}, "add up to 51201, the content has 200 x 256"),
-    (lambda t: {"content_counts": bump(t.content_counts, 10_000)}, "exceed the area of a cell"),
-    (lambda t: {"mask_counts": bump(t.mask_counts, 10_000)}, "mask_counts exceed content_counts"),
-    (lambda t: {"content_counts": moved(t.content_counts, at_the_border(t))}, "are not the part of its cells inside"),
-    (lambda t: {"mask_counts": t.mask_counts // 2}, "the mask has ["),
-    (lambda t: {"tokens": t.tokens[..., :2]}, "tokens is (64, 8, 8, 2) uint8, should be (64, 8, 8, 3) uint8"),
-    (lambda t: {"content_counts": t.content_counts[:-1]}, "content_counts is (63, 8, 8)"),
-], ids=["order", "gap", "size", "content", "content-area", "mask", "content-order", "mask-sum", "channels", "rows"])
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda t: {name: swap(getattr(t, name)) for name in ARRAYS}, "leaves do not tile the frame in Morton order"),
+        (lambda t: {name: getattr(t, name)[:-1] for name in ARRAYS}, "leaves do not tile"),
+        (lambda t: {"leaf_size": bump(t.leaf_size, 1)}, "leaves do not tile"),
+        (lambda t: {"content_counts": bump(t.content_counts, 1)}, "add up to 51201, the content has 200 x 256"),
+        (lambda t: {"content_counts": bump(t.content_counts, 10_000)}, "exceed the area of a cell"),
+        (lambda t: {"mask_counts": bump(t.mask_counts, 10_000)}, "mask_counts exceed content_counts"),
+        (
+            lambda t: {"content_counts": moved(t.content_counts, at_the_border(t))},
+            "are not the part of its cells inside",
+        ),
+        (lambda t: {"mask_counts": t.mask_counts // 2}, "the mask has ["),
+        (lambda t: {"tokens": t.tokens[..., :2]}, "tokens is (64, 8, 8, 2) uint8, should be (64, 8, 8, 3) uint8"),
+        (lambda t: {"content_counts": t.content_counts[:-1]}, "content_counts is (63, 8, 8)"),
+    ],
+    ids=["order", "gap", "size", "content", "content-area", "mask", "content-order", "mask-sum", "channels", "rows"],
+)
 def test_files_that_are_whole_but_wrong(tmp_path: Path, change, fault: str):
     token_set = make_set()
     target = tmp_path / "w.tokens.h5"

@@ -54,7 +54,7 @@ def test_openslide_reads_a_pyramid_and_its_mask(files: tuple[Path, Path]):
     assert float(slide.properties[openslide.PROPERTY_NAME_MPP_X]) == 0.25
     shown = np.asarray(slide.read_region((0, 0), 0, SLIDE.size_wh).convert("RGB")).astype(int)
     made, ids = SLIDE.tile(0, 0, *SLIDE.size_wh)
-    assert np.abs(shown - made).mean() < 4      # JPEG
+    assert np.abs(shown - made).mean() < 4  # JPEG
     half = np.asarray(slide.read_region((0, 0), 1, (1500, 1250)).convert("RGB")).astype(int)
     assert np.abs(half - made.reshape(1250, 2, 1500, 2, 3).mean((1, 3))).mean() < 4
     with open_slide(files[0]) as ours, open_mask(files[1]) as mask:
@@ -82,15 +82,18 @@ def test_command(tmp_path: Path, capsys):
     assert main([*args, "--force", "--seed", "9"]) == 0
 
 
-@pytest.mark.parametrize(("more", "words"), [
-    (["--size", "100"], "sides must be 256"),
-    (["--tissue", "2"], "must be 0.01 to 0.95"),
-    (["--tile", "100"], "multiple of 16"),
-    (["--quality", "0"], "quality must be 1 to 100"),
-    (["--seed", "-1"], "seed -1"),
-    (["--out", "x.svs"], "must end in .tif"),
-    (["--out", "/proc/x.tif"], "/proc/"),
-])
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--size", "100"], "sides must be 256"),
+        (["--tissue", "2"], "must be 0.01 to 0.95"),
+        (["--tile", "100"], "multiple of 16"),
+        (["--quality", "0"], "quality must be 1 to 100"),
+        (["--seed", "-1"], "seed -1"),
+        (["--out", "x.svs"], "must end in .tif"),
+        (["--out", "/proc/x.tif"], "/proc/"),
+    ],
+)
 def test_bad_arguments(more: list[str], words: str, tmp_path: Path, capsys):
     code = main(["synth", "--size", "512", "--out", str(tmp_path / "x.tif"), *more])
     err = capsys.readouterr().err
@@ -99,8 +102,13 @@ def test_bad_arguments(more: list[str], words: str, tmp_path: Path, capsys):
 
 
 def test_interrupted_it_leaves_nothing(tmp_path: Path):
-    process = subprocess.Popen(command("synth", "--size", "30000", "--out", tmp_path / "x.tif"), cwd=ROOT,
-                               env=plain_env(), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command("synth", "--size", "30000", "--out", tmp_path / "x.tif"),
+        cwd=ROOT,
+        env=plain_env(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     until_s = time.monotonic() + 60
     while not list(tmp_path.iterdir()) and time.monotonic() < until_s:
         time.sleep(0.05)

@@ -26,12 +26,21 @@ def retagged(source: Path, target: Path, directory: int, tag: int, new: tuple[in
     return target
 
 
-@pytest.mark.parametrize(("directory", "tag", "new", "said"), [
-    (1, 273, (273, 4, 48, 2**32 - 1), "the file holds a level of 2221 x 1783 pixels that OpenSlide leaves out"),
-    (2, 257, (8449, 3, 1, 1783), "directory 2 of the file has no height"),
-    (2, 257, (257, 3, 1, 1700), "directory 2 of the file has 2221 x 1700 pixels, its description says 2221 x 1783"),
-    (0, 323, (323, 3, 1, 257), "directory 0 of the file has tiles of 256 x 257 pixels, its description says 256 x 256"),
-], ids=["thumbnail", "height gone", "height", "tile height"])
+@pytest.mark.parametrize(
+    ("directory", "tag", "new", "said"),
+    [
+        (1, 273, (273, 4, 48, 2**32 - 1), "the file holds a level of 2221 x 1783 pixels that OpenSlide leaves out"),
+        (2, 257, (8449, 3, 1, 1783), "directory 2 of the file has no height"),
+        (2, 257, (257, 3, 1, 1700), "directory 2 of the file has 2221 x 1700 pixels, its description says 2221 x 1783"),
+        (
+            0,
+            323,
+            (323, 3, 1, 257),
+            "directory 0 of the file has tiles of 256 x 257 pixels, its description says 256 x 256",
+        ),
+    ],
+    ids=["thumbnail", "height gone", "height", "tile height"],
+)
 def test_a_slide_that_lost_a_level(tmp_path: Path, directory: int, tag: int, new: tuple, said: str) -> None:
     path = retagged(TCGA, tmp_path / "x.svs", directory, tag, new)
     with open_slide(path) as slide:
@@ -90,7 +99,7 @@ def noisy(path: Path, indices: list[int]) -> Path:
     for index in indices:
         start, count = where[index]
         begin = start + count // 3
-        noise = np.random.default_rng(index).integers(0, 255, start + count - 2 - begin, np.uint8)    # no 0xff
+        noise = np.random.default_rng(index).integers(0, 255, start + count - 2 - begin, np.uint8)  # no 0xff
         data[begin : start + count - 2] = noise.tobytes()
     path.write_bytes(data)
     return path

@@ -133,7 +133,7 @@ def test_dice_from_cells_is_dice_of_the_painted_mask(frame, share, seed):
     for k in range(classes):
         both = 2 * int((shown[..., k] & truth[..., k]).sum())
         sizes = int(shown[..., k].sum() + truth[..., k].sum())
-        assert best[k] >= (both / sizes if sizes else 1.0), 'the majority of each cell cannot pass the ceiling'
+        assert best[k] >= (both / sizes if sizes else 1.0), "the majority of each cell cannot pass the ceiling"
 
 
 @settings(max_examples=100, deadline=None)

@@ -24,8 +24,25 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, values in (("ct/img0001", hu), ("seg/label0001", labels)):
         (folder / name).parent.mkdir()
         write_nifti(folder / f"{name}.nii.gz", values, "LPS")
-    assert main(["volume", str(folder / "ct"), "--labels", str(folder / "seg"), "--out", str(folder / "tokens"),
-                 "--resolution", "64", "--patch", "8", "--patching", "uniform"]) == 0
+    assert (
+        main(
+            [
+                "volume",
+                str(folder / "ct"),
+                "--labels",
+                str(folder / "seg"),
+                "--out",
+                str(folder / "tokens"),
+                "--resolution",
+                "64",
+                "--patch",
+                "8",
+                "--patching",
+                "uniform",
+            ]
+        )
+        == 0
+    )
     return folder / "tokens"
 
 
@@ -60,7 +77,7 @@ def test_score_and_reassemble(tokens: Path, tmp_path: Path, capsys: pytest.Captu
     assert 0 < expected["mean"] < 1 and expected["absent"] == 11
     np.testing.assert_allclose(pred.affine, load_volume(tokens.parent / "ct" / "img0001.nii.gz").affine)
     assert nib.load(tmp_path / "o" / "img0001.nii.gz").get_data_dtype() == np.uint8
-    for more in ((), ("--labels", str(tokens.parent / "seg"))):     # one cell a pixel: the two ways agree
+    for more in ((), ("--labels", str(tokens.parent / "seg"))):  # one cell a pixel: the two ways agree
         args = ["volume", "score", str(tokens), "--predictions", str(folder), "--json", str(tmp_path / "s.json"), *more]
         assert main(args) == 0
         found = json.loads((tmp_path / "s.json").read_text())
@@ -75,22 +92,54 @@ def test_without_predictions_the_cells_are_scored(tokens: Path, capsys: pytest.C
 
 
 def test_coarse_cells_lose_something(tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["volume", str(tokens.parent / "ct"), "--labels", str(tokens.parent / "seg"), "--out", str(tmp_path),
-                 "--resolution", "64", "--patch", "4", "--length", "16"]) == 0
+    assert (
+        main(
+            [
+                "volume",
+                str(tokens.parent / "ct"),
+                "--labels",
+                str(tokens.parent / "seg"),
+                "--out",
+                str(tmp_path),
+                "--resolution",
+                "64",
+                "--patch",
+                "4",
+                "--length",
+                "16",
+            ]
+        )
+        == 0
+    )
     capsys.readouterr()
     assert main(["volume", "score", str(tmp_path), "--json", str(tmp_path / "a.json")]) == 0
-    assert main(["volume", "score", str(tmp_path), "--labels", str(tokens.parent / "seg"), "--json",
-                 str(tmp_path / "b.json")]) == 0
+    assert (
+        main(
+            [
+                "volume",
+                "score",
+                str(tmp_path),
+                "--labels",
+                str(tokens.parent / "seg"),
+                "--json",
+                str(tmp_path / "b.json"),
+            ]
+        )
+        == 0
+    )
     a, b = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
     assert a == b and 0.5 < a["mean"] < 1
 
 
-@pytest.mark.parametrize(("spoil", "words"), [
-    ("shape", "img0001_slice003.npy: img0001_slice003 is (1, 8, 8), the cells are (64, 8, 8)"),
-    ("missing", "img0001_slice003.npy: no such file, and no img0001.npz beside it"),
-    ("noise", "img0001_slice003.npy: no predictions ("),
-    ("parts", "img0001_slice003.npy: labels are no whole numbers"),
-])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        ("shape", "img0001_slice003.npy: img0001_slice003 is (1, 8, 8), the cells are (64, 8, 8)"),
+        ("missing", "img0001_slice003.npy: no such file, and no img0001.npz beside it"),
+        ("noise", "img0001_slice003.npy: no predictions ("),
+        ("parts", "img0001_slice003.npy: labels are no whole numbers"),
+    ],
+)
 def test_bad_predictions(
     tokens: Path, tmp_path: Path, spoil: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,7 +162,8 @@ def test_bad_predictions(
 
 def test_bad_arguments(tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for args, words in (
-        ([tmp_path], "no *.volume.json in it"), ([tmp_path / "x"], "no such folder"),
+        ([tmp_path], "no *.volume.json in it"),
+        ([tmp_path / "x"], "no such folder"),
         ([tokens, "--case", "img9"], "no volume img9; it holds img0001"),
         ([tokens, "--predictions", tmp_path / "x"], "--predictions"),
     ):

@@ -53,8 +53,14 @@ def write_nifti(path: Path, values: np.ndarray, axcodes: str = "RAS", spacing=(2
     return path
 
 
-def write_dicom(folder: Path, hu: np.ndarray, spacing=(2.0, 3.0, 5.0), skip: int | None = None, again: bool = False,
-                uid: str | None = None) -> Path:
+def write_dicom(
+    folder: Path,
+    hu: np.ndarray,
+    spacing=(2.0, 3.0, 5.0),
+    skip: int | None = None,
+    again: bool = False,
+    uid: str | None = None,
+) -> Path:
     """A series of axial slices: rows to the back, columns to the left (LPS), numbered against their order."""
     folder.mkdir(exist_ok=True)
     series, count = uid or generate_uid(), hu.shape[2]
@@ -122,12 +128,12 @@ def test_axial_slices_look_as_in_a_viewer():
     hu, _ = body()
     picture = picture_of(hu, "axial", 3)
     assert picture.shape == (50, 60)
-    x, y = 40, 30      # the right-hand organ, in front: left and up in the picture
+    x, y = 40, 30  # the right-hand organ, in front: left and up in the picture
     assert picture[49 - y, 59 - x] == hu[x, y, 3]
     for axis in AXES:
         pictures = [picture_of(hu, axis, i) for i in range(hu.shape[AXES.index(axis)])]
         np.testing.assert_array_equal(volume_of(pictures, axis), hu)
-    assert picture_of(hu, "coronal", 5)[0, 0] == hu[-1, 5, -1]     # the head at the top
+    assert picture_of(hu, "coronal", 5)[0, 0] == hu[-1, 5, -1]  # the head at the top
 
 
 @pytest.mark.parametrize("kind", ["npz", "h5"])
@@ -144,15 +150,13 @@ def test_arrays_of_btcv_code(kind: str, tmp_path: Path):
             out["image"], out["label"] = image, label
     volume = load_volume(path)
     assert volume.windowed and slice_count(volume, "axial") == len(image)
-    for k in range(len(image)):     # as stored
+    for k in range(len(image)):  # as stored
         np.testing.assert_array_equal(picture_of(volume.voxels, "axial", k), image[k])
         np.testing.assert_array_equal(picture_of(volume.labels, "axial", k), label[k])
 
 
 def test_window():
-    np.testing.assert_array_equal(
-        windowed(np.array([-2000, -125, 75, 275, 3000]), (-125, 275)), [0, 0, 128, 255, 255]
-    )
+    np.testing.assert_array_equal(windowed(np.array([-2000, -125, 75, 275, 3000]), (-125, 275)), [0, 0, 128, 255, 255])
 
 
 @pytest.fixture
@@ -211,11 +215,27 @@ def test_from_volumes_to_dice(built: tuple[Path, Path], capsys):
 @pytest.mark.parametrize("axis", AXES)
 def test_patches_of_single_pixels_lose_nothing(axis: str, built: tuple[Path, Path]):
     folder, out = built
-    assert volume(folder / "ct", "--labels", folder / "seg", "--out", out, "--resolution", "64", "--patch", "64",
-                  "--patching", "uniform", "--axis", axis) == 0
+    assert (
+        volume(
+            folder / "ct",
+            "--labels",
+            folder / "seg",
+            "--out",
+            out,
+            "--resolution",
+            "64",
+            "--patch",
+            "64",
+            "--patching",
+            "uniform",
+            "--axis",
+            axis,
+        )
+        == 0
+    )
     _, labels = body()
     cells = []
-    case = "img0001" if axis == "axial" else f"img0001_{axis}"     # so that axes never mix in one folder
+    case = "img0001" if axis == "axial" else f"img0001_{axis}"  # so that axes never mix in one folder
     for name in json.loads((out / f"{case}.volume.json").read_text())["slices"]:
         token_set, _ = read_tokens(token_path(out, name))
         cells.append(np.where(token_set.mask_counts.any(-1), token_set.mask_counts.argmax(-1) + 1, 0))
@@ -225,8 +245,22 @@ def test_patches_of_single_pixels_lose_nothing(axis: str, built: tuple[Path, Pat
 
 def test_volumes_scaled_to_the_frame_come_back_at_their_size(built: tuple[Path, Path]):
     folder, out = built
-    assert volume(folder / "ct", "--labels", folder / "seg", "--out", out, "--resolution", "32", "--patch", "32",
-                  "--patching", "uniform") == 0
+    assert (
+        volume(
+            folder / "ct",
+            "--labels",
+            folder / "seg",
+            "--out",
+            out,
+            "--resolution",
+            "32",
+            "--patch",
+            "32",
+            "--patching",
+            "uniform",
+        )
+        == 0
+    )
     cells = []
     for name in json.loads((out / "img0001.volume.json").read_text())["slices"]:
         token_set, _ = read_tokens(token_path(out, name))
@@ -269,10 +303,13 @@ def test_files_that_are_no_volumes(tmp_path: Path):
         load_volume(write_nifti(tmp_path / "nan.nii", holes))
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"skip": 3}, "a slice is missing or the spacing is uneven"),
-    ({"again": True}, "two slices at one place"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"skip": 3}, "a slice is missing or the spacing is uneven"),
+        ({"again": True}, "two slices at one place"),
+    ],
+)
 def test_series_with_faults(change: dict, words: str, tmp_path: Path):
     with pytest.raises(SlideError, match=words):
         load_volume(write_dicom(tmp_path / "s", body()[0], **change))
@@ -315,7 +352,7 @@ def test_find_volumes(tmp_path: Path):
     assert [p.name for p in find_volumes([tmp_path])] == ["b.nii.gz", "patient1"]
     assert find_volumes([tmp_path / "patient1"]) == [tmp_path / "patient1"]
     write_nifti(tmp_path / "b.nii", hu)
-    for file in (tmp_path / "patient1").iterdir():     # as scanners name them
+    for file in (tmp_path / "patient1").iterdir():  # as scanners name them
         file.rename(file.with_suffix(""))
     assert find_volumes([tmp_path / "patient1"]) == [tmp_path / "patient1"]
     np.testing.assert_array_equal(load_volume(tmp_path / "patient1").voxels, hu)

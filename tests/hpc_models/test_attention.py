@@ -88,10 +88,11 @@ def test_packed_batches_equal_sequences_one_by_one():
     config = {"size_px": 128, "patch": 8, "length": 100, "width": 32, "depth": 3, "heads": 4, "decoder": "leaf"}
     batches = [random_batch(seed, 128, 8, length=n, images=1, split=0.6)[0] for seed, n in enumerate(lengths)]
     together = {
-        key: torch.cat([torch.cat((b[key], b[key].new_zeros(1, 100 - b[key].shape[1], *b[key].shape[2:])), 1)
-                        for b in batches])
+        key: torch.cat(
+            [torch.cat((b[key], b[key].new_zeros(1, 100 - b[key].shape[1], *b[key].shape[2:])), 1) for b in batches]
+        )
         for key in batches[0]
-    }  # fmt: skip
+    }
     answers, gradients = {}, {}
     for kind in ("full", "packed"):
         torch.manual_seed(0)
@@ -117,8 +118,11 @@ def test_padding_at_the_end_of_all_sequences_is_cut_and_needs_no_mask(ends, monk
     x = torch.randn(2, 12, 16)
     valid = torch.arange(12) < torch.tensor(ends)[:, None]
     masks = []
-    monkeypatch.setattr(Block, "forward", lambda self, x, mask=None, lengths=None: (
-        masks.append((x.shape[1], mask)), self._forward(x, mask, lengths))[1])  # fmt: skip
+    monkeypatch.setattr(
+        Block,
+        "forward",
+        lambda self, x, mask=None, lengths=None: (masks.append((x.shape[1], mask)), self._forward(x, mask, lengths))[1],
+    )
     last, (tap,) = encoder(x, valid)
     assert last.shape == tap.shape == x.shape
     assert {n for n, _ in masks} == {max(ends)}

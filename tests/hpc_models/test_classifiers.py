@@ -12,7 +12,12 @@ from tests.hpc_models.trees import random_batch
 PIXELS = {"classes": 3, "image_hw": (32, 48), "patch_px": 8, "width": 32, "depth": 2, "heads": 4}
 SLIDES = {"classes": 3, "size_px": 64, "patch": 8, "length": 25, "width": 32, "depth": 2, "heads": 4}
 REGIONS = {
-    "classes": 3, "scales": (4, 16, 64), "widths": (24, 16), "depths": (2, 2, 1), "heads": (3, 2, 2), "table_side": 3,
+    "classes": 3,
+    "scales": (4, 16, 64),
+    "widths": (24, 16),
+    "depths": (2, 2, 1),
+    "heads": (3, 2, 2),
+    "table_side": 3,
     "dropout": 0.0,
 }
 MODELS = {
@@ -26,7 +31,9 @@ MODELS = {
     "hct-dropout": ("hct", {"classes": 3, "conv_stages": 4}, (1, 96, 160)),
     "hct-softmax": ("hct", {"classes": 3, "attention": "performer_softmax", "dropout": 0.0}, (1, 160, 96)),
     "hct-nystrom": (
-        "hct", {"classes": 3, "in_channels": 3, "attention": "nystrom", "conv_stages": 2, "dropout": 0.0}, (3, 96, 96)
+        "hct",
+        {"classes": 3, "in_channels": 3, "attention": "nystrom", "conv_stages": 2, "dropout": 0.0},
+        (3, 96, 96),
     ),
     "gmic": ("gmic", {"classes": 3}, (1, 160, 96)),
     "gmic-fine": ("gmic", {"classes": 3, "strides": (1, 2, 2, 2, 2)}, (1, 96, 96)),

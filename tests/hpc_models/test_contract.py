@@ -23,9 +23,15 @@ SMALL = {
 }
 PICTURE = {"size_px": 64, "patch": 8, "length": 25, "classes": 2}
 TRANSUNET = {
-    **PICTURE, "width": 32, "depth": 2, "heads": 4, "mlp_dim": 48, "stem_width": 8, "units": (1, 2, 1),
+    **PICTURE,
+    "width": 32,
+    "depth": 2,
+    "heads": 4,
+    "mlp_dim": 48,
+    "stem_width": 8,
+    "units": (1, 2, 1),
     "decoder_widths": (16, 16, 8, 8),
-}  # fmt: skip
+}
 SWIN = {**PICTURE, "feature_size": 12, "depths": (1, 1, 1, 1), "heads": (1, 2, 3, 4), "window": 4}
 MODELS = {
     "swin_unetr": ("swin_unetr", SWIN),
@@ -173,8 +179,16 @@ def test_more_padding_changes_nothing(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["unetr-geometric", "unetr-token", "unetr-leaf", "unetr-leaf-halo", "unetr-leaf_unet", "unet", "transunet",
-     "swin_unetr"],
+    [
+        "unetr-geometric",
+        "unetr-token",
+        "unetr-leaf",
+        "unetr-leaf-halo",
+        "unetr-leaf_unet",
+        "unet",
+        "transunet",
+        "swin_unetr",
+    ],
 )
 def test_order_of_tokens_does_not_matter_without_a_slot_table(name):
     model = make(name, **({"position": "geom"} if MODELS[name][0] == "unetr" else {})).eval()

@@ -89,9 +89,7 @@ def test_pictures_must_be_there_and_of_one_size():
     with pytest.raises(ValueError, match="at least one picture"):
         effective_receptive_field(ones_stack(1), [])
     with pytest.raises(ValueError, match=r"pictures of \(5, 5\) and of \(5, 6\) px"):
-        effective_receptive_field(
-            ones_stack(1), [torch.zeros(1, 5, s, dtype=torch.float64) for s in (5, 6)]
-        )
+        effective_receptive_field(ones_stack(1), [torch.zeros(1, 5, s, dtype=torch.float64) for s in (5, 6)])
 
 
 UNETR_SIZES = {"size_px": 64, "patch": 8, "width": 24, "depth": 2, "heads": 3, "position": "geom"}

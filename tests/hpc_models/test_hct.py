@@ -85,9 +85,7 @@ def test_map_sizes(make):
         assert model.feature_map(torch.zeros(1, 1, *hw, device="meta")).shape == (1, 256, *expected)
 
 
-@pytest.mark.parametrize(
-    ("hw", "tokens"), [(FULL, [8320, 2080, 2080, 520]), (PATCH, [256, 64, 64, 16])]
-)
+@pytest.mark.parametrize(("hw", "tokens"), [(FULL, [8320, 2080, 2080, 520]), (PATCH, [256, 64, 64, 16])])
 def test_tokens_of_the_four_attentions(hw, tokens):
     model, seen = on_meta(HCT), []
     for module in model.modules():
@@ -152,9 +150,7 @@ def test_ac_block_is_its_definition(attention, first, stride, outputs):
     beside = F.conv2d(y, block.shortcut.weight, stride=stride) if first else x
     tokens = torch.stack([y[:, :, i, j] for i in range(6) for j in range(8)], dim=1)  # row by row
     attended = block.attn(tokens, landmarks=8) if attention == "nystrom" else block.attn(tokens)
-    back = torch.stack(
-        [torch.stack([attended[:, 8 * i + j] for j in range(8)], -1) for i in range(6)], dim=2
-    )
+    back = torch.stack([torch.stack([attended[:, 8 * i + j] for j in range(8)], -1) for i in range(6)], dim=2)
     z = bn(block.norm2, back + x).relu()  # the raw input is added, not the activated one
     expected = F.conv2d(z, block.conv.weight, stride=stride, padding=1) + beside
     torch.testing.assert_close(block(x), expected, atol=1e-5, rtol=1e-4)

@@ -9,8 +9,13 @@ from hpc_models.batch import uniform_batch
 from hpc_models.hipt import GatedPool
 
 SMALL = {
-    "classes": 3, "scales": (4, 16, 64), "widths": (24, 16), "depths": (2, 2, 2), "heads": (3, 2, 2), "table_side": 3,
-}  # fmt: skip
+    "classes": 3,
+    "scales": (4, 16, 64),
+    "widths": (24, 16),
+    "depths": (2, 2, 2),
+    "heads": (3, 2, 2),
+    "table_side": 3,
+}
 
 
 def gflop(module, *inputs):

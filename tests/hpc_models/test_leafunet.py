@@ -141,8 +141,6 @@ def test_a_single_cell_is_normalised_to_the_bias():
     assert torch.equal(conv(surround(torch.rand(1, 3, 1, 1), one), one)[0, :, 0, 0], conv.bias)
 
 
-@pytest.mark.parametrize(
-    ("patch", "coarsest"), [(2, 1), (4, 1), (8, 1), (16, 2), (32, 4), (64, 4), (128, 4)]
-)
+@pytest.mark.parametrize(("patch", "coarsest"), [(2, 1), (4, 1), (8, 1), (16, 2), (32, 4), (64, 4), (128, 4)])
 def test_coarsest_level(patch, coarsest):
     assert patch >> (len(leaf_unet_widths(patch)) - 1) == coarsest

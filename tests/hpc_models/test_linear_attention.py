@@ -186,9 +186,7 @@ def test_as_many_landmarks_as_tokens_is_softmax_attention():
 def test_nystrom_equals_its_definition_token_by_token(length, landmarks):
     q, k, v = qkv(1.0, length=length, dtype=torch.float64)
     segment = math.ceil(length / landmarks)
-    means = [
-        torch.stack([x[:, :, i : i + segment].mean(2) for i in range(0, length, segment)], dim=2) for x in (q, k)
-    ]
+    means = [torch.stack([x[:, :, i : i + segment].mean(2) for i in range(0, length, segment)], dim=2) for x in (q, k)]
     f = (q @ means[1].transpose(-1, -2) / 4).softmax(-1)
     a = (means[0] @ means[1].transpose(-1, -2) / 4).softmax(-1)
     g = (means[0] @ k.transpose(-1, -2) / 4).softmax(-1)

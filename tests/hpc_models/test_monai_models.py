@@ -62,8 +62,9 @@ def test_volumes():
 def test_basic_unet_is_near_the_unet_of_2015():
     """MONAI's stand-in has 31,113,217 parameters, our U-Net of 2015 with batch norm 31,037,633."""
     with torch.device("meta"):
-        theirs = build_net("BasicUNet", spatial_dims=2, in_channels=3, out_channels=1,
-                           features=(64, 128, 256, 512, 1024, 64))  # fmt: skip
+        theirs = build_net(
+            "BasicUNet", spatial_dims=2, in_channels=3, out_channels=1, features=(64, 128, 256, 512, 1024, 64)
+        )
         ours = build("unet", widths=(64, 128, 256, 512, 1024), norm="batch")
     count, cost, _ = counted(theirs, 1, 3, 512, 512)
     assert count == 31_113_217 and cost == pytest.approx(408.96, abs=0.01)

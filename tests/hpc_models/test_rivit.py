@@ -53,9 +53,7 @@ def test_sinusoid():
     table = sinusoidal(50, 8)
     assert table[0].tolist() == [0, 1] * 4
     for position in (0, 1, 7, 49):
-        expected = [
-            (math.cos if i % 2 else math.sin)(position / 10000 ** (i / 8)) for i in range(8)
-        ]
+        expected = [(math.cos if i % 2 else math.sin)(position / 10000 ** (i / 8)) for i in range(8)]
         torch.testing.assert_close(table[position], torch.tensor(expected), atol=1e-5, rtol=1e-5)
 
 

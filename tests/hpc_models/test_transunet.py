@@ -14,9 +14,16 @@ from hpc_models.stdconv import StdConv2d
 from tests.hpc_models.trees import random_batch
 
 SMALL = {
-    "classes": 2, "width": 32, "depth": 2, "heads": 4, "mlp_dim": 48, "stem_width": 8, "units": (1, 2, 1),
-    "decoder_widths": (16, 16, 8, 8), "norm": "instance",
-}  # fmt: skip
+    "classes": 2,
+    "width": 32,
+    "depth": 2,
+    "heads": 4,
+    "mlp_dim": 48,
+    "stem_width": 8,
+    "units": (1, 2, 1),
+    "decoder_widths": (16, 16, 8, 8),
+    "norm": "instance",
+}
 
 
 @pytest.mark.parametrize(
@@ -86,8 +93,11 @@ def test_a_unit_is_what_plain_torch_makes_of_it(channels, stride):
 def test_maps_halve_and_the_short_one_ends_in_zeros(side):
     maps = ResNet(3, 8, (1, 1, 1))(torch.rand(1, 3, side, side))
     assert [tuple(m.shape[1:]) for m in maps] == [
-        (8, side // 2, side // 2), (32, side // 4, side // 4), (64, side // 8, side // 8), (128, side // 16, side // 16)
-    ]  # fmt: skip
+        (8, side // 2, side // 2),
+        (32, side // 4, side // 4),
+        (64, side // 8, side // 8),
+        (128, side // 16, side // 16),
+    ]
     assert maps[1][..., -1, :].abs().max() == 0 == maps[1][..., -1].abs().max()
     assert maps[1][..., :-1, :-1].abs().max() > 0
 
@@ -166,8 +176,11 @@ def test_what_does_not_fit_is_refused(wrong, message):
 
 
 def test_decoder_norms_and_dropout():
-    batch_norms = [m for m in build("transunet", size_px=64, patch=8, length=64, **{**SMALL, "norm": "batch"}).modules()
-                   if isinstance(m, nn.BatchNorm2d)]  # fmt: skip
+    batch_norms = [
+        m
+        for m in build("transunet", size_px=64, patch=8, length=64, **{**SMALL, "norm": "batch"}).modules()
+        if isinstance(m, nn.BatchNorm2d)
+    ]
     assert len(batch_norms) == 9  # bridge and two per doubling
     torch.manual_seed(0)
     model = build("transunet", size_px=32, patch=8, length=16, dropout=0.5, **SMALL)

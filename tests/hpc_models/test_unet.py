@@ -33,10 +33,13 @@ def test_a_level_is_what_plain_torch_makes_of_it(norm):
     x = torch.randn(2, 3, 9, 7)
     layers = {"none": nn.Identity, "batch": nn.BatchNorm2d, "instance": lambda c: nn.InstanceNorm2d(c, affine=True)}
     plain = nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1, bias=norm == "none"), layers[norm](6) if norm != "none" else nn.Identity(),
-        nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1, bias=norm == "none"),
-        layers[norm](6) if norm != "none" else nn.Identity(), nn.ReLU(),
-    )  # fmt: skip
+        nn.Conv2d(3, 6, 3, padding=1, bias=norm == "none"),
+        layers[norm](6) if norm != "none" else nn.Identity(),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, padding=1, bias=norm == "none"),
+        layers[norm](6) if norm != "none" else nn.Identity(),
+        nn.ReLU(),
+    )
     assert len(list(plain.parameters())) == len(list(level.parameters()))
     with torch.no_grad():
         for theirs, mine in zip(plain.parameters(), level.parameters(), strict=True):

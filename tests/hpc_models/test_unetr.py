@@ -274,13 +274,16 @@ def test_mixed_leaves_go_in_and_the_answer_is_put_back(decoder):
     assert not torch.allclose(errors[1], errors[2])
 
 
-@pytest.mark.parametrize(("more", "why"), [
-    ({"packing": "rows"}, "packing must be leaf or strip, got 'rows'"),
-    ({"packing": "strip", "length": 64}, "length must be less than .* = 64"),
-    ({"packing": "strip", "decoder": "leaf"}, "decoder must be raster or token"),
-    ({"packing": "strip", "position": "both"}, "position slot or none"),
-    ({"standardise": True, "decoder": "leaf"}, "standardise=True is for decoder leaf_unet, got leaf"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"packing": "rows"}, "packing must be leaf or strip, got 'rows'"),
+        ({"packing": "strip", "length": 64}, "length must be less than .* = 64"),
+        ({"packing": "strip", "decoder": "leaf"}, "decoder must be raster or token"),
+        ({"packing": "strip", "position": "both"}, "position slot or none"),
+        ({"standardise": True, "decoder": "leaf"}, "standardise=True is for decoder leaf_unet, got leaf"),
+    ],
+)
 def test_packings_and_filters_that_cannot_be_are_refused(more, why):
     with pytest.raises(ValueError, match=why):
         build("unetr", **{"size_px": 64, "patch": 8, "length": 36, "width": 24, "heads": 2, **more})

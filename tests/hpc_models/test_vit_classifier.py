@@ -60,11 +60,15 @@ def plain_vit(model, image):
             (layer.self_attn.in_proj_bias, block.attn.qkv.bias),
             (layer.self_attn.out_proj.weight, block.attn.out_proj.weight),
             (layer.self_attn.out_proj.bias, block.attn.out_proj.bias),
-            (layer.linear1.weight, block.mlp.linear1.weight), (layer.linear1.bias, block.mlp.linear1.bias),
-            (layer.linear2.weight, block.mlp.linear2.weight), (layer.linear2.bias, block.mlp.linear2.bias),
-            (layer.norm1.weight, block.norm1.weight), (layer.norm1.bias, block.norm1.bias),
-            (layer.norm2.weight, block.norm2.weight), (layer.norm2.bias, block.norm2.bias),
-        ]  # fmt: skip
+            (layer.linear1.weight, block.mlp.linear1.weight),
+            (layer.linear1.bias, block.mlp.linear1.bias),
+            (layer.linear2.weight, block.mlp.linear2.weight),
+            (layer.linear2.bias, block.mlp.linear2.bias),
+            (layer.norm1.weight, block.norm1.weight),
+            (layer.norm1.bias, block.norm1.bias),
+            (layer.norm2.weight, block.norm2.weight),
+            (layer.norm2.bias, block.norm2.bias),
+        ]
         with torch.no_grad():
             for theirs, mine in pairs:
                 theirs.copy_(mine)

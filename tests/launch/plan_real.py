@@ -32,9 +32,14 @@ from launch.run import Start, open_together
 STEP = 3
 # Which argument of an operation of c10d is the whole tensor.
 WHOLE = {
-    "allreduce_": 0, "_allgather_base_": 0, "allgather_": 0, "_reduce_scatter_base_": 1, "all_reduce": 0,
-    "all_to_all_single": 0, "broadcast_": 0,
-}  # fmt: skip
+    "allreduce_": 0,
+    "_allgather_base_": 0,
+    "allgather_": 0,
+    "_reduce_scatter_base_": 1,
+    "all_reduce": 0,
+    "all_to_all_single": 0,
+    "broadcast_": 0,
+}
 QUIET = ("wait_tensor", "_wrap_tensor_autograd")  # they send nothing
 # FlopCounterMode has no formula for attention on CPUs.
 ATTENTION = {
@@ -96,9 +101,11 @@ def counted_run(words: list[str], ranks: places.Ranks) -> dict[str, Any]:
         opened = open_together(config, files, ranks, run_dir)
         assert Start(config, files, ranks, run_dir, device, opened, 1).run() == 0
     return {
-        "flops": flops.get_total_flops(), "collectives": bytes_seen.seen, "comm": comm.get_total_counts(),
+        "flops": flops.get_total_flops(),
+        "collectives": bytes_seen.seen,
+        "comm": comm.get_total_counts(),
         "peak_bytes": peak_of(recorded, *window),
-    }  # fmt: skip
+    }
 
 
 def peak_of(recorded: profile, start_ns: int, end_ns: int) -> int:

@@ -43,7 +43,10 @@ def picture(seed: int, content_wh: tuple[int, int]) -> tuple[np.ndarray, np.ndar
 
 
 def token_set(
-    seed: int, patching: str = "apf", content_wh: tuple[int, int] = (SIZE, SIZE), patch: int = PATCH,
+    seed: int,
+    patching: str = "apf",
+    content_wh: tuple[int, int] = (SIZE, SIZE),
+    patch: int = PATCH,
     length: int = LENGTH,
 ) -> TokenSet:
     """A token set of `picture(seed)`; adaptive ones have at most `length` leaves, and not all the same number."""
@@ -55,9 +58,13 @@ def token_set(
     else:
         leaves = uniform_leaves(SIZE, patch)
     return cut(
-        lambda x, y, w, h: image[y : y + h, x : x + w], leaves, patch, SIZE, content_wh,
+        lambda x, y, w, h: image[y : y + h, x : x + w],
+        leaves,
+        patch,
+        SIZE,
+        content_wh,
         lambda x, y, w, h: mask[y : y + h, x : x + w],
-    )  # fmt: skip
+    )
 
 
 def write_folder(folder: Path, patching: str = "apf", patch: int = PATCH, length: int = LENGTH) -> Path:
@@ -66,9 +73,11 @@ def write_folder(folder: Path, patching: str = "apf", patch: int = PATCH, length
     for seed, name in enumerate(sorted(name for names in SPLIT.values() for name in names)):
         tokens = token_set(seed, patching, (SIZE, SIZE - 16) if seed % 2 else (SIZE, SIZE), patch, length)
         meta = new_meta(
-            slide=name, params={"patching": patching, "patch": patch, "resolution": SIZE}, size0_wh=[SIZE, SIZE],
+            slide=name,
+            params={"patching": patching, "patch": patch, "resolution": SIZE},
+            size0_wh=[SIZE, SIZE],
             ceiling=ceiling(tokens.mask_counts, tokens.content_counts),
-        )  # fmt: skip
+        )
         write_tokens(token_path(folder, name), tokens, meta)
     (folder / "split.json").write_text(json.dumps(SPLIT))
     (folder / "build_log.jsonl").write_text(
@@ -80,11 +89,26 @@ def write_folder(folder: Path, patching: str = "apf", patch: int = PATCH, length
 def overrides(files: Path, run_root: Path, **more: object) -> list[str]:
     """Settings of a very small run on `files`; `more` uses `__` for the dot."""
     settings = {
-        "data.dir": files, "data.split": files / "split.json", "data.resolution": SIZE, "data.patch": PATCH,
-        "data.length": LENGTH, "data.jitter": 0.2, "model.width": 32, "model.depth": 2, "model.heads": 2,
-        "model.mlp_dim": 64, "model.leaf_base": 8, "train.batch": 4, "train.max_steps": 20, "train.max_seconds": "null",
-        "train.lr": 3e-3, "eval.every_steps": "null", "eval.pictures_px": 32, "run_root": run_root, "engine.threads": 1,
-    }  # fmt: skip
+        "data.dir": files,
+        "data.split": files / "split.json",
+        "data.resolution": SIZE,
+        "data.patch": PATCH,
+        "data.length": LENGTH,
+        "data.jitter": 0.2,
+        "model.width": 32,
+        "model.depth": 2,
+        "model.heads": 2,
+        "model.mlp_dim": 64,
+        "model.leaf_base": 8,
+        "train.batch": 4,
+        "train.max_steps": 20,
+        "train.max_seconds": "null",
+        "train.lr": 3e-3,
+        "eval.every_steps": "null",
+        "eval.pictures_px": 32,
+        "run_root": run_root,
+        "engine.threads": 1,
+    }
     settings |= {key.replace("__", "."): value for key, value in more.items()}
     return [f"{key}={value}" for key, value in settings.items()]
 
@@ -141,9 +165,13 @@ def launch_rank(rank: int, world: int, port: str, program: list[str], **popen: A
     env = clean_env()
     if world > 1:
         env |= {
-            "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-        }  # fmt: skip
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
     return subprocess.Popen([sys.executable, *program], cwd=ROOT, env=env, text=True, stderr=subprocess.PIPE, **popen)
 
 
@@ -157,8 +185,15 @@ def flip_a_byte(checkpoint: Path) -> None:
 
 def stoppable(files: Path, root: Path, *extra: str, **more: object) -> list[str]:
     """Settings of a run of STEPS steps in `root/smoke/r` that may be stopped anywhere, sharded over its ranks."""
-    settings = {"run_id": "r", "train__max_steps": STEPS, "checkpoint__every_steps": 4, "checkpoint__keep": 3,
-                "eval__every_steps": 8, "eval__pictures_px": 0, "engine__name": "fsdp"}  # fmt: skip
+    settings = {
+        "run_id": "r",
+        "train__max_steps": STEPS,
+        "checkpoint__every_steps": 4,
+        "checkpoint__keep": 3,
+        "eval__every_steps": 8,
+        "eval__pictures_px": 0,
+        "engine__name": "fsdp",
+    }
     return [*overrides(files, root, **(settings | more)), *extra]
 
 

@@ -25,9 +25,13 @@ def test_turned_tokens_are_the_tokens_of_the_turned_picture(code, patching):
     xy, size, turned = turn_tokens(tokens.leaf_xy, tokens.leaf_size, per_token, SIZE, code)
     check_tiling(Leaves(xy, size), SIZE)
     again = cut(
-        lambda x, y, w, h: image[y : y + h, x : x + w], Leaves(xy, size), PATCH, SIZE, (SIZE, SIZE),
+        lambda x, y, w, h: image[y : y + h, x : x + w],
+        Leaves(xy, size),
+        PATCH,
+        SIZE,
+        (SIZE, SIZE),
         lambda x, y, w, h: mask[y : y + h, x : x + w],
-    )  # fmt: skip
+    )
     np.testing.assert_array_equal(turned["tokens"], again.tokens)
     np.testing.assert_array_equal(turned["masks"], again.mask_counts)
     np.testing.assert_array_equal(turned["content"], again.content_counts)

@@ -89,7 +89,10 @@ def test_listing_and_wrong_names(capsys):
     assert "no such row" in capsys.readouterr().err
     shown = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "launch", "bench", "--list", "--rows", "paip_64k*"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "paip_64k_p32+compile" in shown.stdout.splitlines()
     assert " torch\n" not in shown.stderr, "a list needs no torch"

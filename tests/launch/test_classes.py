@@ -32,10 +32,27 @@ def make_slides(folder: Path) -> dict[str, np.ndarray]:
 
 def build(folder: Path, *options: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "data_prep", "build", str(folder / "images"), "--masks", str(folder / "masks"),
-         "--out", str(folder / "tokens"), "--resolution", str(SIZE), "--patch", str(PATCH), *options],
-        cwd=ROOT, env=clean_env(), capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "data_prep",
+            "build",
+            str(folder / "images"),
+            "--masks",
+            str(folder / "masks"),
+            "--out",
+            str(folder / "tokens"),
+            "--resolution",
+            str(SIZE),
+            "--patch",
+            str(PATCH),
+            *options,
+        ],
+        cwd=ROOT,
+        env=clean_env(),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -48,8 +65,15 @@ def test_two_classes_from_masks_to_dice(tmp_path, start):
     masks = make_slides(tmp_path)
     build(tmp_path, "--length", "25", "--classes", "2")
     (tmp_path / "split.json").write_text(json.dumps({"train": ["a", "b"], "test": ["c"]}))
-    words = overrides(tmp_path / "tokens", tmp_path, run_id="r", data__split=tmp_path / "split.json", data__classes=2,
-                      data__length=25, train__max_steps=4)  # fmt: skip
+    words = overrides(
+        tmp_path / "tokens",
+        tmp_path,
+        run_id="r",
+        data__split=tmp_path / "split.json",
+        data__classes=2,
+        data__length=25,
+        train__max_steps=4,
+    )
     finish_well(start(1, words))
     record, counts = read_record(tmp_path / "smoke" / "r"), counts_of(tmp_path / "smoke" / "r", "c")
     truth = [int((masks["c"] == k).sum()) for k in (1, 2)]

@@ -29,10 +29,18 @@ from tests.launch.small import ROOT, SIZE, Group, clean_env, free_port, launch_r
 
 TINY = [f"model.{key}" for key in ("depth=2", "grid_px=16", "width=32", "heads=2", "head_width=16", "mlp_dim=32")]
 SMALL = [
-    "data.resolution=32", "data.classes=2", "data.sizes=[]", "train.batch=4", "train.max_steps=12",
-    "train.log_every=1", "eval.every_steps=6", "eval.sizes=[]", "data.rotate_deg=0", "engine.threads=1",
+    "data.resolution=32",
+    "data.classes=2",
+    "data.sizes=[]",
+    "train.batch=4",
+    "train.max_steps=12",
+    "train.log_every=1",
+    "eval.every_steps=6",
+    "eval.sizes=[]",
+    "data.rotate_deg=0",
+    "engine.threads=1",
     *TINY,
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +126,14 @@ def run_all(world: int, jobs: list[list[object]], root: Path) -> None:
 def test_two_ranks_learn_what_one_learns(pictures, tmp_path):
     """Three sizes, the larger teaching the smaller, the average teaching all: same losses on one and two ranks."""
     more = [
-        "data.sizes=[32,16]", "train.scale_distill=1", "train.ema_decay=0.9", "train.distill=0.5",
-        "train.max_steps=6", "data.jitter=0.2", "data.noise=0.01",
-    ]  # fmt: skip
+        "data.sizes=[32,16]",
+        "train.scale_distill=1",
+        "train.ema_decay=0.9",
+        "train.distill=0.5",
+        "train.max_steps=6",
+        "data.jitter=0.2",
+        "data.noise=0.01",
+    ]
     run_all(1, [words(pictures, tmp_path / "one", *more)], tmp_path)
     kinds = {"ddp": [], "fsdp": ["engine.name=fsdp"], "kept": ["engine.name=fsdp", "engine.reshard=false"]}
     run_all(2, [words(pictures, tmp_path / name, *more, *engine) for name, engine in kinds.items()], tmp_path)
@@ -135,9 +148,13 @@ def test_two_ranks_learn_what_one_learns(pictures, tmp_path):
 
 def test_a_killed_run_goes_on_to_the_same_weights(pictures, tmp_path):
     more = [
-        "train.ema_decay=0.9", "train.distill=1", "checkpoint.every_steps=3", "checkpoint.keep=9",
-        "eval.every_steps=null", "train.max_steps=9",
-    ]  # fmt: skip
+        "train.ema_decay=0.9",
+        "train.distill=1",
+        "checkpoint.every_steps=3",
+        "checkpoint.keep=9",
+        "eval.every_steps=null",
+        "train.max_steps=9",
+    ]
     whole, parts = (tmp_path / kind / "rivit" / "run" for kind in ("whole", "parts"))
     again = words(pictures, tmp_path / "parts", *more)
     run_all(1, [words(pictures, tmp_path / "whole", *more), again, ["forget", str(parts), 3], again], tmp_path)
@@ -154,9 +171,10 @@ def test_training_can_start_from_the_weights_of_another_run(pictures, tmp_path, 
     assert rows(source) == rows(tmp_path / "b" / "rivit" / "run")
     torch.save({"x": torch.zeros(1)}, tmp_path / "other.pt")
     for wrong, reason in (
-        (tmp_path / "nothing", "No such file"), (tmp_path / "other.pt", "lacks blocks.0."),
+        (tmp_path / "nothing", "No such file"),
+        (tmp_path / "other.pt", "lacks blocks.0."),
         (tmp_path, "no complete checkpoint"),
-    ):  # fmt: skip
+    ):
         told = words(pictures, tmp_path / "c", "train.max_steps=1", f"train.init_from={wrong}")
         assert main(["train", *told]) == 64
         said = capsys.readouterr().err
@@ -167,11 +185,28 @@ def test_training_can_start_from_the_weights_of_another_run(pictures, tmp_path, 
 def test_crops_are_labelled_by_their_masks(tile_files, tmp_path):
     """Every square of the grid of every test slide is scored; its label is whether it holds foreground."""
     settings = [
-        "rivit", f"data.dir={tile_files}", f"data.split={tile_files / 'split.json'}", f"run_root={tmp_path}",
-        "run_id=run", "data.kind=tiles", "data.patching=uniform", "data.labels=mask", "data.classes=2",
-        f"data.resolution={SIZE}", "data.patch=32", "data.length=4", "data.crop_px=32", "data.fit=pad", "data.sizes=[]",
-        "data.rotate_deg=0", "data.mirror=false", "train.batch=4", "train.max_steps=6", "eval.sizes=[]", *TINY,
-    ]  # fmt: skip
+        "rivit",
+        f"data.dir={tile_files}",
+        f"data.split={tile_files / 'split.json'}",
+        f"run_root={tmp_path}",
+        "run_id=run",
+        "data.kind=tiles",
+        "data.patching=uniform",
+        "data.labels=mask",
+        "data.classes=2",
+        f"data.resolution={SIZE}",
+        "data.patch=32",
+        "data.length=4",
+        "data.crop_px=32",
+        "data.fit=pad",
+        "data.sizes=[]",
+        "data.rotate_deg=0",
+        "data.mirror=false",
+        "train.batch=4",
+        "train.max_steps=6",
+        "eval.sizes=[]",
+        *TINY,
+    ]
     train(settings)
     table = rows(tmp_path / "rivit" / "run")
     config = load(settings[0], settings[1:])
@@ -217,9 +252,11 @@ def test_labels_from_csv(tmp_path):
     path.write_text("name,label\na,1\nb,0\nc,1\n")
     assert read_labels(path, 3) == {"a": 1, "b": 0, "c": 1}
     for text, reason in (
-        ("name\nx\n", "columns name and label"), ("name,label\nx,0\nx.png,1\n", "'x' stands there twice"),
-        ("name,label\nx,\n", "line 2 lacks"), ("name,label\nx,q\ny,r\nz,s\n", "has 3 classes"),
-    ):  # fmt: skip
+        ("name\nx\n", "columns name and label"),
+        ("name,label\nx,0\nx.png,1\n", "'x' stands there twice"),
+        ("name,label\nx,\n", "line 2 lacks"),
+        ("name,label\nx,q\ny,r\nz,s\n", "has 3 classes"),
+    ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=reason):
             read_labels(path, 2)

@@ -41,8 +41,9 @@ def test_override_changes_one_key_and_its_type():
     base, changed = load("demo_apf"), load("demo_apf", ["train.lr=2e-4", "train.betas=[0.8,0.9]", "data.split=null"])
     assert (changed.train.lr, changed.train.betas, changed.data.split) == (2e-4, (0.8, 0.9), None)
     assert {d.split(":")[0] for d in differing_keys(base.model_dump(mode="json"), changed.model_dump(mode="json"))} >= {
-        "train.lr", "data.split",
-    }  # fmt: skip
+        "train.lr",
+        "data.split",
+    }
     assert base.sha256() != changed.sha256()
 
 

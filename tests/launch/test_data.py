@@ -101,20 +101,23 @@ def test_rows_that_strip_packing_mixed_are_put_back(apf_files, tmp_path):
     np.testing.assert_array_equal(files.load("c").mask_counts, tokens.mask_counts)
 
 
-@pytest.mark.parametrize(("built", "asked", "why"), [
-    ({"split_on": "variance"}, {}, "split_on variance, but data.split_on=edges"),
-    ({}, {"data__split_on": "entropy"}, "split_on edges, but data.split_on=entropy"),
-    ({"split_on": "variance"}, {"data__split_on": "variance"}, None),
-    ({"thresholds": "auto"}, {"data__thresholds": "[100,200]"}, "thresholds auto, but data.thresholds="),
-    ({"thresholds": [100, 250]}, {"data__thresholds": "[100,200]"}, "thresholds .100, 250., but data.thresholds="),
-    ({"thresholds": [100, 200]}, {"data__thresholds": "[100,200]"}, None),
-    ({"thresholds": [100, 200]}, {}, None),
-    ({"resample": "cubic"}, {}, "resample cubic, but data.resample=mean"),
-    ({"resample": "cubic"}, {"data__resample": "cubic"}, None),
-    ({"fov": True}, {}, "fov True, but data.fov=False"),
-    ({}, {"data__fov": "true"}, "fov False, but data.fov=True"),
-    ({"fov": True}, {"data__fov": "true"}, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("built", "asked", "why"),
+    [
+        ({"split_on": "variance"}, {}, "split_on variance, but data.split_on=edges"),
+        ({}, {"data__split_on": "entropy"}, "split_on edges, but data.split_on=entropy"),
+        ({"split_on": "variance"}, {"data__split_on": "variance"}, None),
+        ({"thresholds": "auto"}, {"data__thresholds": "[100,200]"}, "thresholds auto, but data.thresholds="),
+        ({"thresholds": [100, 250]}, {"data__thresholds": "[100,200]"}, "thresholds .100, 250., but data.thresholds="),
+        ({"thresholds": [100, 200]}, {"data__thresholds": "[100,200]"}, None),
+        ({"thresholds": [100, 200]}, {}, None),
+        ({"resample": "cubic"}, {}, "resample cubic, but data.resample=mean"),
+        ({"resample": "cubic"}, {"data__resample": "cubic"}, None),
+        ({"fov": True}, {}, "fov True, but data.fov=False"),
+        ({}, {"data__fov": "true"}, "fov False, but data.fov=True"),
+        ({"fov": True}, {"data__fov": "true"}, None),
+    ],
+)
 def test_files_are_split_as_the_configuration_says(built, asked, why, apf_files, tmp_path):
     folder = shutil.copytree(apf_files, tmp_path / "x")
     for path in folder.glob("*.tokens.h5"):
@@ -166,8 +169,11 @@ def test_preprocessing_seconds_are_of_the_last_build_of_each_slide(apf_files, tm
     with (folder / "build_log.jsonl").open("a") as log:
         log.write('{"slide": "a", "status": "done", "seco\n')  # killed inside the line
         for slide, status, seconds in (
-            ("a", "done", 5.0), ("a", "skipped", 0.1), ("b", "failed", 9.0), ("of another split", "done", 99.0),
-        ):  # fmt: skip
+            ("a", "done", 5.0),
+            ("a", "skipped", 0.1),
+            ("b", "failed", 9.0),
+            ("of another split", "done", 99.0),
+        ):
             log.write(json.dumps({"slide": slide, "status": status, "seconds": seconds}) + "\n")
     assert TokenFiles(config(folder).data).preprocessing_seconds() == (5.0 + 2.0) / 2
 
@@ -201,9 +207,13 @@ def test_training_batch_depends_on_seed_and_sample_only(apf_files):
     other = training_batch(config(apf_files, train__seed=1), files, [(3, 11)])
     assert not torch.equal(other["tokens"], part["tokens"])
     assert {k: str(v.dtype) for k, v in part.items()} == {
-        "tokens": "torch.float32", "content_counts": "torch.float32", "mask_counts": "torch.float32",
-        "leaf_xy": "torch.int64", "leaf_size": "torch.int64", "valid": "torch.bool",
-    }  # fmt: skip
+        "tokens": "torch.float32",
+        "content_counts": "torch.float32",
+        "mask_counts": "torch.float32",
+        "leaf_xy": "torch.int64",
+        "leaf_size": "torch.int64",
+        "valid": "torch.bool",
+    }
 
 
 def test_raster_of_tiles_is_the_picture(tile_files):

@@ -99,8 +99,10 @@ def runs(apf_files: Path, tmp_path_factory) -> Path:
 def check(runs: Path, name: str, world: int, reference: str) -> None:
     got, want = losses(runs / f"{name}@{world}"), losses(runs / reference)
     assert len(got) == STEPS and got == pytest.approx(want, abs=1e-5)
-    first, second = ([json.loads(x)["grad_norm"] for x in (runs / r / "metrics.jsonl").read_text().splitlines()
-                      if "grad_norm" in x] for r in (f"{name}@{world}", reference))  # fmt: skip
+    first, second = (
+        [json.loads(x)["grad_norm"] for x in (runs / r / "metrics.jsonl").read_text().splitlines() if "grad_norm" in x]
+        for r in (f"{name}@{world}", reference)
+    )
     assert max(second) > BASE["train__clip"], "clipping was not tested"
     assert first == pytest.approx(second, rel=1e-3)
     mine, theirs = read_record(runs / f"{name}@{world}"), read_record(runs / reference)
@@ -113,8 +115,12 @@ def check(runs: Path, name: str, world: int, reference: str) -> None:
 
 def pairs(cases: dict[int, dict[str, dict[str, object]]]) -> list[tuple[str, int]]:
     kept = ("window", "dense", "leaf")
-    return [(n, w) for w, c in cases.items() for n, more in c.items()
-            if more.get("train__precision") != "bf16" and n not in kept and (n, w) != ("ddp", 1)]  # fmt: skip
+    return [
+        (n, w)
+        for w, c in cases.items()
+        for n, more in c.items()
+        if more.get("train__precision") != "bf16" and n not in kept and (n, w) != ("ddp", 1)
+    ]
 
 
 @pytest.mark.parametrize(("name", "world"), pairs(CASES))
@@ -189,11 +195,19 @@ def test_what_deepspeed_cannot_do_is_one_line(runs, apf_files, tmp_path, capsys)
     (run_dir / "record.json").unlink()
     text = (run_dir / "config.yaml").read_text()
     for changed, more, code, reason in (
-        (text.replace("zero: 3", "zero: 2"), ZERO["zero2"], 1,
-         "checkpoint of engine.zero=3 cannot be loaded with engine.zero=2"),
-        (text.replace("name: deepspeed", "name: fsdp"), {**FSDP, "engine__zero": 3}, 64,
-         "checkpoint of engine.name=deepspeed cannot be loaded with engine.name=fsdp"),
-    ):  # fmt: skip
+        (
+            text.replace("zero: 3", "zero: 2"),
+            ZERO["zero2"],
+            1,
+            "checkpoint of engine.zero=3 cannot be loaded with engine.zero=2",
+        ),
+        (
+            text.replace("name: deepspeed", "name: fsdp"),
+            {**FSDP, "engine__zero": 3},
+            64,
+            "checkpoint of engine.name=deepspeed cannot be loaded with engine.name=fsdp",
+        ),
+    ):
         (run_dir / "config.yaml").write_text(changed)
         codes, errors = start(apf_files, tmp_path, 1, **BASE, **more)
         assert codes == [code] and reason in errors[0]
@@ -222,9 +236,15 @@ def test_a_sequence_is_shared_only_where_it_can_be(apf_files, tmp_path):
 def test_the_best_weights_are_kept_and_scored(apf_files, tmp_path):
     """With a learning rate that ruins the model later on, the best score on val is an early one."""
     more = {
-        **BASE, "train__max_steps": 6, "train__lr": 0.3, "train__clip": 0, "eval__every_steps": 1,
-        "checkpoint__every_steps": 2, "checkpoint__keep": 1, "eval__select": "best",
-    }  # fmt: skip
+        **BASE,
+        "train__max_steps": 6,
+        "train__lr": 0.3,
+        "train__clip": 0,
+        "eval__every_steps": 1,
+        "checkpoint__every_steps": 2,
+        "checkpoint__keep": 1,
+        "eval__select": "best",
+    }
     codes, errors = start(apf_files, tmp_path, 1, **more)
     assert codes == [0], errors
     run_dir = tmp_path / "smoke" / "run"

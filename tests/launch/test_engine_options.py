@@ -61,9 +61,18 @@ def test_only_repeated_blocks_are_compiled():
 
 def test_a_single_transformer_block_is_compiled_without_the_leaf_networks():
     model = UNETR(
-        size_px=64, patch=8, length=16, classes=1, width=8, depth=1, heads=2, mlp_dim=8, decoder="leaf_unet",
-        position="geom", leaf_base=4,
-    )  # fmt: skip
+        size_px=64,
+        patch=8,
+        length=16,
+        classes=1,
+        width=8,
+        depth=1,
+        heads=2,
+        mlp_dim=8,
+        decoder="leaf_unet",
+        position="geom",
+        leaf_base=4,
+    )
     assert len(units_of(model)) > 1 and compiled_units(model) == [*model.vit.blocks]
     assert compiled_units(nn.Linear(2, 2)) == []
 

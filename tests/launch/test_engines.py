@@ -32,16 +32,33 @@ def runs(apf_files: Path, tile_files: Path, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     for world in (1, 2):
         jobs = [
-            overrides(apf_files, root, run_id=name, train__max_steps=STEPS, train__clip=0.3, engine__name=engine,
-                      train__accumulate=parts, train__precision=precision)
-            for name, (ranks, engine, parts, precision) in TOKEN_RUNS.items() if ranks == world
-        ]  # fmt: skip
+            overrides(
+                apf_files,
+                root,
+                run_id=name,
+                train__max_steps=STEPS,
+                train__clip=0.3,
+                engine__name=engine,
+                train__accumulate=parts,
+                train__precision=precision,
+            )
+            for name, (ranks, engine, parts, precision) in TOKEN_RUNS.items()
+            if ranks == world
+        ]
         for name, (ranks, engine) in TILE_RUNS.items():
             if ranks == world:
                 words = overrides(
-                    tile_files, root, run_id=name, data__kind="tiles", data__patching="uniform", data__patch=32,
-                    data__length=4, data__crop_px=32, train__max_steps=4, engine__name=engine,
-                )  # fmt: skip
+                    tile_files,
+                    root,
+                    run_id=name,
+                    data__kind="tiles",
+                    data__patching="uniform",
+                    data__patch=32,
+                    data__length=4,
+                    data__crop_px=32,
+                    train__max_steps=4,
+                    engine__name=engine,
+                )
                 words = [w for w in words if not w.startswith("model.")]
                 jobs.append([*words, "model.name=unet_tiled", "model.widths=[4,8]"])
         (root / f"jobs{world}.json").write_text(json.dumps(jobs))

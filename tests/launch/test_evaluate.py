@@ -42,9 +42,11 @@ def make(files, kind="tokens", **more):
         config = load("smoke", words)
     torch.manual_seed(0)
     model = build_model(config)
-    return config, TokenFiles(config.data), engines.build(
-        model, config.engine, device=torch.device("cpu"), precision="fp32"
-    )  # fmt: skip
+    return (
+        config,
+        TokenFiles(config.data),
+        engines.build(model, config.engine, device=torch.device("cpu"), precision="fp32"),
+    )
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -112,8 +114,13 @@ def test_pictures_show_the_slide_and_predictions_inside_the_view_only(apf_files,
             masks = tokens.mask_counts * seen[:, None, None, None].astype(np.uint32)
             meta["params"]["fov"] = True
             write_tokens(token_path(folder, name), replace(tokens, content_counts=content, mask_counts=masks), meta)
-        tiles = {"data__kind": "tiles", "data__patching": "uniform", "data__patch": 32, "data__length": 4,
-                 "data__crop_px": 32}  # fmt: skip
+        tiles = {
+            "data__kind": "tiles",
+            "data__patching": "uniform",
+            "data__patch": 32,
+            "data__length": 4,
+            "data__crop_px": 32,
+        }
         more = {"data__fov": "true", "eval__pictures_px": SIZE} | (tiles if kind == "tiles" else {})
         config, files, engine = make(folder, kind, **more)
         files.check()

@@ -16,13 +16,23 @@ from launch.experiments_open import SETS, VARIANTS, rows_of
 from launch.job_steps import prep_arguments
 from tests.conftest import ROOT
 
-SPLITS = {"apf_variance": {"split_on": "variance"}, "apf_entropy": {"split_on": "entropy"},
-          "apf_fixed": {"thresholds": (100, 200)}, "apf_cubic": {"resample": "cubic"}}  # fmt: skip
+SPLITS = {
+    "apf_variance": {"split_on": "variance"},
+    "apf_entropy": {"split_on": "entropy"},
+    "apf_fixed": {"thresholds": (100, 200)},
+    "apf_cubic": {"resample": "cubic"},
+}
 
 
 def script(**env: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["bash", "jobs/experiments.sh"], cwd=ROOT, env={**os.environ, **env}, capture_output=True,
-                          text=True, timeout=500)
+    return subprocess.run(
+        ["bash", "jobs/experiments.sh"],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -30,7 +40,7 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
     configs = {row: load(f"open_{name}_{row}") for row in rows_of(name)}
     whole = [config.model_copy(update={"experiment": ""}).sha256() for config in configs.values()]
     in_sequence = {"apf_token_still", "apf_token_strip", "apf_raster", "apf_still", "apf_strip"}
-    placed = {"apf_token_placed": "geom", "apf_token_blind": "none"}    # position codes beside apf_token_still's
+    placed = {"apf_token_placed": "geom", "apf_token_blind": "none"}  # position codes beside apf_token_still's
     whole_frames = {"apf_whole", "unetr", "apf_geometric", *in_sequence, *placed}
     left_out = whole_frames if name == "vessels_4k" else set()
     assert left_out == whole_frames - set(configs)
@@ -42,8 +52,22 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
         one, other = config.train, configs["apf"].train
         assert one.model_copy(update={"batch": other.batch, "lr": other.lr}) == other
         assert (config.data.split, config.data.resolution) == (configs["apf"].data.split, SETS[name].px)
-    leaves = {"apf", "apf_std", "apf_alone", "apf_blind", "apf_jittered", "apf_half", "apf_deep", "apf_unturned",
-              "apf_drop", "apf_leaf", "apf_token", "uniform_leaf_unet", "uniform_leaf_unet_std", *SPLITS}  # fmt: skip
+    leaves = {
+        "apf",
+        "apf_std",
+        "apf_alone",
+        "apf_blind",
+        "apf_jittered",
+        "apf_half",
+        "apf_deep",
+        "apf_unturned",
+        "apf_drop",
+        "apf_leaf",
+        "apf_token",
+        "uniform_leaf_unet",
+        "uniform_leaf_unet_std",
+        *SPLITS,
+    }
     all_there_are = {"glomeruli": 1024, "nuclei": 1024, "vessels": 1024, "vessels_2k": 4096, "vessels_4k": 16384}[name]
     assert configs["apf"].data.length < all_there_are
     assert ("apf_double" in configs) == (2 * configs["apf"].data.length < all_there_are)
@@ -158,11 +182,25 @@ def test_more_runs_than_cores_are_refused():
 @pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_the_runs_and_the_same_command_goes_on(sent, tmp_path):
     """SIGINT to the whole process group, as a terminal sends it."""
-    env = {**os.environ, "SETS": "glomeruli", "ROWS": "apf uniform_tokens", "SEEDS": "0", "RUN_SECONDS": "300",
-           "JOBS": str(min(2, len(os.sched_getaffinity(0)))), "OPEN_DIR": str(tmp_path)}  # fmt: skip
+    env = {
+        **os.environ,
+        "SETS": "glomeruli",
+        "ROWS": "apf uniform_tokens",
+        "SEEDS": "0",
+        "RUN_SECONDS": "300",
+        "JOBS": str(min(2, len(os.sched_getaffinity(0)))),
+        "OPEN_DIR": str(tmp_path),
+    }
     with (tmp_path / "log").open("w") as log:
-        run = subprocess.Popen(["bash", "jobs/experiments.sh"], cwd=ROOT, env=env, stdout=log, stderr=log,
-                               start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        run = subprocess.Popen(
+            ["bash", "jobs/experiments.sh"],
+            cwd=ROOT,
+            env=env,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         until = time.monotonic() + 200
         while time.monotonic() < until and not any(
             path.read_text().count("\n") > 1 for path in tmp_path.glob("runs/open_glomeruli_apf/*/metrics.jsonl")
@@ -194,8 +232,13 @@ def test_the_jittered_row_has_its_folders(tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_way_and_again(tmp_path):
-    more = {"SETS": "glomeruli nuclei", "ROWS": "apf uniform_tokens apf_strip", "SEEDS": "0 1", "RUN_SECONDS": "1",
-            "OPEN_DIR": str(tmp_path)}  # fmt: skip
+    more = {
+        "SETS": "glomeruli nuclei",
+        "ROWS": "apf uniform_tokens apf_strip",
+        "SEEDS": "0 1",
+        "RUN_SECONDS": "1",
+        "OPEN_DIR": str(tmp_path),
+    }
     done = script(**more)
     assert done.returncode == 0, done.stderr
     assert "nuclei is left out" in done.stderr

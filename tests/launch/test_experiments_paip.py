@@ -26,8 +26,14 @@ def test_rows_of_table_iii():
             assert row.length == (size.px // row.patch) ** 2
     depths = [[int(math.log2(size.px // row.patch)) for row in size.apf] for size in SIZES.values()]
     assert depths == [
-        [8, 7, 6], [9, 8, 7, 6], [11, 10, 9, 8], [12, 11, 10, 9], [13, 12, 11, 10], [13, 12, 11, 10], [13, 12, 11, 10]
-    ]  # fmt: skip
+        [8, 7, 6],
+        [9, 8, 7, 6],
+        [11, 10, 9, 8],
+        [12, 11, 10, 9],
+        [13, 12, 11, 10],
+        [13, 12, 11, 10],
+        [13, 12, 11, 10],
+    ]
     lengths = {row.length for size in SIZES.values() for row in size.apf}
     assert lengths == {729, 676, 576, 1024, 900, 784, 4096, 2116, 1521, 10609, 8464, 16384}
 
@@ -51,9 +57,18 @@ def test_every_model_can_be_built(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["paip_512", "paip_64k", "paip_4k_uniform", "paip_1k_transunet", "paip_64k_unet", "btcv_vit_seg", "btcv_swin_unetr",
-     "classify_paip", "classify_paip_uniform"],
-)  # fmt: skip
+    [
+        "paip_512",
+        "paip_64k",
+        "paip_4k_uniform",
+        "paip_1k_transunet",
+        "paip_64k_unet",
+        "btcv_vit_seg",
+        "btcv_swin_unetr",
+        "classify_paip",
+        "classify_paip_uniform",
+    ],
+)
 def test_a_forward_pass_has_the_shape_of_the_answer(name):
     config = load(name, ["train.batch=2"])
     with torch.device("meta"):

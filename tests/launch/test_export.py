@@ -82,8 +82,15 @@ def test_weights_start_another_run_where_this_one_ended(name, kind, runs, apf_fi
     if kind == "file":
         source = tmp_path / "w.pt"
         weights(export, runs / name, source)
-    words = overrides(apf_files, tmp_path, run_id="r", train__max_steps=1, train__lr=1e-12, train__init_from=source,
-                      eval__pictures_px=0)  # fmt: skip
+    words = overrides(
+        apf_files,
+        tmp_path,
+        run_id="r",
+        train__max_steps=1,
+        train__lr=1e-12,
+        train__init_from=source,
+        eval__pictures_px=0,
+    )
     finish_well(Group([launch_rank(0, 1, "", ["-m", "launch", "train", "smoke", *words])]))
     mine, theirs = (read_record(run) for run in (tmp_path / "smoke" / "r", runs / name))
     assert mine["dice_per_slide"] == pytest.approx(theirs["dice_per_slide"], abs=1e-4)

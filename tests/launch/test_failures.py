@@ -82,8 +82,16 @@ def test_file_that_turns_out_damaged_in_training_is_a_record(apf_files, tmp_path
 
 @pytest.mark.gloo
 def test_exploding_loss_is_a_failed_record(apf_files, tmp_path, start):
-    words = overrides(apf_files, tmp_path, run_id="r", train__lr=1e30, train__clip=0, train__warmup=0,
-                      train__log_every=50, checkpoint__every_steps=1)  # fmt: skip
+    words = overrides(
+        apf_files,
+        tmp_path,
+        run_id="r",
+        train__lr=1e30,
+        train__clip=0,
+        train__warmup=0,
+        train__log_every=50,
+        checkpoint__every_steps=1,
+    )
     line = fails(start(2, words), 1)
     record = read_record(tmp_path / "smoke" / "r")
     assert record["status"] == "failed" and "loss is" in record["reason"] and "loss is" in line
@@ -109,8 +117,18 @@ def test_out_of_memory_is_an_oom_record(apf_files, tmp_path, start):
 
 
 def test_ranks_end_with_a_killed_launcher_and_a_second_start_waits_for_them(apf_files, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               "-m", "launch", "train", "smoke"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "launch",
+        "train",
+        "smoke",
+    ]
     words = overrides(apf_files, tmp_path, train__max_steps=100_000, run_id="x")
     log = tmp_path / "smoke" / "x" / "metrics.jsonl"
     agent = subprocess.Popen([*command, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

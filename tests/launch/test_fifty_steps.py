@@ -20,8 +20,12 @@ FRAME_PX, CROP_PX, SIDE_PX = 256, 256, 64
 
 NARROW = ["model.width=48", "model.depth=3", "model.heads=4", "model.mlp_dim=96"]
 TRANSUNET = [
-    *NARROW, "model.stem_width=8", "model.units=[1,1,1]", "model.decoder_widths=[24,16,16,8]", "model.norm=instance",
-]  # fmt: skip
+    *NARROW,
+    "model.stem_width=8",
+    "model.units=[1,1,1]",
+    "model.decoder_widths=[24,16,16,8]",
+    "model.norm=instance",
+]
 SWIN = ["model.feature_size=12", "model.depths=[1,1,1,1]", "model.heads=[1,2,3,4]", "model.window=4"]
 TILES = ["data.kind=tiles", "data.crop_px=64", "data.foreground_crops=0.5", "model.layout=tiles", "train.batch=8"]
 # name: (model, files, settings, slow)
@@ -36,9 +40,13 @@ SEGMENTATION = {
 }
 SMALL = ["model.width=48", "model.depth=3", "model.heads=4"]
 HIPT = [
-    "model.scales=[4,16,64]", "model.widths=[32,32]", "model.depths=[2,2,1]", "model.heads=[4,4,4]",
-    "model.table_side=4", "model.dropout=0",
-]  # fmt: skip
+    "model.scales=[4,16,64]",
+    "model.widths=[32,32]",
+    "model.depths=[2,2,1]",
+    "model.heads=[4,4,4]",
+    "model.table_side=4",
+    "model.dropout=0",
+]
 PICTURES = ["data.kind=images", "data.patch=1", "data.length=1"]
 LARGE = ["train.batch=8", "train.lr=3e-4"]  # networks that have one size only
 CLASSIFICATION = {
@@ -48,13 +56,23 @@ CLASSIFICATION = {
     "hipt": ("hipt", "uniform", HIPT, True),
     "hipt-pictures": ("hipt", "pictures", [*HIPT, *PICTURES], True),
     "rivit": (
-        "rivit", "pictures",
-        [*PICTURES, "model.grid_px=32", "model.depth=3", "data.sizes=[64,48,32]", "train.scale_distill=1",
-         "data.mirror=true", "data.flips=false", "eval.sizes=[96]"], True,
+        "rivit",
+        "pictures",
+        [
+            *PICTURES,
+            "model.grid_px=32",
+            "model.depth=3",
+            "data.sizes=[64,48,32]",
+            "train.scale_distill=1",
+            "data.mirror=true",
+            "data.flips=false",
+            "eval.sizes=[96]",
+        ],
+        True,
     ),
     "hiri_vit": ("hiri_vit", "pictures", [*PICTURES, *LARGE, "train.ema_decay=0.9", "train.distill=1"], True),
     "hiri_body": ("hiri_body", "pictures", [*PICTURES, *LARGE], True),
-}  # fmt: skip
+}
 
 
 def test_every_model_is_trained_here_or_with_the_mammograms():
@@ -134,9 +152,17 @@ def token_files(crops: Path, files: str) -> Path:
 
 def train(root: Path, experiment: str, *more: str) -> dict:
     words = [
-        f"run_root={root}", "run_id=run", "train.max_steps=50", "train.log_every=1", "train.warmup=0.1",
-        "eval.every_steps=null", "eval.pictures_px=0", "train.precision=fp32", "engine.threads=1", *more,
-    ]  # fmt: skip
+        f"run_root={root}",
+        "run_id=run",
+        "train.max_steps=50",
+        "train.log_every=1",
+        "train.warmup=0.1",
+        "eval.every_steps=null",
+        "eval.pictures_px=0",
+        "train.precision=fp32",
+        "engine.threads=1",
+        *more,
+    ]
     run_module("launch", "train", experiment, *words)
     run = root / experiment / "run"
     curve = losses(run)
@@ -152,10 +178,19 @@ def test_segmentation(slides, tmp_path, name):
     model, files, settings, _ = SEGMENTATION[name]
     patch, length = (8, 64) if files == "apf" else (16, 256)
     record = train(
-        tmp_path, "smoke", f"data.dir={slides(files)}", f"data.split={GLOMERULI / 'split.json'}",
-        f"data.patching={files}", f"data.resolution={FRAME_PX}", f"data.patch={patch}", f"data.length={length}",
-        f"model.name={model}", "train.batch=4", "train.lr=3e-3", *settings,
-    )  # fmt: skip
+        tmp_path,
+        "smoke",
+        f"data.dir={slides(files)}",
+        f"data.split={GLOMERULI / 'split.json'}",
+        f"data.patching={files}",
+        f"data.resolution={FRAME_PX}",
+        f"data.patch={patch}",
+        f"data.length={length}",
+        f"model.name={model}",
+        "train.batch=4",
+        "train.lr=3e-3",
+        *settings,
+    )
     assert record["model"] == model and record["dice"] is not None
 
 
@@ -164,11 +199,22 @@ def test_classification(crops, tmp_path, name):
     model, files, settings, _ = CLASSIFICATION[name]
     patch, length = (4, 64) if files == "apf" else (16, 16)
     record = train(
-        tmp_path, "classify_paip", f"data.dir={token_files(crops, files)}", f"data.split={crops / 'split.json'}",
-        f"data.labels={crops / 'labels.csv'}", "data.classes=2", f"data.resolution={SIDE_PX}", f"data.patch={patch}",
-        f"data.patching={'uniform' if files == 'uniform' else 'apf'}", f"data.length={length}",
-        f"model.name={model}", "train.batch=16", "train.lr=2e-3", "model.checkpointing=false", *settings,
-    )  # fmt: skip
+        tmp_path,
+        "classify_paip",
+        f"data.dir={token_files(crops, files)}",
+        f"data.split={crops / 'split.json'}",
+        f"data.labels={crops / 'labels.csv'}",
+        "data.classes=2",
+        f"data.resolution={SIDE_PX}",
+        f"data.patch={patch}",
+        f"data.patching={'uniform' if files == 'uniform' else 'apf'}",
+        f"data.length={length}",
+        f"model.name={model}",
+        "train.batch=16",
+        "train.lr=2e-3",
+        "model.checkpointing=false",
+        *settings,
+    )
     assert record["model"] == model and record["auc"] > 0.6
 
 
@@ -178,10 +224,22 @@ def test_classification(crops, tmp_path, name):
 def test_sharded_over_two_ranks_they_learn_what_one_learns(slides, tmp_path, name):
     model, files, settings, _ = SEGMENTATION[name]
     words = [
-        "smoke", f"data.dir={slides(files)}", f"data.split={GLOMERULI / 'split.json'}", f"data.patching={files}",
-        f"data.resolution={FRAME_PX}", "data.patch=8", "data.length=64", f"model.name={model}", "train.batch=4",
-        "run_id=run", "train.max_steps=4", "eval.every_steps=null", "eval.pictures_px=0", "engine.threads=1", *settings,
-    ]  # fmt: skip
+        "smoke",
+        f"data.dir={slides(files)}",
+        f"data.split={GLOMERULI / 'split.json'}",
+        f"data.patching={files}",
+        f"data.resolution={FRAME_PX}",
+        "data.patch=8",
+        "data.length=64",
+        f"model.name={model}",
+        "train.batch=4",
+        "run_id=run",
+        "train.max_steps=4",
+        "eval.every_steps=null",
+        "eval.pictures_px=0",
+        "engine.threads=1",
+        *settings,
+    ]
     curves = []
     for world, engine in ((1, "ddp"), (2, "fsdp")):
         root, port = tmp_path / str(world), str(free_port())

@@ -54,11 +54,23 @@ def crops(tmp_path_factory) -> Path:
 
 def train(crops: Path, root: Path, experiment: str, *more: str, expect: int = 0) -> Path:
     words = [
-        experiment, f"data.dir={crops / 'pictures'}", f"data.labels={crops / 'labels.csv'}",
-        f"data.split={crops / 'split.json'}", f"data.resolution={SIDE_PX}", f"run_root={root}", "run_id=run",
-        "model.strides=[1,1,2,2,2]", "train.batch=8", "train.max_steps=50", "train.log_every=1", "eval.every_steps=50",
-        "train.lr=1e-3", "eval.pictures_px=1", "engine.threads=1", *more,
-    ]  # fmt: skip
+        experiment,
+        f"data.dir={crops / 'pictures'}",
+        f"data.labels={crops / 'labels.csv'}",
+        f"data.split={crops / 'split.json'}",
+        f"data.resolution={SIDE_PX}",
+        f"run_root={root}",
+        "run_id=run",
+        "model.strides=[1,1,2,2,2]",
+        "train.batch=8",
+        "train.max_steps=50",
+        "train.log_every=1",
+        "eval.every_steps=50",
+        "train.lr=1e-3",
+        "eval.pictures_px=1",
+        "engine.threads=1",
+        *more,
+    ]
     command = [sys.executable, "-m", "launch", "train", *words]
     done = subprocess.run(command, cwd=ROOT, env=clean_env(), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == expect, done.stderr

@@ -20,11 +20,15 @@ PAIRS = [  # half of all pairs, so that each decoder meets two codes and each co
 # name: (decoder, position, engine, patching, precision, recompute activations); the last three go round.
 CASES = {
     f"{decoder}-{position}-{engine}": (
-        decoder, position, engine,
-        "apf" if i % 4 < 2 else "uniform", "bf16" if i % 3 == 2 else "fp32", i % 5 < 2,
+        decoder,
+        position,
+        engine,
+        "apf" if i % 4 < 2 else "uniform",
+        "bf16" if i % 3 == 2 else "fp32",
+        i % 5 < 2,
     )
     for i, ((decoder, position), engine) in enumerate(itertools.product(PAIRS, ("ddp", "fsdp")))
-}  # fmt: skip
+}
 # Each decoder, code, engine, way to patch, precision, with and without recomputation; the others are slow.
 QUICK = ("raster-both-fsdp", "geometric-geom-ddp", "token-slot-ddp", "leaf-none-fsdp", "leaf_unet-both-fsdp")
 # name: (test slides, engine). Fewer than ranks, and one too many for them.
@@ -33,8 +37,13 @@ UNEVEN = {"one-of-two": (["j"], "fsdp"), "five-of-two": (["f", "g", "h", "i", "j
 
 def settings(name: str, folders: dict[str, Path], root: Path) -> list[str]:
     """One small run of two steps, each saved."""
-    more = {"run_id": name, "train__max_steps": 2, "checkpoint__every_steps": 1, "checkpoint__keep": 9,
-            "eval__every_steps": 1}  # fmt: skip
+    more = {
+        "run_id": name,
+        "train__max_steps": 2,
+        "checkpoint__every_steps": 1,
+        "checkpoint__keep": 9,
+        "eval__every_steps": 1,
+    }
     if name.split("+")[0] in UNEVEN:
         names, engine = UNEVEN[name.split("+")[0]]
         split = root / f"{name}.json"
@@ -43,9 +52,16 @@ def settings(name: str, folders: dict[str, Path], root: Path) -> list[str]:
     decoder, position, engine, patching, precision, recompute = CASES[name]
     more |= {"data__patching": patching, "data__length": 16 if patching == "apf" else (SIZE // 8) ** 2}
     return overrides(
-        folders[patching], root, **more, model__decoder=decoder, model__position=position, model__feature_size=4,
-        model__checkpointing=recompute, engine__name=engine, train__precision=precision,
-    )  # fmt: skip
+        folders[patching],
+        root,
+        **more,
+        model__decoder=decoder,
+        model__position=position,
+        model__feature_size=4,
+        model__checkpointing=recompute,
+        engine__name=engine,
+        train__precision=precision,
+    )
 
 
 def run_all(world: int, jobs: list[list[str]], root: Path) -> None:

@@ -107,8 +107,10 @@ def test_what_is_a_reconstruction_says_so_in_the_table(capsys):
     assert main(["models", *(word for name in names for word in ("--experiment", name))]) == 0
     lines = capsys.readouterr().out.splitlines()[1:4]
     assert [line.startswith(f"{name} (a reconstruction)") for line, name in zip(lines, names, strict=True)] == [
-        True, False, True
-    ]  # fmt: skip
+        True,
+        False,
+        True,
+    ]
 
 
 def test_the_table_names_the_factor_of_two_and_what_it_leaves_out(capsys):

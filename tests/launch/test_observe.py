@@ -72,9 +72,10 @@ SHAPE = {"width": 32, "depth": 2, "heads": 2, "mlp_dim": 64}
 ATEN = torch.ops.aten
 ON_CPU = {  # torch itself has nothing for them; the scores that the backward pass computes again are left out
     ATEN._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *args, **more: sdpa_flop_count(q, k, v),
-    ATEN._scaled_dot_product_flash_attention_for_cpu_backward:
-        lambda gradient, q, k, v, *args, **more: 2 * sdpa_flop_count(q, k, v),
-}  # fmt: skip
+    ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda gradient, q, k, v, *args, **more: (
+        2 * sdpa_flop_count(q, k, v)
+    ),
+}
 COUNTED = {
     "leaf_unet": lambda: UNETR(128, 8, 100, decoder="leaf_unet", position="geom", leaf_base=4, **SHAPE),
     "token": lambda: UNETR(128, 8, 100, decoder="token", position="geom", **SHAPE),
@@ -128,10 +129,19 @@ def test_peaks_come_from_the_site_files():
 
 
 def test_metrics_events_and_trace_of_a_run(apf_files, tmp_path, start):
-    group = start(1, overrides(
-        apf_files, tmp_path, run_id="r", train__max_steps=STEPS, eval__every_steps=4, log__peak_tflops=0.05,
-        log__profile_steps=2, train__log_every=2,
-    ))  # fmt: skip
+    group = start(
+        1,
+        overrides(
+            apf_files,
+            tmp_path,
+            run_id="r",
+            train__max_steps=STEPS,
+            eval__every_steps=4,
+            log__peak_tflops=0.05,
+            log__profile_steps=2,
+            train__log_every=2,
+        ),
+    )
     finish_well(group)
     run_dir = tmp_path / "smoke" / "r"
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -140,12 +150,21 @@ def test_metrics_events_and_trace_of_a_run(apf_files, tmp_path, start):
     timed = [line["mfu(%)"] / 100 for line in lines if "loss" in line and line["step"] > 3]
     assert min(timed) / 3 < read_record(run_dir)["mfu"] < max(timed) * 3
 
-    events = [json.loads(line.removeprefix(":::MLLOG ")) for line in
-              (log_folder(run_dir, 1) / "mlperf.log").read_text().splitlines()]  # fmt: skip
+    events = [
+        json.loads(line.removeprefix(":::MLLOG "))
+        for line in (log_folder(run_dir, 1) / "mlperf.log").read_text().splitlines()
+    ]
     keys = [event["key"] for event in events]
     assert [k for k in keys if k.endswith(("start", "stop"))] == [
-        "init_start", "init_stop", "run_start", "eval_start", "eval_stop", "run_stop", "eval_start", "eval_stop",
-    ]  # fmt: skip
+        "init_start",
+        "init_stop",
+        "run_start",
+        "eval_start",
+        "eval_stop",
+        "run_stop",
+        "eval_start",
+        "eval_stop",
+    ]
     scores = [(e["value"], e["metadata"]["split"]) for e in events if e["key"] == "eval_accuracy"]
     logged = [(line[f"{part}_dice"], part) for part in ("val", "test") for line in lines if f"{part}_dice" in line]
     assert scores == logged and len(scores) == 2
@@ -228,8 +247,14 @@ print("end", flush=True)
 
 @pytest.mark.parametrize(("kind", "code"), [("python", 0), ("c", 1), ("none", 0)])
 def test_the_watchdog_sees_python_and_c_hang(kind, code, tmp_path):
-    done = subprocess.run([sys.executable, "-c", PROGRAM, kind, str(tmp_path)], cwd=ROOT, env=clean_env(), text=True,
-                          capture_output=True, timeout=100)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, kind, str(tmp_path)],
+        cwd=ROOT,
+        env=clean_env(),
+        text=True,
+        capture_output=True,
+        timeout=100,
+    )
     assert done.returncode == code, done.stderr
     said = done.stdout.splitlines()
     assert said[0] == "alive", "beats keep it quiet"
@@ -238,5 +263,6 @@ def test_the_watchdog_sees_python_and_c_hang(kind, code, tmp_path):
         assert said == ["alive", "end"] and not stacks.exists()
     else:
         assert "most recent call first" in stacks.read_text() and 'File "<string>"' in stacks.read_text()
-        assert said[1:] == (["nothing happened for 1 s; the main thread is in ? (unknown code:0)", "end"]
-                            if kind == "python" else [])  # fmt: skip
+        assert said[1:] == (
+            ["nothing happened for 1 s; the main thread is in ? (unknown code:0)", "end"] if kind == "python" else []
+        )

@@ -22,10 +22,13 @@ from tests.launch.small import Group, free_port, launch_rank, overrides, write_f
 RUNS = {
     "ddp": {},
     "ddp_bf16": {
-        "train__precision": "bf16", "model__checkpointing": "true", "train__ema_decay": 0.9, "train__accumulate": 2,
+        "train__precision": "bf16",
+        "model__checkpointing": "true",
+        "train__ema_decay": 0.9,
+        "train__accumulate": 2,
     },
     "fsdp": {"engine__name": "fsdp"},
-}  # fmt: skip
+}
 SLOW_RUNS = {
     **{f"zero{stage}": {"engine__name": "deepspeed", "engine__zero": stage} for stage in range(4)},
     "fsdp_accumulate": {"engine__name": "fsdp", "train__accumulate": 2, "train__precision": "bf16"},
@@ -39,10 +42,14 @@ FOUR_RUNS = {
 }
 # c10d's names of what the plan calls by one.
 NAMES = {
-    "allreduce_": "all_reduce", "all_reduce": "all_reduce", "_allgather_base_": "all_gather",
-    "_reduce_scatter_base_": "reduce_scatter", "broadcast_": "broadcast", "allgather_": "all_gather",
+    "allreduce_": "all_reduce",
+    "all_reduce": "all_reduce",
+    "_allgather_base_": "all_gather",
+    "_reduce_scatter_base_": "reduce_scatter",
+    "broadcast_": "broadcast",
+    "allgather_": "all_gather",
     "all_to_all_single": "all_to_all",
-}  # fmt: skip
+}
 # Peak of the plan over the peak of the real run. These models are so small that the work space inside the CPU's
 # kernels, which a plan cannot see, is a part of the peak; bf16 kernels of CPUs have the most.
 MEMORY = {"fp32": (0.93, 1.07), "bf16": (0.75, 1.10)}
@@ -50,9 +57,15 @@ MEMORY = {"fp32": (0.93, 1.07), "bf16": (0.75, 1.10)}
 
 def settings(files: Path, name: str) -> list[str]:
     return overrides(
-        files, files.parent / "runs", run_id=name, train__max_steps=3, eval__pictures_px=0, data__patching="uniform",
-        data__length=64, **{**RUNS, **SLOW_RUNS, **FOUR_RUNS}[name],
-    )  # fmt: skip
+        files,
+        files.parent / "runs",
+        run_id=name,
+        train__max_steps=3,
+        eval__pictures_px=0,
+        data__patching="uniform",
+        data__length=64,
+        **{**RUNS, **SLOW_RUNS, **FOUR_RUNS}[name],
+    )
 
 
 def run_for_real(files: Path, names: list[str], world: int = 2) -> dict[str, dict]:

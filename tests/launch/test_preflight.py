@@ -21,8 +21,14 @@ def site_file(tmp_path: Path):
 
     def write(**expected: object) -> Path:
         tree = yaml.safe_load((SITES / "local.yaml").read_text())
-        easy = {"gemm_tflops": {"fp32": 1e-6, "bf16": 1e-6}, "memory_gb_s": 1e-6, "all_reduce_gb_s": 1e-6,
-                "disk_write_mb_s": 1e-6, "disk_free_gib": 0, "clock_skew_s": 1e6}  # fmt: skip
+        easy = {
+            "gemm_tflops": {"fp32": 1e-6, "bf16": 1e-6},
+            "memory_gb_s": 1e-6,
+            "all_reduce_gb_s": 1e-6,
+            "disk_write_mb_s": 1e-6,
+            "disk_free_gib": 0,
+            "clock_skew_s": 1e6,
+        }
         tree |= {"name": "here", "expected": tree["expected"] | easy | expected}
         path = tmp_path / "here.yaml"
         path.write_text(json.dumps(tree))  # JSON is YAML

@@ -7,18 +7,32 @@ from launch.ranks import RankError, device_name, find_ranks
 from launch.record import cpu_name
 
 TORCHRUN = {
-    "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "n", "MASTER_PORT": "9",
-}  # fmt: skip
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "n",
+    "MASTER_PORT": "9",
+}
 SRUN = {
-    "SLURM_STEP_NUM_TASKS": "5", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "4", "SLURM_LOCALID": "1",
-    "SLURM_NODEID": "1", "SLURM_STEP_TASKS_PER_NODE": "3,2", "SLURM_STEP_NODELIST": "n1,n2", "SLURM_JOB_ID": "77",
-    "SLURM_STEP_ID": "0", "SLURM_NTASKS": "5",
-}  # fmt: skip
+    "SLURM_STEP_NUM_TASKS": "5",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_PROCID": "4",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "3,2",
+    "SLURM_STEP_NODELIST": "n1,n2",
+    "SLURM_JOB_ID": "77",
+    "SLURM_STEP_ID": "0",
+    "SLURM_NTASKS": "5",
+}
 HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
 OPENMPI = {
-    "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
     "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -41,8 +55,13 @@ OPENMPI = {
 def test_launchers(env, launcher, rank, world, local, local_world, nodes):
     r = find_ranks(env)
     assert (r.launcher, r.rank, r.world, r.local, r.local_world, r.nodes) == (
-        launcher, rank, world, local, local_world, nodes,
-    )  # fmt: skip
+        launcher,
+        rank,
+        world,
+        local,
+        local_world,
+        nodes,
+    )
 
 
 def test_a_batch_script_without_srun_is_one_process():

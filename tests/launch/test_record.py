@@ -71,7 +71,7 @@ def test_clock_leaves_warmup_steps_out(monkeypatch):
         assert clock.end(8) == (2.0, 50.0)
     assert clock.notes() == {"train_seconds": 20.0, "timed_seconds": 6.0, "timed_images": 20.0, "timed_steps": 3}
     assert clock.images_per_s == 20 / 6 and Clock().images_per_s is None
-    assert Clock(**clock.notes()) .notes() == clock.notes()
+    assert Clock(**clock.notes()).notes() == clock.notes()
 
 
 def train_config(*words):
@@ -81,8 +81,12 @@ def train_config(*words):
 def test_progress_is_the_larger_share():
     config = train_config()
     assert [progress_of(config, s, t) for s, t in ((0, 0), (10, 0), (10, 90), (50, 0), (9, 300))] == [
-        0, 0.2, 0.9, 1, 1,
-    ]  # fmt: skip
+        0,
+        0.2,
+        0.9,
+        1,
+        1,
+    ]
     assert progress_of(train_config("train.max_steps=null"), 9999, 25) == 0.25
 
 
@@ -148,8 +152,14 @@ def test_run_directory(tmp_path, monkeypatch):
     force = load("smoke", [f"run_root={tmp_path}", "force=true", "train.lr=0.1"])
     step = run_dir / "checkpoints" / "step-1"
     for job, life, anew in (
-        ("7", 0, True), ("7", 1, False), ("8", 1, True), ("8", 2, False), ("8", 0, True), ("", 0, True), ("", 0, True),
-    ):  # fmt: skip    # 8: its first life did not come so far
+        ("7", 0, True),
+        ("7", 1, False),
+        ("8", 1, True),
+        ("8", 2, False),
+        ("8", 0, True),
+        ("", 0, True),
+        ("", 0, True),
+    ):  # 8: its first life did not come so far
         monkeypatch.setenv("SLURM_JOB_ID", job)
         monkeypatch.setenv("SLURM_RESTART_COUNT", str(life))
         step.mkdir(parents=True, exist_ok=True)

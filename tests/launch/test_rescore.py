@@ -73,12 +73,23 @@ def runs(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> di
     root = tmp_path_factory.mktemp("runs")
     more = {
         "apf": ["data.length=40", "data.part=0.6", "eval.part=0.7", "model.position=geom", "train.ema_decay=0.8"],
-        "tiles": ["data.kind=tiles", "data.patching=uniform", "data.patch=32", "data.length=4", "data.crop_px=32",
-                  "data.window_px=48", "model.name=unet_tiled", "model.widths=[4, 8]"],
-    }  # fmt: skip
+        "tiles": [
+            "data.kind=tiles",
+            "data.patching=uniform",
+            "data.patch=32",
+            "data.length=4",
+            "data.crop_px=32",
+            "data.window_px=48",
+            "model.name=unet_tiled",
+            "model.widths=[4, 8]",
+        ],
+    }
     for kind, settings in more.items():
-        words = [word for word in overrides(files[kind], root, run_id="r", experiment=kind, train__max_steps=30)
-                 if kind == "apf" or not word.startswith("model.")]  # fmt: skip
+        words = [
+            word
+            for word in overrides(files[kind], root, run_id="r", experiment=kind, train__max_steps=30)
+            if kind == "apf" or not word.startswith("model.")
+        ]
         program = ["-m", "launch", "train", "smoke", *words, *settings]
         finish_well(Group([launch_rank(0, 1, "", program)]))
     return {kind: root / kind / "r" for kind in more}

@@ -89,9 +89,16 @@ def test_parts_and_labels_of_slides_draw_too(apf_files, fewer, tmp_path):
     names = [name for part in SPLIT.values() for name in part]
     labels.write_text("name,label\n" + "".join(f"{name},{i % 2}\n" for i, name in enumerate(names)))
     words = [word for word in overrides(apf_files, "unused") if not word.startswith("model.")]
-    setup = load("classify_paip", [
-        *words, f"data.variants=[{fewer}]", f"data.labels={labels}", "data.classes=2", "train.precision=fp32",
-    ])  # fmt: skip
+    setup = load(
+        "classify_paip",
+        [
+            *words,
+            f"data.variants=[{fewer}]",
+            f"data.labels={labels}",
+            "data.classes=2",
+            "train.precision=fp32",
+        ],
+    )
     files = open_files(setup.data)
     task = Classification(setup, files)
     lengths = task.batch([(1, i) for i in range(20)])["valid"].sum(1)

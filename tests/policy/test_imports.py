@@ -23,11 +23,26 @@ FORBIDDEN = {
     "analysis": {"torch", "mpi4py", "openslide", "deepspeed"},
 }
 TORCH_FREE = [
-    "launch.config", "launch.experiments", "launch.record", "launch.ranks", "launch.__main__",
-    "launch.render", "launch.submit", "launch.sweep", "launch.job_steps", "launch.job_commands",
-    "launch.sites", "launch.preflight", "launch.plan.command", "launch.plan.cost",
-    "analysis.records", "analysis.tables", "analysis.__main__",
-    "data_prep.build", "data_prep.__main__", "data_prep.progress",
+    "launch.config",
+    "launch.experiments",
+    "launch.record",
+    "launch.ranks",
+    "launch.__main__",
+    "launch.render",
+    "launch.submit",
+    "launch.sweep",
+    "launch.job_steps",
+    "launch.job_commands",
+    "launch.sites",
+    "launch.preflight",
+    "launch.plan.command",
+    "launch.plan.cost",
+    "analysis.records",
+    "analysis.tables",
+    "analysis.__main__",
+    "data_prep.build",
+    "data_prep.__main__",
+    "data_prep.progress",
 ]
 
 
@@ -68,8 +83,13 @@ def test_every_folder_is_covered():
 def test_mpi_is_imported_only_inside_functions():
     for path in sources():
         for node in ast.parse(path.read_text()).body:
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
-                [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             assert not any(n.split(".")[0] == "mpi4py" for n in names), f"{path}:{node.lineno}: importing MPI starts it"
 
 
@@ -77,7 +97,7 @@ def test_mpi_is_imported_only_inside_functions():
 def test_login_node_modules_import_without_heavy_packages(module: str):
     heavy = ("torch", "deepspeed", "mpi4py", "openslide", "matplotlib.pyplot", "monai")
     code = f"import {module}, sys; print(*[m for m in {heavy!r} if m in sys.modules])"
-    if module.startswith("data_prep"):       # these read slides, so OpenSlide is theirs; the rest is not
+    if module.startswith("data_prep"):  # these read slides, so OpenSlide is theirs; the rest is not
         code = code.replace("'openslide', ", "")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -23,14 +23,16 @@ def tracked() -> list[Path]:
 def test_environment_yml_agrees_with_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = {*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)}
-    pins -= {r for r in pins if r.startswith("mpich")}      # a conda environment on a cluster uses the site's MPI
+    pins -= {r for r in pins if r.startswith("mpich")}  # a conda environment on a cluster uses the site's MPI
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     assert set(next(d["pip"] for d in environment if isinstance(d, dict))) == pins
     assert "python=3.11" in environment
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins), "every dependency is pinned exactly"
 
 
-@pytest.mark.parametrize("command", [["ruff", "check", "."], ["mypy"]], ids=["ruff", "mypy"])
+@pytest.mark.parametrize(
+    "command", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]], ids=["check", "format", "mypy"]
+)
 def test_linters_are_clean(command: list[str]):
     done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -38,7 +40,7 @@ def test_linters_are_clean(command: list[str]):
 
 def test_python_files_stay_short():
     lines = {p: len(p.read_text().splitlines()) for p in tracked() if p.suffix == ".py"}
-    assert not {str(p.relative_to(ROOT)): n for p, n in lines.items() if n > 450}
+    assert not {str(p.relative_to(ROOT)): n for p, n in lines.items() if n > 500}
 
 
 def test_repository_stays_light():

@@ -22,9 +22,14 @@ from pathlib import Path
 
 CPUS, MEMORY_MIB, GPUS = 64, 1_000_000, 8
 PROGRAMS = {
-    "slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sbatch": "slurm-wlm", "munged": "munge",
-    "unshare": "util-linux", "setpriv": "util-linux", "nsenter": "util-linux",
-}  # fmt: skip
+    "slurmctld": "slurm-wlm",
+    "slurmd": "slurm-wlm",
+    "sbatch": "slurm-wlm",
+    "munged": "munge",
+    "unshare": "util-linux",
+    "setpriv": "util-linux",
+    "nsenter": "util-linux",
+}
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin"
 # Started by the tests or by slurmctld, which gives it an empty environment. bash is the node's init: it reaps orphans.
 # `alive` is a pipe that only the tests' process writes to: its end, however it comes, is the end of the node.
@@ -155,10 +160,15 @@ class Cluster:
         try:
             self._configure()
             munge = [
-                "munged", "-F", f"--socket={self.folder}/munge.sock", f"--key-file={self.folder}/munge.key",
-                f"--pid-file={self.folder}/munged.pid", f"--log-file={self.folder}/log/munged.log",
-                f"--seed-file={self.folder}/munge.seed", "--num-threads=4",
-            ]  # fmt: skip
+                "munged",
+                "-F",
+                f"--socket={self.folder}/munge.sock",
+                f"--key-file={self.folder}/munge.key",
+                f"--pid-file={self.folder}/munged.pid",
+                f"--log-file={self.folder}/log/munged.log",
+                f"--seed-file={self.folder}/munge.seed",
+                "--num-threads=4",
+            ]
             self._daemon("munged", *munge)
             wait_for((self.folder / "munge.sock").exists, 20, "munged")
             self._daemon("slurmctld", "slurmctld", "-D", "-c")
@@ -176,10 +186,14 @@ class Cluster:
         with (self.folder / "log" / f"{name}.out").open("wb") as out:  # it dies with the tests, however they end
             self._daemons.append(
                 subprocess.Popen(
-                    ["setpriv", "--pdeathsig", "KILL", *command], env={**os.environ, **self.env},
-                    stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+                    ["setpriv", "--pdeathsig", "KILL", *command],
+                    env={**os.environ, **self.env},
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
                 )
-            )  # fmt: skip
+            )
 
     def _configure(self) -> None:
         folder = self.folder
@@ -198,9 +212,12 @@ class Cluster:
         hosts = [f"{address(i)} node{i}" for i in range(1, self.nodes + 1)]
         (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts]) + "\n")
         values = {
-            "folder": folder, "port": self.port, "memory_per_cpu": MEMORY_MIB // CPUS, "booted": self.booted,
+            "folder": folder,
+            "port": self.port,
+            "memory_per_cpu": MEMORY_MIB // CPUS,
+            "booted": self.booted,
             "kill_wait_s": self._kill_wait_s,
-        }  # fmt: skip
+        }
         text = _CONF + (_ON_DEMAND if self.booted < self.nodes else "") + self._node_lines()
         (folder / "slurm.conf").write_text(text.format(**values))
 
@@ -241,9 +258,13 @@ class Cluster:
             ClusterError: It failed (with `check`); the message is its standard error.
         """
         done = subprocess.run(
-            command, env={**os.environ, **self.env, **env}, capture_output=True, text=True, timeout=timeout_s,
+            command,
+            env={**os.environ, **self.env, **env},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
             check=False,
-        )  # fmt: skip
+        )
         if check and done.returncode:
             raise ClusterError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr.strip()}")
         return done.stdout
@@ -315,7 +336,6 @@ def _free_port(nodes: int) -> int:
             except OSError:
                 continue
     raise ClusterError("no free port")
-
 
 
 def main(arguments: list[str]) -> int:

@@ -20,17 +20,29 @@ class Jobs:
 
     def settings(self, run_id: str, **more: object) -> list[str]:
         """Overrides that make any UNETR experiment small; `more` uses `__` for the dot."""
-        small = {"model__decoder": "leaf", "train__precision": "fp32", "train__schedule": "constant", "run_id": run_id,
-                 "train__log_every": 1, "train__max_steps": 40}  # fmt: skip
+        small = {
+            "model__decoder": "leaf",
+            "train__precision": "fp32",
+            "train__schedule": "constant",
+            "run_id": run_id,
+            "train__log_every": 1,
+            "train__max_steps": 40,
+        }
         return overrides(self.files, self.runs, **(small | more))
 
     def sbatch(self, script: str | Path, *words: str, options: tuple[str, ...] = (), **env: str) -> str:
         """Submit from the repository, as a user does; returns the job's number."""
         env = {"PREFLIGHT": "0", "OMP_NUM_THREADS": "1"} | env
         number = self.cluster.run(
-            "sbatch", "--parsable", f"--chdir={ROOT}", f"--output={self.folder}/%j.out", *options, str(script), *words,
+            "sbatch",
+            "--parsable",
+            f"--chdir={ROOT}",
+            f"--output={self.folder}/%j.out",
+            *options,
+            str(script),
+            *words,
             **env,
-        ).strip()  # fmt: skip
+        ).strip()
         self.track(number)
         return number
 

@@ -24,14 +24,24 @@ from tests.slurm.test_scripts import changed
 
 def bash(script: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", script, *words], cwd=ROOT, env=clean_env() | env, capture_output=True, text=True, timeout=240,
+        ["bash", script, *words],
+        cwd=ROOT,
+        env=clean_env() | env,
+        capture_output=True,
+        text=True,
+        timeout=240,
         check=False,
-    )  # fmt: skip
+    )
 
 
 def small(files: Path, run_root: Path, **more: object) -> list[str]:
-    settings = {"model__decoder": "leaf", "train__precision": "fp32", "train__schedule": "constant",
-                "train__max_steps": 3, "eval__pictures_px": 0}  # fmt: skip
+    settings = {
+        "model__decoder": "leaf",
+        "train__precision": "fp32",
+        "train__schedule": "constant",
+        "train__max_steps": 3,
+        "eval__pictures_px": 0,
+    }
     return overrides(files, run_root, **(settings | more))
 
 
@@ -51,8 +61,13 @@ def test_errors_without_slurm_are_one_line(tmp_path: Path):
     assert done.returncode == 64 and done.stderr.startswith("error: data.dir=/nowhere: no such folder")
     done = bash("jobs/rivit.sh", PATCHING="uniform")
     assert done.returncode == 64 and done.stderr == "error: rivit has no uniform variant: leave PATCHING out\n"
-    for name, value in (("RANKS", "two"), ("RANKS", "0"), ("MODE", "wild"), ("MAX_RESTARTS", "-1"),
-                        ("ENV_ARCHIVE", "/no.tar")):  # fmt: skip
+    for name, value in (
+        ("RANKS", "two"),
+        ("RANKS", "0"),
+        ("MODE", "wild"),
+        ("MAX_RESTARTS", "-1"),
+        ("ENV_ARCHIVE", "/no.tar"),
+    ):
         done = bash("jobs/scaling.sh", **{name: value})
         assert done.returncode == 64 and done.stderr.startswith(f"error: {name}={value}: "), done.stderr
         assert len(done.stderr.splitlines()) == 1
@@ -65,13 +80,19 @@ def test_errors_without_slurm_are_one_line(tmp_path: Path):
 def test_a_study_has_sizes_that_divide_its_largest(jobs: Jobs, tmp_path: Path):
     """Nodes of three gpus, and three of them: no size is without its whole nodes, and one node stays idle."""
     number = jobs.sbatch(
-        "jobs/scaling.sh", options=("-N3", "--ntasks-per-node=3"), PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
-        RANK_ENV_DIR=str(tmp_path / "run"), MIOPEN_USER_DB_PATH=str(tmp_path / "node" / "miopen"),
-    )  # fmt: skip
+        "jobs/scaling.sh",
+        options=("-N3", "--ntasks-per-node=3"),
+        PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
+        RANK_ENV_DIR=str(tmp_path / "run"),
+        MIOPEN_USER_DB_PATH=str(tmp_path / "node" / "miopen"),
+    )
     assert jobs.cluster.wait_job(number) == "COMPLETED", jobs.log(number)
     assert (tmp_path / "node" / "miopen").is_dir(), "on each node, which has a disk of its own"
-    found = [dict(word.split("=", 1) for word in line.split()[1:])
-             for line in jobs.log(number).splitlines() if " RANK=" in line]  # fmt: skip
+    found = [
+        dict(word.split("=", 1) for word in line.split()[1:])
+        for line in jobs.log(number).splitlines()
+        if " RANK=" in line
+    ]
     assert sorted(int(words["SLURM_STEP_NUM_TASKS"]) for words in found) == [1] + [3] * 3 + [6] * 6
     assert all(words["WORLD_SIZE"] == words["SLURM_STEP_NUM_TASKS"] for words in found)
     assert "sizes up to 6 of the 9 ranks" in jobs.log(number)
@@ -82,11 +103,14 @@ def test_jobs_that_share_a_node_have_gpus_of_their_own(jobs: Jobs, tmp_path: Pat
     script.write_text(render(replace(JOBS["paip_512"], gpus=2), load_site("generic-cuda")))
     numbers = [
         jobs.sbatch(
-            script, options=("--nodelist=node1",), PYTHON=f"{ROOT}/tests/slurm/rank_env.sh", RANK_DOES="sleep 2",
+            script,
+            options=("--nodelist=node1",),
+            PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
+            RANK_DOES="sleep 2",
             RANK_ENV_DIR=str(tmp_path / "run"),
         )
         for _ in range(2)
-    ]  # fmt: skip
+    ]
     assert [jobs.cluster.wait_job(number) for number in numbers] == ["COMPLETED"] * 2
     seen = [re.findall(r" RANK=.* GPUS=(\S*)", jobs.log(number)) for number in numbers]
     assert sorted(seen) == [["0,1", "0,1"], ["2,3", "2,3"]]
@@ -100,14 +124,17 @@ def test_scripts_of_real_sites_give_ranks_what_the_site_file_says(jobs: Jobs, tm
         "perlmutter": {"CUDA_VISIBLE_DEVICES": "3,2,1,0", "FI_MR_CACHE_MONITOR": "userfaultfd"},
     }
     environment = {
-        "PYTHON": f"{ROOT}/tests/slurm/rank_env.sh", "RANK_ENV_DIR": str(tmp_path / "run"),
-        "RANK_DOES": '[ "$RANK" != 7 ] || env', "BASH_FUNC_module%%": "() { echo module $2; }",
-    }  # fmt: skip
+        "PYTHON": f"{ROOT}/tests/slurm/rank_env.sh",
+        "RANK_ENV_DIR": str(tmp_path / "run"),
+        "RANK_DOES": '[ "$RANK" != 7 ] || env',
+        "BASH_FUNC_module%%": "() { echo module $2; }",
+    }
     numbers = {}
     for name in wanted:
         script = tmp_path / f"{name}.sh"
-        script.write_text(re.sub(r"#SBATCH --(partition|constraint|network|qos)=.*\n", "",
-                                 render(JOBS["paip_64k"], load_site(name))))  # fmt: skip
+        script.write_text(
+            re.sub(r"#SBATCH --(partition|constraint|network|qos)=.*\n", "", render(JOBS["paip_64k"], load_site(name)))
+        )
         numbers[name] = jobs.sbatch(script, options=("-N2", "-c7", "-A", "proj"), **environment)
     for name, number in numbers.items():
         assert jobs.cluster.wait_job(number) == "COMPLETED", jobs.log(number)
@@ -124,9 +151,12 @@ def test_scripts_of_real_sites_give_ranks_what_the_site_file_says(jobs: Jobs, tm
 def test_a_lost_node_sends_the_job_to_others(jobs: Jobs, tmp_path: Path):
     """The first life waits to be hit; test_train.py has the same with a training, whose weights do not change."""
     number = jobs.sbatch(
-        "jobs/paip_64k.sh", options=("-N2", "--ntasks-per-node=1"), PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
-        RANK_ENV_DIR=str(tmp_path / "run"), RANK_DOES='[ "${SLURM_RESTART_COUNT:-0}" != 0 ] || exec sleep 300',
-    )  # fmt: skip
+        "jobs/paip_64k.sh",
+        options=("-N2", "--ntasks-per-node=1"),
+        PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
+        RANK_ENV_DIR=str(tmp_path / "run"),
+        RANK_DOES='[ "${SLURM_RESTART_COUNT:-0}" != 0 ] || exec sleep 300',
+    )
     wait_for(lambda: jobs.log(number).count(" RANK=") == 2, 60, "both ranks")
     lost = jobs.cluster.run("scontrol", "show", "hostnames", jobs.cluster.job(number)["NodeList"]).split()[-1]
     jobs.cluster.kill(lost)
@@ -143,9 +173,12 @@ def test_where_requeue_is_forbidden_a_chain_of_jobs_goes_on(jobs: Jobs, tmp_path
     script = tmp_path / "chain.sh"
     script.write_text(render(JOBS["paip_64k"], changed(load_site("generic-cuda"), requeue=False)))
     number = jobs.sbatch(
-        script, options=("-N1", "--ntasks-per-node=1"), PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
-        RANK_ENV_DIR=str(tmp_path / "run"), RANK_DOES='[ "$SLURM_RESTART_COUNT" = 1 ] || exit 75',
-    )  # fmt: skip
+        script,
+        options=("-N1", "--ntasks-per-node=1"),
+        PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
+        RANK_ENV_DIR=str(tmp_path / "run"),
+        RANK_DOES='[ "$SLURM_RESTART_COUNT" = 1 ] || exit 75',
+    )
     wait_for(lambda: not jobs.cluster.run("squeue", "-h", "-j", number, check=False).strip(), 60, "the chain's end")
     shown = jobs.cluster.run("scontrol", "--oneliner", "show", "job", number)
     tasks = dict(re.findall(r"ArrayTaskId=(\S+) .*?JobState=(\S+)", shown))
@@ -171,10 +204,13 @@ def test_smaller_steps_of_a_study_have_all_gpus_of_their_node(jobs: Jobs, tmp_pa
     text = render(replace(JOBS["scaling"], gpus=8), load_site("perlmutter"))
     script.write_text(re.sub(r"#SBATCH --(partition|constraint|network|qos)=.*\n", "", text))
     number = jobs.sbatch(
-        script, options=("-N2", "-c2", "-A", "proj"), PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
-        RANK_ENV_DIR=str(tmp_path / "run"), RANK_DOES='echo "HAS $SLURM_STEP_NUM_TASKS $SLURM_GPUS_ON_NODE"',
+        script,
+        options=("-N2", "-c2", "-A", "proj"),
+        PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
+        RANK_ENV_DIR=str(tmp_path / "run"),
+        RANK_DOES='echo "HAS $SLURM_STEP_NUM_TASKS $SLURM_GPUS_ON_NODE"',
         **{"BASH_FUNC_module%%": "() { :; }"},
-    )  # fmt: skip
+    )
     assert jobs.cluster.wait_job(number) == "COMPLETED", jobs.log(number)
     named = re.findall(r" SLURM_STEP_NUM_TASKS=(\d+) GPUS=(\S+)", jobs.log(number))
     assert set(named) == {(ranks, "3,2,1,0") for ranks in "1248"}
@@ -214,9 +250,11 @@ def test_the_environment_is_put_on_the_nodes_own_disks(jobs: Jobs, tmp_path: Pat
         script = tmp_path / f"{run_id}.sh"
         script.write_text(render(JOBS["paip_64k"], Site.model_validate(tree)))
         number = jobs.sbatch(
-            script, *small(jobs.files, jobs.runs, run_id=run_id), options=("-N2", "--ntasks-per-node=1"),
+            script,
+            *small(jobs.files, jobs.runs, run_id=run_id),
+            options=("-N2", "--ntasks-per-node=1"),
             ENV_ARCHIVE=str(tmp_path / "env.tar"),
-        )  # fmt: skip
+        )
         assert jobs.cluster.wait_job(number) == "COMPLETED", jobs.log(number)
         assert where in jobs.log(number), jobs.log(number)
 
@@ -225,9 +263,17 @@ def test_the_environment_is_put_on_the_nodes_own_disks(jobs: Jobs, tmp_path: Pat
 def test_submitted_from_the_folder_of_the_scripts_and_without_an_environment(jobs: Jobs):
     words = small(jobs.files, jobs.runs, run_id="bare")
     number = jobs.cluster.run(
-        "sbatch", "--parsable", f"--chdir={ROOT}/jobs", f"--output={jobs.folder}/%j.out", "--export=NONE", "-N2",
-        "--ntasks-per-node=1", str(ROOT / "jobs" / "paip_64k.sh"), *words, SLURM_SUBMIT_DIR=str(ROOT / "jobs"),
-    ).strip()  # fmt: skip
+        "sbatch",
+        "--parsable",
+        f"--chdir={ROOT}/jobs",
+        f"--output={jobs.folder}/%j.out",
+        "--export=NONE",
+        "-N2",
+        "--ntasks-per-node=1",
+        str(ROOT / "jobs" / "paip_64k.sh"),
+        *words,
+        SLURM_SUBMIT_DIR=str(ROOT / "jobs"),
+    ).strip()
     jobs.track(number)
     # --export=NONE leaves out PREFLIGHT=0 as well, so the nodes are measured, and these have no gpus
     assert jobs.cluster.wait_job(number) == "FAILED"

@@ -38,9 +38,7 @@ def test_items_on_slurm_nodes(cluster: Cluster, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_cancelled_job_is_told_and_not_waited_for(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_cancelled_job_is_told_and_not_waited_for(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name, value in cluster.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(Path(__file__).resolve().parents[2])

@@ -25,9 +25,14 @@ SITES = [name for name in names() if load_site(name).slurm is not None]
 
 def launch(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "launch", *words], cwd=ROOT, capture_output=True, text=True, timeout=120,
-        env=clean_env() | env, check=False,
-    )  # fmt: skip
+        [sys.executable, "-m", "launch", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=clean_env() | env,
+        check=False,
+    )
 
 
 def test_committed_scripts_are_what_render_writes():

@@ -49,9 +49,17 @@ def check_ranks(printed: str, nodes: int) -> None:
 def test_tasks_on_nodes_booted_on_demand_find_each_other(large_cluster: Cluster, tmp_path: Path):
     """In an allocation by hand: a batch job's start after a boot waits for slurmctld's look every 30 s."""
     printed = large_cluster.run(
-        "salloc", "-N5", "--ntasks-per-node=8", "--cpus-per-task=8", "--gpus-per-node=8", f"--chdir={ROOT}",
-        "bash", "jobs/paip_64k.sh", **STAND_IN, RANK_ENV_DIR=str(tmp_path / "run"),
-    )  # fmt: skip
+        "salloc",
+        "-N5",
+        "--ntasks-per-node=8",
+        "--cpus-per-task=8",
+        "--gpus-per-node=8",
+        f"--chdir={ROOT}",
+        "bash",
+        "jobs/paip_64k.sh",
+        **STAND_IN,
+        RANK_ENV_DIR=str(tmp_path / "run"),
+    )
     check_ranks(printed, 5)
 
 

@@ -170,8 +170,19 @@ def test_variants_must_be_there_before_slides_are_prepared(files: Path, tmp_path
     slides.mkdir()
     (slides / "new.svs").touch()
     other = tmp_path / "other"
-    words = ("submit", "paip_1k", "--gpus", "1", "--site", "local", "--slides", slides, *small_here(files, tmp_path),
-             f"data.variants=[{other}]", "--dry-run")  # fmt: skip
+    words = (
+        "submit",
+        "paip_1k",
+        "--gpus",
+        "1",
+        "--site",
+        "local",
+        "--slides",
+        slides,
+        *small_here(files, tmp_path),
+        f"data.variants=[{other}]",
+        "--dry-run",
+    )
     assert f"data.variants: {other}: no such folder; `python -m launch prep" in error(launch(*words))
     other.mkdir()
     assert f"data.variants: {other}: no token file for any slide" in error(launch(*words))
@@ -184,8 +195,17 @@ def test_fields_of_view_go_to_the_preparation_that_wants_them(files: Path, tmp_p
     for name in ("slides", "fov"):
         (tmp_path / name).mkdir()
     (tmp_path / "slides" / "new.svs").touch()
-    words = ("submit", "paip_1k", "--gpus", "1", "--site", "local", "--slides", tmp_path / "slides",
-             *small_here(files, tmp_path))  # fmt: skip
+    words = (
+        "submit",
+        "paip_1k",
+        "--gpus",
+        "1",
+        "--site",
+        "local",
+        "--slides",
+        tmp_path / "slides",
+        *small_here(files, tmp_path),
+    )
     view = ("--fov", tmp_path / "fov")
     assert "says where masks count: add --masks DIR" in error(launch(*words, *view, "data.fov=true"))
     assert f"{view[1]}: only with --slides" in error(launch("submit", "paip_1k", "--site", "local", *view))
@@ -209,8 +229,14 @@ def test_a_submitted_job_inherits_no_choice_and_no_job_around_it(monkeypatch: py
 
 
 def small_here(files: Path, tmp_path: Path) -> list[str]:
-    return overrides(files, tmp_path / "runs", model__decoder="leaf", train__max_steps=4, train__precision="fp32",
-                     train__schedule="constant")  # fmt: skip
+    return overrides(
+        files,
+        tmp_path / "runs",
+        model__decoder="leaf",
+        train__max_steps=4,
+        train__precision="fp32",
+        train__schedule="constant",
+    )
 
 
 @pytest.mark.slow
@@ -224,8 +250,19 @@ def test_without_a_scheduler_runs_are_done_here(files: Path, tmp_path: Path):
 
 @pytest.mark.slow
 def test_a_scaling_study_on_this_machine(files: Path, tmp_path: Path):
-    done = launch("submit", "scaling", "paip_1k", "--mode", "strong", "--gpus", "1,2", "--site", "local",
-                  *small_here(files, tmp_path), OMP_NUM_THREADS="1")  # fmt: skip
+    done = launch(
+        "submit",
+        "scaling",
+        "paip_1k",
+        "--mode",
+        "strong",
+        "--gpus",
+        "1,2",
+        "--site",
+        "local",
+        *small_here(files, tmp_path),
+        OMP_NUM_THREADS="1",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert launch("status", tmp_path / "runs").stdout.splitlines()[-1] == "2 ok"
     records = [json.loads(p.read_text()) for p in (tmp_path / "runs").glob("scaling-strong/paip_1k/*/record.json")]
@@ -319,9 +356,22 @@ def test_token_files_are_made_before_the_training_that_needs_them(jobs: Jobs, tm
     small = [word for word in small if not word.startswith(of_data)]
     data = [f"data.dir={tmp_path}/tokens", "data.resolution=1024", "data.patch=16", "data.length=64", "train.batch=1"]
     done = launch(
-        "submit", "paip_1k", "--gpus", "1", "--site", "generic-cuda", "--slides", slides, "--masks", SAMPLE / "masks",
-        "--sbatch=--cpus-per-task=1", *small, *data, "data.fractions=[0.4,0.2,0.4]", **jobs.cluster.env,
-    )  # fmt: skip
+        "submit",
+        "paip_1k",
+        "--gpus",
+        "1",
+        "--site",
+        "generic-cuda",
+        "--slides",
+        slides,
+        "--masks",
+        SAMPLE / "masks",
+        "--sbatch=--cpus-per-task=1",
+        *small,
+        *data,
+        "data.fractions=[0.4,0.2,0.4]",
+        **jobs.cluster.env,
+    )
     assert done.returncode == 0, done.stderr
     prep, train = (line.split()[0] for line in done.stdout.splitlines())
     jobs.track(prep, train)

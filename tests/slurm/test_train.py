@@ -207,9 +207,10 @@ def test_the_file_stop_ends_a_job_for_good(jobs: Jobs):
 def test_a_time_limit_that_came_too_soon_is_told(jobs: Jobs):
     """The signal before the limit replaced by one that does nothing: SLURM's own TERM is what the ranks hear."""
     number = jobs.sbatch(
-        "jobs/paip_64k.sh", *jobs.settings("late", train__max_steps=100_000),
+        "jobs/paip_64k.sh",
+        *jobs.settings("late", train__max_steps=100_000),
         options=(*TWO, "--time=1", "--signal=B:CONT@1"),
-    )  # fmt: skip
+    )
     assert jobs.cluster.wait_job(number, 240) == "TIMEOUT", jobs.log(number)
     end_s = time.monotonic() + 30
     while "time limit;" not in jobs.log(number) and time.monotonic() < end_s:
