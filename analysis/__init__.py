@@ -1,1 +1,1 @@
-"""From run directories to tables, plots and one page; imports of launch only its record and config, never torch."""
+"""From records to tables, plots and one page."""

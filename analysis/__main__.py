@@ -5,15 +5,15 @@ import os
 import sys
 from pathlib import Path
 
-from analysis.auc_cli import add_verb as add_auc
-from analysis.compare_cli import add_verb as add_compare
-from analysis.erf import add_verb as add_erf
-from analysis.gains import add_verb as add_gains
-from analysis.groups import BaselineError
-from analysis.records import Runs, RunsError, load
-from analysis.scaling import add_verb as add_scaling
-from analysis.sweep_figures import add_verb as add_lengths
-from analysis.tables_cli import add_verb as add_tables
+from analysis.commands.auc import add_verb as add_auc
+from analysis.commands.compare import add_verb as add_compare
+from analysis.commands.scaling import add_verb as add_scaling
+from analysis.commands.tables import add_verb as add_tables
+from analysis.comparison.gains import add_verb as add_gains
+from analysis.figures.receptive_field import add_verb as add_erf
+from analysis.figures.sweeps import add_verb as add_lengths
+from analysis.runs.groups import BaselineError
+from analysis.runs.records import Runs, RunsError, load
 
 EPILOG = """\
 RUNS is a folder of runs (runs/<experiment>/<run id>/record.json at any depth), or one run folder.
@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     if args.verb == "scaling":
-        from analysis.scaling import run
+        from analysis.commands.scaling import run
 
         return run(args)
     text, runs = "", None
@@ -181,12 +181,12 @@ def _run(args: argparse.Namespace) -> int:
 
 def _pictures(args: argparse.Namespace) -> tuple[list[Path], Runs | None]:
     """Run `plots` or `report`; return the files that were written and the runs that were read."""
-    from analysis.figure_style import save
-    from analysis.tables import compare
+    from analysis.comparison.table import compare
+    from analysis.output.figure_style import save
 
     more = _more(args)
     if args.runs is None:
-        from analysis.published_figures import draw_published
+        from analysis.figures.published import draw_published
 
         if args.baseline:
             raise ValueError("--baseline needs RUNS, a folder of runs")
@@ -194,10 +194,10 @@ def _pictures(args: argparse.Namespace) -> tuple[list[Path], Runs | None]:
     runs = load(args.runs)
     comparison = compare(runs, args.baseline)
     if args.verb == "plots":
-        from analysis.figures import draw_all
+        from analysis.figures.draw import draw_all
 
         return save([*draw_all(comparison), *more], args.out), runs
-    from analysis.report import Options, write_report
+    from analysis.report.page import Options, write_report
 
     options = Options(tuple(args.site.split(",")), args.runs_site, tuple(more))
     return [write_report(comparison, args.out, options)], runs
@@ -207,11 +207,11 @@ def _more(args: argparse.Namespace) -> list:
     """Figures of files that are no run folders."""
     found = []
     if args.erf:
-        from analysis.erf import draw, read_fields
+        from analysis.figures.receptive_field import draw, read_fields
 
         found.append(draw(read_fields(args.erf)))
     if args.lengths:
-        from analysis.sweep_figures import read_rows, split_values
+        from analysis.figures.sweeps import read_rows, split_values
 
         found.append(split_values(read_rows(args.lengths)))
     return found

@@ -1,1 +1,1 @@
-"""From a slide to a token file: readers, frame, edges, quadtree, tokens and the file itself. Never imports torch."""
+"""From a slide to a token file: slides, masks, frame, edges, tree, tokens and the file itself. Never imports torch."""

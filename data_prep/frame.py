@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.masks import Mask
-from data_prep.slides import Slide
+from data_prep.masks.masks import Mask
+from data_prep.slides.base import Slide
 
 Aspect = Literal["keep", "squash"]
 ASPECTS: tuple[str, ...] = ("keep", "squash")

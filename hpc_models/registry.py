@@ -6,16 +6,16 @@ import inspect
 
 from torch import nn
 
-from hpc_models.hct import GMIC, HCT, DefGMIC
-from hpc_models.hipt import HIPT
-from hpc_models.hiri_bodies import TwoBranchBody
-from hpc_models.hiri_vit import HIRIViT
-from hpc_models.rivit import RIViT
-from hpc_models.swin_unetr import SwinUNETR
-from hpc_models.transunet import TransUNet
-from hpc_models.unet import UNet
-from hpc_models.unetr import UNETR
-from hpc_models.vit_classifier import APFViT, ViT
+from hpc_models.classification.hct import GMIC, HCT, DefGMIC
+from hpc_models.classification.hipt import HIPT
+from hpc_models.classification.hiri_bodies import TwoBranchBody
+from hpc_models.classification.hiri_vit import HIRIViT
+from hpc_models.classification.rivit import RIViT
+from hpc_models.classification.vit import APFViT, ViT
+from hpc_models.segmentation.swin_unetr import SwinUNETR
+from hpc_models.segmentation.transunet import TransUNet
+from hpc_models.segmentation.unet import UNet
+from hpc_models.segmentation.unetr import UNETR
 
 # Each class says what it answers (`task`: segmentation, classification) and on what (`inputs`: tokens, tiles, images).
 MODELS: dict[str, type[nn.Module]] = {

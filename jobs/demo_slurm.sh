@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # The path of a cluster on one machine: a real SLURM of four namespaced nodes is started, slides become token files on
 # 2 nodes x 2 MPI ranks, the committed 64K job script trains a tiny setting on 2 nodes, and tables are made of it.
-# Run it as `make demo-slurm` (root, Debian's slurm-wlm and munge; the cluster is tests/slurm/cluster.py).
+# Run it as `make demo-slurm` (root, Debian's slurm-wlm and munge; the cluster is tests/helpers/cluster.py).
 #   DEMO_DIR   where everything goes (demo/slurm)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${DEMO_DIR:-demo/slurm}")
 data=data_prep/sample_data/glomeruli24
 if [ -z "${SLURM_CONF:-}" ] || ! sinfo >/dev/null 2>&1; then
-    exec python -m tests.slurm.cluster 4 bash "$0"
+    exec python -m tests.helpers.cluster 4 bash "$0"
 fi
 export OMP_NUM_THREADS=1 PREFLIGHT=0   # the nodes are not what a site's file expects
 mkdir -p "$out"

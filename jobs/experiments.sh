@@ -5,7 +5,7 @@
 #   DATA      folder of the sets: glomeruli24, monuseg_train, hrf, each with images/ and masks/, hrf with fov/ as well;
 #             those that are not there are left out (default: data_prep/sample_data, which has the first)
 #   SETS      sets to run (glomeruli nuclei vessels vessels_2k); vessels_4k only when named, as scoring takes long
-#   ROWS      rows to run (all; their names and what they are stand in launch/experiments_open.py)
+#   ROWS      rows to run (all; their names and what they are stand in launch/experiments/open_data.py)
 #   SEEDS     seeds of every row (0 1 2)
 #   RUN_SECONDS  training seconds of every run (150)
 #   JOBS      runs at once, each on its share of the cores (1); compare only what ran with the same number

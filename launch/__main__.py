@@ -8,18 +8,18 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from data_prep.interrupts import leave_at_once
-from launch.bench import add_bench_command
-from launch.config import Config, ConfigError, load
-from launch.erf import add_erf_command
-from launch.experiments import EXPERIMENTS, describe
-from launch.export_weights import add_export_command
-from launch.job_commands import add_job_commands
-from launch.models import add_models_command
+from data_prep.system.ctrl_c import leave_at_once
+from launch.commands.jobs import add_job_commands
+from launch.config.config import Config, ConfigError
+from launch.engines.ranks import EXIT_CONFIG, EXIT_CRASH, EXIT_OK, RankError, find_ranks
+from launch.experiments.load import EXPERIMENTS, describe, load
+from launch.plan.bench import add_bench_command
 from launch.plan.command import add_plan_command
-from launch.preflight import add_preflight_command
-from launch.ranks import EXIT_CONFIG, EXIT_CRASH, EXIT_OK, RankError, find_ranks
-from launch.rescore import add_rescore_command
+from launch.plan.inventory import add_models_command
+from launch.predict.export_weights import add_export_command
+from launch.preflight.nodes import add_preflight_command
+from launch.score.receptive_field import add_erf_command
+from launch.score.rescore import add_rescore_command
 
 _EPILOG = """\
 examples:
@@ -86,7 +86,7 @@ def _print_experiments() -> None:
 
 
 def _train(config: Config) -> int:
-    from launch.run import train
+    from launch.train.run import train
 
     return train(config)
 

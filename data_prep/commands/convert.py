@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_prep.error_text import one_line
-from data_prep.options import OptionError, class_ids
+from data_prep.build.options import OptionError, class_ids
+from data_prep.system.error_text import one_line
 
 _HELP = """Convert masks to tiled BigTIFF with a pyramid, OUT/<name>.tif each, which every tool reads by region.
 
@@ -78,9 +78,9 @@ def add_command(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from data_prep.files import remove_stale
-    from data_prep.mask_convert import convert_mask, plan
-    from data_prep.progress import Progress
+    from data_prep.masks.convert import convert_mask, plan
+    from data_prep.system.files import remove_stale
+    from data_prep.system.progress import Progress
 
     classes = class_ids(args.classes, "--class") if args.classes is not None else None
     try:

@@ -60,12 +60,12 @@ def _run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
     from functools import partial
 
-    from data_prep.doctor import ORDER, check_burden, decode, died, over_the_folder, read_burdens, slides_of
-    from data_prep.files import write_atomic
-    from data_prep.options import OptionError, check_fov
-    from data_prep.pool import run_pool
-    from data_prep.progress import Progress, counted
-    from data_prep.slide_base import SlideError
+    from data_prep.build.options import OptionError, check_fov
+    from data_prep.inspect.doctor import ORDER, check_burden, decode, died, over_the_folder, read_burdens, slides_of
+    from data_prep.parallel.pool import run_pool
+    from data_prep.slides.base import SlideError
+    from data_prep.system.files import write_atomic
+    from data_prep.system.progress import Progress, counted
 
     if args.jobs < 0:
         raise OptionError(f"--jobs {args.jobs}: must be 0 (one per core) or more")
@@ -119,7 +119,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _examined(numbered: tuple[int, Path], masks: Path | None, fov: Path | None) -> tuple[int, Any]:
-    from data_prep.doctor import examine
+    from data_prep.inspect.doctor import examine
 
     return numbered[0], examine(numbered[1], masks, fov)
 

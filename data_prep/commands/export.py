@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from data_prep.options import OptionError
+from data_prep.build.options import OptionError
 
 _HELP = """Write the leaves of token files in a form that other tools read, in level-0 pixels.
 
@@ -56,10 +56,10 @@ def add_command(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from data_prep.export import export
-    from data_prep.progress import Progress, counted
-    from data_prep.store import StoreError
-    from data_prep.verify import token_files
+    from data_prep.system.progress import Progress, counted
+    from data_prep.token_files.export import export
+    from data_prep.token_files.token_file import StoreError
+    from data_prep.token_files.verify import token_files
 
     if args.uniform is not None and args.uniform < 1:
         raise OptionError(f"--uniform {args.uniform}: must be at least 1 pixel")

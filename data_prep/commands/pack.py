@@ -56,10 +56,10 @@ def add_command(commands: Any) -> None:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    from data_prep.options import OptionError
-    from data_prep.pack import pack_folder
-    from data_prep.pack_format import PackArgumentError
-    from data_prep.progress import counted
+    from data_prep.build.options import OptionError
+    from data_prep.system.progress import counted
+    from data_prep.token_files.pack import pack_folder
+    from data_prep.token_files.pack_format import PackArgumentError
 
     try:
         index = pack_folder(args.folder, args.out, args.shard_size)
@@ -72,10 +72,10 @@ def _pack(args: argparse.Namespace) -> int:
 
 
 def _unpack(args: argparse.Namespace) -> int:
-    from data_prep.options import OptionError
-    from data_prep.pack import unpack_folder
-    from data_prep.pack_format import PackArgumentError
-    from data_prep.progress import counted
+    from data_prep.build.options import OptionError
+    from data_prep.system.progress import counted
+    from data_prep.token_files.pack import unpack_folder
+    from data_prep.token_files.pack_format import PackArgumentError
 
     try:
         files = unpack_folder(args.folder, args.out, args.only, force=args.force)

@@ -52,9 +52,9 @@ def add_command(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from data_prep.options import OptionError
-    from data_prep.synth import SynthSlide
-    from data_prep.synth_tiff import write_slide
+    from data_prep.build.options import OptionError
+    from data_prep.synth.pictures import SynthSlide
+    from data_prep.synth.tiff import write_slide
 
     for path in filter(None, (args.out, args.mask_out)):
         if path.suffix.lower() not in (".tif", ".tiff"):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_prep.progress import counted
+from data_prep.system.progress import counted
 
 _VOLUME = """Cut CT volumes into token files, one OUT/<case>_slice<NNN>.tokens.h5 per slice, with a sidecar
 OUT/<case>.volume.json that says how the slices lie. Reads NIfTI (.nii, .nii.gz), folders of DICOM files, and
@@ -116,9 +116,9 @@ def _add_score(commands: Any) -> None:
 
 
 def _cases(args: argparse.Namespace) -> list[str]:
-    from data_prep.options import OptionError
-    from data_prep.slide_base import SlideError
-    from data_prep.volume_score import find_cases
+    from data_prep.build.options import OptionError
+    from data_prep.slides.base import SlideError
+    from data_prep.volumes.score import find_cases
 
     for flag, folder in (("--predictions", args.predictions), ("--labels", getattr(args, "labels", None))):
         if folder is not None and not folder.is_dir():
@@ -132,9 +132,9 @@ def _cases(args: argparse.Namespace) -> list[str]:
 def _run_score(args: argparse.Namespace) -> int:
     import json
 
-    from data_prep.files import write_atomic
-    from data_prep.options import OptionError
-    from data_prep.volume_score import score_cells, score_labels
+    from data_prep.build.options import OptionError
+    from data_prep.system.files import write_atomic
+    from data_prep.volumes.score import score_cells, score_labels
 
     if args.json is not None and not args.json.parent.is_dir():
         raise OptionError(f"--json {args.json}: no such folder")
@@ -165,7 +165,7 @@ def _shown(value: float | None) -> str:
 
 
 def _run_reassemble(args: argparse.Namespace) -> int:
-    from data_prep.volume_score import write_labels
+    from data_prep.volumes.score import write_labels
 
     cases = _cases(args)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -181,13 +181,13 @@ def _run_reassemble(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from data_prep.build import messages, prepare_out, summary
-    from data_prep.build_log import BuildLog
-    from data_prep.options import BuildOptions, OptionError
-    from data_prep.progress import Progress
-    from data_prep.slide_base import SlideError
-    from data_prep.volume_build import VolumeOptions, build_volume
-    from data_prep.volume_io import find_volumes
+    from data_prep.build.log import BuildLog
+    from data_prep.build.options import BuildOptions, OptionError
+    from data_prep.build.run import messages, prepare_out, summary
+    from data_prep.slides.base import SlideError
+    from data_prep.system.progress import Progress
+    from data_prep.volumes.build import VolumeOptions, build_volume
+    from data_prep.volumes.read import find_volumes
 
     if args.labels is not None and not args.labels.is_dir():
         raise OptionError(f"--labels {args.labels}: no such folder")

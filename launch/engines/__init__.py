@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from launch.config import ConfigError
+from launch.config.config import ConfigError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from launch.config import EngineConfig
+    from launch.config.config import EngineConfig
     from launch.engines.base import Engine, MakeOptimizer
 
 

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from launch.config import Config, ConfigError, apply_overrides
+from launch.config.config import Config, ConfigError, apply_overrides
+from launch.config.sites import Site
 from launch.plan.cost import GIB, cost, fits, memory_gib
 from launch.plan.step import Counts
-from launch.sites import Site
 
 
 @dataclass(frozen=True)

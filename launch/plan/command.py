@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from launch.config import Config, ConfigError, apply_overrides, load
-from launch.sites import Site, load_site
+from launch.config.config import Config, ConfigError, apply_overrides
+from launch.config.sites import Site, load_site
+from launch.experiments.load import load
 
 if TYPE_CHECKING:
     from launch.plan.report import Row
@@ -79,7 +80,7 @@ def run(asked: argparse.Namespace) -> int:
     # The weights that a run starts from cost nothing, and need not be there yet.
     base = apply_overrides(load(asked.experiment, asked.overrides), ["train.init_from=null"])
     from launch.plan import report
-    from launch.run import check_model
+    from launch.train.run import check_model
 
     rows: list[Row] = []
     with _quiet():

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from launch.sites import Site
+from launch.config.sites import Site
 
 if TYPE_CHECKING:
     from launch.plan.ledger import Collective

@@ -6,7 +6,7 @@ It sees every operation that reaches the dispatcher, after autograd and autocast
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,27 +17,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count, shape_wrapper
+
+from launch.records.flops import FLOP_FORMULAS
 
 KINDS = ("parameters", "gradients", "optimizer", "gathered", "activations")
-
-
-@shape_wrapper
-def _sdpa(q: Any, k: Any, v: Any, *_args: Any, **_more: Any) -> int:
-    return int(sdpa_flop_count(q, k, v))
-
-
-@shape_wrapper
-def _sdpa_backward(grad: Any, q: Any, k: Any, v: Any, *_args: Any, **_more: Any) -> int:
-    return int(sdpa_backward_flop_count(grad, q, k, v))
-
-
-# torch's formulas; it has none for attention on CPUs, which gets its own of the CUDA kernels.
-FLOP_FORMULAS: dict[Any, Callable[..., int]] = {
-    **flop_registry,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
-}
 
 # Name of the operation -> (what people call it, which argument holds the whole tensor, which the group).
 _COLLECTIVES = {

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launch.config import Config
+from launch.config.config import Config
+from launch.config.sites import Site
 from launch.plan.changes import Search
 from launch.plan.cost import GIB, cost, fits, memory_gib, summed
 from launch.plan.step import Counts
-from launch.sites import Site
-from launch.text_table import text_table
+from launch.records.text_table import text_table
 
 HEADINGS = (
     "gpus",

@@ -14,26 +14,26 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data_prep.quadtree import budget_tree
-from data_prep.uniform import uniform_leaves
-from hpc_models.asam import neighbourhood
-from hpc_models.recompute import frozen_statistics
+from data_prep.tree.quadtree import budget_tree
+from data_prep.tree.uniform import uniform_leaves
+from hpc_models.blocks.checkpointing import frozen_statistics
+from hpc_models.training.asam import neighbourhood
 from launch import engines
-from launch.augment import leaves_in_square
-from launch.batches import padded_length, part_side
-from launch.classify import Classification
-from launch.config import Config
-from launch.data import TokenFiles
-from launch.ema import Average
+from launch.config.config import Config
+from launch.data.augment import leaves_in_square
+from launch.data.batches import padded_length, part_side
+from launch.data.token_files import TokenFiles
 from launch.engines.base import Engine
 from launch.engines.deepspeed import import_deepspeed
-from launch.optim import make_optimizer
+from launch.engines.sequence_parallel import spread_sequences
 from launch.plan.ledger import KINDS, Collective, Ledger, Work, held_by
 from launch.plan.world import pretend
-from launch.run import check_world
-from launch.tasks import Segmentation, Task
-from launch.trainer import build_model
-from launch.ulysses import spread_sequences
+from launch.train.classification import Classification
+from launch.train.ema import Average
+from launch.train.optim import make_optimizer
+from launch.train.run import check_world
+from launch.train.task import Segmentation, Task
+from launch.train.trainer import build_model
 
 _FINEST_CELLS = 512  # side of the grid that made-up trees are grown on; deeper frames get no smaller leaves than that
 _PLACES = 16  # of parts across the frame, from which the usual one is taken

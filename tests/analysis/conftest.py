@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from analysis.__main__ import main
-from tests.analysis.generator import demo_runs, record, write_run
+from tests.helpers.run_folders import demo_runs, record, write_run
 
 
 @pytest.fixture(scope="session")

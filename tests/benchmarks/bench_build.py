@@ -22,16 +22,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
+import cv2
+import numpy as np
 
-from data_prep.build_slide import build_one  # noqa: E402
-from data_prep.cells import counts_from_map  # noqa: E402
-from data_prep.edges import edge_map  # noqa: E402
-from data_prep.options import BuildOptions  # noqa: E402
-from data_prep.outcome import Task  # noqa: E402
-from data_prep.quadtree import budget_tree, morton  # noqa: E402
-from data_prep.slides import open_slide  # noqa: E402
+from data_prep.build.options import BuildOptions
+from data_prep.build.outcome import Task
+from data_prep.build.slide import build_one
+from data_prep.edges.canny import edge_map
+from data_prep.slides.open import open_slide
+from data_prep.tree.box_sums import counts_from_map
+from data_prep.tree.quadtree import budget_tree, morton
 
 TILE_PX = 512
 LENGTH = 16384

@@ -57,7 +57,7 @@ def usual(path: Path, side_px: int) -> dict[str, float]:
     import openslide
     from bench_build import list_scan
 
-    from data_prep.edges import blur_for
+    from data_prep.edges.canny import blur_for
 
     cv2.setNumThreads(1)
     started_s = time.perf_counter()
@@ -96,7 +96,7 @@ def mpiexec() -> str:
 
 def rank_with_memory() -> None:
     """Run the command line as a rank and leave its peak memory in the file named by the environment."""
-    from data_prep.cli import main
+    from data_prep.commands.parser import main
 
     code = main(json.loads(os.environ["BENCH_ARGS"]))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -17,12 +17,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from data_prep.pack import pack_folder  # noqa: E402
-from data_prep.quadtree import budget_tree  # noqa: E402
-from data_prep.store import new_meta, read_tokens, token_names, token_path, write_tokens  # noqa: E402
-from data_prep.tokens import TokenSet, content_counts  # noqa: E402
+from data_prep.token_files.pack import pack_folder
+from data_prep.token_files.token_file import new_meta, read_tokens, token_names, token_path, write_tokens
+from data_prep.tokens.token_set import TokenSet, content_counts
+from data_prep.tree.quadtree import budget_tree
 
 
 def make(folder: Path, files: int, length: int, patch: int) -> None:

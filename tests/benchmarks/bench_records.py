@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from analysis.records import load
-from analysis.tables import as_markdown, compare
-from tests.analysis.generator import SHAPES, record, write_run
+from analysis.comparison.table import as_markdown, compare
+from analysis.runs.records import load
+from tests.helpers.run_folders import SHAPES, record, write_run
 
 COUNT = 5_000
 

@@ -19,17 +19,18 @@ os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-import tifffile  # noqa: E402
+import cv2
+import numpy as np
+import tifffile
 
-from data_prep import region as kernel  # noqa: E402
-from data_prep.edges import ROOM, auto_thresholds, blurred, gaussian, gradient, luma  # noqa: E402
-from data_prep.hysteresis import resolve_pixels  # noqa: E402
-from data_prep.kernel_maxima import maxima  # noqa: E402
-from data_prep.kernel_sums import cell_ranges, take  # noqa: E402
-from data_prep.region import RegionScan, RegionSpec, edges_of_maxima, scan_region  # noqa: E402
-from tests.benchmarks.bench_build import TILE_PX, mosaic_block, texture  # noqa: E402
+from data_prep.edges import region as kernel
+from data_prep.edges.canny import ROOM, auto_thresholds, blurred, gaussian, gradient, luma
+from data_prep.edges.hysteresis import resolve_pixels
+from data_prep.edges.kernels.maxima import maxima
+from data_prep.edges.kernels.sums import cell_ranges, take
+from data_prep.edges.region import RegionScan, edges_of_maxima, scan_region
+from data_prep.edges.region_spec import RegionSpec
+from tests.benchmarks.bench_build import TILE_PX, mosaic_block, texture
 
 BLUR = 15
 FIXED = (100, 200)

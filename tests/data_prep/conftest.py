@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data_prep.slide_files import KIDNEY
+from tests.helpers.slide_files import KIDNEY
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep.frame import Frame, FrameReader, MaskReader, choose_level, make_frame
-from data_prep.slides import Slide, find_mask, open_mask, open_slide
+from data_prep.masks.masks import find_mask, open_mask
+from data_prep.slides.base import Slide
+from data_prep.slides.open import open_slide
 
 SAMPLES = Path(__file__).parents[2] / "data_prep" / "sample_data"
 TCGA = SAMPLES / "wsi" / "TCGA-CR-7395-01A-01-TS1.svs"

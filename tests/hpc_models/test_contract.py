@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from hpc_models import build, names
-from hpc_models.losses import bce_dice
-from hpc_models.registry import model_class, options
-from hpc_models.unet import UNet
-from hpc_models.unetr import TokenHead
-from tests.hpc_models.trees import random_batch
+from hpc_models.registry import build, model_class, names, options
+from hpc_models.segmentation.unet import UNet
+from hpc_models.segmentation.unetr import TokenHead
+from hpc_models.training.losses import bce_dice
+from tests.helpers.trees import random_batch
 
 SMALL = {
     "size_px": 64,

@@ -1,6 +1,6 @@
 """Fixtures of the launch tests: folders of token files, an undisturbed run, processes that are gone when a test ends.
 
-`pytest --repeat 20 tests/launch/test_resume.py` runs each test twenty times: what is killed at a random moment should
+`pytest --repeat 20 tests/launch/train/test_resume.py` runs each test twenty times: what is killed at any moment should
 not depend on the moment.
 """
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.launch.small import Group, finish_well, free_port, launch_rank, stoppable, write_folder
+from tests.helpers.small_runs import Group, finish_well, free_port, launch_rank, stoppable, write_folder
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.small import write_folder
-from tests.slurm.cluster import Cluster, missing
-from tests.slurm.jobs import Jobs
+from tests.helpers.cluster import Cluster, missing
+from tests.helpers.jobs import Jobs
+from tests.helpers.small_runs import write_folder
 
 
 def _cluster(nodes: int, booted: int | None) -> Iterator[Cluster]:

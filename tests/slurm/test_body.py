@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.jobs_table import JOBS
-from launch.render import render
-from launch.sites import Site, load_site
-from tests.launch.small import ROOT, clean_env, overrides
-from tests.slurm.cluster import wait_for
-from tests.slurm.jobs import Jobs
+from launch.config.sites import Site, load_site
+from launch.jobs.render import render
+from launch.jobs.table import JOBS
+from tests.helpers.cluster import wait_for
+from tests.helpers.jobs import Jobs
+from tests.helpers.small_runs import ROOT, clean_env, overrides
 from tests.slurm.test_scripts import changed
 
 
@@ -82,7 +82,7 @@ def test_a_study_has_sizes_that_divide_its_largest(jobs: Jobs, tmp_path: Path):
     number = jobs.sbatch(
         "jobs/scaling.sh",
         options=("-N3", "--ntasks-per-node=3"),
-        PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
+        PYTHON=f"{ROOT}/tests/helpers/rank_env.sh",
         RANK_ENV_DIR=str(tmp_path / "run"),
         MIOPEN_USER_DB_PATH=str(tmp_path / "node" / "miopen"),
     )
@@ -105,7 +105,7 @@ def test_jobs_that_share_a_node_have_gpus_of_their_own(jobs: Jobs, tmp_path: Pat
         jobs.sbatch(
             script,
             options=("--nodelist=node1",),
-            PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
+            PYTHON=f"{ROOT}/tests/helpers/rank_env.sh",
             RANK_DOES="sleep 2",
             RANK_ENV_DIR=str(tmp_path / "run"),
         )
@@ -124,7 +124,7 @@ def test_scripts_of_real_sites_give_ranks_what_the_site_file_says(jobs: Jobs, tm
         "perlmutter": {"CUDA_VISIBLE_DEVICES": "3,2,1,0", "FI_MR_CACHE_MONITOR": "userfaultfd"},
     }
     environment = {
-        "PYTHON": f"{ROOT}/tests/slurm/rank_env.sh",
+        "PYTHON": f"{ROOT}/tests/helpers/rank_env.sh",
         "RANK_ENV_DIR": str(tmp_path / "run"),
         "RANK_DOES": '[ "$RANK" != 7 ] || env',
         "BASH_FUNC_module%%": "() { echo module $2; }",
@@ -153,7 +153,7 @@ def test_a_lost_node_sends_the_job_to_others(jobs: Jobs, tmp_path: Path):
     number = jobs.sbatch(
         "jobs/paip_64k.sh",
         options=("-N2", "--ntasks-per-node=1"),
-        PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
+        PYTHON=f"{ROOT}/tests/helpers/rank_env.sh",
         RANK_ENV_DIR=str(tmp_path / "run"),
         RANK_DOES='[ "${SLURM_RESTART_COUNT:-0}" != 0 ] || exec sleep 300',
     )
@@ -175,7 +175,7 @@ def test_where_requeue_is_forbidden_a_chain_of_jobs_goes_on(jobs: Jobs, tmp_path
     number = jobs.sbatch(
         script,
         options=("-N1", "--ntasks-per-node=1"),
-        PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
+        PYTHON=f"{ROOT}/tests/helpers/rank_env.sh",
         RANK_ENV_DIR=str(tmp_path / "run"),
         RANK_DOES='[ "$SLURM_RESTART_COUNT" = 1 ] || exit 75',
     )
@@ -206,7 +206,7 @@ def test_smaller_steps_of_a_study_have_all_gpus_of_their_node(jobs: Jobs, tmp_pa
     number = jobs.sbatch(
         script,
         options=("-N2", "-c2", "-A", "proj"),
-        PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
+        PYTHON=f"{ROOT}/tests/helpers/rank_env.sh",
         RANK_ENV_DIR=str(tmp_path / "run"),
         RANK_DOES='echo "HAS $SLURM_STEP_NUM_TASKS $SLURM_GPUS_ON_NODE"',
         **{"BASH_FUNC_module%%": "() { :; }"},

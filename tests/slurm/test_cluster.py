@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.small import ROOT, clean_env
-from tests.slurm.cluster import missing, wait_for
+from tests.helpers.cluster import missing, wait_for
+from tests.helpers.small_runs import ROOT, clean_env
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"no SLURM cluster here: {missing()}")
 
@@ -32,7 +32,7 @@ def processes(text: str) -> list[str]:
 
 def test_a_killed_cluster_leaves_no_process(tmp_path: Path):
     out = tmp_path / "conf"
-    words = [sys.executable, "-m", "tests.slurm.cluster", "2", "bash", "-c", f"echo $SLURM_CONF >{out}; sleep 20"]
+    words = [sys.executable, "-m", "tests.helpers.cluster", "2", "bash", "-c", f"echo $SLURM_CONF >{out}; sleep 20"]
     cluster = subprocess.Popen(words, cwd=ROOT, env=clean_env())
     wait_for(lambda: out.exists() and out.read_text().strip() != "", 60, "the cluster")
     folder = Path(out.read_text().strip()).parent

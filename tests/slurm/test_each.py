@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.config import ConfigError
-from launch.each import executor, fill, map_items
-from tests.slurm.cluster import Cluster, wait_for
+from launch.config.config import ConfigError
+from launch.jobs.for_each import executor, fill, map_items
+from tests.helpers.cluster import Cluster, wait_for
 from tests.slurm.test_sweep import error, launch
 
 TASK = "bash -c 'echo $0 on $(hostname); [ $0 != bad ]' {}"

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.config import ConfigError, load
-from launch.job_steps import prep_arguments, record_end
-from launch.record import new_record, read_record, write_record
+from launch.config.config import ConfigError
+from launch.experiments.load import load
+from launch.jobs.body_steps import prep_arguments, record_end
+from launch.records.record import new_record, read_record, write_record
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.small import ROOT, clean_env
-from tests.slurm.cluster import wait_for
-from tests.slurm.jobs import Jobs
+from tests.helpers.cluster import wait_for
+from tests.helpers.jobs import Jobs
+from tests.helpers.small_runs import ROOT, clean_env
 
 SAMPLE = ROOT / "data_prep" / "sample_data" / "glomeruli24"
 
@@ -50,7 +50,7 @@ def test_a_preparation_out_of_time_goes_on_in_another_life(jobs: Jobs, tmp_path:
     number = jobs.sbatch(
         "jobs/prep_paip.sh",
         options=("-N2", "--ntasks-per-node=1"),
-        PYTHON=f"{ROOT}/tests/slurm/rank_env.sh",
+        PYTHON=f"{ROOT}/tests/helpers/rank_env.sh",
         RANK_DOES='[ "${SLURM_RESTART_COUNT:-0}" != 0 ] || exec sleep 300',
     )
     wait_for(lambda: jobs.log(number).count("prep on") == 2, 60, "both ranks")

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.config import ConfigError
-from launch.experiments import EXPERIMENTS
-from launch.jobs_table import JOBS
-from launch.render import DEFAULT_SITE, FOLDER, differences, directives, render, shape, write_all
-from launch.sites import Site, load_site, names
-from tests.launch.small import ROOT, clean_env
+from launch.config.config import ConfigError
+from launch.config.sites import Site, load_site, names
+from launch.experiments.load import EXPERIMENTS
+from launch.jobs.render import DEFAULT_SITE, FOLDER, differences, directives, render, shape, write_all
+from launch.jobs.table import JOBS
+from tests.helpers.small_runs import ROOT, clean_env
 
 # The paper's Table II.
 TABLE_II = {"512": 1, "1k": 8, "4k": 128, "8k": 256, "16k": 512, "32k": 1024, "64k": 2048}
@@ -68,7 +68,7 @@ def test_gpu_counts_are_those_of_the_paper(label: str):
 def test_scripts_of_every_site_are_clean_shell(tmp_path: Path):
     scripts = sorted(FOLDER.glob("*.sh"))
     assert {*JOBS, "body", "demo", "demo_slurm"} <= {path.stem for path in scripts}
-    scripts += [ROOT / ".ci" / "run", ROOT / ".ci" / "venv", ROOT / "tests" / "slurm" / "rank_env.sh"]
+    scripts += [ROOT / ".ci" / "run", ROOT / ".ci" / "venv", ROOT / "tests" / "helpers" / "rank_env.sh"]
     for site in map(load_site, SITES):
         # a part of a node, many nodes, MPI: the others differ in names only
         for name in ("paip_512", "paip_64k", "prep_paip") if site.name != DEFAULT_SITE else ():

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from launch.jobs_table import JOBS
-from launch.ranks import find_ranks
-from tests.slurm.cluster import Cluster
-from tests.slurm.jobs import Jobs
+from launch.engines.ranks import find_ranks
+from launch.jobs.table import JOBS
+from tests.helpers.cluster import Cluster
+from tests.helpers.jobs import Jobs
 
 ROOT = Path(__file__).resolve().parents[2]
-STAND_IN = {"PYTHON": f"{ROOT}/tests/slurm/rank_env.sh", "PREFLIGHT": "0"}
+STAND_IN = {"PYTHON": f"{ROOT}/tests/helpers/rank_env.sh", "PREFLIGHT": "0"}
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -13,12 +13,12 @@ from unittest import mock
 import pytest
 
 from launch.__main__ import main
-from launch.config import ConfigError
-from launch.scheduler import script_environment
-from launch.sweep import Axes, members, uniform_of
-from tests.launch.small import ROOT, clean_env, overrides, write_folder
-from tests.slurm.cluster import wait_for
-from tests.slurm.jobs import Jobs
+from launch.config.config import ConfigError
+from launch.jobs.slurm import script_environment
+from launch.jobs.sweep import Axes, members, uniform_of
+from tests.helpers.cluster import wait_for
+from tests.helpers.jobs import Jobs
+from tests.helpers.small_runs import ROOT, clean_env, overrides, write_folder
 
 SAMPLE = ROOT / "data_prep" / "sample_data" / "glomeruli24"
 

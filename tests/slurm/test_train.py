@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from launch.jobs_table import JOBS
-from launch.render import render
-from launch.sites import load_site
-from launch.submit import bad_nodes
-from tests.launch.small import ROOT, losses
-from tests.slurm.cluster import wait_for
-from tests.slurm.jobs import Jobs
+from launch.config.sites import load_site
+from launch.jobs.render import render
+from launch.jobs.submit import bad_nodes
+from launch.jobs.table import JOBS
+from tests.helpers.cluster import wait_for
+from tests.helpers.jobs import Jobs
+from tests.helpers.small_runs import ROOT, losses
 from tests.slurm.test_scripts import changed
 
 ONE, TWO = ("-N1", "--ntasks-per-node=1"), ("-N2", "--ntasks-per-node=1")

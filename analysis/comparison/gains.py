@@ -1,0 +1,347 @@
+"""`python -m analysis gains`: how much better one row is than others over several data sets (no torch, no matplotlib).
+
+The quantity is the paper's relative gain of Dice (APF, Table III): ratio of the mean Dice over the same test slides,
+less 1, and its geometric mean over the data sets.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from analysis.comparison.pair import budget
+from analysis.comparison.speedups import scored_elsewhere
+from analysis.comparison.trivial_baselines import LABELS
+from analysis.output.formats import Column, Table, latex, markdown, number, significant, write_files
+from analysis.runs.groups import Group, group_runs
+from analysis.runs.records import RunsError, load
+from analysis.runs.stats import BOOTSTRAP_SEED, resamples
+
+EPILOG = """\
+Experiments are named by patterns in which * stands for the data set: with --a 'open_*_apf' --b 'open_*_unet' the runs
+of open_nuclei_apf are held against those of open_nuclei_unet, and so on for every set that has both. Seeds count as
+one: their mean per slide. The interval is a percentile bootstrap over the test slides of every set, the same for both
+rows, and over the seeds of each row; of one seed it cannot say how others would do.
+
+examples:
+  python -m analysis gains runs/open/runs                # the rows of `make experiments`
+  python -m analysis gains runs --a 'demo_*apf' --b 'demo_*uniform_tokens' --out out
+
+exit codes: 0 done, also where the default left out a pair of rows or one of its sets (it says which); 1 none could be
+compared, or with --b that one of the sets could not; 64 wrong arguments; 66 there is no set with both.
+"""
+_BETTER = "open_*_apf"
+_THAN = (  # rivals, then ablations
+    "uniform_tokens",
+    "uniform_patch",
+    "unetr",
+    "unet",
+    "swin_unetr",
+    "transunet",
+    "uniform_leaf_unet",
+    "apf_whole",
+    "apf_alone",
+    "apf_blind",
+    "apf_variance",
+    "apf_entropy",
+    "apf_fixed",
+    "apf_jittered",
+    "apf_cubic",
+    "apf_half",
+    "apf_double",
+    "apf_deep",
+    "apf_unturned",
+    "apf_shallow",  # of records from when apf had four blocks
+    "apf_leaf",
+    "apf_token",
+    "apf_token_still",
+    "apf_geometric",
+    "apf_raster",
+)
+_ALSO = (
+    # with standardised filters: against the rivals, then what they do to each
+    ("open_*_apf_std", "open_*_unet_std"),
+    ("open_*_apf_std", "open_*_unet"),
+    ("open_*_apf_std", "open_*_transunet"),
+    ("open_*_apf_std", "open_*_uniform_leaf_unet_std"),
+    ("open_*_apf_std", "open_*_apf"),
+    ("open_*_unet_std", "open_*_unet"),
+    # alike but for which leaves make a token; but for how the tree is cut to L leaves
+    ("open_*_apf_still", "open_*_apf_strip"),
+    ("open_*_apf_token_still", "open_*_apf_token_strip"),
+    ("open_*_apf_unturned", "open_*_apf_drop"),
+    # a linear head with the code of centre and scale against the number in the sequence, and against no code
+    ("open_*_apf_token_placed", "open_*_apf_token_still"),
+    ("open_*_apf_token_placed", "open_*_apf_token_blind"),
+)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A against B on the slides of one data set, or over all.
+
+    Attributes:
+        name: Data set; empty for the geometric mean over them.
+        a: Mean Dice of A; None over data sets.
+        b: The same of B.
+        gain: a / b - 1; None where B found nothing at all.
+        low: Lower end of its interval; None as well for fewer than two slides.
+        high: Upper end.
+        n: Slides, or data sets.
+        better: Slides on which A is better.
+        note: What else to know.
+    """
+
+    name: str
+    a: float | None
+    b: float | None
+    gain: float | None
+    low: float | None
+    high: float | None
+    n: int
+    better: int | None
+    note: str = ""
+
+
+def gains(pairs: Sequence[tuple[str, Group, Group]]) -> list[Gain]:
+    """Gains per data set, then the geometric mean over them if there are several.
+
+    Args:
+        pairs: (data set, A, B), each with at least one slide that both have.
+    """
+    rows, drawn = [], []
+    for i, (name, a, b) in enumerate(pairs):
+        row, ratios = _one(name, a, b, np.random.default_rng([BOOTSTRAP_SEED, i]))
+        rows.append(row)
+        drawn.append(ratios)
+    if len(rows) < 2:
+        return rows
+    if any(row.gain is None for row in rows):
+        why = ", ".join(row.name for row in rows if row.gain is None)
+        return [*rows, Gain("", None, None, None, None, None, len(rows), None, f"no mean: B has a Dice of 0 on {why}")]
+    with np.errstate(divide="ignore", invalid="ignore"):  # A may have found nothing: a mean of 0
+        ratio = float(np.exp(np.mean(np.log([1 + row.gain for row in rows]))))
+        low, high = _ends(np.exp(np.mean(np.log(_alike(drawn)), axis=0)))
+    return [*rows, Gain("", None, None, ratio - 1, low, high, len(rows), None)]
+
+
+def _alike(drawn: Sequence[np.ndarray]) -> np.ndarray:
+    """(sets, draws); sets of thousands of slides have fewer draws."""
+    fewest = min(map(len, drawn))
+    return np.array([ratios[:fewest] for ratios in drawn])
+
+
+def _one(name: str, a: Group, b: Group, rng: np.random.Generator) -> tuple[Gain, np.ndarray]:
+    """One data set, and the ratio of every resample."""
+    mine, theirs = a.dice_per_slide, b.dice_per_slide
+    shared = sorted(set(mine) & set(theirs))
+    scores = [np.array([[run.dice_per_slide[s] for s in shared] for run in group.runs]) for group in (a, b)]
+    values = [seeds.mean(0) for seeds in scores]
+    x, y = (float(side.mean()) for side in values)
+    n, draws = len(shared), resamples(len(shared))
+    slides = rng.integers(0, n, (draws, 1, n))
+    # Seeds of one row have nothing to do with those of the other; slides are the same.
+    picked = [seeds[rng.integers(0, len(seeds), (draws, len(seeds), 1)), slides].mean((1, 2)) for seeds in scores]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = picked[0] / picked[1]
+    low, high = _ends(ratios) if n > 1 and y > 0 else (None, None)
+    left = len(set(mine) ^ set(theirs))
+    notes = [f"{len(a.runs)} and {len(b.runs)} seeds"] if (len(a.runs), len(b.runs)) != (1, 1) else ["one seed"]
+    notes += [f"{left} slides that only one has are left out"] if left else []
+    notes += [_trained(a, b) or differ] if (differ := budget(a, b)) else []
+    notes += [words for side, group, dice in (("A", a, x), ("B", b, y)) if (words := _no_better(side, group, dice))]
+    better = int((values[0] > values[1]).sum())
+    return Gain(name, x, y, x / y - 1 if y > 0 else None, low, high, n, better, "; ".join(notes)), ratios
+
+
+def _trained(a: Group, b: Group) -> str:
+    x, y = a.mean("train_seconds"), b.mean("train_seconds")
+    return "" if x is None or y is None else f"trained for {significant(x)} and {significant(y)} s"
+
+
+def _no_better(side: str, group: Group, dice: float) -> str:
+    """What to say of a row that learned less than a rule without learning has; a gain over it means little."""
+    floor = max(group.first.floors.items(), key=lambda item: item[1], default=("", -1.0))
+    return f"{side} is not above {LABELS.get(floor[0], floor[0])} ({floor[1]:.3f})" if dice <= floor[1] else ""
+
+
+def _ends(ratios: np.ndarray) -> tuple[float | None, float | None]:
+    """95 % interval of ratios, less 1; a resample in which B found nothing has no bound, or no ratio at all."""
+    known = np.where(np.isnan(ratios), np.inf, ratios)
+    low, high = np.sort(known)[[int(0.025 * (len(known) - 1)), math.ceil(0.975 * (len(known) - 1))]].tolist()
+    return (low - 1 if math.isfinite(low) else None), (high - 1 if math.isfinite(high) else None)
+
+
+class NoPairError(RunsError):
+    """There is nothing to compare; its exit code is EX_NOINPUT of sysexits.h, which no crash has."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, 66)
+
+
+def find_pairs(
+    groups: Sequence[Group], a: str, b: str, refused: list[RunsError] | None = None
+) -> list[tuple[str, Group, Group]]:
+    """(data set, A, B) for two patterns with one * each, where both have runs with Dice per slide, in order of name.
+
+    Args:
+        groups: Runs by row.
+        a: Pattern of A.
+        b: Pattern of B.
+        refused: Gets what is wrong with a set, which is then left out; None: the first such set is an error.
+
+    Raises:
+        NoPairError: no set has both, nor was one refused.
+        RunsError: a name stands for several rows of different settings, or two of a set were scored on other pixels.
+    """
+    sides = [_by_set(groups, pattern) for pattern in (a, b)]
+    pairs, wrong = [], False
+    for name in sorted(set(sides[0]) & set(sides[1])):
+        try:
+            one, other = (_only(side[name]) for side in sides)
+            if set(one.dice_per_slide) & set(other.dice_per_slide):
+                _check_pixels(one, other)
+                pairs.append((name, one, other))
+        except RunsError as error:
+            if refused is None:
+                raise
+            refused.append(error)
+            wrong = True
+    if not pairs and not wrong:
+        raise NoPairError(f"no data set has finished runs of both {a} and {b} on the same slides")
+    return pairs
+
+
+def _only(groups: list[Group]) -> Group:
+    if len(groups) > 1:
+        what = groups[0].first.experiment
+        raise RunsError(f"{what}: its runs have different settings, so they are no seeds of one row", 1)
+    return groups[0]
+
+
+def _check_pixels(one: Group, other: Group) -> None:
+    if scored_elsewhere(one.first, other.first):
+        why = "were scored on other pixels of the same slides, e.g. one inside a field of view"
+        raise RunsError(f"{one.first.experiment} and {other.first.experiment} {why}", 1)
+
+
+def _by_set(groups: Sequence[Group], pattern: str) -> dict[str, list[Group]]:
+    """Rows of a pattern by what its * stands for."""
+    start, star, end = pattern.partition("*")
+    if not star or "*" in end:
+        raise ValueError(f"{pattern!r}: one * must stand for the data set, e.g. 'open_*_apf'")
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        name = group.first.experiment or ""
+        middle = name[len(start) : len(name) - len(end)]
+        if middle and name.startswith(start) and name.endswith(end) and len(name) > len(start) + len(end):
+            found.setdefault(middle, []).append(group)
+    return found
+
+
+def gains_table(a: str, b: str, rows: Sequence[Gain]) -> Table:
+    """The gains as a table."""
+    columns = [
+        Column("data set"),
+        Column("Dice A", True),
+        Column("Dice B", True),
+        Column("gain [95 % CI]", True),
+        Column("n", True),
+        Column("A better on", True),
+        Column("remark"),
+    ]
+    cells = [
+        [
+            row.name or "geometric mean",
+            number(row.a),
+            number(row.b),
+            _gain(row),
+            str(row.n),
+            None if row.better is None else f"{row.better} of {row.n}",
+            row.note or None,
+        ]
+        for row in rows
+    ]
+    return Table(
+        f"Relative gain of Dice, A = {a} over B = {b}",
+        columns,
+        cells,
+        ["run"] * len(cells),
+        (
+            "gain: mean Dice of A over that of B on the same test slides, less 1; the paper's Table III has 5.46 % on "
+            "average.",
+            "n: test slides, or data sets in the last row.",
+            "interval: percentile bootstrap over the slides of every data set and the seeds of each row; a row of one "
+            "seed adds nothing of what another seed would do.",
+        ),
+        slug="gains",
+    )
+
+
+def _gain(row: Gain) -> str | None:
+    if row.gain is None:
+        return None
+    ends = [f"{100 * end:+.1f} %" if end is not None else "-" for end in (row.low, row.high)]
+    return f"{100 * row.gain:+.1f} % [{', '.join(ends)}]"
+
+
+def add_verb(verbs) -> None:
+    """Add the parser of `gains` to the subparsers of `python -m analysis`."""
+    sub = verbs.add_parser(
+        "gains",
+        help="relative gain of Dice over several data sets, with interval",
+        description="How much better A is than B on every data set, and over all of them.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.add_argument("runs", type=Path, metavar="RUNS", help="folder of runs")
+    sub.add_argument("--a", default=_BETTER, metavar="PATTERN", help=f"default {_BETTER}")
+    sub.add_argument(
+        "--b",
+        action="append",
+        metavar="PATTERN",
+        help="what A is held against, again for more; default: every open_*_ROW of `make experiments` that has runs",
+    )
+    sub.add_argument("--out", type=Path, metavar="DIR", help="also write gains.md and gains.tex there")
+    sub.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> tuple[str, list[Path]]:
+    """Return what to print, and the files that were written.
+
+    Raises:
+        RunsError: nothing can be compared.
+        ValueError: a pattern without *.
+    """
+    runs = load(args.runs)
+    for problem in runs.problems:
+        print(f"left out: {problem.path}: {problem.kind}: {problem.reason}", file=sys.stderr)
+    groups = group_runs(runs.ok)
+    tables, refused = [], []
+    pairs = [(args.a, b) for b in args.b or [f"open_*_{row}" for row in _THAN]]
+    if not args.b and args.a == _BETTER:
+        pairs.extend(_ALSO)
+    for a, b in pairs:
+        sets: list[RunsError] = []
+        try:
+            found = find_pairs(groups, a, b, None if args.b else sets)
+        except NoPairError:
+            if args.b:
+                raise
+            continue
+        if found:
+            tables.append(gains_table(a, b, gains(found)))
+        for error in sets:
+            print(f"left out: {a} over {b}: {error}", file=sys.stderr)
+        refused.extend(sets)
+    if not tables:
+        if refused:
+            raise RunsError(f"{args.runs}: nothing is left to compare", 1)
+        raise NoPairError(f"{args.runs}: no data set has runs of {args.a} and of a row to hold it against")
+    text = "\n".join(map(markdown, tables))
+    files = {"gains.md": text, "gains.tex": "\n".join(map(latex, tables))}
+    return text, write_files(args.out, files) if args.out else []

@@ -1,0 +1,61 @@
+"""Scores that need no learning, collected from the records: Dice of three rules, or accuracy of one (no torch)."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis.runs.groups import Group, task_of
+
+LABELS = {
+    "all_foreground": "all foreground",
+    "all_background": "all background",
+    "otsu": "Otsu threshold",
+    "most_frequent_class": "most frequent class",
+}
+
+
+@dataclass(frozen=True)
+class Floor:
+    """One floor: which, and its score for each run of its task that has the same data: Dice on cells, or accuracy."""
+
+    name: str
+    resolution: int | None
+    n_test: int | None
+    values: tuple[tuple[str, float], ...]  # (label of the run, score)
+    task: str = "segmentation"
+
+    @property
+    def label(self) -> str:
+        """The name for people."""
+        return LABELS.get(self.name, self.name)
+
+    @property
+    def low(self) -> float:
+        """The lowest value over the runs."""
+        return min(score for _, score in self.values)
+
+    @property
+    def high(self) -> float:
+        """The highest value over the runs: what a run has to pass."""
+        return max(score for _, score in self.values)
+
+    @property
+    def text(self) -> str:
+        """The score, or its range where the cells of the runs give values that print differently."""
+        low, high = f"{self.low:.3f}", f"{self.high:.3f}"
+        return low if low == high else f"{low} to {high}"
+
+
+def find_floors(groups: Sequence[Group]) -> list[Floor]:
+    """Return the floors once per data, each with its value for every run, in a fixed order."""
+    alike: dict[tuple, list[Group]] = defaultdict(list)
+    for group in groups:
+        run = group.first
+        names = [*LABELS, *sorted(set(run.floors) - set(LABELS))]
+        data = run.split_sha256 or tuple(sorted(run.dice_per_slide))
+        for name in run.floors:
+            alike[(task_of(run), run.resolution or 0, str(data), names.index(name), name)].append(group)
+    return [
+        Floor(name, resolution or None, same[0].n_test, tuple((g.label, g.first.floors[name]) for g in same), task)
+        for (task, resolution, _, _, name), same in sorted(alike.items())
+    ]

@@ -1,0 +1,272 @@
+"""Results of finished steps of one slide, in a hidden folder beside its token file, so that a killed build goes on.
+
+The folder's name tells what the results belong to (slide, mask, parameters, code, side of the regions), so builds that
+differ in any of these never see each other's, also when they run at the same time into one folder.
+Every result is one file under a temporary name, renamed when it is complete. Nothing is flushed to the disk: a process
+that is killed loses nothing by that, and after a power cut the checksums inside the file tell. A file is a line of
+JSON, {name: [type, shape, CRC-32]}, and the arrays one after another, each from a multiple of 64 bytes on: an .npz
+copies every array once more and checks it at every look, a tenth of the time of a build. Imports files only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.system.files import remove_stale, same_host, temporary_name, writer_lives, writer_name
+
+_MANIFEST = "manifest.json"
+_OTHER_HOST_S = 60.0
+_LOOK_S = 1.0
+_SUFFIX = ".arrays"
+_ALIGN = 64
+
+
+class ScratchError(ValueError):
+    """A step's result that is missing or damaged; one line that names the file."""
+
+
+class BusyError(ValueError):
+    """Another build is working on the same; one line that says who."""
+
+
+def scratch_key(about: dict[str, Any], side_px: int) -> str:
+    """What tells the scratch folders of one slide apart: a hash of what decides the results, and the regions' side."""
+    return f"{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]}-{side_px}"
+
+
+def scratch_sides(out: Path, stem: str, about: dict[str, Any]) -> list[int]:
+    """Sides of the regions for which an earlier build with the same `about` left results."""
+    start = f".{stem}.{scratch_key(about, 0)[:-1]}"
+    found = (path.name[len(start) : -len(".work")] for path in out.glob(".*.work") if path.name.startswith(start))
+    return sorted(int(side) for side in found if side.isdigit())
+
+
+def remove_scratch(out: Path, stem: str, but: Path | None = None) -> list[Path]:
+    """Remove a slide's scratch folders whose build is gone: `files.writer_lives` says no.
+
+    Args:
+        out: Folder of the token files.
+        stem: Name of the slide.
+        but: A folder that stays.
+
+    Returns:
+        What was removed.
+    """
+    removed = []
+    for folder in out.glob(".*.work"):
+        if folder == but or folder.name[1 : -len(".work")].rpartition(".")[0] != stem:
+            continue
+        owner, newest_s = _owner(folder) or ("", 0.0)  # without a manifest it is of no use to anyone
+        if not writer_lives(owner, newest_s):
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder)
+    return removed
+
+
+def discard(folder: Path) -> None:
+    """Remove a scratch folder that other ranks may still write to: first its name goes, so that nothing new gets in."""
+    gone = folder.with_name(f"{folder.name.removesuffix('.work')}-gone.work")
+    try:
+        folder.rename(gone)
+    except FileNotFoundError:  # another rank was first
+        return
+    except OSError:
+        gone = folder
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _owner(folder: Path) -> tuple[str, float] | None:
+    """Who began or took over a folder, and when it was last written to; None without a manifest."""
+    try:
+        owner = str(json.loads((folder / _MANIFEST).read_text())["owner"])
+        return owner, max(path.stat().st_mtime for path in folder.iterdir())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+class Scratch:
+    """The scratch folder of one slide.
+
+    Attributes:
+        folder: `OUT/.<stem>.<key>.work`.
+    """
+
+    def __init__(self, out: Path, stem: str, key: str) -> None:
+        self.folder = out / f".{stem}.{key}.work"
+
+    def begin(self) -> None:
+        """Start, or go on with what is whole of an earlier build's results.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        path = self.folder / _MANIFEST
+        temporary = temporary_name(path)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps({"owner": writer_name()}))
+            temporary.replace(path)
+        except OSError as error:  # a full disk does not name the file
+            temporary.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        remove_stale(self.folder, [_SUFFIX, ".json"])
+        for result in self.folder.glob(f"*{_SUFFIX}"):
+            if not _whole(result):
+                result.unlink(missing_ok=True)
+
+    def worked_on_by(self) -> str | None:
+        """Who else builds from this folder now, None if nobody does as far as one can tell.
+
+        A process of this host is asked. Of another host only signs of life count: what was written to within a minute
+        is watched until it is again, or the minute is over. A job that was killed there and goes on here, as the next
+        of a chain, must not take itself for another.
+        """
+        found = _owner(self.folder)
+        if found is None or not writer_lives(*found):
+            return None
+        owner, newest_s = found
+        last_s = min(time.time(), newest_s) + _OTHER_HOST_S  # its clock may be ahead
+        while not same_host(owner):
+            if time.time() > last_s:
+                return None
+            time.sleep(_LOOK_S)
+            now = _owner(self.folder)
+            if now is None:
+                return None
+            if now != found:
+                break
+        host, _, pid = owner.rpartition("-")
+        return f"process {pid} on {host}"
+
+    def stamp(self, name: str) -> int:
+        """When the result `name` was made, in ns; 0 if it is not there."""
+        try:
+            return self._path(name).stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    def has(self, name: str) -> bool:
+        """Whether the result `name` is there."""
+        return self._path(name).exists()
+
+    def save(self, name: str, **arrays: Any) -> None:
+        """Keep a result: it is there whole or not at all.
+
+        Raises:
+            OSError: It cannot be written (disk full, quota, ...); names the file.
+        """
+        path = self._path(name)
+        temporary = temporary_name(path)
+        try:
+            with temporary.open("wb") as out:
+                _write(out, {key: np.asarray(value, order="C") for key, value in arrays.items()})
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def load(self, name: str, *keys: str) -> dict[str, NDArray[Any]]:
+        """Arrays of a result, all or those named; only what is asked for is read.
+
+        Raises:
+            ScratchError: It is missing or damaged.
+        """
+        path = self._path(name)
+        try:
+            with path.open("rb") as file:
+                places = _places(file)
+                return {key: _read(file, places[key]) for key in (keys or places) if key in places}
+        except (OSError, ValueError) as error:
+            raise ScratchError(f"{path}: not a whole result of an earlier step ({error}): build again") from error
+
+    def drop(self, name: str) -> None:
+        """Remove a result that no step needs any more."""
+        self._path(name).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove the folder with all results."""
+        discard(self.folder)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}{_SUFFIX}"
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an array lies in a file."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    checksum: int
+    start: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.dtype.itemsize * math.prod(self.shape)
+
+
+def _write(out: BinaryIO, arrays: dict[str, NDArray[Any]]) -> None:
+    about = {key: [array.dtype.str, array.shape, _checksum(array)] for key, array in arrays.items()}
+    out.write(json.dumps(about).encode() + b"\n")
+    for array in arrays.values():
+        out.write(bytes(-out.tell() % _ALIGN))
+        out.write(_bytes(array).data)
+
+
+def _places(file: BinaryIO) -> dict[str, _Place]:
+    """Where the arrays of a file are; leaves the file anywhere.
+
+    Raises:
+        ValueError: The file is not one of these, or ends early.
+    """
+    try:
+        about = json.loads(file.readline(1 << 16))
+        at, places = file.tell(), dict[str, _Place]()
+        for key, (dtype, shape, checksum) in about.items():
+            places[key] = _Place(np.dtype(dtype), tuple(map(int, shape)), int(checksum), at + -at % _ALIGN)
+            at = places[key].end
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError("no list of arrays") from error
+    if file.seek(0, 2) < at:
+        raise ValueError("it ends early")
+    return places
+
+
+def _read(file: BinaryIO, place: _Place) -> NDArray[Any]:
+    array = np.empty(place.shape, place.dtype)
+    file.seek(place.start)
+    if file.readinto(_bytes(array)) != array.nbytes:  # type: ignore[attr-defined]
+        raise ValueError("it ends early")
+    return array
+
+
+def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """The memory of a contiguous array."""
+    return array.reshape(-1).view(np.uint8)
+
+
+def _checksum(array: NDArray[Any]) -> int:
+    return int(imagecodecs.deflate_crc32(cast(Any, _bytes(array)))) if array.nbytes else 0
+
+
+def _whole(path: Path) -> bool:
+    """Whether a result is complete and its checksums hold."""
+    try:
+        with path.open("rb") as file:
+            return all(_checksum(_read(file, place)) == place.checksum for place in _places(file).values())
+    except (OSError, ValueError):
+        return False

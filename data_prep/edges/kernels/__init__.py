@@ -1,0 +1,1 @@
+"""Compiled loops under the edges: maxima of gradients, connected components, sums."""

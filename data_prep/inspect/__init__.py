@@ -1,0 +1,4 @@
+"""Shows people what the quadtree makes of a slide, and what is wrong with a folder of slides.
+
+Others use `look.look_at`, `view.inspect_slide` and `doctor.examine`.
+"""

@@ -1,0 +1,130 @@
+"""Annotation files to polygons with class ids: which file it is, and which class each thing drawn belongs to.
+
+Never imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from data_prep.masks.annotation_checks import left_out_note, overlap_note
+from data_prep.masks.geojson import read_geojson
+from data_prep.masks.polygons import Polygons, Shape
+from data_prep.masks.xml import Drawn, read_xml
+from data_prep.slides.base import SlideError
+from data_prep.system.error_text import one_line
+
+#: What a build takes of an annotation with whole tumour and viable tumour (PAIP 2019).
+KINDS = ("viable", "whole", "both")
+WHOLE, VIABLE = 1, 2
+_KNOWN = {"tumor": 1, "tumour": 1, "annotation": 1, "_0": 1, "_1": 1, "_2": 0, "exclusion": 0}
+_YELLOW, _RED = "#ffff00", "#ff0000"
+
+
+def read_polygons(path: Path, classes: Mapping[str, int | None] | None = None, kind: str | None = None) -> Polygons:
+    """Read an annotation file.
+
+    Class ids come from `classes`, which calls a thing by its class name (ImageScope: the layer's name, description or
+    attribute; ASAP: its group; GeoJSON: its classification), by ImageScope's layer number, or by its line colour as
+    "#rrggbb"; "" calls what has no class, None leaves a class out, 0 erases. Without it:
+
+    - a name that holds "whole" is 1, one that holds "viable" (not "non-viable") is 2, a number is itself;
+    - "tumor" is 1; CAMELYON's groups "_0" and "_1" are 1, "_2" and "exclusion" erase;
+    - ImageScope layers without such a name: yellow is 1 and red is 2 if these are the two layers there are (PAIP:
+      whole and viable tumour), else the layer's number is the class;
+    - ASAP and GeoJSON polygons without a class are 1.
+
+    What its reader should know is in `Polygons.notes`: things without area, which are left out, and rings of one
+    ImageScope layer that overlap, whose common part the even-odd rule leaves out.
+
+    Args:
+        path: .xml, .geojson or .json.
+        classes: class id (0 to 255, None to leave out) by name, in any case.
+        kind: "viable" or "whole" keeps only class 2 or 1 and makes it 1; "both" and None keep all; "inside" makes all
+            1 whatever they are called, but for those that erase by name.
+
+    Raises:
+        SlideError: missing, damaged, of another format, or with a class that has no id.
+    """
+    left_out: list[str] = []
+    try:
+        drawn = read_xml(path, left_out) if path.suffix.lower() == ".xml" else read_geojson(path, left_out)
+    except FileNotFoundError:
+        raise SlideError(f"{path}: no such annotation file") from None
+    except OSError as error:
+        raise SlideError(f"{path}: cannot be read: {error.strerror or one_line(error)}") from error
+    if kind == "inside":
+        ids: list[int | None] = [0 if 0 in map(_by_name, thing.names) else 1 for thing in drawn]
+    else:
+        ids = _default_ids(path, drawn) if classes is None else _mapped_ids(path, drawn, classes)
+    shapes, notes = [], left_out_note(left_out)
+    for thing, class_id in zip(drawn, ids, strict=True):
+        if kind in ("viable", "whole"):
+            if class_id != (VIABLE if kind == "viable" else WHOLE):
+                continue
+            class_id = 1
+        if class_id is not None:
+            shapes.append(Shape(class_id, thing.rings))
+            if thing.number:  # a layer of ImageScope; elsewhere rings beyond the first are holes
+                notes += overlap_note(thing.names[0] if thing.names else thing.number, thing.rings)
+    return Polygons(shapes, notes)
+
+
+def _mapped_ids(path: Path, drawn: Sequence[Drawn], classes: Mapping[str, int | None]) -> list[int | None]:
+    wanted = {name.strip().casefold(): class_id for name, class_id in classes.items()}
+    for name, class_id in classes.items():
+        if class_id is not None and not 0 <= class_id <= 255:
+            raise SlideError(f"{path}: class {name!r} has id {class_id}; ids are 0 to 255")
+    ids: list[int | None] = []
+    missing: list[str] = []
+    for thing in drawn:
+        keys = [key.casefold() for key in (*thing.names, thing.number, thing.colour) if key] or [""]
+        found = next((key for key in keys if key in wanted), None)
+        if found is None:
+            missing.append(thing.names[0] if thing.names else thing.number)
+        else:
+            ids.append(wanted[found])
+    if missing:
+        raise SlideError(f"{path}: no class id was given for {_listed(missing)}; ids are known for {_listed(classes)}")
+    return ids
+
+
+def _default_ids(path: Path, drawn: Sequence[Drawn]) -> list[int | None]:
+    ids = [next((found for name in thing.names if (found := _by_name(name)) is not None), None) for thing in drawn]
+    layers = [thing for thing in drawn if thing.number]
+    paip = len(layers) == 2 and {thing.colour for thing in layers} == {_YELLOW, _RED}
+    missing: list[str] = []
+    for i, thing in enumerate(drawn):
+        if ids[i] is not None:
+            continue
+        if thing.number and paip:
+            ids[i] = WHOLE if thing.colour == _YELLOW else VIABLE
+        elif thing.number.isdecimal() and 1 <= int(thing.number) <= 255:
+            ids[i] = int(thing.number)
+        elif not thing.names:
+            ids[i] = 1
+        else:
+            missing.append(thing.names[0])
+    if missing:
+        raise SlideError(
+            f"{path}: class {_listed(missing)} has no class id of its own;"
+            " give one with --mask-classes NAME=ID, or convert --class NAME=ID"
+        )
+    return list(ids)
+
+
+def _by_name(name: str) -> int | None:
+    name = name.casefold()
+    if "viable" in name:
+        return None if any(no in name for no in ("non-viable", "nonviable", "non viable")) else VIABLE
+    if "whole" in name:
+        return WHOLE
+    if name.isdecimal() and int(name) <= 255:
+        return int(name)
+    return _KNOWN.get(name)
+
+
+def _listed(names: Sequence[str] | Mapping[str, int | None]) -> str:
+    unique = list(dict.fromkeys(names))
+    return ", ".join(repr(name) for name in unique[:8]) + (", ..." if len(unique) > 8 else "")

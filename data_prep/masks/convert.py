@@ -1,0 +1,298 @@
+"""Masks of every kind to one kind: tiled, deflated BigTIFF with a pyramid, written in bounded memory.
+
+A mask in strips, as PAIP's are, must be decoded whole for every read and OpenSlide cannot open it; polygons are drawn
+anew for every read. Converted once, both are read by tile. Never imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from data_prep.masks.masks import POLYGON_SUFFIXES, Mask, check_mask_size, open_mask
+from data_prep.slides.base import SlideError
+from data_prep.slides.open import MASK_SUFFIXES, SLIDE_SUFFIXES, open_slide
+from data_prep.slides.tiff import TiffPlane, open_tiff
+from data_prep.system.files import sha256_of, temporary_name
+
+TILE_PX = 512
+_FORMAT = 1  # goes up when the same mask gives other bytes
+_IN_MEMORY_BYTES = 32 * 2**20  # of one coarser level, compressed; more goes to a temporary file
+_SUFFIXES = (*MASK_SUFFIXES, ".xml", ".geojson")
+_ENDINGS = ("_viable", "_whole")
+
+
+class Conversion(NamedTuple):
+    """One mask to convert.
+
+    Attributes:
+        source: the mask.
+        target: the file to write.
+        slide: its slide, None where there is none; polygons need it.
+    """
+
+    source: Path
+    target: Path
+    slide: Path | None
+
+
+def plan(sources: Sequence[Path], out: Path, slides: Path | None) -> list[Conversion]:
+    """List what is to convert: files as given, folders replaced by the masks directly inside them.
+
+    Args:
+        sources: masks and folders of masks.
+        out: folder of the converted masks, `<stem>.tif` each.
+        slides: folder of the slides; a mask's slide has its stem (without PAIP's `_viable` or `_whole`), in any case.
+
+    Raises:
+        SlideError: something is missing, nothing is there to convert, or two masks would become one file.
+    """
+    found: list[Path] = []
+    for path in sources:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file())
+            inside = [p for p in inside if not p.name.startswith(".")]
+            if not inside:
+                raise SlideError(f"{path}: no masks in this folder (looked for {', '.join(_SUFFIXES)})")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise SlideError(f"{path}: no such file or folder")
+    by_stem = _slides(slides) if slides is not None else {}
+    targets: dict[str, Path] = {}
+    jobs = []
+    for source in dict.fromkeys(found):
+        target = out / f"{source.stem}.tif"
+        other = targets.setdefault(target.name.casefold(), source)
+        if other != source:
+            raise SlideError(f"{source}: would become {target}, and so would {other}")
+        if target.exists() and target.samefile(source):
+            raise SlideError(f"{source}: would be replaced by its own conversion; choose another folder")
+        stem = source.stem.casefold()
+        short = next((stem.removesuffix(end) for end in _ENDINGS if stem.endswith(end)), stem)
+        jobs.append(Conversion(source, target, by_stem.get(stem, by_stem.get(short))))
+    return jobs
+
+
+def _slides(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise SlideError(f"{folder}: no such folder of slides")
+    return {
+        path.stem.casefold(): path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in SLIDE_SUFFIXES and path.is_file() and not path.name.startswith(".")
+    }
+
+
+def convert_mask(
+    job: Conversion,
+    classes: Mapping[str, int | None] | None = None,
+    kind: str | None = None,
+    beat: Callable[[float], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> bool:
+    """Convert one mask unless that was done: a whole file is there, made from the same bytes in the same way.
+
+    Args:
+        job: what to convert.
+        classes: class ids of polygons, see `annotations.read_polygons`.
+        kind: "viable" or "whole": that class of polygons only, as 1.
+        beat: called with the part that is done, 0 to 1, after every row of tiles.
+        note: called with what the mask's user should know, see `Mask.notes`.
+
+    Returns:
+        True if it was converted, False if it was there.
+
+    Raises:
+        SlideError: the mask or its slide cannot be read, or they differ in size.
+        OSError: the file cannot be written; nothing is left of it.
+    """
+    drawn = job.source.suffix.lower() in POLYGON_SUFFIXES
+    if drawn and job.slide is None:
+        raise SlideError(
+            f"{job.source}: polygons do not say how large their slide is, and no slide of that name was found;"
+            " give its folder with --slides"
+        )
+    with ExitStack() as opened:
+        slide = opened.enter_context(open_slide(job.slide)) if job.slide is not None else None
+        made = {
+            "made_by": f"data_prep convert {_FORMAT}",
+            "source": job.source.name,
+            "sha256": sha256_of(job.source),
+            "slide_wh": list(slide.size_wh) if slide else None,
+            "mpp": slide.mpp if slide else None,
+            "classes": dict(classes) if drawn and classes is not None else None,
+            "kind": kind if drawn else None,
+        }
+        if is_complete(job.target, made):
+            return False
+        size_wh = slide.size_wh if slide else None
+        mask = opened.enter_context(open_mask(job.source, size_wh, classes, kind=kind, in_bands=True))
+        if slide is not None:
+            check_mask_size(slide, mask)
+        if note is not None:
+            for text in mask.notes:
+                note(text)
+        write_pyramid(job.target, mask, made, slide.mpp if slide else None, beat)
+    return True
+
+
+def is_complete(path: Path, made: Mapping[str, Any]) -> bool:
+    """True if `path` is a whole TIFF that says it was made from `made`."""
+    if not path.is_file():
+        return False
+    try:
+        with open_tiff(path) as tiff:
+            for page in tiff.pages:
+                TiffPlane(path, page, 0)
+            return bool(json.loads(tiff.pages[0].description) == made)
+    except ValueError:
+        return False
+
+
+def level_sizes(size_wh: tuple[int, int]) -> list[tuple[int, int]]:
+    """Sizes of the levels, each half of the one before, down to one tile."""
+    sizes = [size_wh]
+    while max(sizes[-1]) > TILE_PX:
+        width, height = sizes[-1]
+        sizes.append((max(1, width // 2), max(1, height // 2)))
+    return sizes
+
+
+def write_pyramid(
+    path: Path,
+    mask: Mask,
+    made: Mapping[str, Any],
+    mpp: float | None = None,
+    beat: Callable[[float], None] | None = None,
+) -> None:
+    """Write a mask as tiled BigTIFF: flat directories, coarser levels marked as reduced (all that OpenSlide knows).
+
+    A pixel of a coarser level is the level-0 pixel under its centre. Level 0 passes through once, a row of tiles at a
+    time; the coarser levels are gathered meanwhile, compressed.
+
+    Args:
+        path: file to write, whole or not at all.
+        mask: class ids.
+        made: how it was made, kept as the image description.
+        mpp: um per level-0 pixel, kept as the resolution.
+        beat: as in `convert_mask`.
+
+    Raises:
+        SlideError: the mask cannot be read.
+        OSError: the file cannot be written; nothing is left of it.
+    """
+    sizes = level_sizes(mask.size_wh)
+    temporary = temporary_name(path)
+    try:
+        with ExitStack() as opened:
+            coarser = [opened.enter_context(_Level(size, mask.size_wh, path.parent)) for size in sizes[1:]]
+            with tifffile.TiffWriter(temporary, bigtiff=True) as out:
+                _write_level(out, _base(mask, coarser, beat), sizes[0], mpp, 0, json.dumps(made, sort_keys=True))
+                for level in coarser:
+                    scale = mask.size_wh[0] / level.size_wh[0]
+                    _write_level(out, level.tiles(), level.size_wh, mpp * scale if mpp else None, 1, None)
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_level(
+    out: tifffile.TiffWriter,
+    tiles: Iterator[bytes],
+    size_wh: tuple[int, int],
+    mpp: float | None,
+    subfiletype: int,
+    description: str | None,
+) -> None:
+    more: dict[str, Any] = {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"} if mpp else {}
+    out.write(
+        tiles,
+        shape=size_wh[::-1],
+        dtype=np.uint8,
+        tile=(TILE_PX, TILE_PX),
+        compression="adobe_deflate",
+        photometric="minisblack",
+        subfiletype=subfiletype,
+        description=description,
+        metadata=None,
+        software=False,
+        **more,
+    )
+
+
+def _base(mask: Mask, coarser: list[_Level], beat: Callable[[float], None] | None) -> Iterator[bytes]:
+    """Compressed tiles of level 0; what passes by is offered to the coarser levels."""
+    y = 0
+    for ids in mask.bands(TILE_PX):
+        for level in coarser:
+            level.add(ids, y)
+        yield from _tiles(ids)
+        y += len(ids)
+        if beat:
+            beat(y / mask.size_wh[1])
+
+
+def _tiles(band: npt.NDArray[np.uint8]) -> Iterator[bytes]:
+    """One row of tiles, compressed; those at the border are filled up with background."""
+    for x in range(0, band.shape[1], TILE_PX):
+        part = band[:, x : x + TILE_PX]
+        if part.shape != (TILE_PX, TILE_PX):
+            part = np.pad(part, ((0, TILE_PX - part.shape[0]), (0, TILE_PX - part.shape[1])))
+        yield zlib.compress(part.tobytes(), 6)
+
+
+class _Level:
+    """A coarser level, gathered from bands of level 0 and kept as compressed tiles until its turn to be written."""
+
+    def __init__(self, size_wh: tuple[int, int], size0_wh: tuple[int, int], folder: Path) -> None:
+        self.size_wh = size_wh
+        self._columns, self._rows = (_under_centres(n, n0) for n, n0 in zip(size_wh, size0_wh, strict=True))
+        self._band = np.zeros((TILE_PX, size_wh[0]), np.uint8)
+        self._filled = 0
+        self._lengths: list[int] = []
+        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES, "w+b", dir=str(folder))
+
+    def __enter__(self) -> _Level:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, ids: npt.NDArray[np.uint8], y: int) -> None:
+        """Take what this level needs of the rows of level 0 from `y` on."""
+        first, last = np.searchsorted(self._rows, [y, y + len(ids)])
+        for start in range(int(first), int(last)):
+            self._band[self._filled] = ids[self._rows[start] - y, self._columns]
+            self._filled += 1
+            if self._filled == TILE_PX or start == self.size_wh[1] - 1:
+                for tile in _tiles(self._band[: self._filled]):
+                    self._lengths.append(self._file.write(tile))
+                self._filled = 0
+
+    def tiles(self) -> Iterator[bytes]:
+        """The compressed tiles in order."""
+        self._file.seek(0)
+        for length in self._lengths:
+            yield self._file.read(length)
+
+
+def _under_centres(size: int, size0: int) -> npt.NDArray[np.int64]:
+    """Level-0 pixel under the centre of each of `size` pixels: floor((i + 1/2) * size0 / size)."""
+    centres: npt.NDArray[np.int64] = (2 * np.arange(size, dtype=np.int64) + 1) * size0 // (2 * size)
+    return centres

@@ -1,0 +1,270 @@
+"""What every slide reader offers, the one error they raise, and the limit on images that must be decoded whole.
+
+Imports no image library and never torch.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.system.error_text import one_line
+from data_prep.system.memory import available_bytes
+
+MPP_RANGE = (0.02, 50.0)  # um per pixel; outside it the number is a printer's resolution or noise
+
+
+class SlideError(ValueError):
+    """An image that cannot be used; the message is one line that names the file and the cause."""
+
+
+class ClosedError(SlideError):
+    """Read after close."""
+
+
+class DamagedTile(NamedTuple):
+    """A part of a slide that could not be decoded, in pixels of its level."""
+
+    level: int
+    x_px: int
+    y_px: int
+    w_px: int
+    h_px: int
+
+
+class Opened(ABC):
+    """A file that is open: a context manager with a path and a size.
+
+    Attributes:
+        path: the file.
+        size_wh: width and height of level 0 in pixels, after orientation.
+    """
+
+    path: Path
+    size_wh: tuple[int, int]
+
+    @property
+    def name(self) -> str:
+        """File name without its last suffix."""
+        return self.path.stem
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the file and the memory; reading afterwards is an error."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_region(self, size_wh: tuple[int, int], x_px: int, y_px: int, w_px: int, h_px: int) -> None:
+        width, height = size_wh
+        if w_px < 1 or h_px < 1 or x_px < 0 or y_px < 0 or x_px + w_px > width or y_px + h_px > height:
+            raise SlideError(
+                f"{self.path}: region x={x_px} y={y_px} w={w_px} h={h_px} is not inside the {width} x {height} pixels"
+            )
+
+
+class Slide(Opened):
+    """One input image, read by region at any of its levels as 8-bit RGB.
+
+    Attributes:
+        path: the file.
+        size_wh: level-0 width and height in pixels, after orientation.
+        mpp: micrometres per level-0 pixel, None where the file does not say or says nonsense.
+        level_sizes_wh: width and height of each level, finest first.
+        reader: "fast" (`data_prep.slides.fast_tiff`), "openslide", "tifffile" or "raster".
+        strict: raise at a tile that cannot be decoded; else it is white, and noted in `damaged`.
+        damaged: tiles that could not be decoded so far, sorted.
+        causes: why, for each of them.
+        faults: what does not fit in the file's directories, one line each; pixels that it shows may be wrong.
+    """
+
+    mpp: float | None
+    level_sizes_wh: list[tuple[int, int]]
+    reader: str
+    strict: bool = True
+    faults: tuple[str, ...] = ()
+    _causes: Mapping[DamagedTile, str] = MappingProxyType({})
+
+    @property
+    def causes(self) -> dict[DamagedTile, str]:
+        """Why, for each tile that could not be decoded so far; one line each, in the words of the decoder."""
+        return dict(self._causes)
+
+    @property
+    def damaged(self) -> list[DamagedTile]:
+        """Tiles that could not be decoded so far, sorted."""
+        return sorted(self._causes)
+
+    def level_scale_xy(self, level: int) -> tuple[Fraction, Fraction]:
+        """Return level-0 pixels per pixel of `level` along x and y, exactly (W0 / Wk, H0 / Hk)."""
+        width, height = self.level_sizes_wh[level]
+        return Fraction(self.size_wh[0], width), Fraction(self.size_wh[1], height)
+
+    def tile_wh(self, level: int) -> tuple[int, int]:
+        """Return the size of the file's own tiles, so that reads can be aligned to them; (1, 1) if it has none."""
+        self._check_level(level)
+        return 1, 1
+
+    def read(self, level: int, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[np.uint8]:
+        """Return a region as (h, w, 3) uint8 RGB; transparency is laid over white.
+
+        Args:
+            level: pyramid level.
+            x_px: left edge in pixels of that level.
+            y_px: top edge.
+            w_px: width, at least 1.
+            h_px: height, at least 1.
+
+        Raises:
+            SlideError: the region leaves the level, or the file cannot be decoded there.
+        """
+        self._check_level(level)
+        self._check_region(self.level_sizes_wh[level], x_px, y_px, w_px, h_px)
+        try:
+            return self._read(level, x_px, y_px, w_px, h_px)
+        except SlideError as error:
+            if self.strict or isinstance(error, ClosedError) or not all(self._tile_grid(level)):
+                raise
+        return self._read_by_tile(level, x_px, y_px, w_px, h_px)
+
+    def parts(
+        self,
+        level: int,
+        x_px: int,
+        y_px: int,
+        w_px: int,
+        h_px: int,
+        done: tuple[int, int, int, int] | None = None,  # noqa: ARG002
+    ) -> Iterator[tuple[npt.NDArray[np.uint8], int, int]]:
+        """A region in pieces that cover it, each pixel once: (pixels, x, y of their top left); saves `read` a copy.
+
+        A piece may reach beyond the region, even beyond the level, where its pixels mean nothing; it must not be
+        written to. Arguments and errors as `read`; `done` is a rectangle (x0, y0, x1, y1) of the level whose pixels
+        are not asked for again once these are read.
+        """
+        yield self.read(level, x_px, y_px, w_px, h_px), x_px, y_px
+
+    def _read_by_tile(self, level: int, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[np.uint8]:
+        """A region with damage: file tile by file tile, so that only what is bad is white."""
+        tile_w, tile_h = self._tile_grid(level)
+        width, height = self.level_sizes_wh[level]
+        out = np.full((h_px, w_px, 3), 255, np.uint8)
+        for top in range(y_px // tile_h * tile_h, y_px + h_px, tile_h):
+            for left in range(x_px // tile_w * tile_w, x_px + w_px, tile_w):
+                tile = DamagedTile(level, left, top, min(tile_w, width - left), min(tile_h, height - top))
+                x0, y0 = max(x_px, left), max(y_px, top)
+                x1, y1 = min(x_px + w_px, left + tile.w_px), min(y_px + h_px, top + tile.h_px)
+                if tile not in self._causes:
+                    try:
+                        out[y0 - y_px : y1 - y_px, x0 - x_px : x1 - x_px] = self._read(level, x0, y0, x1 - x0, y1 - y0)
+                    except SlideError as error:
+                        self._causes = {**self._causes, tile: one_line(error.__cause__ or error)}
+        return out
+
+    def _tile_grid(self, level: int) -> tuple[int, int]:  # noqa: ARG002
+        """Sides of the tiles that can fail apart from each other; (0, 0) if a failure is one of the whole file."""
+        return 0, 0
+
+    @abstractmethod
+    def _read(self, level: int, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[np.uint8]:
+        """`read` with arguments that were checked."""
+
+    def _check_level(self, level: int) -> None:
+        if not 0 <= level < len(self.level_sizes_wh):
+            raise SlideError(f"{self.path}: has no level {level}, only 0 to {len(self.level_sizes_wh) - 1}")
+
+
+def sane_mpp(mpp_x: object, mpp_y: object) -> float | None:
+    """Return the mean of two micrometres-per-pixel values, None unless both are plausible and within 10 %."""
+    values = []
+    for raw in (mpp_x, mpp_y):
+        try:
+            value = float(str(raw))
+        except ValueError:
+            return None
+        if not MPP_RANGE[0] <= value <= MPP_RANGE[1]:  # false for nan too
+            return None
+        values.append(value)
+    if max(values) > 1.1 * min(values):
+        return None
+    return values[0] if values[0] == values[1] else sum(values) / 2
+
+
+def check_decoded_size(path: Path, need_bytes: int, what: str, max_raster_gib: float | None = None) -> None:
+    """Refuse, before anything is decoded, an image that would not fit in memory.
+
+    The limit is `max_raster_gib`, else the environment variable APF_MAX_RASTER_GIB, else the memory that is available.
+
+    Args:
+        path: the file, for the message.
+        need_bytes: size once decoded.
+        what: what is decoded, e.g. "20000 x 20000 pixels".
+        max_raster_gib: limit in GiB.
+
+    Raises:
+        SlideError: it is larger than the limit, or the variable is no positive number.
+    """
+    source = "allowed"
+    if max_raster_gib is None and (text := os.environ.get("APF_MAX_RASTER_GIB")):
+        try:
+            max_raster_gib = float(text)
+        except ValueError:
+            max_raster_gib = -1.0
+        if not max_raster_gib > 0:
+            raise SlideError(f"{path}: APF_MAX_RASTER_GIB={text!r} is not a positive number of GiB")
+        source = "allowed by APF_MAX_RASTER_GIB"
+    limit = available_bytes() if max_raster_gib is None else int(max_raster_gib * 2**30)
+    if max_raster_gib is None:
+        source = "of memory available"
+    if limit is not None and need_bytes > limit:
+        raise SlideError(
+            f"{path}: {what} need {need_bytes / 2**30:.1f} GiB decoded, more than the {limit / 2**30:.1f} GiB {source};"
+            " convert it to a tiled TIFF"
+        )
+
+
+def check_memory(error: BaseException, need_bytes: int) -> None:
+    """See whose fault it is that something could not be decoded.
+
+    A damaged header asks for any size, so a MemoryError may be damage; but if not even a sound tile fits, the machine
+    is to blame, and pixels that could be read must not be taken for damaged ones.
+
+    Raises:
+        MemoryError: `error` is one, and `need_bytes` are not to be had either.
+    """
+    if isinstance(error, MemoryError):
+        np.empty(need_bytes, np.uint8)
+
+
+def check_tokens_fit(path: Path, count: int, patch_px: int, classes: int, remedy: str) -> None:
+    """Refuse, before they are made, tokens that would not fit in memory: a slide's tokens are written in one go.
+
+    Args:
+        path: the slide, for the message.
+        count: number of tokens.
+        patch_px: side of a token in pixels.
+        classes: foreground classes that are counted; 0 without a mask.
+        remedy: what would need less.
+
+    Raises:
+        SlideError: they need more than the memory that is available.
+    """
+    need_bytes, limit = count * patch_px**2 * (3 + 4 + 4 * classes), available_bytes()
+    if limit is not None and need_bytes > limit:
+        raise SlideError(
+            f"{path}: {count} tokens of {patch_px} x {patch_px} pixels need {need_bytes / 2**30:.1f} GiB, more than "
+            f"the {limit / 2**30:.1f} GiB of memory available; {remedy}"
+        )

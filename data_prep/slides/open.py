@@ -1,0 +1,230 @@
+"""Slides from disk: `open_slide`, `find_slides`. Never imports torch.
+
+OpenSlide says what a slide is; tiled TIFF and SVS are then decoded faster by tifffile and imagecodecs, if they agree
+with it; tifffile reads the TIFF files that OpenSlide cannot; Pillow reads PNG, JPEG and the like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import openslide
+
+from data_prep.slides.base import Slide, SlideError
+from data_prep.slides.fast_tiff import open_fast
+from data_prep.slides.readers import OpenSlideSlide, RasterSlide, TiffSlide
+from data_prep.slides.tiff import UnsupportedTiffError, open_tiff
+from data_prep.slides.tiff_check import structure_faults
+from data_prep.system.error_text import one_line
+
+__all__ = [
+    "MASK_SUFFIXES",
+    "PAIP_ENDINGS",
+    "READERS",
+    "SLIDE_SUFFIXES",
+    "Slide",
+    "SlideError",
+    "find_slides",
+    "masks_beside",
+    "open_slide",
+    "slides_in",
+]
+
+MASK_SUFFIXES = (".png", ".tif", ".tiff")
+PAIP_ENDINGS = {"viable": "_viable", "whole": "_whole"}
+READERS = ("auto", "fast", "openslide", "tifffile", "raster")
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".jp2", ".webp")
+_TIFF_SUFFIXES = (".tif", ".tiff")
+# A DICOM slide is many .dcm files, so a folder of them cannot be listed one slide per file; name one file of each.
+SLIDE_SUFFIXES = (
+    ".svs",
+    ".ndpi",
+    ".scn",
+    ".bif",
+    ".mrxs",
+    ".vms",
+    ".vmu",
+    ".svslide",
+    ".czi",
+    *_TIFF_SUFFIXES,
+    *_PICTURES,
+)
+_MAGIC = {
+    b"\xff\xd8\xff": "picture",
+    b"\x89PNG": "picture",
+    b"BM": "picture",
+    b"RIFF": "picture",
+    b"\x00\x00\x00\x0cjP": "picture",
+    b"II*\x00": "tiff",
+    b"MM\x00*": "tiff",
+    b"II+\x00": "tiff",
+    b"MM\x00+": "tiff",
+    b"PK": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"%PDF": "a PDF document",
+}
+
+
+def open_slide(
+    path: Path | str, reader: str = "auto", *, strict: bool = False, max_raster_gib: float | None = None
+) -> Slide:
+    """Open a slide of any supported format.
+
+    Args:
+        path: the file.
+        reader: "auto" ("fast" where it agrees with OpenSlide, see `data_prep.slides.fast_tiff`), or force "fast",
+            "openslide", "tifffile" or "raster" (Pillow, decoded whole).
+        strict: raise at a tile that cannot be decoded, instead of filling it with white and noting it in `damaged`; and
+            at a file whose directories do not fit, instead of saying so in `faults`.
+        max_raster_gib: limit on what is decoded whole; default APF_MAX_RASTER_GIB or the available memory.
+
+    Returns:
+        The open slide, a context manager.
+
+    Raises:
+        SlideError: missing, not an image, damaged, or too large; one line that names the file.
+        ValueError: unknown `reader`.
+    """
+    slide = _open(Path(path), reader, max_raster_gib)
+    slide.strict = strict
+    if strict and slide.faults:
+        slide.close()
+        raise SlideError(f"{path}: {slide.faults[0]}")
+    return slide
+
+
+def _open(path: Path, reader: str, max_raster_gib: float | None) -> Slide:
+    if reader not in READERS:
+        raise ValueError(f"unknown reader {reader!r}; choose from {', '.join(READERS)}")
+    kind = _kind(path)
+    if reader == "fast":
+        return open_fast(path)
+    if reader == "openslide":
+        return OpenSlideSlide(path)
+    if reader == "tifffile":
+        return TiffSlide(path, max_raster_gib)
+    if reader == "raster" or (kind == "picture" and path.suffix.lower() != ".mrxs"):  # .mrxs begins with a JPEG
+        return RasterSlide(path, max_raster_gib)
+    vendor = _vendor(path)
+    if vendor is not None and not (vendor == "generic-tiff" and _needs_tifffile(path)):
+        slide = _open_known(path, kind)
+        if kind == "tiff":
+            try:
+                slide.faults = tuple(structure_faults(path, vendor, slide.level_sizes_wh))
+            except SlideError:
+                slide.close()
+                raise
+        return slide
+    if kind == "tiff" and (vendor is not None or path.suffix.lower() in _TIFF_SUFFIXES):
+        return _open_tiff_slide(path, max_raster_gib)
+    # Never hand a broken .svs to tifffile: it would take a thumbnail that survived for the slide.
+    what = "a damaged or truncated TIFF" if kind == "tiff" else kind
+    raise SlideError(f"{path}: not a slide that can be read: it is {what}")
+
+
+def _open_known(path: Path, kind: str) -> Slide:
+    """Open what OpenSlide knows, with the fast reader where it shows the same."""
+    if kind == "tiff":
+        try:
+            return open_fast(path)
+        except SlideError:  # not for it; whether the slide is sound is for OpenSlide to say
+            pass
+    return OpenSlideSlide(path)
+
+
+def _open_tiff_slide(path: Path, max_raster_gib: float | None) -> Slide:
+    """Open a TIFF with tifffile; one whose colours or compression it lacks with Pillow."""
+    try:
+        return TiffSlide(path, max_raster_gib)
+    except UnsupportedTiffError as unsupported:
+        try:
+            return RasterSlide(path, max_raster_gib)
+        except SlideError:
+            raise unsupported from None
+
+
+def _kind(path: Path) -> str:
+    """What the first bytes say: "picture", "tiff", or words for the error message. Raises SlideError if unreadable."""
+    if path.is_dir():
+        raise SlideError(f"{path}: a folder, not a slide")
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except FileNotFoundError:
+        raise SlideError(f"{path}: no such file") from None
+    except OSError as error:
+        raise SlideError(f"{path}: cannot be read: {error.strerror}") from error
+    if not head:
+        raise SlideError(f"{path}: the file is empty")
+    for magic, kind in _MAGIC.items():
+        if head.startswith(magic):
+            return kind
+    return "no image format known here"
+
+
+def _vendor(path: Path) -> str | None:
+    """OpenSlide's name for the format, None if it is none of its own."""
+    try:
+        vendor: str | None = openslide.OpenSlide.detect_format(path)
+    except openslide.OpenSlideError as error:
+        raise SlideError(f"{path}: OpenSlide: {one_line(error)}") from error
+    return vendor
+
+
+def _needs_tifffile(path: Path) -> bool:
+    """True for tiled TIFF that OpenSlide opens but shows differently: not 8 bit, rotated, or planes as pages."""
+    with open_tiff(path) as tiff:
+        page = tiff.pages[0]
+        axes = tiff.series[0].axes
+        return bool(page.bitspersample != 8 or page.tags.valueof(274, 1) != 1 or axes not in ("YX", "YXS", "SYX"))
+
+
+def slides_in(folder: Path) -> list[Path]:
+    """Slides directly inside a folder, sorted.
+
+    Names that begin with a dot, unknown suffixes, and masks of whole and viable tumour that lie beside their slides
+    (`_whole`, `_viable`), are skipped.
+    """
+    files = [p for p in folder.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES and not p.name.startswith(".")]
+    files = [p for p in files if p.is_file()]
+    return sorted(set(files) - masks_beside(files))
+
+
+def find_slides(paths: Sequence[Path | str]) -> list[Path]:
+    """List slides: files as given, folders replaced by their `slides_in`.
+
+    Args:
+        paths: files and folders.
+
+    Returns:
+        Sorted paths, each once.
+
+    Raises:
+        SlideError: a path is missing, a folder holds no slide, or two slides would share an output name.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = slides_in(path)
+            if not inside:
+                raise SlideError(f"{path}: no slides in this folder (looked for {', '.join(SLIDE_SUFFIXES)})")
+            found.update({p.resolve(): p for p in inside})
+        elif path.exists():
+            found.setdefault(path.resolve(), path)
+        else:
+            raise SlideError(f"{path}: no such file or folder")
+    by_stem: dict[str, Path] = {}
+    for path in sorted(found.values()):
+        other = by_stem.setdefault(path.stem, path)
+        if other != path:
+            raise SlideError(f"{path}: same name as {other}; slides need different names before the suffix")
+    return sorted(found.values())
+
+
+def masks_beside(files: Collection[Path]) -> set[Path]:
+    """PAIP's masks among the files of a folder: `<stem>_whole` and `<stem>_viable` pictures beside another `<stem>`."""
+    stems = {path.stem.casefold() for path in files}
+    ends = tuple(PAIP_ENDINGS.values())
+    pictures = [path for path in files if path.suffix.lower() in MASK_SUFFIXES and path.stem.casefold().endswith(ends)]
+    return {path for path in pictures if path.stem.casefold().rpartition("_")[0] in stems}

@@ -1,0 +1,242 @@
+"""Writes a synthetic slide and its mask as pyramids, tile by tile in bounded memory. Must not import torch.
+
+Level 0 streams into the file row by row of tiles. What a coarser level needs is kept as half-size rows until they fill
+a row of its tiles, which are compressed at once and wait, compressed, in a file without a name.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import imagecodecs
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from data_prep.synth.pictures import BACKGROUND, SynthSlide
+from data_prep.system.files import temporary_name
+from data_prep.system.progress import Progress
+
+_SMALLEST_PX = 1024  # no level is made below this side
+
+Array = NDArray[np.uint8]
+
+
+class _Spool:
+    """Compressed tiles in the order they come, on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)
+        self._sizes: list[int] = []
+
+    def add(self, data: bytes) -> None:
+        self._file.write(data)
+        self._sizes.append(len(data))
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._file.seek(0)
+        for size in self._sizes:
+            yield self._file.read(size)
+
+
+class _Level:
+    """One level of a pyramid: takes rows of pixels, gives compressed tiles, and halves what it took for the next."""
+
+    def __init__(
+        self,
+        size_wh: tuple[int, int],
+        tile_px: int,
+        add: Callable[[bytes], None],
+        encode: Callable[[Array], bytes],
+        halve: Callable[[Array], Array],
+        above: _Level | None,
+    ) -> None:
+        self.size_wh, self.tile_px, self.add, self.encode, self.halve, self.above = (
+            size_wh,
+            tile_px,
+            add,
+            encode,
+            halve,
+            above,
+        )
+        self._rows: list[Array] = []
+        self._count = self._seen = 0
+
+    def take(self, rows: Array) -> None:
+        """Take the next rows, an even number of them except at the end."""
+        self._rows.append(rows)
+        self._count += len(rows)
+        self._seen += len(rows)
+        while self._count >= self.tile_px or (self._seen == self.size_wh[1] and self._count):
+            held = np.concatenate(self._rows) if len(self._rows) > 1 else self._rows[0]
+            now, rest = held[: self.tile_px], held[self.tile_px :]
+            self._rows, self._count = ([rest] if len(rest) else []), len(rest)
+            self._finish(now)
+
+    def _finish(self, rows: Array) -> None:
+        tile_px = self.tile_px
+        for left in range(0, self.size_wh[0], tile_px):
+            part = rows[:, left : left + tile_px]
+            if part.shape[:2] != (tile_px, tile_px):  # the last row and column of tiles are filled up
+                full = np.zeros((tile_px, tile_px, *part.shape[2:]), np.uint8)
+                full[: part.shape[0], : part.shape[1]] = part
+                part = full
+            self.add(self.encode(np.ascontiguousarray(part)))
+        if self.above is not None:
+            width, height = self.above.size_wh
+            half = self.halve(rows)[: height - self.above._seen, :width]
+            if len(half):
+                self.above.take(half)
+
+
+def _half_mean(rows: Array) -> Array:
+    h, w = rows.shape[0] // 2 * 2, rows.shape[1] // 2 * 2
+    out: Any = cv2.resize(rows[:h, :w], (w // 2, h // 2), interpolation=cv2.INTER_AREA)
+    return np.asarray(out)
+
+
+def _half_nearest(rows: Array) -> Array:
+    return np.ascontiguousarray(rows[: len(rows) // 2 * 2 : 2, : rows.shape[1] // 2 * 2 : 2])
+
+
+class _Encoder:
+    """Compresses tiles; the same flat tile only once."""
+
+    def __init__(self, encode: Callable[[Array], bytes]) -> None:
+        self._encode = encode
+        self._flat: dict[bytes, bytes] = {}
+
+    def __call__(self, tile: Array) -> bytes:
+        first = tile[0, 0]
+        if not (tile == first).all():
+            return self._encode(tile)
+        key = first.tobytes()
+        if key not in self._flat:
+            self._flat[key] = self._encode(tile)
+        return self._flat[key]
+
+
+def level_sizes(size_wh: tuple[int, int]) -> list[tuple[int, int]]:
+    """Sizes of the pyramid's levels, factor 2, finest first."""
+    sizes = [size_wh]
+    while min(sizes[-1]) // 2 >= _SMALLEST_PX:
+        sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
+    return sizes
+
+
+def write_slide(
+    slide: SynthSlide,
+    path: Path,
+    mask_path: Path | None = None,
+    *,
+    tile_px: int = 512,
+    quality: int = 87,
+    mpp: float = 0.5,
+) -> None:
+    """Write a slide, and its mask if a path is given; each is there whole or not at all.
+
+    Both are BigTIFF, tiled, a flat list of pages of factor 2 with the reduced ones marked: what OpenSlide and QuPath
+    take for a pyramid. The slide is JPEG (4:2:0), the mask deflate, its pyramid by nearest.
+
+    Args:
+        slide: What to write.
+        path: The slide's file.
+        mask_path: The mask's file; None for none.
+        tile_px: Side of the file's tiles, a multiple of 16.
+        quality: JPEG quality, 1 to 100.
+        mpp: Micrometres per pixel, for the resolution tags.
+
+    Raises:
+        OSError: Disk full, folder missing, ...
+        ValueError: Impossible sizes.
+    """
+    if tile_px < 64 or tile_px % 16:
+        raise ValueError(f"a tile of {tile_px} px: must be a multiple of 16, at least 64")
+    if not 1 <= quality <= 100 or not mpp > 0:
+        raise ValueError(f"quality {quality}, mpp {mpp}: quality must be 1 to 100, mpp above 0")
+    sizes = level_sizes(slide.size_wh)
+    colours = [_Spool(path.parent) for _ in sizes[1:]]
+    masks = [_Spool(path.parent) for _ in sizes] if mask_path is not None else []
+    jpeg = _Encoder(lambda tile: bytes(imagecodecs.jpeg8_encode(tile, level=quality, subsampling="420")))
+    flate = _Encoder(lambda tile: bytes(imagecodecs.zlib_encode(tile.tobytes(), level=6)))
+    above = mask_above = None
+    for i in range(len(sizes) - 1, 0, -1):
+        above = _Level(sizes[i], tile_px, colours[i - 1].add, jpeg, _half_mean, above)
+        if masks:
+            mask_above = _Level(sizes[i], tile_px, masks[i].add, flate, _half_nearest, mask_above)
+    tiles: list[bytes] = []
+    base = _Level(sizes[0], tile_px, tiles.append, jpeg, _half_mean, above)
+    mask_base = _Level(sizes[0], tile_px, masks[0].add, flate, _half_nearest, mask_above) if masks else None
+
+    def level_0() -> Iterator[bytes]:
+        width, height = slide.size_wh
+        with Progress(round(width * height / 1e6), "synth", "Mpx") as progress:
+            done = 0
+            for top in range(0, height, tile_px):
+                rgb, ids = _row(slide, top, min(tile_px, height - top), tile_px)
+                base.take(rgb)
+                if mask_base is not None:
+                    mask_base.take(ids)
+                yield from tiles
+                tiles.clear()
+                now = round((top + len(rgb)) * width / 1e6)
+                progress.update(now - done)
+                done = now
+
+    jpeg_options = {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 2)}
+    levels = [level_0(), *map(iter, colours)]
+    _write(path, list(zip(sizes, levels, strict=True)), (3,), tile_px, mpp, jpeg_options)
+    if mask_path is not None:
+        options = {"compression": "deflate", "photometric": "minisblack"}
+        _write(mask_path, list(zip(sizes, map(iter, masks), strict=True)), (), tile_px, mpp, options)
+
+
+def _row(slide: SynthSlide, top: int, rows: int, tile_px: int) -> tuple[Array, Array]:
+    """One row of tiles, (rows, W, 3) and (rows, W)."""
+    width = slide.size_wh[0]
+    rgb = np.empty((rows, width, 3), np.uint8)
+    rgb[:] = BACKGROUND
+    ids = np.zeros((rows, width), np.uint8)
+    for left in range(0, width, tile_px):
+        w = min(tile_px, width - left)
+        if not slide.is_background(left, top, w, rows):
+            rgb[:, left : left + w], ids[:, left : left + w] = slide.tile(left, top, w, rows)
+    return rgb, ids
+
+
+def _write(
+    path: Path,
+    levels: list[tuple[tuple[int, int], Iterator[bytes]]],
+    samples: tuple[int, ...],
+    tile_px: int,
+    mpp: float,
+    options: dict[str, Any],
+) -> None:
+    """Write compressed tiles as the pages of one file, under a temporary name until it is whole."""
+    temporary = temporary_name(path)
+    try:
+        with tifffile.TiffWriter(temporary, bigtiff=True) as out:
+            for i, ((width, height), tiles) in enumerate(levels):
+                out.write(
+                    tiles,
+                    shape=(height, width, *samples),
+                    dtype=np.uint8,
+                    tile=(tile_px, tile_px),
+                    metadata=None,
+                    subfiletype=int(i > 0),
+                    resolution=(1e4 / mpp / 2**i,) * 2,
+                    resolutionunit="CENTIMETER",
+                    software=False,
+                    **options,
+                )
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

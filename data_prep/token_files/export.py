@@ -1,0 +1,268 @@
+"""Leaves of token files for other tools: GeoJSON for QuPath, coordinate files for TRIDENT and CLAM readers.
+
+Everything is in level-0 pixels, x and y from the top left. Must not import torch or MPI, nor open slides.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.frame import make_frame
+from data_prep.system.files import write_atomic
+from data_prep.token_files.token_file import read_tokens
+from data_prep.tokens.token_set import TokenSet
+
+FORMATS = ("geojson", "coords")
+# Of leaves of side p, 2p, 4p, ...: from warm (fine) to cool (coarse).
+_COLOURS = (
+    (214, 39, 40),
+    (255, 127, 14),
+    (241, 196, 15),
+    (44, 160, 44),
+    (23, 190, 207),
+    (31, 119, 180),
+    (148, 103, 189),
+    (127, 127, 127),
+)
+
+
+def export(
+    path: Path, out: Path, form: str, *, classification: str | None = None, uniform_px: int | None = None
+) -> list[Path]:
+    """Write the leaves of one token file, or equal squares over its slide, in another form.
+
+    Args:
+        path: the token file.
+        out: folder to write to; made if it is not there.
+        form: "geojson" or "coords".
+        classification: class of all objects of the GeoJSON; None: one class per side of leaves.
+        uniform_px: instead of the leaves, squares of this side in level-0 pixels from the top left on, as uniform
+            patching of the slide would have them; the last column and row may reach beyond the slide.
+
+    Returns:
+        The files written.
+
+    Raises:
+        StoreError: not a whole token file.
+        OSError: a file cannot be written; nothing is left of it.
+        ValueError: another `form`, or a side below 1.
+    """
+    if uniform_px is not None and uniform_px < 1:
+        raise ValueError(f"squares of {uniform_px} pixels: must be at least 1")
+    if form not in FORMATS:
+        raise ValueError(f"unknown format {form!r}; choose from {', '.join(FORMATS)}")
+    token_set, meta = read_tokens(path)
+    name = meta["slide"]
+    if form == "geojson":
+        target = out / f"{name}.geojson"
+        out.mkdir(parents=True, exist_ok=True)
+        if uniform_px is None:
+            features = leaf_features(token_set, meta, classification)
+        else:
+            features = square_features(meta, uniform_px, classification)
+        write_atomic(target, b"".join(collection(features)))
+        return [target]
+    if uniform_px is not None:
+        files = [(uniform_px, coords_file(meta, uniform_px, squares_level0(meta, uniform_px)))]
+    else:
+        files = [(side, leaf_coords_file(token_set, meta, side, rows)) for side, rows in by_side(token_set, meta)]
+    written = []
+    for side0_px, data in files:
+        folder = out / f"{_magnification(meta)}x_{side0_px}px_0px_overlap" / "patches"
+        folder.mkdir(parents=True, exist_ok=True)
+        written.append(folder / f"{name}_patches.h5")
+        write_atomic(written[-1], data)
+    return written
+
+
+def _scales(meta: dict[str, Any]) -> tuple[Fraction, Fraction]:
+    """Frame pixels per level-0 pixel, exact; 1 where the size of the slide is unknown."""
+    if not meta["size0_wh"]:
+        return Fraction(1), Fraction(1)
+    width, height = meta["size0_wh"]
+    return make_frame((width, height), meta["frame_px"], meta["params"].get("aspect", "keep")).scale_xy
+
+
+def _shown(token_set: TokenSet) -> NDArray[np.int64]:
+    """Rows of leaves that show some of the slide, each leaf once (`--fit drop` may repeat some), in Morton order."""
+    content = token_set.content_counts.sum(axis=(1, 2), dtype=np.int64) > 0
+    _, first = np.unique(token_set.leaf_xy, axis=0, return_index=True)
+    return np.intersect1d(np.flatnonzero(content), first).astype(np.int64)
+
+
+def boxes_level0(token_set: TokenSet, meta: dict[str, Any]) -> NDArray[np.float64]:
+    """Left, top, right, bottom (N, 4) of every leaf in level-0 pixels, cut off where the slide ends."""
+    ends = []
+    size0_wh = meta["size0_wh"] or meta["content_wh"]
+    for axis, scale in enumerate(_scales(meta)):
+        low = token_set.leaf_xy[:, axis].astype(np.int64)
+        for edge in (low, low + token_set.leaf_size):
+            ends.append(np.minimum(edge * scale.denominator / scale.numerator, float(size0_wh[axis])))
+    return np.stack(ends, axis=1)[:, [0, 2, 1, 3]]
+
+
+def squares_level0(meta: dict[str, Any], side_px: int) -> NDArray[np.int64]:
+    """Top left (N, 2) of squares of `side_px` level-0 pixels over the whole slide, row by row."""
+    width, height = meta["size0_wh"] or meta["content_wh"]
+    y, x = np.mgrid[0:height:side_px, 0:width:side_px]
+    return np.stack([x.ravel(), y.ravel()], axis=1).astype(np.int64)
+
+
+def collection(features: Iterable[dict[str, Any]]) -> Iterator[bytes]:
+    """Yield a GeoJSON FeatureCollection, one feature a line."""
+    yield b'{"type": "FeatureCollection", "features": [\n'
+    for i, feature in enumerate(features):
+        yield (",\n" if i else "").encode() + json.dumps(feature).encode()
+    yield b"\n]}\n"
+
+
+def _feature(
+    box: Sequence[float],
+    name: str,
+    classification: str,
+    colour: Sequence[int],
+    properties: dict[str, int],
+    measured: dict[str, float],
+) -> dict[str, Any]:
+    """A QuPath detection: drawn fast, thousands are fine."""
+    left, top, right, bottom = (_number(v) for v in box)
+    ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {
+            "objectType": "detection",
+            "name": name,
+            "classification": {"name": classification, "color": list(colour)},
+            **properties,
+            "measurements": measured,
+        },
+    }
+
+
+def leaf_features(
+    token_set: TokenSet, meta: dict[str, Any], classification: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield a GeoJSON feature for each leaf that shows some of the slide.
+
+    They are coloured by their side, and of the class `classification` or else one per side. Properties: `depth` in the
+    quadtree and `size`, the side in frame pixels. Measurements: row of the token file, depth, sides in pixels of the
+    frame and of level 0, and the share of each class where the file has masks.
+    """
+    boxes = boxes_level0(token_set, meta)
+    patch = token_set.tokens.shape[1]
+    shares = None
+    if token_set.mask_counts is not None:
+        content = np.maximum(1, token_set.content_counts.sum(axis=(1, 2), dtype=np.int64))
+        shares = token_set.mask_counts.sum(axis=(1, 2), dtype=np.int64) / content[:, None]
+    for row in _shown(token_set).tolist():
+        box, side = boxes[row].tolist(), int(token_set.leaf_size[row])
+        colour = _COLOURS[min((side // patch).bit_length() - 1, len(_COLOURS) - 1)]
+        depth = (token_set.size_px // side).bit_length() - 1
+        measured = {"token": row, "depth": depth, "side frame px": side, "side level-0 px": _number(box[2] - box[0])}
+        if shares is not None:
+            measured |= {f"share of class {k + 1}": round(v, 6) for k, v in enumerate(shares[row].tolist())}
+        name = classification or f"leaf {side} px"
+        yield _feature(box, f"leaf {row}", name, colour, {"depth": depth, "size": side}, measured)
+
+
+def square_features(meta: dict[str, Any], side_px: int, classification: str | None = None) -> Iterator[dict[str, Any]]:
+    """Yield a GeoJSON feature for each of `squares_level0`, cut off where the slide ends; `size` is their side."""
+    width, height = meta["size0_wh"] or meta["content_wh"]
+    kind = classification or f"square {side_px} px"
+    for n, (x, y) in enumerate(squares_level0(meta, side_px).tolist()):
+        box = (float(x), float(y), float(min(x + side_px, width)), float(min(y + side_px, height)))
+        yield _feature(box, f"square {n}", kind, _COLOURS[-1], {"size": side_px}, {})
+
+
+def _number(value: float) -> float:
+    return int(value) if value.is_integer() else value
+
+
+def by_side(token_set: TokenSet, meta: dict[str, Any]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield, for each side of leaves, that side in level-0 pixels (rounded) and the rows of the leaves shown."""
+    scale = max(_scales(meta))
+    rows = _shown(token_set)
+    for side in np.unique(token_set.leaf_size[rows]).tolist():
+        yield max(1, round(side / scale)), rows[token_set.leaf_size[rows] == side]
+
+
+def _magnification(meta: dict[str, Any]) -> int:
+    """Of level 0, the usual reading of mpp; 0 where that is unknown."""
+    return round(10.0 / meta["mpp"]) if meta["mpp"] else 0
+
+
+def leaf_coords_file(token_set: TokenSet, meta: dict[str, Any], side0_px: int, rows: NDArray[np.int64]) -> memoryview:
+    """`coords_file` of the leaves in `rows` (N,) of a token file, whose side is `side0_px` level-0 pixels."""
+    xy = token_set.leaf_xy[rows].astype(np.int64)
+    coords = np.stack([xy[:, i] * s.denominator // s.numerator for i, s in enumerate(_scales(meta))], axis=1)
+    more = {
+        "adaptive": bool(len(np.unique(token_set.leaf_size)) > 1),
+        "order": "morton",
+        "apf_params": json.dumps(meta["params"], sort_keys=True),
+    }
+    return coords_file(meta, side0_px, coords, rows, more)
+
+
+def coords_file(
+    meta: dict[str, Any],
+    side0_px: int,
+    coords: NDArray[np.int64],
+    rows: NDArray[np.int64] | None = None,
+    more: dict[str, Any] | None = None,
+) -> memoryview:
+    """The bytes of a `<slide>_patches.h5`: squares of one side, as TRIDENT and CLAM readers expect patches.
+
+    Those readers know one patch size per file, so each side of leaves has a file of its own. The attributes say "read
+    side x side pixels at level 0", in TRIDENT's words and in CLAM's, so that both read exactly the leaf; to what size
+    an encoder wants it is the encoder's affair.
+
+    Args:
+        meta: metadata of the token file.
+        side0_px: side of the squares in level-0 pixels.
+        coords: (N, 2) their top left in level-0 pixels.
+        rows: (N,) the token file's rows of leaves.
+        more: further attributes of `coords`.
+
+    Returns:
+        HDF5 with `coords` (N, 2) int64 with the attributes, and with `rows` `token_index` (N,), to bring what was made
+        of the patches together again.
+    """
+    width, height = meta["size0_wh"] or meta["content_wh"]
+    level_dim = np.array([width, height], np.int64)
+    magnification = _magnification(meta)
+    image = io.BytesIO()
+    with h5py.File(image, "w") as out:
+        chunk = max(1, min(len(coords), 1024))
+        made = out.create_dataset("coords", data=coords, chunks=(chunk, 2), track_times=False)
+        if rows is not None:
+            out.create_dataset("token_index", data=rows, chunks=(chunk,), track_times=False)
+        made.attrs.update(
+            {
+                "patch_size": side0_px,
+                "patch_size_level0": side0_px,
+                "level0_magnification": magnification,
+                "target_magnification": magnification,
+                "overlap": 0,
+                "name": meta["slide"],
+                "savetodir": "",
+                "level0_width": int(width),
+                "level0_height": int(height),
+                "patch_level": 0,
+                "downsample": 1.0,
+                "level_dim": level_dim,
+                "downsampled_level_dim": level_dim,
+                "save_path": "",
+                **(more or {}),
+            }
+        )
+    return image.getbuffer()

@@ -1,0 +1,191 @@
+"""Pre-norm transformer block with a key mask; imports torch only, knows nothing of images or ranks."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hpc_models.blocks.checkpointing import maybe_recompute
+from hpc_models.blocks.linear_attention import Nystrom, Performer
+from hpc_models.blocks.sdpa import KINDS, attend, attend_packed, attend_window
+
+LINEAR = ("performer_relu", "performer_softmax", "nystrom")
+ALL_KINDS = (*KINDS, *LINEAR)
+
+
+class Exchange(Protocol):
+    """What turns a sequence spread over ranks into heads spread over ranks, and back (Ulysses); the launcher's part."""
+
+    def to_heads(self, x: Tensor) -> Tensor:
+        """(B, H, L / P, d) of this rank's tokens to (B, H / P, L, d) of all tokens."""
+
+    def to_tokens(self, x: Tensor) -> Tensor:
+        """The way back: (B, H / P, L, d) to (B, H, L / P, d)."""
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, L, ...) on every rank to this rank's (B, ceil(L / P), ...), zeros behind the end."""
+
+    def join(self, x: Tensor, length: int) -> Tensor:
+        """Inverse of `split`: all ranks' tokens on every rank."""
+
+    def whole_mask(self, valid: Tensor | None, b: int, length: int, device: torch.device) -> Tensor | None:
+        """The key mask of the whole padded sequence, (B, P * ceil(L / P)), or None."""
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention on the fastest kernel at hand (`hpc_models.blocks.sdpa`).
+
+    Args:
+        width: D, a multiple of `heads`.
+        heads: number of heads.
+        qkv_bias: whether q, k and v have a bias (MONAI's ViT: no).
+        dropout: on the attention weights and on the output.
+        kind: "full" (every token attends to every valid one), "packed" (the same, computed on valid tokens only) or
+            "window" (within `window` consecutive tokens).
+        window: tokens per window.
+
+    Attributes:
+        exchange: None, or how this rank's share of the tokens meets the others' (`Exchange`); set by the launcher.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        qkv_bias: bool = False,
+        dropout: float = 0.0,
+        kind: str = "full",
+        window: int = 256,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        if kind not in KINDS:
+            raise ValueError(f"attention must be one of {', '.join(ALL_KINDS)}, got {kind!r}")
+        if window < 1:
+            raise ValueError(f"window must be at least 1, got {window}")
+        self.heads = heads
+        self.dropout = dropout
+        self.kind, self.window = kind, window
+        self.exchange: Exchange | None = None
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, key_mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            x: (B, L, D), or with `lengths` (T, D), sequences one after another.
+            key_mask: (B, L) bool, False keys are not attended to, None attends to all. With an exchange, that of the
+                whole sequence.
+            lengths: (N,) int64, tokens of each packed sequence.
+
+        Returns:
+            As x.
+        """
+        p = self.dropout if self.training else 0.0
+        if lengths is not None:
+            if self.exchange is not None:
+                raise ValueError("packed sequences cannot be spread over ranks; use attention=full")
+            q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
+            x = attend_packed(q, k, v, lengths, p).flatten(1)
+        else:
+            q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            x = self._attend(q, k, v, key_mask, p).transpose(1, 2).flatten(2)
+        return F.dropout(self.out_proj(x), self.dropout, self.training)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, dropout: float) -> Tensor:
+        if self.exchange is not None:
+            q, k, v = (self.exchange.to_heads(part) for part in (q, k, v))
+        if self.kind == "window":
+            x = attend_window(q, k, v, self.window, key_mask, dropout)
+        else:
+            x = attend(q, k, v, key_mask, dropout)
+        return x if self.exchange is None else self.exchange.to_tokens(x)
+
+
+def make_attention(
+    width: int, heads: int, qkv_bias: bool = False, dropout: float = 0.0, kind: str = "full", window: int = 256
+) -> nn.Module:
+    """The attention of a block: softmax attention in one of its forms, or one that is linear in the tokens.
+
+    Args:
+        width: D.
+        heads: number of heads.
+        qkv_bias: see `Attention`; the linear kinds have those of their papers.
+        dropout: see `Attention`.
+        kind: as `Attention`'s, or "performer_relu", "performer_softmax" (random features, FAVOR+) or "nystrom".
+        window: tokens per window; for "nystrom" the number of landmarks.
+
+    Raises:
+        ValueError: unknown kind, or a width that the heads do not divide.
+    """
+    if kind.startswith("performer_") and kind in LINEAR:
+        return Performer(width, heads, kind.removeprefix("performer_"), dropout=dropout)
+    if kind == "nystrom":
+        return Nystrom(width, heads, window, dropout)
+    return Attention(width, heads, qkv_bias, dropout, kind, window)
+
+
+class MLP(nn.Module):
+    """Linear, GELU, Linear with dropout after each, as in ViT."""
+
+    def __init__(self, width: int, hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(width, hidden)
+        self.linear2 = nn.Linear(hidden, width)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., D)."""
+        x = F.dropout(F.gelu(self.linear1(x)), self.dropout, self.training)
+        return F.dropout(self.linear2(x), self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)) (ViT, Dosovitskiy et al. 2021).
+
+    Args:
+        width: D.
+        heads: number of heads.
+        mlp_dim: hidden width of the MLP.
+        qkv_bias: see `Attention`.
+        dropout: see `Attention`.
+        kind: see `make_attention`.
+        window: see `make_attention`.
+        spare_norm: keep the cross-attention norm that MONAI's ViT block owns and never uses. It is frozen, and here so
+            that MONAI's weights load one to one and parameter counts agree.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_dim: int,
+        qkv_bias: bool = False,
+        dropout: float = 0.0,
+        spare_norm: bool = False,
+        kind: str = "full",
+        window: int = 256,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = make_attention(width, heads, qkv_bias, dropout, kind, window)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = MLP(width, mlp_dim, dropout)
+        self.norm_cross_attn = nn.LayerNorm(width).requires_grad_(False) if spare_norm else None
+        self.checkpoint = False
+
+    def _forward(self, x: Tensor, key_mask: Tensor | None, lengths: Tensor | None) -> Tensor:
+        more = () if lengths is None else (lengths,)  # only softmax attention packs
+        x = x + self.attn(self.norm1(x), key_mask, *more)
+        return x + self.mlp(self.norm2(x))
+
+    def forward(self, x: Tensor, key_mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        """(B, L, D) or packed (T, D) to the same; see `Attention` for mask and lengths."""
+        # Inside the block, not around it: a sharding hook on the block then stays outside the recomputation.
+        y: Tensor = maybe_recompute(self, self._forward, x, key_mask, lengths)
+        return y

@@ -1,0 +1,207 @@
+"""HIPT: a pyramid of three transformers over patches of 16, 256 and 4096 pixels; single device, imports torch only.
+
+Chen et al., Scaling Vision Transformers to Gigapixel Images via Hierarchical Self-Supervised Learning (CVPR 2022):
+ViT-S/16 makes a vector of each 256-px square, a small ViT makes a vector of the 16 x 16 squares of a 4096-px region,
+and two transformer layers with gated attention pooling (Ilse et al. 2018) answer for the regions of a slide. The
+authors train the lower two without labels beforehand; here all three learn together.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hpc_models.blocks.attention import Block
+from hpc_models.blocks.checkpointing import recompute
+from hpc_models.blocks.init import init_linears
+from hpc_models.classification.vit import PooledViT
+from hpc_models.segmentation.unetr import PatchEmbedding
+from hpc_models.tokens.batch import Batch, cut_patches, images_of
+
+
+class SquareLevel(nn.Module):
+    """Level 1: squares of pixels to vectors (ViT-S/16 by default, 21,665,664 weights)."""
+
+    def __init__(self, patch_px: int, in_channels: int, width: int, depth: int, heads: int, table_side: int) -> None:
+        super().__init__()
+        self.patch_px = patch_px
+        self.embed = PatchEmbedding(patch_px, in_channels, width)
+        self.body = PooledViT(width, depth, heads, table_hw=(table_side, table_side))
+
+    def forward(self, squares: Tensor) -> Tensor:
+        """(N, s, s, C) to (N, D)."""
+        side = squares.shape[1] // self.patch_px
+        patches = cut_patches(squares.permute(0, 3, 1, 2), self.patch_px)
+        return self.body(self.embed(patches), grid_hw=(side, side))
+
+
+class RegionLevel(nn.Module):
+    """Level 2: the square vectors of a region to one vector (2,781,504 weights by default)."""
+
+    def __init__(self, in_width: int, width: int, depth: int, heads: int, table_side: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(in_width, width)
+        init_linears(self.project)
+        self.body = PooledViT(width, depth, heads, table_hw=(table_side, table_side))
+
+    def forward(self, x: Tensor, side: int) -> Tensor:
+        """(N, side * side, D_in) in raster order to (N, D)."""
+        return self.body(F.gelu(self.project(x)), grid_hw=(side, side))
+
+
+class GatedPool(nn.Module):
+    """Mean of a set with learned weights: softmax of w^T (tanh(V h) * sigmoid(U h)) (Ilse et al. 2018, equation 9)."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.tanh = nn.Linear(width, width)
+        self.gate = nn.Linear(width, width)
+        self.score = nn.Linear(width, 1)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) to (B, D)."""
+        a = F.dropout(torch.tanh(self.tanh(x)), self.dropout, self.training)
+        b = F.dropout(torch.sigmoid(self.gate(x)), self.dropout, self.training)
+        return (self.score(a * b).softmax(dim=1) * x).sum(dim=1)
+
+
+class SlideLevel(nn.Module):
+    """Level 3: the region vectors of a slide, in any order and number, to class logits."""
+
+    def __init__(self, width: int, depth: int, heads: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.first = nn.Linear(width, width)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, heads, width, dropout, activation="relu", batch_first=True)
+            for _ in range(depth)
+        )
+        self.pool = GatedPool(width, dropout)
+        self.last = nn.Linear(width, width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) to (B, classes)."""
+        x = F.dropout(F.relu(self.first(x)), self.dropout, self.training)
+        for block in self.blocks:
+            x = block(x)
+        x = F.dropout(F.relu(self.last(self.pool(x))), self.dropout, self.training)
+        return self.head(x)
+
+
+class HIPT(nn.Module):
+    """Three levels from pixels to a label.
+
+    Args:
+        size_px: side R of the frame of token sets, a multiple of the region.
+        patch: p of token sets; must be the square's side, since a token is a square of level 1.
+        length: L of token sets; must be (R / p)^2, uniform patching.
+        classes: classes.
+        in_channels: channels of the input.
+        image_hw: (H, W) of pictures, multiples of the region; None: not known yet.
+        scales: sides of patch, square and region in pixels, each a multiple of the one before.
+        widths: D of the levels.
+        depths: blocks of the levels.
+        heads: attention heads of the levels.
+        table_side: the tables of positions of levels 1 and 2 have table_side^2 rows, interpolated to the grid at hand
+            (14, since the authors trained at 224 px).
+        dropout: in level 3.
+        normalise: map the input by (x - 0.5) / 0.5 first.
+        checkpointing: recompute each block in the backward pass; squares are 256 images per region.
+
+    Raises:
+        ValueError: sizes that do not fit each other.
+    """
+
+    task = "classification"
+    inputs = ("images", "tokens")
+
+    def __init__(
+        self,
+        size_px: int = 4096,
+        patch: int = 1,
+        length: int = 1,
+        classes: int = 2,
+        in_channels: int = 3,
+        image_hw: tuple[int, int] | None = None,
+        scales: tuple[int, int, int] = (16, 256, 4096),
+        widths: tuple[int, int] = (384, 192),
+        depths: tuple[int, int, int] = (12, 6, 2),
+        heads: tuple[int, int, int] = (6, 6, 3),
+        table_side: int = 14,
+        dropout: float = 0.25,
+        normalise: bool = True,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        small, square, region = scales
+        if small < 1 or square % small or region % square:
+            raise ValueError(f"scales must divide each other, got {list(scales)}")
+        if length > 1:
+            if patch != square or length != (size_px // square) ** 2:
+                raise ValueError(
+                    f"hipt takes uniform tokens of {square} px, {(size_px // square) ** 2} of them at {size_px} px; "
+                    f"got patch {patch} and length {length}"
+                )
+            if size_px % region:
+                raise ValueError(f"size_px {size_px} is not a multiple of the region of {region} px")
+        elif image_hw is not None:
+            self._check_sides(image_hw, region)
+        self.size_px, self.square, self.region, self.normalise = size_px, square, region, normalise
+        self.squares = SquareLevel(small, in_channels, widths[0], depths[0], heads[0], table_side)
+        self.regions = RegionLevel(widths[0], widths[1], depths[1], heads[1], table_side)
+        self.slide = SlideLevel(widths[1], depths[2], heads[2], classes, dropout)
+        self.checkpoint = False
+        self.set_checkpointing(checkpointing)
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Switch activation checkpointing; results do not change."""
+        self.checkpoint = on
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.checkpoint = on
+
+    def fsdp_units(self) -> list[nn.Module]:
+        """Modules to shard one by one, in forward order; what is left belongs to the root."""
+        return [*self.squares.body.vit.blocks, *self.regions.body.vit.blocks, *self.slide.blocks]
+
+    @staticmethod
+    def _check_sides(image_hw: tuple[int, int], region: int) -> None:
+        h, w = image_hw
+        if h % region or w % region:
+            raise ValueError(f"picture sides {h}x{w} are no multiples of the region of {region} px")
+
+    def _squares_of(self, batch: Batch | Tensor) -> Tensor:
+        """(B, regions, squares per region, s, s, C), squares in raster order within their region."""
+        if isinstance(batch, dict) and "image" not in batch:
+            return self._from_tokens(batch)
+        image = images_of(batch)
+        self._check_sides((image.shape[-2], image.shape[-1]), self.region)
+        regions = cut_patches(image, self.region)
+        b, n = regions.shape[:2]
+        squares = cut_patches(regions.flatten(0, 1).permute(0, 3, 1, 2), self.square)
+        return squares.unflatten(0, (b, n))
+
+    def _from_tokens(self, batch: Batch) -> Tensor:
+        """Bring uniform tokens, whatever their order, to the order of regions and squares."""
+        per_side, across = self.region // self.square, self.size_px // self.region
+        place = batch["leaf_xy"].div(self.square, rounding_mode="floor")
+        region = place.div(per_side, rounding_mode="floor")
+        inner = place - region * per_side
+        rank = (region[..., 1] * across + region[..., 0]) * per_side**2 + inner[..., 1] * per_side + inner[..., 0]
+        order = rank.argsort(dim=1)
+        b = len(order)
+        tokens = batch["tokens"][torch.arange(b, device=order.device)[:, None], order]
+        return tokens.unflatten(1, (across**2, per_side**2))
+
+    def forward(self, batch: Batch | Tensor) -> Tensor:
+        """Class logits (B, classes) of pictures (B, C, H, W) in [0, 1] or of uniform token sets."""
+        squares = self._squares_of(batch)
+        if self.normalise:
+            squares = (squares - 0.5) / 0.5
+        b, n, m = squares.shape[:3]
+        x = self.squares(squares.flatten(0, 2)).unflatten(0, (b * n, m))
+        x = self.regions(x, self.region // self.square).unflatten(0, (b, n))
+        return recompute(self, self.slide, x)

@@ -1,0 +1,194 @@
+"""HIRI-ViT: five stages, two branches where the map is large, attention where it is small; imports torch only.
+
+The paper's table of channels, depths and expansions is lost. Every configuration here is a RECONSTRUCTION: its numbers
+were chosen so that the costs which survive (Table VII: 4.7, 21.5, 5.1 and 5.0 billion multiply-accumulates in rows 6,
+7, 9 and 10) come out, which many other choices would do too. Do not quote them as the paper's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hpc_models.blocks.checkpointing import recompute
+from hpc_models.blocks.init import init_linears
+from hpc_models.classification.hiri_blocks import ConvBlock, Downsample, HRBlock, Stem, TransformerBlock
+from hpc_models.tokens.batch import Batch, images_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the stages are made of; one entry per stage.
+
+    Attributes:
+        widths: channels.
+        blocks: kind of block: hr, cffn or transformer.
+        depths: number of blocks.
+        expansions: E of the feed-forwards.
+        outer: norm in front of the parts of a block, bn or ln.
+        stem: vit, conv or hr.
+        downs: downsampling in front of stages 2, 3, ...
+        convolve: CFFN (True) or FFN.
+        inner: norm inside the feed-forwards.
+        stem_width: channels between the strides of the stem.
+        irds_expansion: inner width of the downsamplings over their input.
+        reductions: by how much attention shrinks the map of its keys, of the first stages; 1 in all others.
+        size_px: side of the images it is meant for.
+    """
+
+    widths: tuple[int, ...]
+    blocks: tuple[str, ...]
+    depths: tuple[int, ...]
+    expansions: tuple[int, ...]
+    outer: tuple[str, ...]
+    stem: str
+    downs: tuple[str, ...]
+    convolve: bool = True
+    inner: str = "bn"
+    stem_width: int = 32
+    irds_expansion: int = 2
+    reductions: tuple[int, ...] = ()
+    size_px: int = 224
+
+
+def _s() -> Plan:
+    return Plan(
+        widths=(32, 64, 128, 256, 384),
+        blocks=("hr", "hr", "cffn", "transformer", "transformer"),
+        depths=(4, 6, 5, 12, 4),
+        expansions=(8, 16, 8, 4, 4),
+        outer=("bn", "bn", "bn", "ln", "ln"),
+        stem="hr",
+        downs=("irds_a", "irds_a", "irds_b", "irds_b"),
+        size_px=448,
+    )
+
+
+def _ladder() -> dict[str, Plan]:
+    """Rows 1 to 10 of Table VII, from a multi-stage ViT to HIRI-ViT-S without distillation."""
+    row10 = _s()
+    row9 = replace(
+        row10, blocks=("cffn", "cffn", "cffn", *row10.blocks[3:]), depths=(2, 3, 5, 12, 4), expansions=(4, 8, 8, 4, 4)
+    )
+    row8 = replace(row9, stem="conv")
+    row7 = replace(
+        row8,
+        widths=row8.widths[1:],
+        blocks=row8.blocks[1:],
+        depths=row8.depths[1:],
+        expansions=row8.expansions[1:],
+        outer=row8.outer[1:],
+        downs=row8.downs[1:],
+    )
+    row6 = replace(row7, size_px=224)
+    row5 = replace(row6, downs=("conv",) * 3)
+    row4 = replace(row5, stem="vit")
+    row3 = replace(row4, inner="ln", outer=("ln",) * 4)
+    # As in PVT, the base model's attention has fewer keys in its first two stages (section 5.4).
+    row2 = replace(row3, blocks=("transformer",) * 4, expansions=(7, 7, 4, 4), reductions=(8, 4))
+    row1 = replace(row2, convolve=False)
+    rows = (row1, row2, row3, row4, row5, row6, row7, row8, row9, row10)
+    return {f"row{i}": plan for i, plan in enumerate(rows, 1)}
+
+
+PLANS: dict[str, Plan] = {
+    "s": _s(),
+    "b": replace(_s(), widths=(48, 96, 192, 320, 512), depths=(4, 6, 6, 14, 5)),
+    "l": replace(_s(), widths=(64, 128, 256, 448, 640), depths=(4, 8, 8, 18, 6)),
+    **_ladder(),
+}
+
+
+class HIRIViT(nn.Module):
+    """HIRI-ViT and the steps of its ablation (a reconstruction, see the module).
+
+    Args:
+        classes: of the linear head after global average pooling.
+        in_channels: of the image.
+        variant: "s", "b", "l", or "row1" to "row10" of Table VII.
+        normalise: map the input by (x - 0.5) / 0.5 first.
+        checkpointing: recompute every block in the backward pass.
+
+    Raises:
+        ValueError: unknown variant.
+    """
+
+    task = "classification"
+    inputs = ("images", "tiles")
+    reconstruction = True
+
+    def __init__(
+        self,
+        classes: int = 1000,
+        in_channels: int = 3,
+        variant: str = "s",
+        normalise: bool = True,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if variant not in PLANS:
+            raise ValueError(f"variant must be one of {', '.join(PLANS)}, got {variant!r}")
+        self.build_plan(PLANS[variant], classes, in_channels, normalise, checkpointing)
+
+    def build_plan(self, plan: Plan, classes: int, in_channels: int, normalise: bool, checkpointing: bool) -> None:
+        """Make the modules of a plan."""
+        self.plan, self.normalise, self.checkpoint = plan, normalise, checkpointing
+        self.stem = Stem(plan.stem, in_channels, plan.stem_width, plan.widths[0])
+        self.downs = nn.ModuleList(
+            Downsample(kind, plan.widths[i], plan.widths[i + 1], plan.irds_expansion)
+            for i, kind in enumerate(plan.downs)
+        )
+        self.stages = nn.ModuleList(
+            nn.ModuleList(self._block(plan, i) for _ in range(depth)) for i, depth in enumerate(plan.depths)
+        )
+        self.norm = nn.LayerNorm(plan.widths[-1])
+        self.head = nn.Linear(plan.widths[-1], classes)
+        init_linears(self)
+
+    @staticmethod
+    def _block(plan: Plan, stage: int) -> nn.Module:
+        width, expansion, outer = plan.widths[stage], plan.expansions[stage], plan.outer[stage]
+        if plan.blocks[stage] == "hr":
+            return HRBlock(width, expansion)
+        if plan.blocks[stage] == "cffn":
+            return ConvBlock(width, expansion, plan.convolve, plan.inner, outer)
+        reduction = plan.reductions[stage] if stage < len(plan.reductions) else 1
+        return TransformerBlock(width, expansion, plan.convolve, plan.inner, outer, reduction)
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Switch activation checkpointing; results do not change."""
+        self.checkpoint = on
+
+    def fsdp_units(self) -> list[nn.Module]:
+        """Modules to shard one by one, in forward order; what is left belongs to the root."""
+        units: list[nn.Module] = [self.stem]
+        for i, stage in enumerate(self.stages):
+            units += [self.downs[i - 1]] if i else []
+            units += list(stage.children())
+        return units
+
+    def maps(self, image: Tensor) -> list[Tensor]:
+        """The maps after each stage, finest first: strides 4, 8, 16, 32 and 64."""
+        x = (image - 0.5) / 0.5 if self.normalise else image
+        x = self.stem(x)
+        out = []
+        for i, stage in enumerate(self.stages):
+            x = self.downs[i - 1](x) if i else x
+            for block in stage.children():
+                x = recompute(self, block, x)
+            out.append(x)
+        return out
+
+    def forward(self, batch: Batch | Tensor) -> Tensor:
+        """Class logits.
+
+        Args:
+            batch: pictures (B, C, H, W) in [0, 1], as such or in a batch.
+
+        Returns:
+            (B, classes).
+        """
+        last = self.maps(images_of(batch))[-1]
+        return self.head(self.norm(F.adaptive_avg_pool2d(last, 1).flatten(1)))

@@ -1,0 +1,207 @@
+"""Resolution-invariant ViT: convolutions and adaptive pooling bring any image to one token grid; imports torch only.
+
+Cui, Woo, Zheng: Resolution-Invariant ViT (2024). Its transformer is a small teaching ViT: six layers, no norm in
+front of attention, heads of a width of their own. The width of the two convolutions is not known; 32 is a choice.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hpc_models.blocks.checkpointing import maybe_recompute
+from hpc_models.blocks.sdpa import attend
+from hpc_models.tokens.batch import Batch, images_of
+
+POSITIONS = ("learned", "sinusoidal", "relative")
+
+
+def sinusoidal(length: int, width: int, device: torch.device | None = None) -> Tensor:
+    """(length, width): sin(pos / 10000^(i / width)) in even columns i, the cosine of the same in odd ones.
+
+    The exponent is i / width, as the source has it, not 2 * floor(i / 2) / width as in Vaswani et al.
+    """
+    i = torch.arange(width, device=device, dtype=torch.float32)
+    angle = torch.arange(length, device=device, dtype=torch.float32)[:, None] / 10000 ** (i / width)
+    return torch.where(i % 2 == 0, angle.sin(), angle.cos())
+
+
+class RelativeBias(nn.Module):
+    """q_i . r_(j - i), added to the scores before their scaling (Shaw et al. 2018; Huang et al. 2019).
+
+    Args:
+        reach: k; offsets are clipped to -k..k.
+        head_width: d.
+    """
+
+    def __init__(self, reach: int, head_width: int) -> None:
+        super().__init__()
+        self.reach = reach
+        self.table = nn.Parameter(torch.zeros(2 * reach + 1, head_width))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, q: Tensor) -> Tensor:
+        """(B, H, T, d) to (B, H, T, T)."""
+        t = q.shape[2]
+        place = torch.arange(t, device=q.device)
+        offset = (place[None, :] - place[:, None]).clamp(-self.reach, self.reach) + self.reach
+        scores = q @ self.table.t()
+        return scores.gather(-1, offset.expand(*q.shape[:2], t, t))
+
+
+class StockAttention(nn.Module):
+    """Multi-head attention whose head width is free: D -> H x d -> D, all with bias."""
+
+    def __init__(self, width: int, heads: int, head_width: int, reach: int | None) -> None:
+        super().__init__()
+        self.heads, self.head_width = heads, head_width
+        self.qkv = nn.Linear(width, 3 * heads * head_width)
+        self.out_proj = nn.Linear(heads * head_width, width)
+        self.relative = None if reach is None else RelativeBias(reach, head_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) to the same."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        bias = None if self.relative is None else self.relative(q) / math.sqrt(self.head_width)
+        y = attend(q, k, v, bias=bias)
+        return self.out_proj(y.transpose(1, 2).flatten(2))
+
+
+class StockBlock(nn.Module):
+    """x + attention(x), then x + MLP(norm(x))."""
+
+    def __init__(self, width: int, heads: int, head_width: int, mlp_dim: int, reach: int | None) -> None:
+        super().__init__()
+        self.attn = StockAttention(width, heads, head_width, reach)
+        self.norm = nn.LayerNorm(width)
+        self.linear1 = nn.Linear(width, mlp_dim)
+        self.linear2 = nn.Linear(mlp_dim, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) to the same."""
+        x = x + self.attn(x)
+        return x + self.linear2(F.gelu(self.linear1(self.norm(x))))
+
+
+class RIViT(nn.Module):
+    """The stock ViT, plain or behind convolutions that make every resolution the same number of tokens.
+
+    Args:
+        classes: of the head.
+        in_channels: of the image.
+        conv: two 3x3 convolutions with ReLU and adaptive mean pooling to `grid_px` first; every image then has
+            (grid_px / patch_px)^2 tokens.
+        position: learned, sinusoidal or relative.
+        patch_px: side of a patch.
+        grid_px: side that `conv` pools to.
+        tokens: rows of the learned table of a plain model, its largest number of patches.
+        conv_width: channels of both convolutions.
+        width: D.
+        depth: layers.
+        heads: heads per layer.
+        head_width: d of each head.
+        mlp_dim: hidden width.
+        reach: relative positions: offsets beyond it count as it.
+        normalise: map the input by (x - 0.5) / 0.5 first.
+        checkpointing: recompute every layer in the backward pass.
+
+    Raises:
+        ValueError: unknown position, or sizes that do not fit.
+    """
+
+    task = "classification"
+    inputs = ("images", "tiles")
+    features = True  # forward can append the class token, for self-distillation between sizes
+
+    def __init__(
+        self,
+        classes: int = 10,
+        in_channels: int = 3,
+        conv: bool = True,
+        position: str = "learned",
+        patch_px: int = 4,
+        grid_px: int = 64,
+        tokens: int = 1600,
+        conv_width: int = 32,
+        width: int = 128,
+        depth: int = 6,
+        heads: int = 3,
+        head_width: int = 64,
+        mlp_dim: int = 128,
+        reach: int = 256,
+        normalise: bool = True,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if position not in POSITIONS:
+            raise ValueError(f"position must be one of {', '.join(POSITIONS)}, got {position!r}")
+        if grid_px % patch_px:
+            raise ValueError(f"grid_px {grid_px} is not a multiple of patch_px {patch_px}")
+        self.patch_px, self.grid_px, self.normalise, self.checkpoint = patch_px, grid_px, normalise, checkpointing
+        self.front = None
+        if conv:
+            self.front = nn.Sequential(
+                nn.Conv2d(in_channels, conv_width, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(conv_width, conv_width, 3, padding=1),
+                nn.ReLU(),
+                nn.AdaptiveAvgPool2d(grid_px),
+            )
+        self.embed = nn.Conv2d(conv_width if conv else in_channels, width, patch_px, patch_px)
+        self.cls = nn.Parameter(torch.zeros(1, 1, width))
+        rows = (grid_px // patch_px) ** 2 if conv else tokens
+        self.table = nn.Parameter(torch.zeros(1, rows, width)) if position == "learned" else None
+        self.position = position
+        own_reach = reach if position == "relative" else None
+        self.blocks = nn.ModuleList(StockBlock(width, heads, head_width, mlp_dim, own_reach) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+        for parameter in (self.cls, *([] if self.table is None else [self.table])):
+            nn.init.trunc_normal_(parameter, std=0.02)
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Switch activation checkpointing; results do not change."""
+        self.checkpoint = on
+
+    def fsdp_units(self) -> list[nn.Module]:
+        """Modules to shard one by one, in forward order; what is left belongs to the root."""
+        return [*([] if self.front is None else [self.front]), *self.blocks]
+
+    def tokens_of(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) to patch vectors (B, N, D) with their position code."""
+        x = (image - 0.5) / 0.5 if self.normalise else image
+        if self.front is not None:
+            x = self.front(x)
+        elif image.shape[-1] % self.patch_px or image.shape[-2] % self.patch_px:
+            raise ValueError(f"image sides {tuple(image.shape[-2:])} are no multiples of patch_px {self.patch_px}")
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        if self.table is not None:
+            if x.shape[1] > self.table.shape[1]:
+                raise ValueError(f"{x.shape[1]} patches, but the learned table has tokens={self.table.shape[1]}")
+            return x + self.table[:, : x.shape[1]]
+        if self.position == "sinusoidal":
+            return x + sinusoidal(x.shape[1], x.shape[2], x.device).to(x.dtype)
+        return x
+
+    def forward(self, batch: Batch | Tensor) -> Tensor:
+        """Class logits.
+
+        Args:
+            batch: pictures (B, C, H, W) in [0, 1], as such or in a batch. A batch with a true `features` asks for the
+                class token too.
+
+        Returns:
+            (B, classes), or (B, classes + D) with the class token after the logits.
+        """
+        x = self.tokens_of(images_of(batch))
+        x = torch.cat((self.cls.expand(len(x), -1, -1).to(x.dtype), x), dim=1)
+        for block in self.blocks:
+            x = maybe_recompute(self, block, x)
+        first = x[:, 0]
+        logits = self.head(self.norm(first))
+        if isinstance(batch, dict) and batch.get("features"):
+            return torch.cat((logits, first), dim=1)
+        return logits

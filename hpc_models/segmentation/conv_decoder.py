@@ -1,0 +1,128 @@
+"""UNETR's convolutional decoder for any power-of-two patch size, built from residual blocks; imports torch only.
+
+MONAI's UNETR is tied to P = 16: four doublings. With k = log2(P) doublings the same rule gives every P: skip i of k - 1
+rises from the token grid by k - i doublings to width f * 2^i, and the image itself is the finest skip
+(Hatamizadeh et al. 2022, figure 1).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hpc_models.blocks.checkpointing import maybe_recompute
+
+SLOPE = 0.01
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions with instance norm and a shortcut, 1x1 where the width changes (nnU-Net's residual unit)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.norm1 = nn.InstanceNorm2d(out_channels)
+        self.norm2 = nn.InstanceNorm2d(out_channels)
+        changes = in_channels != out_channels
+        self.conv3 = nn.Conv2d(in_channels, out_channels, 1, bias=False) if changes else None
+        self.norm3 = nn.InstanceNorm2d(out_channels) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to (B, C_out, H, W)."""
+        y = F.leaky_relu(self.norm1(self.conv1(x)), SLOPE)
+        y = self.norm2(self.conv2(y))
+        if self.conv3 is not None and self.norm3 is not None:
+            x = self.norm3(self.conv3(x))
+        return F.leaky_relu(y + x, SLOPE)
+
+
+def double(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
+    """2x2 transposed convolution with stride 2, no bias: doubles the side."""
+    return nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2, bias=False)
+
+
+class ProjectUp(nn.Module):
+    """Raise a tapped hidden state from the token grid to the height of its skip: one doubling, then `steps` more."""
+
+    def __init__(self, width: int, out_channels: int, steps: int) -> None:
+        super().__init__()
+        self.first = double(width, out_channels)
+        self.steps = nn.ModuleList(
+            nn.Sequential(double(out_channels, out_channels), ResBlock(out_channels, out_channels))
+            for _ in range(steps)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, g, g) to (B, C, g * 2^(1 + steps), ...)."""
+        x = self.first(x)
+        for step in self.steps:
+            x = step(x)
+        return x
+
+
+class UpBlock(nn.Module):
+    """Double the side, join the skip, mix."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.up = double(in_channels, out_channels)
+        self.mix = ResBlock(2 * out_channels, out_channels)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """(B, C_in, h, w) and (B, C_out, 2h, 2w) to (B, C_out, 2h, 2w)."""
+        return self.mix(torch.cat((self.up(x), skip), dim=1))
+
+
+class ConvDecoder(nn.Module):
+    """Token grid and its skips to logits at `patch` times the side of the grid.
+
+    Args:
+        patch: P, a power of two of at least 2.
+        in_channels: channels of the image skip.
+        width: D of the hidden states.
+        feature_size: channels f of the finest level.
+        classes: K.
+    """
+
+    def __init__(self, patch: int, in_channels: int, width: int, feature_size: int, classes: int) -> None:
+        super().__init__()
+        k = patch.bit_length() - 1
+        f = feature_size
+        self.image = ResBlock(in_channels, f)
+        self.projections = nn.ModuleList(ProjectUp(width, f << i, k - 1 - i) for i in range(1, k))
+        channels = [width, *(f << i for i in range(k - 1, -1, -1))]
+        self.ups = nn.ModuleList(UpBlock(a, b) for a, b in pairwise(channels))
+        self.out = nn.Conv2d(f, classes, 1)
+        self.checkpoint = False
+
+    @staticmethod
+    def taps(patch: int, depth: int) -> list[int]:
+        """0-based blocks whose outputs feed the k - 1 projections, finest first: every depth / k blocks."""
+        k = patch.bit_length() - 1
+        return [min(i * depth // k, depth - 1) for i in range(1, k)]
+
+    def _run(self, module: nn.Module, *args: Tensor) -> Tensor:
+        y: Tensor = maybe_recompute(self, module, *args)
+        return y
+
+    def forward(self, image: Tensor, taps: list[Tensor], last: Tensor) -> Tensor:
+        """Decode.
+
+        Args:
+            image: (B, C, g*P, g*P), the picture the tokens came from.
+            taps: k - 1 hidden states (B, D, g, g), finest skip first.
+            last: (B, D, g, g), normed output of the encoder.
+
+        Returns:
+            (B, K, g*P, g*P) logits.
+        """
+        skips = [self._run(self.image, image)]
+        skips += [self._run(project, tap) for project, tap in zip(self.projections, taps, strict=True)]
+        x = last
+        for up, skip in zip(self.ups, reversed(skips), strict=True):
+            x = self._run(up, x, skip)
+        return self.out(x)

@@ -1,0 +1,156 @@
+"""TransUNet R50-ViT-B16: ResNet, vision transformer on its map, convolutional decoder with skips; torch, this folder.
+
+Chen et al., TransUNet: Transformers Make Strong Encoders for Medical Image Segmentation (2021), figure 1. Written from
+the description; layer by layer the published counts are met (105,277,081 weights at 224 px and 9 classes).
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hpc_models.blocks.checkpointing import recompute
+from hpc_models.blocks.init import set_norm_eps, set_prior
+from hpc_models.blocks.resnet import ResNet
+from hpc_models.blocks.vit_encoder import ViTEncoder
+from hpc_models.segmentation.unet import norm2d
+from hpc_models.tokens.pictures import PictureModel
+from hpc_models.tokens.position import resize_table
+
+STRIDE = 16
+
+
+class ConvNorm(nn.Sequential):
+    """3x3 convolution, norm, ReLU; the convolution has a bias only without a norm."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
+        conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=norm == "none")
+        super().__init__(conv, norm2d(norm, out_channels), nn.ReLU())
+
+
+class UpStage(nn.Module):
+    """Double the side by bilinear interpolation, join the skip, two convolutions."""
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int, norm: str) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(in_channels + skip_channels, out_channels, norm)
+        self.conv2 = ConvNorm(out_channels, out_channels, norm)
+
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        """(N, C_in, h, w) and (N, C_skip, 2h, 2w) or None to (N, C_out, 2h, 2w)."""
+        x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
+        return self.conv2(self.conv1(x if skip is None else torch.cat((x, skip), dim=1)))
+
+
+class TransUNet(PictureModel):
+    """TransUNet on pictures, crops or token sets laid out as a picture.
+
+    Args:
+        size_px: see `PictureModel`; the table of positions has (S / 16)^2 rows for its pictures of side S, and is
+            interpolated for pictures of another size.
+        patch: see `PictureModel`.
+        length: see `PictureModel`.
+        classes: K.
+        in_channels: channels of the input.
+        layout: see `PictureModel`.
+        grid: see `PictureModel`.
+        width: D of the transformer.
+        depth: transformer blocks.
+        heads: attention heads per block.
+        mlp_dim: hidden width of the blocks' MLPs; 4 * width when None.
+        stem_width: channels of the ResNet's stem.
+        units: units of the ResNet's three stages.
+        decoder_widths: channels after each of the four doublings.
+        norm: of the decoder: "batch" (the paper's; its statistics depend on which images share a rank), "instance" or
+            "none".
+        dropout: in the MLPs and behind the embedding (the paper: 0.1).
+        normalise: see `PictureModel`.
+        checkpointing: recompute units, blocks and decoder stages in the backward pass.
+        prior: expected share of foreground; sets the last bias to its logit. None leaves it as is.
+
+    Raises:
+        ValueError: sizes that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        size_px: int,
+        patch: int,
+        length: int,
+        classes: int = 1,
+        in_channels: int = 3,
+        layout: str = "geometric",
+        grid: int | None = None,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_dim: int | None = None,
+        stem_width: int = 64,
+        units: tuple[int, int, int] = (3, 4, 9),
+        decoder_widths: tuple[int, int, int, int] = (256, 128, 64, 16),
+        norm: str = "batch",
+        dropout: float = 0.0,
+        normalise: bool = True,
+        checkpointing: bool = False,
+        prior: float | None = None,
+    ) -> None:
+        super().__init__(size_px, patch, length, layout, grid, normalise, STRIDE)
+        self.side = -(-self.picture_px // STRIDE)
+        self.resnet = ResNet(in_channels, stem_width, units)
+        self.embed = nn.Conv2d(self.resnet.widths[-1], width, 1)
+        self.table = nn.Parameter(torch.zeros(1, self.side**2, width))
+        self.dropout = dropout
+        self.vit = ViTEncoder(width, depth, heads, mlp_dim or 4 * width, (), qkv_bias=True, dropout=dropout)
+        set_norm_eps(self.vit, 1e-6)
+        for block in self.vit.blocks:
+            block.attn.dropout = 0.0  # type: ignore[union-attr,assignment]
+        first = 2 * decoder_widths[0]
+        self.bridge = ConvNorm(width, first, norm)
+        skips = [*reversed(self.resnet.widths[:3]), 0]
+        steps = pairwise((first, *decoder_widths))
+        self.ups = nn.ModuleList(UpStage(a, s, b, norm) for (a, b), s in zip(steps, skips, strict=True))
+        self.out = nn.Conv2d(decoder_widths[-1], classes, 3, padding=1)
+        self._initialise(prior)
+        self.checkpoint = False
+        self.set_checkpointing(checkpointing)
+
+    def _initialise(self, prior: float | None) -> None:
+        nn.init.trunc_normal_(self.table, std=0.02)
+        for module in self.vit.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for part in (*self.bridge.modules(), *self.ups.modules()):
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+        set_prior(self.out.bias, prior)
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Switch activation checkpointing; results do not change."""
+        self.checkpoint = self.resnet.checkpoint = on
+        for block in self.vit.blocks:
+            block.checkpoint = on  # type: ignore[assignment]
+
+    def fsdp_units(self) -> list[nn.Module]:
+        """Modules to shard one by one, in forward order; what is left belongs to the root."""
+        units = [unit for stage in self.resnet.stages for unit in stage]  # type: ignore[attr-defined]
+        return [*units, *self.vit.blocks, self.bridge, *self.ups]
+
+    def network(self, image: Tensor) -> Tensor:
+        """See `PictureModel`."""
+        stem, quarter, eighth, last = self.resnet(image)
+        x = self.embed(last)
+        rows, cols = x.shape[-2:]
+        x = x.flatten(2).transpose(1, 2)
+        x = x + resize_table(self.table, (self.side, self.side), (rows, cols))
+        x = F.dropout(x, self.dropout, self.training)
+        x, _ = self.vit(x)
+        x = x.transpose(1, 2).unflatten(2, (rows, cols))
+        x = recompute(self, self.bridge, x)
+        for up, skip in zip(self.ups, (eighth, quarter, stem, None), strict=True):
+            x = recompute(self, up, x, skip)
+        return self.out(x)

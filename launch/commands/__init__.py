@@ -1,0 +1,4 @@
+"""The command lines of `python -m launch`.
+
+Others use `jobs.add_job_commands`.
+"""

@@ -1,0 +1,4 @@
+"""The settings of each model.
+
+Others use `table.MODELS`.
+"""

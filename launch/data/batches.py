@@ -1,0 +1,298 @@
+"""Numpy samples to torch batches, ahead of time in a background thread; knows nothing of engines or models.
+
+A batch is a dict of CPU tensors as `hpc_models` documents it: tokens (B, L, p, p, 3) float32, leaf_xy, leaf_size,
+valid, mask_counts (B, L, p, p, K) and content_counts (B, L, p, p) float32. A crop is one
+token that covers its whole square.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_prep.tokens.token_set import TokenSet
+from launch.config.config import Config
+from launch.data.augment import DIHEDRAL, jitter, leaves_in_square, turn_pixels, turn_tokens
+from launch.data.token_files import Raster, TokenFiles
+
+Batch = dict[str, torch.Tensor]
+Sample = dict[str, NDArray[Any]]
+
+
+_TRIES = 8  # places of a part or crop that are drawn until one has content, as fields of view are round
+_STEP = 32  # parts of trees are padded to multiples of this: few different shapes, whoever compiles for them
+
+
+def take(tokens: TokenSet, kept: NDArray[Any]) -> TokenSet:
+    """Some rows of a token set, given as (N,) bool or as indices."""
+    return replace(
+        tokens,
+        tokens=tokens.tokens[kept],
+        leaf_xy=tokens.leaf_xy[kept],
+        leaf_size=tokens.leaf_size[kept],
+        content_counts=tokens.content_counts[kept],
+        mask_counts=None if tokens.mask_counts is None else tokens.mask_counts[kept],
+    )
+
+
+def part_side(share: float, size_px: int) -> int:
+    """Side in pixels of a part with `share` of the side of a frame."""
+    return max(1, round(share * size_px))
+
+
+def part_of(tokens: TokenSet, share: float, rng: np.random.Generator, foreground: float = 0.0) -> TokenSet:
+    """The leaves with content in a random square with `share` of the frame's side; all where none are found.
+
+    A step then costs about share^2 of a whole frame, so that there are more of them in the same time.
+
+    Args:
+        tokens: The token set.
+        share: Side of the square as a share of the frame's.
+        rng: Generator of its place.
+        foreground: Chance that it is centred on a random cell with foreground (of any class) where there is one, and
+            moved into the content. Small leaves have as many cells as large ones, so detail is drawn more often.
+    """
+    side_px = part_side(share, tokens.size_px)
+    room = np.maximum(0, np.array(tokens.content_wh) - side_px)
+    corner = rng.integers(room + 1)
+    leaf = None
+    if foreground and rng.random() < foreground and (found := _foreground_cell(tokens, rng)) is not None:
+        leaf, centre = found
+        corner = np.clip(centre - side_px // 2, 0, room)
+    kept = _in_part(tokens, corner, side_px)
+    for _ in range(_TRIES - 1):
+        if leaf is not None or kept.any():
+            break
+        kept = _in_part(tokens, rng.integers(room + 1), side_px)
+    if leaf is not None:
+        kept[leaf] = True  # one larger than the part can be missed where the square was moved into the content
+    return take(tokens, kept) if kept.any() else tokens  # none: leaves were dropped when the file was built
+
+
+def _foreground_cell(tokens: TokenSet, rng: np.random.Generator) -> tuple[int, NDArray[np.int64]] | None:
+    """The leaf, and the frame pixels (x, y) of the middle, of a random cell with foreground; None without one."""
+    assert tokens.mask_counts is not None
+    cells = tokens.foreground_cells
+    if not len(cells):
+        return None
+    side = tokens.mask_counts.shape[1]
+    leaf, cell = divmod(int(cells[rng.integers(len(cells))]), side * side)
+    middle = (2 * np.array([cell % side, cell // side]) + 1) * int(tokens.leaf_size[leaf]) // (2 * side)
+    return leaf, tokens.leaf_xy[leaf] + middle
+
+
+def parts_of(tokens: TokenSet, share: float, overlap: float) -> list[tuple[NDArray[np.intp], NDArray[np.float32]]]:
+    """Overlapping parts as `part_of` draws them, which together hold every leaf with content.
+
+    Their number depends on share and overlap alone, so that ranks which must run the model together do.
+
+    Args:
+        tokens: A token set.
+        share: Side of a part as a share of the frame's.
+        overlap: Share of a part's side that neighbours have in common at least, [0, 1).
+
+    Returns:
+        Per part its rows (n,), and the weight (n,) of what is predicted there: the distance of a leaf's middle to the
+        border of the part, as what lies near it was seen from one side only. The nearest leaf with content where a
+        part has none, or all rows where no leaf has.
+    """
+    side_px = part_side(share, tokens.size_px)
+    count = 1 + math.ceil((tokens.size_px - side_px) / max(1, side_px * (1 - overlap)))
+    middle = tokens.leaf_xy + tokens.leaf_size[:, None] // 2
+    content = np.flatnonzero(tokens.has_content)
+    x_starts, y_starts = (np.linspace(0, max(0, length - side_px), count).round() for length in tokens.content_wh)
+    parts = []
+    for corner in (np.array([x, y], np.int64) for y in y_starts for x in x_starts):
+        rows = np.flatnonzero(_in_part(tokens, corner, side_px))
+        if not len(rows):
+            far = np.abs(middle[content] - corner - side_px // 2).max(axis=1, initial=0)
+            rows = content[[np.argmin(far)]] if len(content) else np.arange(len(tokens))
+        inward = np.minimum(middle[rows] - corner, corner + side_px - middle[rows]).clip(min=1).prod(axis=1)
+        parts.append((rows, inward.astype(np.float32)))
+    return parts
+
+
+def _in_part(tokens: TokenSet, corner: NDArray[Any], side_px: int) -> NDArray[np.bool_]:
+    inside = leaves_in_square(tokens.leaf_xy, tokens.leaf_size, tokens.content_wh, corner, side_px)
+    kept: NDArray[np.bool_] = inside & tokens.has_content
+    return kept
+
+
+def padded_length(rows: int, length: int) -> int:
+    """Length of a batch of parts of at most `rows` leaves, when whole trees have up to `length`."""
+    return min(length, -(-rows // _STEP) * _STEP)
+
+
+def token_sample(
+    tokens: TokenSet, length: int, rng: np.random.Generator | None, flips: bool, strength: float
+) -> Sample:
+    """One slide as arrays padded to `length` tokens.
+
+    Args:
+        tokens: The token set.
+        length: L; rows after the file's own are zero and not valid.
+        rng: Generator of the augmentation; None for evaluation, which changes nothing.
+        flips: Draw one of the eight flips and turns of the frame.
+        strength: Strength of the colour jitter.
+
+    Raises:
+        ValueError: More tokens than `length`.
+    """
+    rows = len(tokens.tokens)
+    if rows > length:
+        raise ValueError(f"{rows} tokens do not fit into data.length={length}")
+    xy: NDArray[Any] = tokens.leaf_xy
+    size: NDArray[Any] = tokens.leaf_size
+    per_token: Sample = {"tokens": tokens.tokens, "content_counts": tokens.content_counts}
+    if tokens.mask_counts is not None:  # a whole-slide label needs no mask
+        per_token["mask_counts"] = tokens.mask_counts
+    if rng is not None and flips:
+        xy, size, per_token = turn_tokens(xy, size, per_token, tokens.size_px, int(rng.integers(DIHEDRAL)))
+    per_token["tokens"] = jitter(per_token["tokens"], rng or np.random.default_rng(), strength if rng else 0.0)
+    sample: Sample = {name: _pad(values, length, np.float32) for name, values in per_token.items()}
+    sample["leaf_xy"] = _pad(xy, length, np.int64)
+    sample["leaf_size"] = _pad(size, length, np.int64)
+    sample["valid"] = np.arange(length) < rows
+    return sample
+
+
+def _pad(values: NDArray[Any], length: int, dtype: Any) -> NDArray[Any]:
+    out = np.zeros((length, *values.shape[1:]), dtype)
+    out[: len(values)] = values
+    return out
+
+
+def crop_sample(
+    raster: Raster, side: int, rng: np.random.Generator, flips: bool, strength: float, foreground: float
+) -> Sample:
+    """A random square of a slide as a sequence of one token.
+
+    Args:
+        raster: Pictures of the slide.
+        side: Side of the crop in frame pixels.
+        rng: Generator of place and augmentation.
+        flips: Draw one of the eight flips and turns.
+        strength: Strength of the colour jitter.
+        foreground: Chance that the crop is centred on a random foreground pixel (of any class) where there is one.
+    """
+    size_px = raster.image.shape[0]
+    content_w, content_h = raster.reach_wh
+    for _ in range(_TRIES):
+        x = int(rng.integers(max(0, content_w - side) + 1))
+        y = int(rng.integers(max(0, content_h - side) + 1))
+        if raster.content[y : y + side, x : x + side].any():
+            break
+    if rng.random() < foreground:
+        pixels = raster.foreground_pixels
+        if len(pixels):
+            cy, cx = divmod(int(pixels[rng.integers(len(pixels))]), size_px)
+            x, y = (min(max(0, c - side // 2), size_px - side) for c in (cx, cy))
+    window = (slice(y, y + side), slice(x, x + side))
+    code = int(rng.integers(DIHEDRAL)) if flips else 0
+    image, masks, content = (
+        np.ascontiguousarray(turn_pixels(a[window], code, 0, 1)) for a in (raster.image, raster.masks, raster.content)
+    )
+    return {
+        "tokens": jitter(image, rng, strength)[None],
+        "leaf_xy": np.array([[x, y]], np.int64),
+        "leaf_size": np.array([side], np.int64),
+        "valid": np.array([True]),
+        "mask_counts": masks[None].astype(np.float32),
+        "content_counts": content[None].astype(np.float32),
+    }
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Stack samples of equal shapes into a batch of CPU tensors."""
+    return {name: torch.from_numpy(np.stack([sample[name] for sample in samples])) for name in samples[0]}
+
+
+def training_batch(config: Config, files: TokenFiles, picks: list[tuple[int, int]]) -> Batch:
+    """The batch of some (image index, global sample index) pairs, augmented.
+
+    Depends on the pairs and the seed alone, so it is the same whichever rank makes it and after every restart.
+    """
+    data, samples = config.data, []
+    parts: list[tuple[TokenSet, np.random.Generator]] = []
+    for index, sample_index in picks:
+        name = files.split["train"][index]
+        rng = np.random.default_rng([config.train.seed, 2, sample_index])
+        if data.kind == "tiles":
+            raster = files.load_raster(name)
+            samples.append(crop_sample(raster, data.crop_px, rng, data.flips, data.jitter, data.foreground_crops))
+        else:
+            tokens = files.draw(name, rng)
+            parts.append((tokens if data.part == 1 else part_of(tokens, data.part, rng, data.foreground_crops), rng))
+    length = data.length
+    if data.part < 1 and parts:
+        length = padded_length(max(len(tokens) for tokens, _ in parts), length)
+    samples += [token_sample(tokens, length, rng, data.flips, data.jitter) for tokens, rng in parts]
+    return collate(samples)
+
+
+class Prefetch:
+    """Calls `make(step)` for step, step + 1, ... in one background thread and hands the results out in order.
+
+    Args:
+        make: Pure function of the step.
+        first: First step.
+        depth: Results held ready; 0 calls `make` on demand, in the caller's thread.
+    """
+
+    def __init__(self, make: Callable[[int], Any], first: int, depth: int) -> None:
+        self._make = make
+        self._next = first
+        self._stop = threading.Event()
+        self._ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(max(1, depth))
+        self._thread: threading.Thread | None = None
+        if depth:
+            self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        step = self._next
+        while not self._stop.is_set():
+            try:
+                item: tuple[Any, BaseException | None] = (self._make(step), None)
+            except BaseException as error:  # handed to the caller, who sees it where the batch is asked for
+                item = (None, error)
+            while not self._stop.is_set():
+                try:
+                    self._ready.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if item[1] is not None:
+                return
+            step += 1
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        """The result of the next step.
+
+        Raises:
+            BaseException: What `make` raised.
+        """
+        if self._thread is None:
+            self._next += 1
+            return self._make(self._next - 1)
+        value, error = self._ready.get()
+        if error is not None:
+            raise error
+        return value
+
+    def close(self) -> None:
+        """Stop the thread; a result under way is dropped."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=60)

@@ -1,0 +1,4 @@
+"""Named experiments: each is a full configuration.
+
+Others use `load.load` and `load.EXPERIMENTS`.
+"""

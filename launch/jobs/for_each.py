@@ -1,0 +1,165 @@
+"""`python -m launch each`: one command for each of many items, as SLURM jobs or as processes here (submitit).
+
+For work that is a function of one item: per-slide looks, evaluation of runs, CPU benchmarks. Training goes through
+`submit`. Must not import torch; submitit only inside functions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.config.config import ConfigError
+from launch.jobs.slurm import live_jobs, slurm_answers
+
+_POLL_S = 1.0
+# A job that squeue no longer lists may have written its answer a moment ago: so often it is looked for again.
+_LOOKS = 5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the command of one item ended: its exit code, or None when its job ended without a word."""
+
+    item: str
+    code: int | None
+    tail: str
+
+
+def add_each_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add it to the parser; it sets `run`, a function of the parsed arguments that returns an exit code."""
+    each = commands.add_parser(
+        "each",
+        help="one command for each of many items, as SLURM jobs or here",
+        description="{} in the command becomes the item, {stem} its name without folder and suffix. Exit code 1 when "
+        "some item failed. Example: python -m launch each 'python -m data_prep inspect {} --resolution 1024 --patch 16 "
+        "--length 256 --out out/{stem}.png' slides/*.svs",
+    )
+    each.add_argument("command_text", metavar="COMMAND")
+    each.add_argument("items", metavar="ITEM", nargs="+")
+    each.add_argument("--jobs", type=int, help="jobs that share the items (default: SLURM 64, here one per core)")
+    each.add_argument("--minutes", type=int, default=60, help="time limit of a job")
+    each.add_argument("--cpus", type=int, default=1, help="cores of a job")
+    each.add_argument("--account", help="sbatch -A")
+    each.add_argument("--partition", help="sbatch -p")
+    each.add_argument("--folder", type=Path, default=Path("runs/each"), help="where jobs and their logs go")
+    each.set_defaults(run=run)
+
+
+def fill(command: str, item: str) -> list[str]:
+    """The words of the command for one item.
+
+    Raises:
+        ConfigError: The command cannot be split into words, or names no item.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ConfigError(f"{command!r}: {error}") from None
+    if not any("{}" in word or "{stem}" in word for word in words):
+        raise ConfigError(f"{command!r} has neither {{}} nor {{stem}}: where does the item go?")
+    return [word.replace("{}", item).replace("{stem}", Path(item).stem) for word in words]
+
+
+def run_commands(items: Sequence[str], commands: Sequence[list[str]]) -> list[Outcome]:
+    """Run commands one after the other; this is what a job does. A failed one does not stop the rest."""
+    path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"  # `python` is the one that submitted
+    found = []
+    for item, words in zip(items, commands, strict=True):
+        try:
+            done = subprocess.run(
+                words, env={**os.environ, "PATH": path}, capture_output=True, text=True, errors="replace", check=False
+            )
+            code, text = done.returncode, done.stdout + done.stderr
+        except OSError as error:
+            code, text = 127, f"{words[0]}: {error.strerror or error}"
+        print(text, end="", flush=True)
+        found.append(Outcome(item, code, text.strip()[-500:]))
+    return found
+
+
+def executor(folder: Path, jobs: int, minutes: int, cpus: int, account: str | None, partition: str | None) -> Any:
+    """submitit's executor: SLURM where one answers, else processes of this machine.
+
+    Raises:
+        ConfigError: submitit is not installed.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise ConfigError("launch each needs submitit: install the extra `slurm`") from None
+    # submitit itself goes by whether there is a srun, also where no cluster answers.
+    made = submitit.AutoExecutor(folder=folder / "%j", cluster="slurm" if slurm_answers() else "local")
+    made.update_parameters(timeout_min=minutes, cpus_per_task=cpus, slurm_array_parallelism=jobs, slurm_job_name="each")
+    if partition:
+        made.update_parameters(slurm_partition=partition)
+    if account:
+        made.update_parameters(slurm_additional_parameters={"account": account})
+    return made
+
+
+def map_items(made: Any, command: str, items: Sequence[str], jobs: int) -> list[Outcome]:
+    """Run the command for every item in at most `jobs` jobs; outcomes in the order of the items."""
+    words = [fill(command, item) for item in items]
+    parts = [range(i, len(items), jobs) for i in range(min(jobs, len(items)))]
+    submitted = made.map_array(
+        run_commands, [[items[i] for i in part] for part in parts], [[words[i] for i in part] for part in parts]
+    )
+    found: dict[int, Outcome] = {}
+    for part, answer in zip(parts, _answers(submitted), strict=True):
+        for place, index in enumerate(part):
+            found[index] = answer[place] if answer else Outcome(items[index], None, "its job ended without an answer")
+    return [found[index] for index in range(len(items))]
+
+
+def _answers(submitted: Sequence[Any]) -> list[list[Outcome] | None]:
+    """What each job returned; None for one that was cancelled or whose node died.
+
+    submitit would wait for those for ever where the cluster has no accounting, so squeue is asked.
+    """
+    answers: list[list[Outcome] | None] = []
+    for job in submitted:
+        looks = 0
+        while not job.paths.result_pickle.exists() and looks < _LOOKS:
+            looks = looks + 1 if not _alive(job) else 0
+            time.sleep(_POLL_S)
+        try:
+            answers.append(job.result() if job.paths.result_pickle.exists() else None)
+        except Exception as error:
+            print(f"job {job.job_id}: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
+            answers.append(None)
+    return answers
+
+
+def _alive(job: Any) -> bool:
+    process = getattr(job, "_process", None)  # of submitit's local executor
+    if process is not None:
+        return bool(process.poll() is None)
+    number = str(job.job_id).partition("_")[0]
+    return number in live_jobs([number])
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Run `each`: a line for every item that failed, then how many did."""
+    fill(asked.command_text, asked.items[0])
+    here = len(os.sched_getaffinity(0))
+    if min(1 if asked.jobs is None else asked.jobs, asked.minutes, asked.cpus) < 1:
+        raise ConfigError("--jobs, --minutes and --cpus must be at least 1")
+    jobs = asked.jobs or (64 if slurm_answers() else here)
+    made = executor(asked.folder, jobs, asked.minutes, asked.cpus, asked.account, asked.partition)
+    outcomes = map_items(made, asked.command_text, asked.items, jobs)
+    failed = [outcome for outcome in outcomes if outcome.code != 0]
+    for outcome in failed:
+        last = outcome.tail.splitlines()[-1] if outcome.tail else ""
+        how = "lost" if outcome.code is None else f"exit {outcome.code}"
+        print(f"error: {outcome.item}: {how}: {last}", file=sys.stderr)
+    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} done; logs in {asked.folder}")
+    return 1 if failed else 0

@@ -1,1 +1,0 @@
-"""Settings of the models, one file per family; must not import torch or hpc_models."""

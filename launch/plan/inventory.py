@@ -1,0 +1,245 @@
+"""`python -m launch models`: what every model costs, from shapes alone; importing it must not import torch.
+
+Models are built and run on torch's meta device, where nothing is computed: a 64K model is counted on a laptop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from launch.config.config import Config, TrainConfig, apply_overrides, model_class
+from launch.config.data import DataConfig
+from launch.config.models.table import MODELS
+from launch.experiments.load import load
+from launch.records.text_table import text_table
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from launch.data.batches import Batch
+
+# Side of the pictures that a model is made for, (height, width); others are counted at 224 px.
+PICTURES: dict[str, tuple[int, int]] = {
+    "def_gmic": (3328, 2560),
+    "gmic": (3328, 2560),
+    "hct": (3328, 2560),
+    "hipt": (4096, 4096),
+    "hiri_vit": (448, 448),
+    "rivit": (160, 160),
+}
+GRAY = ("def_gmic", "gmic", "hct")
+FRAME_PX, PATCH_PX = 512, 16
+GIB = 2**30
+NOTES = """\
+One forward pass of the whole batch. MACs: multiply-accumulates of convolutions, linear maps and attention; FLOPs = 2 x
+MACs (papers often print MACs as "GFLOPs"). Norms, pooling, interpolation and other elementwise work are not counted.
+Activations: what the backward pass keeps in fp32, without the weights."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one forward pass takes.
+
+    Attributes:
+        parameters: All weights.
+        trainable: Those with a gradient.
+        macs: Multiply-accumulates of one forward pass of the batch.
+        flops: Twice that.
+        activation_bytes: What the backward pass keeps of the forward pass.
+        weight_bytes: The weights in fp32.
+    """
+
+    parameters: int
+    trainable: int
+    macs: int
+    flops: int
+    activation_bytes: int
+    weight_bytes: int
+
+
+def measure(model: nn.Module, inputs: torch.Tensor | Batch) -> Cost:
+    """Cost of `model(inputs)` in training.
+
+    Args:
+        model: On the meta device: on CPUs torch counts nothing for attention.
+        inputs: What it takes, on the meta device.
+
+    Raises:
+        ValueError: The model is not on the meta device.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    weights = list(model.parameters())
+    if any(not weight.is_meta for weight in weights):
+        raise ValueError("costs are counted on the meta device")
+    own = {weight.untyped_storage()._cdata for weight in weights}
+    kept: dict[int, torch.UntypedStorage] = {}  # holds the storages too, so that no number is used twice
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    model.train()
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        answer = model(inputs)
+    flops = int(counter.get_total_flops())
+    del answer
+    return Cost(
+        parameters=sum(weight.numel() for weight in weights),
+        trainable=sum(weight.numel() for weight in weights if weight.requires_grad),
+        macs=flops // 2,
+        flops=flops,
+        activation_bytes=sum(storage.nbytes() for storage in kept.values()),
+        weight_bytes=sum(weight.numel() * weight.element_size() for weight in weights),
+    )
+
+
+def meta_inputs(config: Config) -> Batch:
+    """A batch of `train.batch` inputs as the data section describes them, on the meta device."""
+    import torch
+
+    data, b = config.data, config.train.batch
+    if data.kind == "images":
+        h, w = data.image_hw or (data.resolution, data.resolution)
+        return {"image": torch.empty(b, data.channels, h, w, device="meta")}
+    side, length = (data.crop_px, 1) if data.kind == "tiles" else (data.patch, data.length)
+    return {
+        "tokens": torch.empty(b, length, side, side, 3, device="meta"),
+        "leaf_xy": torch.empty(b, length, 2, dtype=torch.int64, device="meta"),
+        "leaf_size": torch.empty(b, length, dtype=torch.int64, device="meta"),
+        "valid": torch.empty(b, length, dtype=torch.bool, device="meta"),
+    }
+
+
+def reference(name: str, batch: int = 1) -> Config:
+    """A model with its default settings on a typical input: 512-px frames in 16-px tokens, or pictures.
+
+    Raises:
+        ConfigError: No such model.
+    """
+    settings = model_class(name)
+    labels, classes = (None, 1) if settings.task == "segmentation" else ("folders", 2)
+    if "images" in settings.inputs:
+        h, w = PICTURES.get(name, (224, 224))
+        channels: Literal[1, 3] = 1 if name in GRAY else 3
+        data = DataConfig(
+            dir="-",
+            kind="images",
+            labels="folders",
+            classes=classes,
+            resolution=max(h, w),
+            image_hw=(h, w),
+            channels=channels,
+        )
+    else:
+        data = DataConfig(
+            dir="-",
+            kind="tokens" if "tokens" in settings.inputs else "tiles",
+            patching="uniform",
+            labels=labels,
+            classes=classes,
+            resolution=FRAME_PX,
+            patch=PATCH_PX,
+            length=(FRAME_PX // PATCH_PX) ** 2,
+            crop_px=FRAME_PX,
+        )
+    return Config(experiment="-", data=data, model=settings(name=name), train=TrainConfig(batch=batch, max_steps=1))
+
+
+def describe_input(config: Config) -> str:
+    """The input of one forward pass in words."""
+    data = config.data
+    if data.kind == "images":
+        h, w = data.image_hw or (data.resolution, data.resolution)
+        return f"{data.channels} x {h} x {w} px"
+    if data.kind == "tiles":
+        return f"3 x {data.crop_px} x {data.crop_px} px"
+    return f"{data.length} tokens of {data.patch} px"
+
+
+def inventory(configs: dict[str, Config]) -> list[dict[str, Any]]:
+    """One row per configuration; a model that cannot be built has an `error` instead of numbers."""
+    import torch
+
+    from launch.train.trainer import build_model
+
+    rows = []
+    for label, config in configs.items():
+        row: dict[str, Any] = {
+            "name": label,
+            "model": config.model.name,
+            "task": config.model.task,
+            "inputs": list(config.model.inputs),
+            "input": describe_input(config),
+            "batch": config.train.batch,
+            "reconstruction": False,
+        }
+        try:
+            with torch.device("meta"):
+                model = build_model(config)
+                row["reconstruction"] = bool(getattr(model, "reconstruction", False))
+                row |= asdict(measure(model, meta_inputs(config)))
+        except ValueError as error:
+            row["error"] = str(error)
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows for people."""
+    head = ["name", "task", "data", "input", "parameters", "GMACs", "GFLOPs", "activations GiB"]
+    lines = [head]
+    for row in rows:
+        name = row["name"] + (" (a reconstruction)" if row["reconstruction"] else "")
+        first = [name, row["task"], ",".join(row["inputs"]), row["input"]]
+        if "error" in row:
+            lines.append([*first, row["error"]])
+            continue
+        gib = row["activation_bytes"] / GIB
+        lines.append(
+            [*first, f"{row['parameters']:,}", f"{row['macs'] / 1e9:,.3f}", f"{row['flops'] / 1e9:,.3f}", f"{gib:,.3f}"]
+        )
+    batches = sorted({row["batch"] for row in rows})
+    return f"{text_table(lines, left=4)}\n\nbatch: {', '.join(map(str, batches))}\n{NOTES}"
+
+
+def run(asked: argparse.Namespace) -> int:
+    """The command: 0, or a `ConfigError` for names it does not know."""
+    configs: dict[str, Config] = {}
+    for name in asked.name or ([] if asked.experiment else sorted(MODELS)):
+        configs[name] = apply_overrides(reference(name, asked.batch or 1), asked.overrides)
+    for name in asked.experiment or []:
+        configs[name] = load(name, [f"train.batch={asked.batch or 1}", "train.accumulate=1", *asked.overrides])
+    rows = inventory(configs)
+    print(json.dumps(rows, indent=1) if asked.json else table(rows))
+    return 0
+
+
+def add_models_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `models` to the parser."""
+    text = "list every model: task, input, parameters, MACs, FLOPs, activation memory"
+    command = commands.add_parser("models", help=text, description=f"{text}. {NOTES}")
+    command.add_argument("--name", action="append", metavar="M", help="only this model (repeat it for more)")
+    command.add_argument(
+        "--experiment", action="append", metavar="E", help="the model of an experiment on its own data (repeatable)"
+    )
+    command.add_argument("--batch", type=_positive, metavar="N", help="inputs per forward pass (default 1)")
+    command.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="settings of all of them, e.g. data.image_hw=[1664,1280]"
+    )
+    command.add_argument("--json", action="store_true", help="machine-readable")
+    command.set_defaults(run=run)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value

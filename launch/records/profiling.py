@@ -1,0 +1,45 @@
+"""Traces some steps with torch's profiler when asked to; knows nothing of the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from launch.records.record import WARMUP_STEPS
+
+
+class Profiler:
+    """Traces `steps` steps after the warm-up of a start into `trace-rank-N.json`, which chrome://tracing reads.
+
+    Args:
+        steps: How many; None traces nothing.
+        logs: Folder of this start.
+        rank: N; every rank writes its own.
+    """
+
+    def __init__(self, steps: int | None, logs: Path | None, rank: int) -> None:
+        self._steps, self._path = steps, None if logs is None else logs / f"trace-rank-{rank}.json"
+        self._done = 0
+        self._profile: Any = None
+
+    def step(self) -> None:
+        """A step was done."""
+        if self._steps is None or self._path is None:
+            return
+        self._done += 1
+        if self._done == WARMUP_STEPS:
+            kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+            self._profile = profile(activities=kinds, record_shapes=True, profile_memory=True)
+            self._profile.__enter__()
+        elif self._done == WARMUP_STEPS + self._steps:
+            self.close()
+
+    def close(self) -> None:
+        """Write the trace, also of fewer steps when the run ends before."""
+        if self._profile is not None:
+            running, self._profile = self._profile, None
+            running.__exit__(None, None, None)
+            running.export_chrome_trace(str(self._path))

@@ -1,0 +1,437 @@
+"""`python -m launch rescore RUN --at DIR`: a run's answers, scored on frames of another size.
+
+Dice at 1024 px and Dice at 4096 px are not the same quantity, so runs at different resolutions cannot be held against
+each other by their own scores. Here what a finished run says of its own frame is enlarged, logit by logit, to the frame
+of other token files of the same slides, and counted there. Importing it must not import torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import ValidationError
+
+from data_prep.system.files import write_atomic
+from data_prep.system.progress import Progress
+from launch.config.config import Config, ConfigError
+from launch.engines.ranks import EXIT_CRASH, EXIT_OK, find_ranks, pick_device
+from launch.records.record import RECORD_KEYS, new_record, now, read_record, write_record
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from launch.data.token_files import TokenFiles
+
+LARGEST_PX = 16_384  # the enlarged logits of a frame lie in memory as a whole
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+TOLERANCE = 0.002  # on another device, or another number of threads, a few pixels fall to the other side
+
+_TEXT = """\
+Score finished runs on frames of another size, so that runs at different resolutions can be compared on the same pixels.
+The run's newest weights (its best ones, its running average, as the run itself was scored) predict every test slide at
+the resolution they were trained at; the logits are enlarged bilinearly (or pooled to fewer) to the frame of the token
+files in --at, which must be of the same slides and masks, cut uniformly with patches of full resolution:
+
+  python -m data_prep build slides --masks masks --out tokens/4k --resolution 4096 --patch 256 --patching uniform
+  python -m launch rescore runs/small/*/ --at tokens/4k --out runs/small_at_4k
+
+Each run gets a folder in --out with a record.json that the tables of `python -m analysis` read: the experiment's name
+ends with _at_4096px (or is --name, which must tell apart what is held against each other), `resolution` is that of the
+pixels scored, times per image are null, the rest is the run's own. What is there is skipped. Runs that did not finish
+are left out with a note.
+
+exit codes: 0 done, 1 some runs were left out, 64 nothing was scored, as something that was asked for is wrong
+"""
+
+# Of a record: all that is asked of a finished run here.
+_NEEDED = ("run_id", "experiment", "config_sha256", "split_sha256", "started_at", "dice", "dice_per_slide")
+# Of a record: what was measured in images of the run's own size.
+_OF_OWN_FRAMES = (
+    "seconds_per_image",
+    "images_per_s",
+    "epochs",
+    "timed_steps",
+    "mfu",
+    "preprocessing_seconds",
+    "dice_ceiling",
+    "dice_val",
+    "score_val",
+)
+
+
+class UnfinishedError(ConfigError):
+    """A run that did not come to its end: one of many may be left out."""
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """Test slides of one run, at its own pixels and at others.
+
+    Attributes:
+        own: Dice per slide at the run's own pixels.
+        other: Dice per slide at those of the other files.
+        pooled: Dice of all of the latter as one picture.
+        everything: Mean Dice there of a prediction that is foreground everywhere.
+        nothing: That of one that is so nowhere.
+    """
+
+    own: dict[str, float]
+    other: dict[str, float]
+    pooled: float
+    everything: float
+    nothing: float
+
+
+def enlarged(logits: torch.Tensor, from_wh: tuple[int, int], to_wh: tuple[int, int]) -> torch.Tensor:
+    """Logits of a frame's content at another size: bilinear between pixel centres, or pooled to fewer.
+
+    Pooling is torch's adaptive mean: over all pixels that a new one touches, each with full weight.
+
+    Args:
+        logits: (K, R, R) float, of a frame whose content is its upper left corner.
+        from_wh: width and height of the content in that frame.
+        to_wh: the same in the other one.
+
+    Returns:
+        (K, height, width) of the other content.
+    """
+    import torch.nn.functional as F
+
+    inside = logits[None, :, : from_wh[1], : from_wh[0]]
+    size = (to_wh[1], to_wh[0])
+    if to_wh[0] < from_wh[0] or to_wh[1] < from_wh[1]:
+        return F.interpolate(inside, size, mode="area")[0]
+    return F.interpolate(inside, size, mode="bilinear", align_corners=False)[0]
+
+
+def read_run(run_dir: Path, folder: str | None) -> tuple[Config, dict[str, Any]]:
+    """Settings and record of a finished segmentation run.
+
+    Args:
+        run_dir: The run directory.
+        folder: Where its token files are now; None: where the run found them.
+
+    Raises:
+        ConfigError: It is none, or holds no segmentation.
+        UnfinishedError: It did not come to its end.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(f"{run_dir}: no run directory (it has no config.yaml)")
+    record = read_record(run_dir)
+    if record is None or record["status"] != "ok":
+        raise UnfinishedError(f"{run_dir}: the run has not finished; only finished ones are scored")
+    if lacks := [key for key in _NEEDED if not record.get(key) and record.get(key) != 0]:
+        raise ConfigError(f"{run_dir / 'record.json'}: has no {lacks[0]}")
+    try:
+        tree = yaml.safe_load((run_dir / "config.yaml").read_text())
+        if folder is not None:
+            tree["data"]["dir"] = folder
+        config = Config.model_validate(tree)
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        else:
+            reason = str(error).splitlines()[0]
+        raise ConfigError(f"{run_dir / 'config.yaml'}: not settings of this version: {reason}") from None
+    if config.model.task != "segmentation":
+        raise ConfigError(f"{run_dir}: the run classifies; only segmentations have pixels")
+    return config, record
+
+
+def own_files(config: Config, record: dict[str, Any]) -> TokenFiles:
+    """The run's token files of its test slides, checked.
+
+    Raises:
+        ConfigError: They are not those of the settings, or other slides than the run was tested on.
+    """
+    from launch.data.token_files import TokenFiles
+
+    if config.data.resolution > LARGEST_PX:
+        raise ConfigError(f"{config.experiment}: frames beyond {LARGEST_PX:,} px are not painted, they fill the memory")
+    files = TokenFiles(config.data)
+    names = files.split["test"]
+    if files.split_sha256 != record["split_sha256"] or set(names) != set(record["dice_per_slide"]):
+        raise ConfigError(f"{config.experiment}: data.split is another one by now than when the run was tested")
+    files.split = {part: names if part == "test" else [] for part in files.split}
+    files.check()
+    return files
+
+
+def other_files(config: Config, names: list[str], folder: Path) -> TokenFiles:
+    """The token files to score at, checked: the same slides, masks and field of view, one cell per pixel.
+
+    Args:
+        config: Of the run.
+        names: Its test slides.
+        folder: The files.
+
+    Raises:
+        ConfigError: They are not; one line names the file.
+    """
+    from data_prep.token_files.token_file import StoreError, read_meta, token_path
+    from launch.data.token_files import TokenFiles, check_same_slide
+
+    own = config.data
+    try:
+        for name in names:
+            mine, theirs = token_path(Path(own.dir), name), token_path(folder, name)
+            one, two = read_meta(mine), read_meta(theirs)
+            if one["params"].get("fit") == "drop":
+                raise ConfigError(f"{mine}: was built with --fit drop, so that parts of the frame have no answer")
+            if two["params"].get("patching") != "uniform":
+                raise ConfigError(f"{theirs}: build it with --patching uniform, so that it holds every pixel")
+            if two["frame_px"] > LARGEST_PX:
+                raise ConfigError(f"{theirs}: frames beyond {LARGEST_PX:,} px are not enlarged, they fill the memory")
+            check_same_slide(theirs, two, Path(own.dir), one)
+            has, wants = (bool(meta["params"].get("fov")) for meta in (two, one))
+            if has != wants:
+                raise ConfigError(f"{theirs}: was built with fov {has}, {mine} with {wants}")
+    except StoreError as error:
+        raise ConfigError(str(error)) from None
+    patch, px = two["patch"], two["frame_px"]
+    changed = {
+        "dir": str(folder),
+        "patching": "uniform",
+        "patch": patch,
+        "resolution": px,
+        "length": (px // patch) ** 2,
+        "kind": "tokens",
+        "part": 1.0,
+        "variants": (),
+        "split_on": "edges",
+        "thresholds": None,
+        "resample": "mean",
+        "cache_gib": 0.0,
+        "foreground_crops": 0.0,
+    }
+    files = TokenFiles(own.model_copy(update=changed))
+    files.split = {part: names if part == "test" else [] for part in files.split}
+    files.check()
+    return files
+
+
+def load_model(config: Config, run_dir: Path, device: torch.device) -> nn.Module:
+    """The model of a run with the weights it was scored with.
+
+    Raises:
+        ConfigError: There is no sound checkpoint.
+    """
+    from launch.train.checkpoint import find_sound
+    from launch.train.trainer import build_model
+    from launch.train.weights import READ_ERRORS, checkpoint_weights
+
+    which = "best" if config.eval.select == "best" else "last"
+    source = find_sound(run_dir / "checkpoints", which, lambda text: print(text, file=sys.stderr))
+    if source is None:
+        raise ConfigError(f"{run_dir}: no sound checkpoint ({which}); was it removed to save space?")
+    model = build_model(config)
+    try:
+        model.load_state_dict(checkpoint_weights(source, average=config.train.ema_decay is not None))
+    except READ_ERRORS as error:
+        raise ConfigError(f"{source}: {' '.join(str(error).split())[:300]}") from None
+    return model.to(device).eval()
+
+
+def rescore(config: Config, model: nn.Module, own: TokenFiles, other: TokenFiles, device: torch.device) -> Rescored:
+    """Predict the test slides at the run's own resolution; count there, and enlarged at the other one.
+
+    Raises:
+        StoreError: A token file is damaged.
+    """
+    import torch
+
+    from hpc_models.training import metrics
+
+    names = own.split["test"]
+    counts = []
+    with torch.no_grad(), Progress(len(names), f"rescore {config.experiment}", "slides") as bar:
+        for name in names:
+            counts.append(list(_slide(config, model, own, other, name, device)))
+            bar.update(1)
+    here, there, everything, nothing = (torch.stack(each) for each in zip(*counts, strict=True))
+    return Rescored(
+        own=dict(zip(names, metrics.dice_per_slide(here).tolist(), strict=True)),
+        other=dict(zip(names, metrics.dice_per_slide(there).tolist(), strict=True)),
+        pooled=float(metrics.dice_pooled(there)),
+        everything=float(metrics.dice_per_slide(everything).mean()),
+        nothing=float(metrics.dice_per_slide(nothing).mean()),
+    )
+
+
+def _slide(
+    config: Config, model: nn.Module, own: TokenFiles, other: TokenFiles, name: str, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """Counts (K, 3) of a slide: at its own pixels, at the others, of everything, of nothing."""
+    import numpy as np
+    import torch
+
+    from data_prep.tokens.ceiling import pixel_dice_from_cells
+    from data_prep.tokens.token_set import rebuild
+    from launch.train.segmentation_scores import raster_counts, raster_logits, token_logits
+
+    def forward(inputs: Any) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+            logits: torch.Tensor = model(inputs)
+        return logits.float()
+
+    if config.data.kind == "tiles":
+        raster = own.load_raster(name)
+        logits, from_wh = raster_logits(forward, config, raster, device).cpu(), raster.content_wh
+        mine = raster_counts((logits > 0).permute(1, 2, 0).numpy(), raster)
+    else:
+        tokens = own.load(name)
+        assert tokens.mask_counts is not None
+        cells, from_wh = token_logits(forward, config, tokens, device).numpy(), tokens.content_wh
+        mine = np.stack(pixel_dice_from_cells(cells > 0, tokens.mask_counts, tokens.content_counts), axis=-1)
+        mine[:, 2] = own.truth_pixels(name, tokens)
+        painted = rebuild(cells, tokens.leaf_xy, tokens.leaf_size, tokens.size_px)
+        logits = torch.from_numpy(painted).permute(2, 0, 1)
+    yield torch.from_numpy(mine)
+    raster = other.load_raster(name)
+    width, height = raster.content_wh
+    predicted = np.zeros(raster.masks.shape, bool)
+    predicted[:height, :width] = (enlarged(logits, from_wh, raster.content_wh) > 0).permute(1, 2, 0).numpy()
+    counts = raster_counts(predicted, raster)
+    truth = counts[:, 2]
+    yield torch.from_numpy(counts)
+    yield torch.from_numpy(np.stack((truth, np.full_like(truth, raster.content.sum()), truth), axis=-1))
+    yield torch.from_numpy(np.stack((np.zeros_like(truth), np.zeros_like(truth), truth), axis=-1))
+
+
+def rescored_record(record: dict[str, Any], found: Rescored, name: str, other: TokenFiles) -> dict[str, Any]:
+    """The run's record, as one of experiment `name`, with the scores at the other pixels.
+
+    What belongs to its own pixels alone is null.
+    """
+    kept = {key: value for key, value in record.items() if key in RECORD_KEYS}
+    changed = {
+        "experiment": name,
+        "resolution": other.config.resolution,
+        "data": other.config.dir,
+        "dice": sum(found.other.values()) / len(found.other),
+        "dice_pooled": found.pooled,
+        "dice_per_slide": found.other,
+        "floors": {"all_foreground": found.everything, "all_background": found.nothing},
+        "finished_at": now(),
+    }
+    return new_record(**{**kept, **dict.fromkeys(_OF_OWN_FRAMES), **changed})
+
+
+def run_rescore(asked: argparse.Namespace) -> int:
+    """The command: look at everything first, then score, write, and print one line for each run."""
+    if find_ranks().world > 1:
+        raise ConfigError("rescore runs as one process; start it without torchrun, mpiexec or srun -n")
+    if asked.name is not None and not _NAME.fullmatch(asked.name):
+        raise ConfigError(f"--name {asked.name!r}: a name of letters, digits, _ . and -, not a path")
+    tasks: list[_Task] = []
+    left_out: list[UnfinishedError] = []
+    for run_dir in asked.runs:
+        try:
+            tasks.append(_plan(run_dir, asked))
+        except UnfinishedError as error:
+            left_out.append(error)
+    if not tasks:
+        raise left_out[0]
+    for each in left_out:
+        print(f"left out: {each}", file=sys.stderr)
+    return max([_one(task, asked) for task in tasks] + [EXIT_CRASH if left_out else EXIT_OK])
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A run, checked: where it is, what it is, its files, those to score at, and where the record goes."""
+
+    run_dir: Path
+    config: Config
+    record: dict[str, Any]
+    own: TokenFiles
+    other: TokenFiles
+    folder: Path
+
+
+def _plan(run_dir: Path, asked: argparse.Namespace) -> _Task:
+    config, record = read_run(run_dir, asked.tokens)
+    own = own_files(config, record)
+    other = other_files(config, own.split["test"], asked.at)
+    folder = asked.out / (asked.name or f"{config.experiment}_at_{other.config.resolution}px") / record["run_id"]
+    if folder.resolve() == run_dir.resolve() or (folder / "checkpoints").exists():
+        raise ConfigError(f"{folder}: is a run itself; choose another --out")
+    return _Task(run_dir, config, record, own, other, folder)
+
+
+def _one(task: _Task, asked: argparse.Namespace) -> int:
+    from data_prep.token_files.token_file import StoreError
+
+    run_dir, config, record, folder = task.run_dir, task.config, task.record, task.folder
+    if not asked.force and _is_there(folder, record, task.other):
+        print(f"already scored: {folder / 'record.json'} (--force scores it again)", file=sys.stderr)
+        return EXIT_OK
+    device = pick_device(asked.device, find_ranks())
+    try:
+        found = rescore(config, load_model(config, run_dir, device), task.own, task.other, device)
+    except StoreError as error:
+        raise ConfigError(str(error)) from None
+    new = rescored_record(record, found, folder.parent.name, task.other)
+    mine = sum(found.own.values()) / len(found.own)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for kept in ("config.yaml", "env.json"):  # tables tell rows apart by their settings
+            if (run_dir / kept).is_file():
+                write_atomic(folder / kept, (run_dir / kept).read_bytes())
+        write_record(folder, new)
+    except OSError as error:
+        print(f"error: --out {asked.out}: {error.strerror or error}", file=sys.stderr)
+        return EXIT_CRASH
+    if abs(mine - record["dice"]) > TOLERANCE:
+        what = f"its own record has dice {record['dice']:.4f}, these weights {mine:.4f}"
+        print(f"warning: {run_dir}: {what}", file=sys.stderr)
+    print(
+        f"{folder / 'record.json'}: dice {new['dice']:.4f} at {task.other.config.resolution:,} px, {mine:.4f} at its "
+        f"own {config.data.resolution:,} px, {len(found.own)} test slides"
+    )
+    return EXIT_OK
+
+
+def _is_there(folder: Path, record: dict[str, Any], other: TokenFiles) -> bool:
+    """Whether a run has been scored there already.
+
+    Raises:
+        ConfigError: What is there is of another run, or of other pixels; it is not overwritten.
+    """
+    there = read_record(folder)
+    if there is None:
+        return False
+    wanted = (record["config_sha256"], record["started_at"], other.config.resolution)
+    if (there.get("config_sha256"), there.get("started_at"), there.get("resolution")) != wanted:
+        why = "is of another run or resolution; give another --name or --out, or --force"
+        raise ConfigError(f"{folder / 'record.json'}: {why}")
+    return True
+
+
+def add_rescore_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `rescore` to the parser."""
+    command = commands.add_parser(
+        "rescore",
+        help="score finished runs on frames of another size",
+        description=_TEXT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run directories")
+    command.add_argument("--at", metavar="DIR", type=Path, required=True, help="token files to score at")
+    command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the new records")
+    command.add_argument(
+        "--name", metavar="EXPERIMENT", help="experiment of the new records (default: the run's with _at_NNNNpx)"
+    )
+    command.add_argument("--tokens", metavar="DIR", help="the runs' own token files, where they were moved")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
+    command.add_argument("--force", action="store_true", help="score again what has been scored")
+    command.set_defaults(run=run_rescore)

@@ -1,0 +1,116 @@
+"""Ends a process in which nothing happens any more, with the stacks of all its threads on disk; must not import torch.
+
+Two guards watch. A thread of Python says what hangs and may write a record. Where a call in C holds the interpreter
+(a read in HDF5 from a file system that is gone) no thread of Python runs: then faulthandler's own thread writes the
+stacks a little later and ends the process with exit code 1.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+
+class Watchdog:
+    """Armed on `start`; whoever works calls `beat`.
+
+    Args:
+        limit_s: Longest time between two beats; None watches nothing.
+        logs: Folder for `stacks-rank-N.txt`, and on GPUs `collectives-rank-N.pickle` of NCCL's flight recorder.
+        rank: N.
+        on_hang: Called once, in the watching thread, with one line that says where the main thread is.
+    """
+
+    def __init__(self, limit_s: float | None, logs: Path, rank: int, on_hang: Callable[[str], None]) -> None:
+        self._limit_s, self._logs, self._rank, self._on_hang = limit_s, logs, rank, on_hang
+        self._beat_s = self._armed_s = 0.0
+        self._ended = threading.Event()
+        self._file: Any = None
+
+    def start(self) -> None:
+        """Watch from now on; call it in the main thread."""
+        if self._limit_s is None:
+            return
+        self._main = threading.get_ident()
+        self._file = (self._logs / f"stacks-rank-{self._rank}.txt").open("w")
+        self.beat()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def beat(self) -> None:
+        """Something was done."""
+        self._beat_s = time.monotonic()
+        if self._file is not None and self._beat_s - self._armed_s > self._pause_s / 2:  # arming starts a thread
+            self._armed_s = self._beat_s
+            faulthandler.dump_traceback_later(self._backstop_s, exit=True, file=self._file)
+
+    def stop(self) -> None:
+        """Watch no longer; an empty file of stacks goes."""
+        self._ended.set()
+        if self._file is not None:
+            faulthandler.cancel_dump_traceback_later()
+            empty = self._file.tell() == 0
+            self._file.close()
+            self._file = None
+            if empty:
+                Path(self._logs / f"stacks-rank-{self._rank}.txt").unlink(missing_ok=True)
+
+    @property
+    def _pause_s(self) -> float:
+        """Time between two looks."""
+        return min(5.0, (self._limit_s or 0.0) / 10)
+
+    @property
+    def _backstop_s(self) -> float:
+        """When faulthandler takes over: after the thread had time for its own way."""
+        return (self._limit_s or 0.0) + 8 * self._pause_s + 5
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._pause_s):
+            idle_s = time.monotonic() - self._beat_s
+            if self._limit_s is not None and idle_s > self._limit_s:
+                break
+        else:
+            return
+        where, waiting = self._look()
+        # All ranks stop at once, since they wait for one another. Each must have time to write its stacks, and the one
+        # that waits for no other is the one to blame: it ends first.
+        if self._ended.wait((4 if waiting else 2) * self._pause_s):
+            return
+        self._on_hang(f"nothing happened for {self._limit_s:g} s; the main thread is in {where}")
+
+    def _look(self) -> tuple[str, bool]:
+        """Write the stacks; where the main thread is, and whether it waits for other ranks."""
+        faulthandler.dump_traceback(self._file, all_threads=True)
+        self._file.flush()
+        _dump_collectives(self._logs / f"collectives-rank-{self._rank}.pickle")
+        frame = sys._current_frames().get(self._main)
+        # DDP and FSDP talk to other ranks inside of backward, where no frame of torch.distributed shows.
+        talks = (f"torch{os.sep}distributed", f"torch{os.sep}autograd", "deepspeed")
+        waiting = any(word in file for file, _, _ in _walk(frame) for word in talks)
+        ours = [at for at in _walk(frame) if Path(at[0]).is_relative_to(Path(__file__).resolve().parents[2])]
+        ours = [at for at in ours if "site-packages" not in at[0]]
+        file, line, name = (ours or [("unknown code", 0, "?")])[-1]
+        return f"{name} ({Path(file).name}:{line}){', perhaps waiting for other ranks' if waiting else ''}", waiting
+
+
+def _walk(frame: FrameType | None) -> list[tuple[str, int, str]]:
+    """(file, line, function) of a stack, outermost first."""
+    return [(f.filename, f.lineno or 0, f.name) for f in traceback.extract_stack(frame)] if frame else []
+
+
+def _dump_collectives(path: Path) -> None:
+    """NCCL's flight recorder: which collectives were begun and not ended (on GPUs, TORCH_FR_BUFFER_SIZE > 0)."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return
+    dump = getattr(torch._C._distributed_c10d, "_dump_nccl_trace", None)
+    if dump is not None:
+        path.write_bytes(dump())
