@@ -104,7 +104,7 @@ def _process(commands: list[list[str]], folder: Path, start: list[str], more: li
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "OMPI_", "SLURM_", "MPI"))}
     done = subprocess.run(
         [*start, sys.executable, __file__, str(path), *more], cwd=ROOT, capture_output=True, text=True,
-        env={**kept, "OMP_NUM_THREADS": "1", **env}, timeout=400, check=False,
+        env={**kept, "OMP_NUM_THREADS": "1", **env}, timeout=580, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
