@@ -19,6 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent
+SHOWN = 5  # texts under the names of what differs
 MPIEXEC = Path(sys.executable).parent / "mpiexec"
 
 
@@ -58,13 +59,14 @@ def flat(tree: object, name: str = "") -> dict[str, str]:
 
 
 def differences(old: dict, new: dict, texts: dict[str, str] | None = None) -> str:
-    """One line per leaf that differs, with the first lines of its new text if there is one."""
+    """One line per leaf that differs; under the first few, the first lines of the new text if there is one."""
     was, now = flat(old), flat(new)
-    lines = []
-    for name in sorted(was.keys() | now.keys()):
-        if was.get(name) != now.get(name):
-            lines.append(f"{name}: {was.get(name, '(none)')} -> {now.get(name, '(none)')}")
-            lines += (texts or {}).get(name, "").splitlines()[:12]
+    wrong = [name for name in sorted(was.keys() | now.keys()) if was.get(name) != now.get(name)]
+    lines = [f"{len(wrong)} of {len(was.keys() | now.keys())} values differ"] if wrong else []
+    for number, name in enumerate(wrong):
+        lines.append(f"{name}: {was.get(name, '(none)')} -> {now.get(name, '(none)')}")
+        if number < SHOWN:
+            lines += (f"    {line}" for line in (texts or {}).get(name, "").splitlines()[:12])
     return "\n".join(lines)
 
 
@@ -102,7 +104,7 @@ def _process(commands: list[list[str]], folder: Path, start: list[str], more: li
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PMI_", "OMPI_", "SLURM_", "MPI"))}
     done = subprocess.run(
         [*start, sys.executable, __file__, str(path), *more], cwd=ROOT, capture_output=True, text=True,
-        env={**kept, "OMP_NUM_THREADS": "1", **env}, timeout=400, check=False,
+        env={**kept, "OMP_NUM_THREADS": "1", **env}, timeout=580, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
