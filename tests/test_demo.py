@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, shell
+from tests.helpers.repository import ROOT, shell
 
 EXPERIMENTS = ("demo_apf", "demo_uniform_tokens", "demo_uniform_patch", "demo_tiled_unet")
 

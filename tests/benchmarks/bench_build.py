@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,7 +23,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import cv2
-import numpy as np
 
 from data_prep.build.options import BuildOptions
 from data_prep.build.outcome import Task
@@ -31,51 +30,11 @@ from data_prep.build.slide import build_one
 from data_prep.edges.canny import edge_map
 from data_prep.slides.open import open_slide
 from data_prep.tree.box_sums import counts_from_map
-from data_prep.tree.quadtree import budget_tree, morton
+from data_prep.tree.quadtree import budget_tree
+from tests.helpers.heap import list_scan
+from tests.helpers.mosaics import TILE_PX, mosaic, write_mosaic
 
-TILE_PX = 512
 LENGTH = 16384
-
-
-def texture() -> list[np.ndarray]:
-    """The bundled kidney fields, 1024 x 1024 RGB."""
-    paths = sorted((ROOT / "data_prep" / "sample_data" / "glomeruli24" / "images").iterdir())
-    return [cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in paths]
-
-
-def mosaic_block(fields: list[np.ndarray], row: int, column: int) -> np.ndarray:
-    """Field number (row, column) of an endless mosaic, flipped so that neighbours differ."""
-    number = 7 * row + column
-    field = fields[number % len(fields)]
-    return field[:: -1 if (number // 3) % 2 else 1, :: -1 if number % 2 else 1]
-
-
-def write_slide(path: Path, side_px: int) -> None:
-    """A JPEG-tiled TIFF of real texture, one tile in memory at a time."""
-    import tifffile
-
-    fields = texture()
-    per_field = 1024 // TILE_PX
-
-    def tiles() -> Iterator[np.ndarray]:
-        for row in range(side_px // TILE_PX):
-            for column in range(side_px // TILE_PX):
-                block = mosaic_block(fields, row // per_field, column // per_field)
-                y, x = row % per_field * TILE_PX, column % per_field * TILE_PX
-                yield np.ascontiguousarray(block[y : y + TILE_PX, x : x + TILE_PX])
-
-    tifffile.imwrite(
-        path,
-        tiles(),
-        shape=(side_px, side_px, 3),
-        dtype=np.uint8,
-        tile=(TILE_PX, TILE_PX),
-        photometric="rgb",
-        compression="jpeg",
-        compressionargs={"level": 90},
-        bigtiff=True,
-        metadata=None,
-    )
 
 
 def decode(path: Path) -> None:
@@ -111,25 +70,6 @@ def in_child(what: str, path: Path, out: Path, side_px: int) -> dict[str, float]
     return json.loads(done.stdout)
 
 
-def list_scan(edges: np.ndarray, p_min: int, length: int) -> list[tuple[int, int, int]]:
-    """Best first as it is usually written: look through the list for the largest count, replace it by its quarters."""
-
-    def node(x: int, y: int, size: int) -> tuple[int, int, int, int, int]:
-        count = int(np.count_nonzero(edges[y : y + size, x : x + size])) if size >= p_min else 0
-        return count, size, -int(morton(np.array(x), np.array(y))), x, y
-
-    leaves = [node(0, 0, len(edges))]
-    while len(leaves) + 3 <= length:
-        best = max((leaf for leaf in leaves if leaf[1] > p_min), default=(0,))
-        if best[0] == 0:
-            break
-        leaves.remove(best)
-        _, size, _, x, y = best
-        half = size // 2
-        leaves += [node(x + dx, y + dy, half) for dy in (0, half) for dx in (0, half)]
-    return sorted((leaf[3], leaf[4], leaf[1]) for leaf in leaves)
-
-
 def timed(function: Callable[[], object]) -> tuple[float, object]:
     started_s = time.perf_counter()
     result = function()
@@ -138,9 +78,7 @@ def timed(function: Callable[[], object]) -> tuple[float, object]:
 
 def bench_tree(side_px: int = 8192, p_min: int = 8) -> None:
     cv2.setNumThreads(1)
-    fields = texture()
-    rows = [np.hstack([mosaic_block(fields, r, c) for c in range(side_px // 1024)]) for r in range(side_px // 1024)]
-    edges = edge_map(np.vstack(rows), 100, 200, 9)
+    edges = edge_map(mosaic(side_px), 100, 200, 9)
 
     def ours() -> object:
         return budget_tree(counts_from_map(edges, p_min), p_min, LENGTH)
@@ -158,7 +96,7 @@ def bench_tree(side_px: int = 8192, p_min: int = 8) -> None:
 def bench_build(side_px: int, repeats: int) -> None:
     with tempfile.TemporaryDirectory(prefix="bench_build_") as folder:
         path, out = Path(folder) / "mosaic.tif", Path(folder)
-        write_slide(path, side_px)
+        write_mosaic(path, side_px)
         with open_slide(path) as slide:
             how = f"{path.stat().st_size / 2**20:.0f} MiB JPEG tiles of {TILE_PX}, read by {slide.reader}"
         runs = [(in_child("decode", path, out, side_px), in_child("build", path, out, side_px)) for _ in range(repeats)]

@@ -25,7 +25,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+sys.path.insert(0, str(ROOT))
 
 CASES = (
     ("p=32 L=4096 auto", ["--patch", "32", "--length", "4096"]),
@@ -51,13 +51,13 @@ def decode(path: Path) -> dict[str, float]:
 
 
 def usual(path: Path, side_px: int) -> dict[str, float]:
-    """The whole image in memory: OpenSlide, OpenCV, and the list scan of bench_build."""
+    """The whole image in memory: OpenSlide, OpenCV, and the scan of a list."""
     import cv2
     import numpy as np
     import openslide
-    from bench_build import list_scan
 
     from data_prep.edges.canny import blur_for
+    from tests.helpers.heap import list_scan
 
     cv2.setNumThreads(1)
     started_s = time.perf_counter()

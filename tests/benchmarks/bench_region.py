@@ -30,7 +30,7 @@ from data_prep.edges.kernels.maxima import maxima
 from data_prep.edges.kernels.sums import cell_ranges, take
 from data_prep.edges.region import RegionScan, edges_of_maxima, scan_region
 from data_prep.edges.region_spec import RegionSpec
-from tests.benchmarks.bench_build import TILE_PX, mosaic_block, texture
+from tests.helpers.mosaics import TILE_PX, mosaic
 
 BLUR = 15
 FIXED = (100, 200)
@@ -48,15 +48,6 @@ def seconds(function: Callable[[], object], repeats: int = 3) -> float:
 
 def line(name: str, spent_s: float, pixels: int) -> None:
     print(f"  {name:<44}{1e9 * spent_s / pixels:7.2f} ns/px{pixels / spent_s / 1e6:9.0f} Mpx/s", flush=True)
-
-
-def tissue(side: int) -> np.ndarray:
-    fields = texture()
-    rows = [
-        np.hstack([mosaic_block(fields, r, c) for c in range(max(1, side // 1024))])
-        for r in range(max(1, side // 1024))
-    ]
-    return np.ascontiguousarray(np.vstack(rows)[:side, :side])
 
 
 def slide_like(rgb: np.ndarray, share: float) -> np.ndarray:
@@ -192,7 +183,7 @@ def main() -> None:
     parser.add_argument("--patch", type=int, default=8, help="side of the smallest leaf (default 8)")
     args = parser.parse_args()
     cv2.setNumThreads(1)
-    rgb = tissue(args.side)
+    rgb = np.ascontiguousarray(mosaic(args.side)[: args.side, : args.side])
     bench_stages(rgb, args.patch)
     bench_regions(rgb, args.patch)
     bench_against_decode(rgb, args.share, args.patch)

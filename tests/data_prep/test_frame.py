@@ -18,10 +18,9 @@ from data_prep.frame import Frame, FrameReader, MaskReader, choose_level, make_f
 from data_prep.masks.masks import find_mask, open_mask
 from data_prep.slides.base import Slide
 from data_prep.slides.open import open_slide
+from tests.helpers.repository import GLOMERULI
+from tests.helpers.slide_files import CMU, KIDNEY, TCGA
 
-SAMPLES = Path(__file__).parents[2] / "data_prep" / "sample_data"
-TCGA = SAMPLES / "wsi" / "TCGA-CR-7395-01A-01-TS1.svs"
-KIDNEY = SAMPLES / "glomeruli24" / "images" / "10003.jpg"
 FILES = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -143,7 +142,7 @@ def test_a_half_is_rounded_up(tmp_path: Path) -> None:
 
 
 def test_scale_1_is_the_slide_on_white() -> None:
-    with open_slide(SAMPLES / "wsi" / "CMU-1-Small-Region.svs") as slide:
+    with open_slide(CMU) as slide:
         width, height = slide.size_wh
         got = FrameReader(slide, make_frame(slide.size_wh, 4096)).read(0, 0, 4096, 4096)
         np.testing.assert_array_equal(got[:height, :width], slide.read(0, 0, 0, width, height))
@@ -262,7 +261,7 @@ def test_memory_is_bounded_however_small_the_scale(tmp_path: Path) -> None:
 
 
 def test_mask_takes_the_pixel_under_the_centre() -> None:
-    mask_path = find_mask(KIDNEY, SAMPLES / "glomeruli24" / "masks")
+    mask_path = find_mask(KIDNEY, GLOMERULI / "masks")
     assert mask_path is not None
     with Image.open(mask_path) as picture:
         ids = np.asarray(picture)

@@ -11,10 +11,8 @@ import numpy as np
 from data_prep.system.powers_of_two import is_power_of_two
 from data_prep.tokens.token_set import TokenSet, cut
 from data_prep.tree.quadtree import budget_tree
+from tests.helpers.repository import GLOMERULI, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-GLOMERULI = ROOT / "data_prep" / "sample_data" / "glomeruli24"
-WSI = ROOT / "data_prep" / "sample_data" / "wsi"
 TREE = ["--resolution", "1024", "--patch", "16", "--length", "256"]
 
 

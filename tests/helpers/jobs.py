@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers.cluster import Cluster, wait_for
-from tests.helpers.small_runs import ROOT, overrides
+from tests.helpers.repository import ROOT
+from tests.helpers.small_runs import overrides
 
 
 class Jobs:

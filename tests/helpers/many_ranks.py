@@ -1,8 +1,8 @@
 """Several runs one after the other on the same ranks: `python -m tests.helpers.many_ranks FILE`.
 
 FILE holds a JSON list of settings: a list of overrides of `smoke`, or of the experiment that its first word names; or
-`["forget", RUN, STEPS]`, which leaves a run directory as a run killed after so many steps leaves it. Importing torch
-takes most of the time of a small run, so tests that compare many settings share one start of the processes.
+`["as if killed", RUN, STEPS]`, which leaves a run directory as a run killed after so many steps leaves it. Importing
+torch takes most of the time of a small run, so tests that compare many settings share one start of the processes.
 """
 
 import json
@@ -19,7 +19,7 @@ from launch.experiments.load import load
 from launch.train.run import Start, open_together
 
 
-def forget(run_dir: Path, steps: int) -> None:
+def leave_as_if_killed(run_dir: Path, steps: int) -> None:
     """Take away what a run directory has beyond a number of steps, but for its metrics."""
     (run_dir / "record.json").unlink()
     for checkpoint in (run_dir / "checkpoints").glob("step-*"):
@@ -33,9 +33,9 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     places.start(ranks, device)
     for words in json.loads(Path(sys.argv[1]).read_text()):
-        if words[0] == "forget":
+        if words[0] == "as if killed":
             if ranks.rank == 0:
-                forget(Path(words[1]), words[2])
+                leave_as_if_killed(Path(words[1]), words[2])
             dist.barrier()
             continue
         config = load("smoke", words) if "=" in words[0] else load(words[0], words[1:])

@@ -7,9 +7,8 @@ import cv2
 import numpy as np
 
 from launch.records.record import new_record
+from tests.helpers.repository import GLOMERULI
 
-ROOT = Path(__file__).resolve().parents[2]
-SAMPLES = ROOT / "data_prep" / "sample_data" / "glomeruli24"
 STEMS = ("10003", "10063", "10064", "10133", "10183", "10184")
 FLOORS = {"all_foreground": 0.0912, "all_background": 0.0, "otsu": 0.1034}
 # experiment: what sets it apart, and the quality and cost it is given
@@ -153,9 +152,11 @@ def write_predictions(run: Path, raw: dict, px: int = 512) -> None:
     folder.mkdir()
     rng = np.random.default_rng(raw["seed"] + raw["patch"])
     for stem in STEMS:
-        image = cv2.resize(cv2.imread(str(SAMPLES / "images" / f"{stem}.jpg")), (px, px), interpolation=cv2.INTER_AREA)
+        image = cv2.resize(
+            cv2.imread(str(GLOMERULI / "images" / f"{stem}.jpg")), (px, px), interpolation=cv2.INTER_AREA
+        )
         truth = cv2.resize(
-            cv2.imread(str(SAMPLES / "masks" / f"{stem}.png"), 0), (px, px), interpolation=cv2.INTER_NEAREST
+            cv2.imread(str(GLOMERULI / "masks" / f"{stem}.png"), 0), (px, px), interpolation=cv2.INTER_NEAREST
         )
         field = cv2.GaussianBlur(rng.normal(size=(px, px)).astype(np.float32), (0, 0), px / 24) * px / 12
         score = (

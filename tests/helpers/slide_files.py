@@ -11,11 +11,11 @@ import pytest
 
 from data_prep.slides.base import SlideError
 from data_prep.slides.open import open_slide
+from tests.helpers.repository import GLOMERULI, WSI
 
-SAMPLES = Path(__file__).parents[2] / "data_prep" / "sample_data"
-CMU = SAMPLES / "wsi" / "CMU-1-Small-Region.svs"
-TCGA = SAMPLES / "wsi" / "TCGA-CR-7395-01A-01-TS1.svs"
-KIDNEY = SAMPLES / "glomeruli24" / "images" / "10003.jpg"
+CMU = WSI / "CMU-1-Small-Region.svs"
+TCGA = WSI / "TCGA-CR-7395-01A-01-TS1.svs"
+KIDNEY = GLOMERULI / "images" / "10003.jpg"
 
 
 def whole(path: Path, reader: str = "auto") -> np.ndarray:

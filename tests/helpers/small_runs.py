@@ -20,8 +20,8 @@ from data_prep.tokens.ceiling import ceiling
 from data_prep.tokens.token_set import TokenSet, cut
 from data_prep.tree.quadtree import budget_tree
 from data_prep.tree.uniform import uniform_leaves
+from tests.helpers.repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZE, PATCH, LENGTH = 64, 8, 16
 STEPS = 24  # of the runs that are stopped somewhere and compared with one that was not
 SPLIT = {"train": ["a", "b", "c", "d", "e"], "val": ["f", "g"], "test": ["h", "i", "j"]}

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.repository import ROOT
+
 FOLDERS = ("data_prep", "hpc_models", "launch", "analysis")
 MAY_IMPORT = {
     "data_prep": {"data_prep"},

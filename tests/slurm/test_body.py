@@ -18,8 +18,9 @@ from launch.jobs.render import render
 from launch.jobs.table import JOBS
 from tests.helpers.cluster import wait_for
 from tests.helpers.jobs import Jobs
-from tests.helpers.small_runs import ROOT, clean_env, overrides
-from tests.slurm.test_scripts import changed
+from tests.helpers.repository import ROOT
+from tests.helpers.sites import changed_site
+from tests.helpers.small_runs import clean_env, overrides
 
 
 def bash(script: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -171,7 +172,7 @@ def test_a_lost_node_sends_the_job_to_others(jobs: Jobs, tmp_path: Path):
 
 def test_where_requeue_is_forbidden_a_chain_of_jobs_goes_on(jobs: Jobs, tmp_path: Path):
     script = tmp_path / "chain.sh"
-    script.write_text(render(JOBS["paip_64k"], changed(load_site("generic-cuda"), requeue=False)))
+    script.write_text(render(JOBS["paip_64k"], changed_site(load_site("generic-cuda"), requeue=False)))
     number = jobs.sbatch(
         script,
         options=("-N1", "--ntasks-per-node=1"),

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.cluster import missing, wait_for
-from tests.helpers.small_runs import ROOT, clean_env
+from tests.helpers.repository import ROOT
+from tests.helpers.small_runs import clean_env
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"no SLURM cluster here: {missing()}")
 

@@ -10,7 +10,8 @@ import pytest
 from launch.config.config import ConfigError
 from launch.jobs.for_each import executor, fill, map_items
 from tests.helpers.cluster import Cluster, wait_for
-from tests.slurm.test_sweep import error, launch
+from tests.helpers.command_line import error, launch
+from tests.helpers.repository import ROOT
 
 TASK = "bash -c 'echo $0 on $(hostname); [ $0 != bad ]' {}"
 
@@ -41,7 +42,7 @@ def test_items_on_slurm_nodes(cluster: Cluster, tmp_path: Path):
 def test_a_cancelled_job_is_told_and_not_waited_for(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name, value in cluster.env.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    monkeypatch.chdir(ROOT)
     made = executor(tmp_path, 2, 5, 1, None, None)
     threading.Thread(target=lambda: _cancel_when_running(cluster)).start()
     outcomes = map_items(made, "sleep {}", ["300", "301"], 2)

@@ -10,18 +10,17 @@ import pytest
 
 from tests.helpers.cluster import wait_for
 from tests.helpers.jobs import Jobs
-from tests.helpers.small_runs import ROOT, clean_env
-
-SAMPLE = ROOT / "data_prep" / "sample_data" / "glomeruli24"
+from tests.helpers.repository import GLOMERULI, ROOT
+from tests.helpers.small_runs import clean_env
 
 
 def test_prep_on_two_nodes_equals_the_serial_result(jobs: Jobs, tmp_path: Path):
     slides = tmp_path / "slides"
     slides.mkdir()
-    for path in sorted((SAMPLE / "images").glob("*.jpg"))[:3]:
+    for path in sorted((GLOMERULI / "images").glob("*.jpg"))[:3]:
         (slides / path.name).symlink_to(path)
     settings = ["data.resolution=512", "data.patch=16", "data.length=64"]
-    words = ["--slides", str(slides), "--masks", str(SAMPLE / "masks"), *settings]
+    words = ["--slides", str(slides), "--masks", str(GLOMERULI / "masks"), *settings]
     number = jobs.sbatch(
         "jobs/prep_paip.sh",
         *words,
@@ -66,7 +65,7 @@ def test_the_wrong_mpi_launcher_is_refused_not_run_twice(jobs: Jobs, tmp_path: P
     number = jobs.sbatch(
         script,
         "--slides",
-        str(SAMPLE / "images"),
+        str(GLOMERULI / "images"),
         f"data.dir={tmp_path}/never",
         "data.resolution=1024",
         "data.patch=16",

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from launch.config.config import ConfigError
-from launch.config.sites import Site, load_site, names
+from launch.config.sites import load_site, names
 from launch.experiments.load import EXPERIMENTS
 from launch.jobs.render import DEFAULT_SITE, FOLDER, differences, directives, render, shape, write_all
 from launch.jobs.table import JOBS
-from tests.helpers.small_runs import ROOT, clean_env
+from tests.helpers.repository import ROOT
+from tests.helpers.sites import changed_site
+from tests.helpers.small_runs import clean_env
 
 # The paper's Table II.
 TABLE_II = {"512": 1, "1k": 8, "4k": 128, "8k": 256, "16k": 512, "32k": 1024, "64k": 2048}
@@ -101,7 +103,7 @@ def test_the_experiments_of_every_job_exist():
 
 
 def test_a_site_without_requeue_gets_a_chain(tmp_path: Path):
-    site = changed(load_site("generic-cuda"), requeue=False)
+    site = changed_site(load_site("generic-cuda"), requeue=False)
     lines = directives(JOBS["paip_16k"], site, site.slurm)  # type: ignore[arg-type]
     assert "--array=1-20%1" in lines and "--no-requeue" in lines and "--requeue" not in lines
     assert "SITE_REQUEUE=0" in render(JOBS["paip_16k"], site)
@@ -113,7 +115,7 @@ def test_what_does_not_fit_a_site_is_refused():
     with pytest.raises(ConfigError, match=r"10 gpus are not whole nodes of perlmutter .* use 8 or 12"):
         shape(10, perlmutter)
     limits = [{"nodes": 4, "hours": 2}, {"nodes": 16, "hours": 1}]
-    small = changed(load_site("generic-cuda"), time_limits=limits)
+    small = changed_site(load_site("generic-cuda"), time_limits=limits)
     with pytest.raises(ConfigError, match="2048 gpus are 256 nodes; generic-cuda runs at most 16"):
         render(JOBS["paip_64k"], small)
     assert "#SBATCH --time=01:00:00" in render(JOBS["paip_4k"], small)
@@ -125,9 +127,3 @@ def test_unknown_site_is_one_line():
     done = launch("render", "--site", "fronteir", "--out", "unused")
     assert done.returncode == 64 and len(done.stderr.splitlines()) == 1
     assert "did you mean frontier" in done.stderr
-
-
-def changed(site: Site, **slurm: object) -> Site:
-    tree = site.model_dump(mode="json")
-    tree["slurm"] |= slurm
-    return Site.model_validate(tree)

@@ -10,8 +10,8 @@ from launch.engines.ranks import find_ranks
 from launch.jobs.table import JOBS
 from tests.helpers.cluster import Cluster
 from tests.helpers.jobs import Jobs
+from tests.helpers.repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = {"PYTHON": f"{ROOT}/tests/helpers/rank_env.sh", "PREFLIGHT": "0"}
 
 

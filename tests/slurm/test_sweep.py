@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
-import subprocess
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
-from launch.__main__ import main
 from launch.config.config import ConfigError
 from launch.jobs.slurm import script_environment
 from launch.jobs.sweep import Axes, members, uniform_of
 from tests.helpers.cluster import wait_for
+from tests.helpers.command_line import error, launch
 from tests.helpers.jobs import Jobs
-from tests.helpers.small_runs import ROOT, clean_env, overrides, write_folder
-
-SAMPLE = ROOT / "data_prep" / "sample_data" / "glomeruli24"
-
-
-def launch(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
-    """`python -m launch WORDS`, without the second that a new Python takes."""
-    out, err = io.StringIO(), io.StringIO()
-    environment = mock.patch.dict(os.environ, clean_env() | {"PREFLIGHT": "0"} | env, clear=True)
-    with environment, contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([str(word) for word in words])
-    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
-
-
-def error(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line of a command that refused."""
-    assert done.returncode == 64, done.stdout + done.stderr
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: ")
-    return line
-
+from tests.helpers.repository import GLOMERULI
+from tests.helpers.small_runs import overrides, write_folder
 
 # -- members, without any scheduler ---------------------------------------------------------------------------------
 
@@ -349,7 +326,7 @@ def test_a_run_whose_preparation_was_lost_gets_it_again(jobs: Jobs):
 def test_token_files_are_made_before_the_training_that_needs_them(jobs: Jobs, tmp_path: Path):
     slides = tmp_path / "slides"
     slides.mkdir()
-    for path in sorted((SAMPLE / "images").glob("*.jpg"))[:5]:
+    for path in sorted((GLOMERULI / "images").glob("*.jpg"))[:5]:
         (slides / path.name).symlink_to(path)
     of_data = ("data.dir", "data.split", "data.resolution", "data.patch", "data.length", "train.batch")
     small = jobs.settings("made", train__max_steps=2, eval__pictures_px=0)
@@ -365,7 +342,7 @@ def test_token_files_are_made_before_the_training_that_needs_them(jobs: Jobs, tm
         "--slides",
         slides,
         "--masks",
-        SAMPLE / "masks",
+        GLOMERULI / "masks",
         "--sbatch=--cpus-per-task=1",
         *small,
         *data,

@@ -17,8 +17,9 @@ from launch.jobs.submit import bad_nodes
 from launch.jobs.table import JOBS
 from tests.helpers.cluster import wait_for
 from tests.helpers.jobs import Jobs
-from tests.helpers.small_runs import ROOT, losses
-from tests.slurm.test_scripts import changed
+from tests.helpers.repository import ROOT
+from tests.helpers.sites import changed_site
+from tests.helpers.small_runs import losses
 
 ONE, TWO = ("-N1", "--ntasks-per-node=1"), ("-N2", "--ntasks-per-node=1")
 
@@ -92,7 +93,7 @@ def test_scancel_leaves_a_record_that_says_so(jobs: Jobs):
 
 def test_jobs_that_cannot_start_say_why_in_one_line(jobs: Jobs, tmp_path: Path):
     account = tmp_path / "account.sh"
-    account.write_text(render(JOBS["paip_64k"], changed(load_site("generic-cuda"), account_required=True)))
+    account.write_text(render(JOBS["paip_64k"], changed_site(load_site("generic-cuda"), account_required=True)))
     small = jobs.settings("never")
     cases = {
         jobs.sbatch(account, *small, options=TWO): "generic-cuda needs an account: sbatch -A PROJECT",
@@ -158,7 +159,7 @@ def test_preflight_lets_good_nodes_train(jobs: Jobs, tmp_path: Path):
 @pytest.mark.slow
 def test_where_requeue_is_forbidden_a_chain_goes_on(jobs: Jobs, tmp_path: Path):
     script = tmp_path / "chain.sh"
-    script.write_text(render(JOBS["paip_64k"], changed(load_site("generic-cuda"), requeue=False)))
+    script.write_text(render(JOBS["paip_64k"], changed_site(load_site("generic-cuda"), requeue=False)))
     number = jobs.sbatch(script, *jobs.settings("chain"), options=TWO)
     jobs.wait_steps("chain", int(number), 5)
     # scancel complains that the tasks behind the first do not run yet
@@ -175,7 +176,7 @@ def test_where_requeue_is_forbidden_a_chain_goes_on(jobs: Jobs, tmp_path: Path):
 @pytest.mark.slow
 def test_a_chain_goes_on_after_a_lost_node(jobs: Jobs, tmp_path: Path):
     script = tmp_path / "chain.sh"
-    script.write_text(render(JOBS["paip_64k"], changed(load_site("generic-cuda"), requeue=False)))
+    script.write_text(render(JOBS["paip_64k"], changed_site(load_site("generic-cuda"), requeue=False)))
     number = jobs.sbatch(script, *jobs.settings("chain", checkpoint__every_steps=10), options=TWO)
     jobs.wait_steps("chain", int(number), 15)
     lost = jobs.cluster.run("squeue", "-h", "-j", f"{number}_1", "-o", "%N").strip()

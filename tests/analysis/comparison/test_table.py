@@ -29,7 +29,8 @@ from analysis.output.formats import (
 )
 from analysis.papers.tables import contradictions_table, paper_table, table_cells
 from analysis.runs.records import Runs, load
-from tests.helpers.run_folders import FLOORS, ROOT, SHAPES, record, write_run
+from tests.helpers.repository import ROOT
+from tests.helpers.run_folders import FLOORS, SHAPES, record, write_run
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from analysis.comparison.table import compare, comparison_table
 from analysis.papers.measured_rows import BELONGS, measured_cells
 from analysis.papers.tables import TABLES, paper_table, table_cells
 from analysis.runs.records import load
+from tests.helpers.repository import ROOT
 from tests.helpers.run_folders import record, write_run
 
 GOOD = {"floors": {"otsu": 0.1}, "steps": 100}
@@ -266,7 +267,7 @@ def test_a_reader_that_stops_early_is_no_error():
     import sys
 
     code = f"{sys.executable} -m analysis tables | head -1"
-    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[3])
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.startswith("**APF")
     assert done.stderr == ""
 

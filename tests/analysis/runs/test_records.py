@@ -7,7 +7,8 @@ import pytest
 from analysis.runs.records import RunsError, load
 from analysis.runs.run_files import read_curve
 from launch.records.record import RECORD_KEYS, STATUSES
-from tests.helpers.run_folders import ROOT, record, write_run
+from tests.helpers.run_folders import record, write_run
+from tests.helpers.repository import ROOT
 
 
 def kinds(runs) -> dict[str, str]:

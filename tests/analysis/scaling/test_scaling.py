@@ -33,7 +33,8 @@ from analysis.scaling.table3 import held_out_seconds, modelled_cells, published_
 from analysis.scaling.work import Measured, cost_over, experiment_work, measured
 from launch.config.sites import Link, load_site
 from launch.experiments.load import load as load_experiment
-from tests.helpers.run_folders import ROOT, record, write_build_log
+from tests.helpers.repository import ROOT
+from tests.helpers.run_folders import record, write_build_log
 
 FRONTIER = load_site("frontier")
 LINK = Link(latency_us=10, gb_s=50)

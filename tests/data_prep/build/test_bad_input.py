@@ -17,18 +17,8 @@ import pytest
 from data_prep.build.run import prepare_out
 from data_prep.commands.parser import main
 from data_prep.system import files
-from tests.helpers.builds import (
-    GLOMERULI,
-    ROOT,
-    TREE,
-    WSI,
-    command,
-    leftovers,
-    plain_env,
-    run,
-    some_slides,
-    token_bytes,
-)
+from tests.helpers.builds import TREE, command, leftovers, plain_env, run, some_slides, token_bytes
+from tests.helpers.repository import GLOMERULI, ROOT, WSI
 
 IMAGE = str(GLOMERULI / "images" / "10003.jpg")
 

@@ -16,11 +16,14 @@ from data_prep.build.options import BuildOptions
 from data_prep.build.run import build, prepare_out
 from data_prep.slides import fast_tiff
 from data_prep.system.files import writer_name
-from tests.helpers.builds import ROOT, command, leftovers, plain_env, run, token_bytes
-from tests.data_prep.build.test_steps import CMU, OPTIONS, SHARED, damaged_slide, made, stop_after
+from tests.helpers.builds import command, leftovers, plain_env, run, token_bytes
+from tests.helpers.damaged_slides import damaged_slide
+from tests.helpers.region_builds import BY_REGIONS, REGION_OPTIONS, built_bytes, stop_after
+from tests.helpers.repository import ROOT
+from tests.helpers.slide_files import CMU
 
 
-def _made(out: Path) -> Path:
+def prepared(out: Path) -> Path:
     prepare_out(out)
     return out
 
@@ -29,10 +32,10 @@ def test_a_frame_in_memory_goes_on_with_the_regions_of_a_killed_build(monkeypatc
     """The same parameters without --tile: what was done is used, and the file is the same."""
     out = tmp_path / "out"
     prepare_out(out)
-    before = stop_after(monkeypatch, 20, out, OPTIONS)
+    before = stop_after(monkeypatch, 20, out, REGION_OPTIONS)
     after = stop_after(monkeypatch, 10**6, out, BuildOptions(2048, 8, length=512))
     assert before.count("scan") > 8 and after.count("scan") == 4 * 4 - before.count("scan") and "write" in after
-    assert token_bytes(out) == made([CMU], tmp_path / "calm", resolution=2048, patch=8, length=512)
+    assert token_bytes(out) == built_bytes([CMU], tmp_path / "calm", resolution=2048, patch=8, length=512)
     assert leftovers(out) == []
     assert stop_after(monkeypatch, 10**6, out, BuildOptions(2048, 8, length=512)) == ["begin"]  # skipped
 
@@ -40,7 +43,9 @@ def test_a_frame_in_memory_goes_on_with_the_regions_of_a_killed_build(monkeypatc
 def test_what_cannot_be_built_leaves_no_scratch(monkeypatch, tmp_path: Path):
     slide = tmp_path / "bad.tif"
     damaged_slide(slide)
-    outcome = build([slide], BuildOptions(1024, 8, length=256, tile_px=128, strict=True), _made(tmp_path / "strict"))[0]
+    outcome = build(
+        [slide], BuildOptions(1024, 8, length=256, tile_px=128, strict=True), prepared(tmp_path / "strict")
+    )[0]
     assert outcome.status == "failed" and "cannot read level 0" in outcome.reason
     assert leftovers(tmp_path / "strict") == []
 
@@ -52,7 +57,7 @@ def test_what_cannot_be_built_leaves_no_scratch(monkeypatch, tmp_path: Path):
         real(scratch, name, **arrays)
 
     monkeypatch.setattr(steps.Scratch, "save", full)
-    outcome = build([slide], BuildOptions(1024, 8, length=256, tile_px=128), _made(tmp_path / "full"))[0]
+    outcome = build([slide], BuildOptions(1024, 8, length=256, tile_px=128), prepared(tmp_path / "full"))[0]
     assert outcome.status == "failed" and outcome.reason.endswith(
         "plan-3: No space left on device; what was done is kept, the same command goes on from there"
     )
@@ -61,12 +66,12 @@ def test_what_cannot_be_built_leaves_no_scratch(monkeypatch, tmp_path: Path):
 
 
 def test_a_second_build_of_the_same_says_who_is_at_it(monkeypatch, tmp_path: Path):
-    out = _made(tmp_path / "out")
-    stop_after(monkeypatch, 20, out, OPTIONS)
+    out = prepared(tmp_path / "out")
+    stop_after(monkeypatch, 20, out, REGION_OPTIONS)
     (folder,) = out.glob(".*.work")
     before = {path.name: path.read_bytes() for path in folder.glob("*.arrays")}
     (folder / "manifest.json").write_text(json.dumps({"owner": writer_name().replace(str(os.getpid()), "1")}))
-    outcome = build([CMU], OPTIONS, out)[0]
+    outcome = build([CMU], REGION_OPTIONS, out)[0]
     host = writer_name().rpartition("-")[0]
     assert outcome.status == "failed"
     assert outcome.reason == f"{CMU}: process 1 on {host} is building it into {out}; wait for it, or stop it"
@@ -79,7 +84,7 @@ def test_a_build_of_another_host_is_watched(lives: bool, monkeypatch, tmp_path: 
     one still writes."""
     out = tmp_path / "out"
     prepare_out(out)
-    stop_after(monkeypatch, 10, out, OPTIONS)
+    stop_after(monkeypatch, 10, out, REGION_OPTIONS)
     folder = next(out.glob(".*.work"))
     (folder / "manifest.json").write_text(json.dumps({"owner": "node7-4242"}))
     monkeypatch.setattr(scratch, "_OTHER_HOST_S", 1.0)
@@ -95,7 +100,7 @@ def test_a_build_of_another_host_is_watched(lives: bool, monkeypatch, tmp_path: 
         return real(where)
 
     monkeypatch.setattr(scratch, "_owner", looked)
-    outcome = build([CMU], OPTIONS, out)[0]
+    outcome = build([CMU], REGION_OPTIONS, out)[0]
     if lives:
         assert outcome.status == "failed" and "process 4242 on node7 is building it" in outcome.reason
         assert folder.is_dir()
@@ -106,7 +111,7 @@ def test_a_build_of_another_host_is_watched(lives: bool, monkeypatch, tmp_path: 
 def test_two_builds_at_once_end_well(tmp_path: Path):
     out = tmp_path / "out"
     first = subprocess.Popen(
-        command("build", CMU, "--out", out, *SHARED),
+        command("build", CMU, "--out", out, *BY_REGIONS),
         cwd=ROOT,
         env=plain_env(),
         text=True,
@@ -118,7 +123,7 @@ def test_two_builds_at_once_end_well(tmp_path: Path):
         time.sleep(0.005)
     os.kill(first.pid, signal.SIGSTOP)  # so that it lives, however slow this machine is
     try:
-        second = run("build", CMU, "--out", out, *SHARED)
+        second = run("build", CMU, "--out", out, *BY_REGIONS)
     finally:
         os.kill(first.pid, signal.SIGCONT)
     assert second.returncode == 1 and f"process {first.pid} on " in second.stderr and "Traceback" not in second.stderr
@@ -137,9 +142,9 @@ def test_many_regions_read_the_tree_once(monkeypatch, tmp_path: Path):
 
     monkeypatch.setattr(steps.Scratch, "load", counting)
     options = {"resolution": 1024, "patch": 16, "length": 128}
-    assert build([CMU], BuildOptions(tile_px=128, **options), _made(tmp_path / "a"))[0].status == "done"
+    assert build([CMU], BuildOptions(tile_px=128, **options), prepared(tmp_path / "a"))[0].status == "done"
     assert loads.count("tree") == 2  # for the tokens of all regions, and to write
-    assert token_bytes(tmp_path / "a") == made([CMU], tmp_path / "b", **options)
+    assert token_bytes(tmp_path / "a") == built_bytes([CMU], tmp_path / "b", **options)
 
 
 @pytest.mark.parametrize(("length", "most"), [(256, 1.5), (1024, 1.5), (4096, 2.0)])
@@ -154,7 +159,7 @@ def test_how_often_a_pixel_is_decoded(length: int, most: float, monkeypatch, tmp
     monkeypatch.setattr(fast_tiff, "CACHE_BYTES", 4 * 2**20)
     monkeypatch.setattr(fast_tiff, "_ALIKE_BYTES", 0)  # or equal tiles would be decoded once
     options = BuildOptions(4096, 8, length=length, tile_px=1024)
-    outcome = build([tmp_path / "x.tif"], options, _made(tmp_path / "out"))[0]
+    outcome = build([tmp_path / "x.tif"], options, prepared(tmp_path / "out"))[0]
     assert outcome.status == "done" and 4096**2 <= outcome.counted["decoded_px"] <= most * 4096**2
 
 

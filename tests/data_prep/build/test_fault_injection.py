@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 import tifffile
 
-from tests.helpers.builds import ROOT, WSI, plain_env
+from tests.helpers.builds import plain_env
+from tests.helpers.repository import ROOT, WSI
 
 SOURCES = [WSI / name for name in ("CMU-1-Small-Region.svs", "TCGA-CR-7395-01A-01-TS1.svs", "small_16x16.svs")]
 KINDS = ("flip anywhere", "flip in directory", "cut", "zeros", "tag", "swap tags", "offsets", "noise in tile")

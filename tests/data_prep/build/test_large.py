@@ -8,7 +8,7 @@ from data_prep.edges.canny import auto_thresholds, blur_for, count_edges, edge_m
 from data_prep.tokens.token_set import cut, rebuild
 from data_prep.tree.box_sums import counts_from_map
 from data_prep.tree.quadtree import budget_tree
-from tests.helpers.builds import GLOMERULI
+from tests.helpers.repository import GLOMERULI
 
 SIZE_PX = 8192
 

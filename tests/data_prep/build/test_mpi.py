@@ -1,10 +1,7 @@
 """`build` under MPI ranks: the same files as alone, slides shared, faults told once, wrong launchers refused."""
 
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,23 +10,8 @@ import pytest
 from data_prep.build.log import read_log
 from data_prep.parallel.mpi import LaunchError, check_world, lonely, wants_mpi
 from data_prep.token_files.verify import verify_file
-from tests.helpers.builds import ROOT, TREE, command, leftovers, plain_env, run, some_slides, token_bytes
-
-MPIEXEC = Path(sys.executable).parent / "mpiexec"
-needs_mpi = pytest.mark.skipif(not MPIEXEC.exists() and shutil.which("mpiexec") is None, reason="no mpiexec")
-
-
-def mpi(ranks: int, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
-    mpiexec = str(MPIEXEC) if MPIEXEC.exists() else "mpiexec"
-    more = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", **env}
-    return subprocess.run(
-        [mpiexec, "-n", str(ranks), *command(*args)],
-        cwd=ROOT,
-        env=plain_env(**more),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+from tests.helpers.builds import TREE, leftovers, run, some_slides, token_bytes
+from tests.helpers.mpi import needs_mpi, pids_of_ranks, run_on_ranks, start_on_ranks
 
 
 @needs_mpi
@@ -41,13 +23,13 @@ def test_same_files_for_any_number_of_ranks(tmp_path: Path):
     alone = token_bytes(tmp_path / "alone")
     for ranks in (1, 2, 3):
         out = tmp_path / str(ranks)
-        done = mpi(ranks, *args, "--out", out)
+        done = run_on_ranks(ranks, *args, "--out", out)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("5 done, 0 skipped, 0 failed") == 1
         assert token_bytes(out) == alone and leftovers(out) == []
         assert sorted(entry["slide"] for entry in read_log(out)) == sorted(path.stem for path in images.iterdir())
         assert all(verify_file(path) == [] for path in out.glob("*.tokens.h5"))
-    again = mpi(3, *args, "--out", tmp_path / "2")
+    again = run_on_ranks(3, *args, "--out", tmp_path / "2")
     assert again.returncode == 0 and "0 done, 5 skipped" in again.stdout
 
 
@@ -57,7 +39,7 @@ def test_bad_slides_and_more_ranks_than_slides(tmp_path: Path):
     images, _ = some_slides(tmp_path, 1)
     (images / "bad.svs").write_bytes(b"nothing")
     out = tmp_path / "out"
-    done = mpi(3, "build", images, "--out", out, *TREE)
+    done = run_on_ranks(3, "build", images, "--out", out, *TREE)
     assert done.returncode == 1
     assert "1 done, 0 skipped, 1 failed" in done.stdout and done.stderr.count("failed: bad:") == 1
     assert len(token_bytes(out)) == 1 and leftovers(out) == []
@@ -76,7 +58,7 @@ def test_bad_slides_and_more_ranks_than_slides(tmp_path: Path):
 )
 def test_bad_arguments_are_told_once(tmp_path: Path, more: list[str], words: str):
     images, _ = some_slides(tmp_path, 1)
-    done = mpi(2, "build", images, "--out", tmp_path / "out", *TREE, *more)
+    done = run_on_ranks(2, "build", images, "--out", tmp_path / "out", *TREE, *more)
     assert done.returncode == 64
     assert done.stderr.count("error:") == 1 and words in done.stderr, done.stderr
 
@@ -172,35 +154,6 @@ def test_the_world_must_have_the_size_that_was_started(size: int, env: dict[str,
             check_world(size, env)
 
 
-def start(ranks: int, *args: object) -> subprocess.Popen[str]:
-    mpiexec = str(MPIEXEC) if MPIEXEC.exists() else "mpiexec"
-    env = plain_env(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
-    return subprocess.Popen(
-        [mpiexec, "-n", str(ranks), *command(*args)],
-        cwd=ROOT,
-        env=env,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-
-
-def pids_of_ranks(out: Path) -> dict[int, int]:
-    """Rank -> process id of those that work into `out`."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            variables = dict(v.split(b"=", 1) for v in (folder / "environ").read_bytes().split(b"\0") if b"=" in v)
-        except OSError:
-            continue
-        rank = variables.get(b"PMI_RANK") or variables.get(b"OMPI_COMM_WORLD_RANK")
-        if str(out).encode() in words and b"-m" == words[1][:2] and rank is not None:
-            found[int(rank)] = int(folder.name)
-    return found
-
-
 @needs_mpi
 @pytest.mark.mpi
 @pytest.mark.parametrize(
@@ -209,7 +162,7 @@ def pids_of_ranks(out: Path) -> dict[int, int]:
 def test_a_rank_that_dies_ends_the_run(tmp_path: Path, rank: int, number: signal.Signals):
     images, _ = some_slides(tmp_path, 24)
     out = tmp_path / "out"
-    process = start(2, "build", images, "--out", out, *TREE)
+    process = start_on_ranks(2, "build", images, "--out", out, *TREE)
     give_up_s = time.monotonic() + 60
     while not (out.is_dir() and token_bytes(out)) and time.monotonic() < give_up_s:
         time.sleep(0.005)
@@ -229,7 +182,7 @@ def test_a_rank_that_dies_ends_the_run(tmp_path: Path, rank: int, number: signal
 def test_ctrl_c_of_all_ranks_is_one_line(tmp_path: Path):
     images, _ = some_slides(tmp_path, 24)
     out = tmp_path / "out"
-    process = start(3, "build", images, "--out", out, *TREE)
+    process = start_on_ranks(3, "build", images, "--out", out, *TREE)
     give_up_s = time.monotonic() + 60
     while not (out.is_dir() and token_bytes(out)) and time.monotonic() < give_up_s:
         time.sleep(0.005)
@@ -246,10 +199,12 @@ def test_verify_and_inspect_are_done_once(tmp_path: Path):
     images, _ = some_slides(tmp_path, 2)
     out = tmp_path / "out"
     assert run("build", images, "--out", out, *TREE).returncode == 0
-    done = mpi(2, "verify", out)
+    done = run_on_ranks(2, "verify", out)
     assert (done.returncode, done.stdout) == (0, "2 of 2 token files are good\n")
     next(out.glob("*.tokens.h5")).write_bytes(b"half")
-    done = mpi(2, "verify", out)
+    done = run_on_ranks(2, "verify", out)
     assert done.returncode == 1 and len(done.stdout.splitlines()) == 2
-    done = mpi(2, "inspect", next(images.iterdir()), "--length", "64", "--dpi", "40", "--out", tmp_path / "x.png")
+    done = run_on_ranks(
+        2, "inspect", next(images.iterdir()), "--length", "64", "--dpi", "40", "--out", tmp_path / "x.png"
+    )
     assert done.returncode == 0 and done.stdout.count("leaves used") == 1 and (tmp_path / "x.png").exists()

@@ -25,7 +25,8 @@ from data_prep.token_files.token_file import read_meta, read_tokens
 from data_prep.token_files.verify import verify_file
 from data_prep.tokens.ceiling import ceiling
 from data_prep.tree.quadtree import budget_tree
-from tests.helpers.builds import ROOT, TREE, command, leftovers, plain_env, run, some_slides, token_bytes
+from tests.helpers.builds import TREE, command, leftovers, plain_env, run, some_slides, token_bytes
+from tests.helpers.repository import ROOT
 
 
 @pytest.fixture

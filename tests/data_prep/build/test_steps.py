@@ -25,24 +25,17 @@ from data_prep.build.steps import region_side
 from data_prep.system.files import writer_name
 from data_prep.token_files.token_file import read_meta
 from data_prep.token_files.verify import verify_file
-from tests.helpers.builds import GLOMERULI, ROOT, WSI, command, leftovers, plain_env, run, some_slides, token_bytes
-from tests.data_prep.build.test_mpi import mpi, needs_mpi
-
-CMU = WSI / "CMU-1-Small-Region.svs"
-SHARED = ["--resolution", "2048", "--patch", "8", "--length", "1024", "--tile", "256"]
+from tests.helpers.builds import command, leftovers, plain_env, run, some_slides, token_bytes
+from tests.helpers.damaged_slides import damaged_slide
+from tests.helpers.mpi import needs_mpi, pids_of_ranks, run_on_ranks, start_on_ranks
+from tests.helpers.region_builds import BY_REGIONS, REGION_OPTIONS, built_bytes, stop_after
+from tests.helpers.repository import GLOMERULI, ROOT
+from tests.helpers.slide_files import CMU
 
 
 @pytest.fixture(scope="module")
 def kidneys(tmp_path_factory):
     return some_slides(tmp_path_factory.mktemp("kidneys"), 1)
-
-
-def made(slides, out: Path, jobs: int = 1, **options) -> dict[str, bytes]:
-    prepare_out(out)
-    outcomes = build(slides, BuildOptions(**options), out, jobs=jobs)
-    assert [o.status for o in outcomes] == ["done"] * len(slides), outcomes
-    assert leftovers(out) == [] and all(verify_file(path) == [] for path in out.glob("*.tokens.h5"))
-    return token_bytes(out)
 
 
 CASES = {
@@ -79,10 +72,10 @@ def test_any_region_side_gives_the_bytes_of_the_frame_in_memory(name: str, kidne
         options["masks"] = masks
     size_px = options["resolution"]
     assert region_side(BuildOptions(**options), 1) == size_px
-    expected = made(slides, tmp_path / "memory", **options)
+    expected = built_bytes(slides, tmp_path / "memory", **options)
     for side in (size_px // 8, size_px // 2):
         assert region_side(BuildOptions(**options, tile_px=side), 1) == max(side, options["patch"])
-        assert made(slides, tmp_path / str(side), tile_px=side, **options) == expected, side
+        assert built_bytes(slides, tmp_path / str(side), tile_px=side, **options) == expected, side
 
 
 def test_three_classes_and_a_pool(kidneys, tmp_path: Path):
@@ -94,8 +87,8 @@ def test_three_classes_and_a_pool(kidneys, tmp_path: Path):
     tifffile.imwrite(three / f"{name}.tif", ids)
     options = {"resolution": 1024, "patch": 16, "length": 64, "masks": three, "classes": 3}
     slides = sorted(images.iterdir())
-    expected = made(slides, tmp_path / "a", **options)
-    assert made(slides, tmp_path / "b", jobs=3, tile_px=128, **options) == expected
+    expected = built_bytes(slides, tmp_path / "a", **options)
+    assert built_bytes(slides, tmp_path / "b", jobs=3, tile_px=128, **options) == expected
     above = build(slides, BuildOptions(**{**options, "classes": 2, "tile_px": 256}), tmp_path / "b", rebuild=True)
     assert above[0].status == "failed" and "class 3, but only classes 1 to 2" in above[0].reason
     assert token_bytes(tmp_path / "b") == expected
@@ -105,13 +98,13 @@ def test_three_classes_and_a_pool(kidneys, tmp_path: Path):
 @pytest.mark.mpi
 def test_same_bytes_for_any_number_of_ranks(kidneys, tmp_path: Path):
     images, _ = kidneys
-    args = ["build", CMU, images, *SHARED]
-    assert run("build", CMU, images, *SHARED[:-2], "--out", tmp_path / "alone").returncode == 0
+    args = ["build", CMU, images, *BY_REGIONS]
+    assert run("build", CMU, images, *BY_REGIONS[:-2], "--out", tmp_path / "alone").returncode == 0
     expected = token_bytes(tmp_path / "alone")
     assert len(expected) == 2
     for ranks in (1, 2, 3, 4, 7):
         out = tmp_path / str(ranks)
-        done = mpi(ranks, *args, "--out", out)
+        done = run_on_ranks(ranks, *args, "--out", out)
         assert done.returncode == 0 and "2 done, 0 skipped, 0 failed" in done.stdout, done.stderr
         assert token_bytes(out) == expected and leftovers(out) == []
     entry = next(e for e in read_log(tmp_path / "3") if e["slide"] == CMU.stem)
@@ -122,47 +115,31 @@ def test_same_bytes_for_any_number_of_ranks(kidneys, tmp_path: Path):
 
 def _killed_build(out: Path, after_s: float, rng: random.Random) -> bool:
     """Start a build on 2 ranks, kill -9 one of them after a while; whether it was still running."""
-    mpiexec = Path(sys.executable).parent / "mpiexec"
-    launcher = str(mpiexec) if mpiexec.exists() else "mpiexec"
-    process = subprocess.Popen(
-        [launcher, "-n", "2", *command("build", CMU, "--out", out, *SHARED)],
-        cwd=ROOT,
-        env=plain_env(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = start_on_ranks(2, "build", CMU, "--out", out, *BY_REGIONS)
     work = f".{CMU.stem}.*.work"
     until_s = time.monotonic() + 60
     while process.poll() is None and not list(out.glob(work)) and time.monotonic() < until_s:
         time.sleep(0.01)
     time.sleep(after_s)
-    ranks = [int(pid.name) for pid in Path("/proc").iterdir() if pid.name.isdigit() and _is_rank(pid, out)]
+    ranks = list(pids_of_ranks(out).values())
     if ranks:
         os.kill(rng.choice(ranks), signal.SIGKILL)
-    process.wait(60)
-    for pid in ranks:  # the launcher ends the others; do not leave it to chance what the next build meets
-        while Path(f"/proc/{pid}").exists() and _is_rank(Path(f"/proc/{pid}"), out):
-            time.sleep(0.01)
+    process.communicate(timeout=60)
+    while pids_of_ranks(out):  # the launcher ends the others; do not leave it to chance what the next build meets
+        time.sleep(0.01)
     return bool(ranks)
 
 
-def _is_rank(pid: Path, out: Path) -> bool:
-    try:
-        words = (pid / "cmdline").read_bytes().split(b"\0")
-        return b"data_prep" in words and str(out).encode() in words and b"/python" in words[0]
-    except OSError:
-        return False
-
-
-def _kills(tmp_path: Path, kills: int, longest_s: float) -> None:
-    assert run("build", CMU, "--out", tmp_path / "calm", *SHARED).returncode == 0
+def check_killed_builds(tmp_path: Path, kills: int, longest_s: float) -> None:
+    """After a kill at any moment the same command leaves the bytes of a build that nothing disturbed."""
+    assert run("build", CMU, "--out", tmp_path / "calm", *BY_REGIONS).returncode == 0
     expected = token_bytes(tmp_path / "calm")
     rng = random.Random(kills)
     hit = 0
     for number in range(kills):
         out = tmp_path / f"killed{number}"
         hit += _killed_build(out, rng.random() * longest_s, rng)
-        again = run("build", CMU, "--out", out, *SHARED)
+        again = run("build", CMU, "--out", out, *BY_REGIONS)
         assert again.returncode == 0, again.stderr
         assert token_bytes(out) == expected and leftovers(out) == []
     assert hit >= kills // 2, "most kills came too late to mean anything"
@@ -171,51 +148,27 @@ def _kills(tmp_path: Path, kills: int, longest_s: float) -> None:
 @needs_mpi
 @pytest.mark.mpi
 def test_kill_of_any_rank_then_the_same_bytes(tmp_path: Path):
-    _kills(tmp_path, 2, 0.8)
+    check_killed_builds(tmp_path, 2, 0.8)
 
 
 @pytest.mark.slow
 @needs_mpi
 @pytest.mark.mpi
 def test_twenty_kills(tmp_path: Path):
-    _kills(tmp_path, 20, 1.2)
-
-
-def stop_after(monkeypatch, steps: int, out: Path, options: BuildOptions) -> list[str]:
-    """Build until so many steps are done, then stop as if killed. Returns the kinds of the steps that were done."""
-    done: list[str] = []
-    real = big_slide.run_step
-
-    def counting(step, beat=None):
-        if len(done) == steps:
-            raise KeyboardInterrupt
-        result = real(step, beat)
-        done.append(step.kind)
-        return result
-
-    monkeypatch.setattr("data_prep.build.run.run_step", counting)
-    try:
-        build([CMU], options, out)
-    except KeyboardInterrupt:
-        pass
-    monkeypatch.setattr("data_prep.build.run.run_step", real)
-    return done
-
-
-OPTIONS = BuildOptions(2048, 8, length=512, tile_px=512)
+    check_killed_builds(tmp_path, 20, 1.2)
 
 
 @pytest.mark.parametrize("steps", [3, 12, 20, 33, 40, 54])
 def test_only_what_was_not_done_is_done_again(steps: int, monkeypatch, tmp_path: Path):
     prepare_out(tmp_path)
-    expected = made([CMU], tmp_path / "calm", resolution=2048, patch=8, length=512)
+    expected = built_bytes([CMU], tmp_path / "calm", resolution=2048, patch=8, length=512)
     prepare_out(tmp_path / "all")
-    everything = stop_after(monkeypatch, 10**6, tmp_path / "all", OPTIONS)
+    everything = stop_after(monkeypatch, 10**6, tmp_path / "all", REGION_OPTIONS)
     out = tmp_path / "out"
     prepare_out(out)
-    before = stop_after(monkeypatch, steps, out, OPTIONS)
+    before = stop_after(monkeypatch, steps, out, REGION_OPTIONS)
     assert len(before) == steps < len(everything) and [name.split(".")[1] for name in leftovers(out)] == [CMU.stem]
-    after = stop_after(monkeypatch, 10**6, out, OPTIONS)
+    after = stop_after(monkeypatch, 10**6, out, REGION_OPTIONS)
     assert token_bytes(out) == expected and leftovers(out) == []
     # Twice are only the start and the hash of the source.
     assert len(before) + len(after) - len(everything) <= 2
@@ -225,7 +178,7 @@ def test_only_what_was_not_done_is_done_again(steps: int, monkeypatch, tmp_path:
 def test_damaged_scratch_is_made_again(kind: str, monkeypatch, tmp_path: Path):
     out = tmp_path / "out"
     prepare_out(out)
-    stop_after(monkeypatch, {"maxima": 12, "scan": 30, "limits": 30}.get(kind, 55), out, OPTIONS)
+    stop_after(monkeypatch, {"maxima": 12, "scan": 30, "limits": 30}.get(kind, 55), out, REGION_OPTIONS)
     files = sorted(out.glob(f".{CMU.stem}.*.work/{kind}*.arrays"))
     assert files
     data = bytearray(files[0].read_bytes())
@@ -234,7 +187,7 @@ def test_damaged_scratch_is_made_again(kind: str, monkeypatch, tmp_path: Path):
     else:
         data[len(data) // 2] ^= 1
     files[0].write_bytes(data)
-    assert made([CMU], out, resolution=2048, patch=8, length=512, tile_px=512) == made(
+    assert built_bytes([CMU], out, resolution=2048, patch=8, length=512, tile_px=512) == built_bytes(
         [CMU], tmp_path / "calm", resolution=2048, patch=8, length=512
     )
 
@@ -243,7 +196,7 @@ def test_scratch_of_other_parameters_is_not_used(monkeypatch, tmp_path: Path):
     out = tmp_path / "out"
     prepare_out(out)
     stop_after(monkeypatch, 30, out, BuildOptions(2048, 8, length=512, tile_px=512, thresholds=(30, 60)))
-    assert made([CMU], out, resolution=2048, patch=8, length=512, tile_px=256) == made(
+    assert built_bytes([CMU], out, resolution=2048, patch=8, length=512, tile_px=256) == built_bytes(
         [CMU], tmp_path / "calm", resolution=2048, patch=8, length=512
     )
 
@@ -251,8 +204,8 @@ def test_scratch_of_other_parameters_is_not_used(monkeypatch, tmp_path: Path):
 def test_removed_scratch_is_told(monkeypatch, tmp_path: Path):
     prepare_out(tmp_path)
     stop_after(monkeypatch, 10, tmp_path, BuildOptions(2048, 8, length=400, tile_px=512))
-    assert "interrupted build with other parameters" in build([CMU], OPTIONS, tmp_path)[0].reason
-    assert build([CMU], OPTIONS, tmp_path, rebuild=True)[0].reason == ""
+    assert "interrupted build with other parameters" in build([CMU], REGION_OPTIONS, tmp_path)[0].reason
+    assert build([CMU], REGION_OPTIONS, tmp_path, rebuild=True)[0].reason == ""
 
 
 def test_a_slide_that_changes_while_it_is_built_is_refused(monkeypatch, tmp_path: Path):
@@ -267,11 +220,11 @@ def test_a_slide_that_changes_while_it_is_built_is_refused(monkeypatch, tmp_path
 
     prepare_out(out)
     monkeypatch.setattr("data_prep.build.run.run_step", touching)
-    outcome = build([slide], OPTIONS, out)[0]
+    outcome = build([slide], REGION_OPTIONS, out)[0]
     assert outcome.status == "failed" and "slide.svs: it or its mask changed while it was built" in outcome.reason
     assert token_bytes(out) == {} and leftovers(out) == []
     monkeypatch.setattr("data_prep.build.run.run_step", real)
-    assert build([slide], OPTIONS, out)[0].status == "done" and leftovers(out) == []
+    assert build([slide], REGION_OPTIONS, out)[0].status == "done" and leftovers(out) == []
 
 
 def test_a_frame_in_memory_decodes_the_slide_once(monkeypatch, tmp_path: Path):
@@ -283,7 +236,7 @@ def test_a_frame_in_memory_decodes_the_slide_once(monkeypatch, tmp_path: Path):
         return real(reader, x, y, w, h)
 
     monkeypatch.setattr(build_slide.FrameReader, "read", counting)
-    made([CMU], tmp_path, resolution=2048, patch=8, length=512)
+    built_bytes([CMU], tmp_path, resolution=2048, patch=8, length=512)
     width, height = read_meta(tmp_path / f"{CMU.stem}.tokens.h5")["content_wh"]
     assert sum(counted) == width * height
 
@@ -298,7 +251,7 @@ def test_a_side_that_was_not_asked_for_is_the_one_that_was_begun(monkeypatch, tm
     monkeypatch.setattr("data_prep.build.run.region_side", lambda options, workers: 1024)
     after = stop_after(monkeypatch, 10**6, out, options)
     assert before.count("scan") + after.count("scan") == 4 * 3 + 4 or before.count("scan") >= 8
-    assert token_bytes(out) == made([CMU], tmp_path / "calm", resolution=2048, patch=8, length=512, tile_px=2048)
+    assert token_bytes(out) == built_bytes([CMU], tmp_path / "calm", resolution=2048, patch=8, length=512, tile_px=2048)
 
 
 def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path: Path):
@@ -308,26 +261,14 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
-    args = command("build", CMU, GLOMERULI / "images" / "10003.jpg", "--out", out, *SHARED[:-1], "1024")
+    args = command("build", CMU, GLOMERULI / "images" / "10003.jpg", "--out", out, *BY_REGIONS[:-1], "1024")
     done = subprocess.run(args, cwd=ROOT, env=plain_env(), capture_output=True, text=True, preexec_fn=small_files)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     line = next(line for line in done.stderr.splitlines() if line.startswith(f"failed: {CMU.stem}"))
     assert "File too large" in line and ".work/" in line
     assert not list(out.rglob("*.tmp-*")) and token_bytes(out).keys() <= {"10003.tokens.h5"}
-    again = run("build", CMU, "--out", out, *SHARED)
+    again = run("build", CMU, "--out", out, *BY_REGIONS)
     assert again.returncode == 0 and f"{CMU.stem}.tokens.h5" in token_bytes(out)
-
-
-def damaged_slide(path: Path) -> list[int]:
-    """A tiled TIFF of real texture with one tile of zeros; returns the tile."""
-    rgb = np.asarray(tifffile.imread(CMU, key=0))[:1024, :1024]
-    tifffile.imwrite(path, rgb, tile=(128, 128), photometric="rgb", compression="deflate")
-    with tifffile.TiffFile(path) as tiff:
-        at = tiff.pages[0].dataoffsets[8 * 3 + 5]
-    data = bytearray(path.read_bytes())
-    data[at : at + 60] = bytes(60)
-    path.write_bytes(data)
-    return [0, 5 * 128, 3 * 128, 128, 128]
 
 
 def test_a_damaged_tile_is_in_file_log_and_table(tmp_path: Path):
@@ -433,9 +374,9 @@ def _mosaic(path: Path, fields: int) -> Path:
 def test_8192_of_real_texture_by_regions_and_in_memory(thresholds, tmp_path: Path):
     slide = _mosaic(tmp_path / "mosaic.tif", 8)
     options = {"resolution": 8192, "patch": 8, "length": 16384, "thresholds": thresholds}
-    expected = made([slide], tmp_path / "memory", tile_px=8192, **options)
+    expected = built_bytes([slide], tmp_path / "memory", tile_px=8192, **options)
     for side in (256, 1024, 4096):
-        assert made([slide], tmp_path / str(side), jobs=2, tile_px=side, **options) == expected
+        assert built_bytes([slide], tmp_path / str(side), jobs=2, tile_px=side, **options) == expected
         shutil.rmtree(tmp_path / str(side))
 
 

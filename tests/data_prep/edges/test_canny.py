@@ -1,7 +1,6 @@
 """Edges of a tiled frame against OpenCV on the whole frame, bit for bit."""
 
 import itertools
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -24,8 +23,9 @@ from data_prep.edges.canny import (
 )
 from data_prep.edges.hysteresis import merge_blocks, resolve_block
 from data_prep.edges.kernels.maxima import is_maximum, maxima
+from tests.helpers.repository import GLOMERULI
 
-IMAGES = sorted((Path(__file__).parents[3] / "data_prep" / "sample_data" / "glomeruli24" / "images").iterdir())
+IMAGES = sorted((GLOMERULI / "images").iterdir())
 FIXED = [(100, 200), (0, 0), (0, 40), (20, 300), (60, 61), (5, 1500)]
 PAPER = (100, 200)
 

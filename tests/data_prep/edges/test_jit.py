@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.helpers.builds import ROOT, plain_env
+from tests.helpers.builds import plain_env
+from tests.helpers.repository import ROOT
 
 RUN = """
 import numpy as np

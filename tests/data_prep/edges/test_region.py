@@ -1,7 +1,6 @@
 """Regions of a frame against OpenCV on the whole frame, and against each other."""
 
 import itertools
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,8 +14,9 @@ from data_prep.edges.hysteresis import final_counts
 from data_prep.edges.region import edges_of_maxima, light_regions, pack_edges, scan_region, unpack_edges
 from data_prep.edges.region_spec import RegionSpec, base_px
 from data_prep.tree.box_sums import counts_from_map
+from tests.helpers.repository import GLOMERULI
 
-IMAGES = Path(__file__).resolve().parents[3] / "data_prep" / "sample_data" / "glomeruli24" / "images"
+IMAGES = GLOMERULI / "images"
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from data_prep.commands.parser import main
 from data_prep.inspect.doctor import _mask_findings, over_the_folder, read_burdens
 from data_prep.slides.base import SlideError
 from data_prep.slides.open import open_slide
-from tests.data_prep.build.test_steps import damaged_slide
-from tests.helpers.builds import GLOMERULI, WSI
+from tests.helpers.damaged_slides import damaged_slide
+from tests.helpers.repository import GLOMERULI, WSI
 
 
 def doctor(capsys, *args: object) -> tuple[int, str]:

@@ -16,7 +16,8 @@ from data_prep.inspect.figure import caption
 from data_prep.inspect.look import default_resolution, look_at, paint
 from data_prep.token_files.token_file import read_tokens
 from data_prep.tokens.token_set import rebuild
-from tests.helpers.builds import GLOMERULI, ROOT, WSI, leftovers, make_set, plain_env
+from tests.helpers.builds import leftovers, make_set, plain_env
+from tests.helpers.repository import GLOMERULI, ROOT, WSI
 
 IMAGE = GLOMERULI / "images" / "10063.jpg"
 CMU = WSI / "CMU-1-Small-Region.svs"

@@ -17,28 +17,7 @@ from matplotlib.path import Path as Outline
 from data_prep.masks.masks import open_mask
 from data_prep.masks.polygons import Polygons, Ring, Shape
 from data_prep.slides.base import SlideError
-
-Points = list[tuple[float, float]]
-
-
-def square(x: float, y: float, side: float) -> Points:
-    return [(x, y), (x + side, y), (x + side, y + side), (x, y + side)]
-
-
-def region(points: Points, negative: bool = False, number: int = 1) -> str:
-    vertices = "".join(f'<Vertex X="{x!r}" Y="{y!r}" Z="0"/>' for x, y in points)
-    return f'<Region Id="{number}" Type="0" NegativeROA="{int(negative)}"><Vertices>{vertices}</Vertices></Region>'
-
-
-def layer(number: int, *regions: str, colour: int = 65280, name: str = "", value: str = "") -> str:
-    attributes = f'<Attributes><Attribute Name="Description" Id="0" Value="{value}"/></Attributes>'
-    head = f'<Annotation Id="{number}" Name="{name}" LineColor="{colour}">{attributes}'
-    return head + "<Regions><RegionAttributeHeaders/>" + "".join(regions) + "</Regions></Annotation>"
-
-
-def image_scope(path: Path, *layers: str) -> Path:
-    path.write_text('<?xml version="1.0"?>\n<Annotations MicronsPerPixel="0.5">' + "".join(layers) + "</Annotations>")
-    return path
+from tests.helpers.annotations import Points, image_scope, layer, region, square
 
 
 def ids(path: Path, size_wh: tuple[int, int], classes: dict[str, int | None] | None = None, kind: str | None = None):

@@ -19,10 +19,9 @@ from data_prep.masks.masks import open_mask
 from data_prep.slides.base import SlideError
 from data_prep.slides.open import open_slide
 from data_prep.token_files.token_file import read_tokens, token_path
-from tests.data_prep.masks.test_annotations import image_scope, layer, region, square
-from tests.helpers.slide_files import CMU, KIDNEY, SAMPLES
-
-ROOT = Path(__file__).parents[3]
+from tests.helpers.annotations import image_scope, layer, region, square
+from tests.helpers.repository import GLOMERULI, ROOT
+from tests.helpers.slide_files import CMU, KIDNEY
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -113,7 +112,7 @@ def test_polygons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         layer(1, region(square(100.25, 50.5, 700))),
         layer(2, region(square(300, 200, 300)), region(square(350, 250, 90), True)),
     )
-    slides = str(SAMPLES / "glomeruli24" / "images")
+    slides = str(GLOMERULI / "images")
     assert main(["convert", str(masks), "--out", str(tmp_path / "no")]) == 1
     assert f"{xml}: polygons do not say how large their slide is" in capsys.readouterr().err
     assert main(["convert", str(masks), "--out", str(tmp_path / "out"), "--slides", slides]) == 0

@@ -12,7 +12,8 @@ from PIL import Image
 from data_prep.masks.masks import check_mask_size, find_mask, find_masks, open_mask
 from data_prep.slides.base import SlideError
 from data_prep.slides.open import open_slide
-from tests.helpers.slide_files import CMU, KIDNEY, SAMPLES
+from tests.helpers.repository import SAMPLES
+from tests.helpers.slide_files import CMU, KIDNEY
 
 # ---- masks
 

@@ -12,29 +12,11 @@ from pathlib import Path
 import pytest
 
 from data_prep.parallel.pool import run_pool
-from tests.helpers.builds import ROOT, command, plain_env, some_slides, token_bytes
+from tests.helpers.builds import command, plain_env, some_slides, token_bytes
+from tests.helpers.pool_tasks import dies_the_first_time, half_a_result, sigint_is_blocked
+from tests.helpers.repository import ROOT
 
 TREE = ["--resolution", "1024", "--patch", "16", "--length", "256"]
-
-
-def sigint_is_blocked(_: int) -> bool:
-    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
-
-
-def half_a_result(_: int) -> object:
-    """Dies after the first bytes of its result are on the way."""
-
-    class Bomb:
-        def __reduce__(self) -> tuple[object, ...]:
-            os.write(pipe, b"\0\0\1\0half")
-            os.kill(os.getpid(), signal.SIGKILL)
-            return int, ()
-
-    import gc
-    from multiprocessing.connection import Connection
-
-    pipe = next(thing.fileno() for thing in gc.get_objects() if isinstance(thing, Connection) and not thing.closed)
-    return Bomb()
 
 
 def test_no_worker_sees_ctrl_c(tmp_path: Path):
@@ -43,7 +25,7 @@ def test_no_worker_sees_ctrl_c(tmp_path: Path):
     script.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from data_prep.parallel.pool import run_pool\n"
-        "from tests.data_prep.parallel.test_pool import sigint_is_blocked\n"
+        "from tests.helpers.pool_tasks import sigint_is_blocked\n"
         "if __name__ == '__main__':\n"
         "    print(list(run_pool(sigint_is_blocked, [1, 2, 3], 3, lambda task, why: why)))\n"
         "    print(sigint_is_blocked(0))\n"
@@ -92,15 +74,6 @@ def test_a_worker_that_dies_in_the_middle_of_its_result_costs_its_task_only():
     assert list(run_pool(half_a_result, [1, 2], 1, lambda task, why: f"{task}: {why}")) == [
         f"{task}: its worker process was killed by SIGKILL (out of memory?), twice" for task in (1, 2)
     ]
-
-
-def dies_the_first_time(mark: str) -> int:
-    """Process id of the worker that got it done."""
-    try:
-        Path(mark).touch(exist_ok=False)
-    except FileExistsError:
-        return os.getpid()
-    os._exit(3)
 
 
 def test_what_a_dead_worker_was_at_is_done_again_by_a_new_one(tmp_path: Path):

@@ -14,7 +14,7 @@ from data_prep.slides import fast_tiff
 from data_prep.slides.base import Slide
 from data_prep.slides.fast_tiff import UnsuitableError, open_fast
 from data_prep.slides.open import open_slide
-from tests.helpers.builds import WSI
+from tests.helpers.repository import WSI
 
 CMU, TCGA = WSI / "CMU-1-Small-Region.svs", WSI / "TCGA-CR-7395-01A-01-TS1.svs"
 

@@ -15,7 +15,8 @@ from data_prep.inspect.doctor import slides_of
 from data_prep.masks.masks import find_masks
 from data_prep.slides.base import SlideError
 from data_prep.slides.open import find_slides, open_slide
-from tests.helpers.slide_files import CMU, KIDNEY, SAMPLES, TCGA, failure, whole
+from tests.helpers.repository import WSI
+from tests.helpers.slide_files import CMU, KIDNEY, TCGA, failure, whole
 
 # ---- real slides
 
@@ -233,7 +234,7 @@ def test_a_printers_resolution_is_no_mpp(tmp_path: Path, rgb: np.ndarray) -> Non
 
 
 def test_unreadable_slide_names_file_and_region() -> None:
-    message = failure(SAMPLES / "wsi" / "unreadable.svs")
+    message = failure(WSI / "unreadable.svs")
     assert "cannot read level 0, region x=0 y=0 w=64 h=64: Bogus marker length" in message
 
 

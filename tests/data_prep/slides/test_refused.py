@@ -17,9 +17,9 @@ from data_prep.build.steps import region_side
 from data_prep.slides import base, fast_tiff, tiff
 from data_prep.slides.open import open_slide
 from data_prep.system import ctrl_c
-from tests.data_prep.build.test_steps import damaged_slide
-from tests.data_prep.slides.test_tiff_check import retagged
-from tests.helpers.builds import GLOMERULI, leftovers, token_bytes
+from tests.helpers.builds import leftovers, token_bytes
+from tests.helpers.damaged_slides import damaged_slide, retagged
+from tests.helpers.repository import GLOMERULI
 from tests.helpers.slide_files import TCGA
 
 IMAGE = GLOMERULI / "images" / "10003.jpg"

@@ -12,19 +12,8 @@ from data_prep.slides.base import SlideError
 from data_prep.slides.fast_tiff import FastSlide
 from data_prep.slides.open import open_slide
 from tests.helpers.builds import run
+from tests.helpers.damaged_slides import retagged
 from tests.helpers.slide_files import CMU, TCGA
-
-
-def retagged(source: Path, target: Path, directory: int, tag: int, new: tuple[int, int, int, int]) -> Path:
-    """A copy with one entry (tag, type, count, value) of a directory exchanged."""
-    data = bytearray(source.read_bytes())
-    with tifffile.TiffFile(source) as tiff:
-        start = tiff.pages[directory].offset
-    count = struct.unpack_from("<H", data, start)[0]
-    at = next(at for at in range(start + 2, start + 2 + 12 * count, 12) if struct.unpack_from("<H", data, at)[0] == tag)
-    struct.pack_into("<HHII", data, at, *new)
-    target.write_bytes(data)
-    return target
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from data_prep.masks.masks import open_mask
 from data_prep.slides.open import open_slide
 from data_prep.synth.pictures import BACKGROUND, SynthSlide
 from data_prep.synth.tiff import level_sizes, write_slide
-from tests.helpers.builds import ROOT, command, plain_env
+from tests.helpers.builds import command, plain_env
+from tests.helpers.repository import ROOT
 
 SLIDE = SynthSlide((3000, 2500), seed=3, tissue=0.4)
 

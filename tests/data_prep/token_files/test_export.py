@@ -15,9 +15,10 @@ from data_prep.masks.masks import open_mask
 from data_prep.slides.open import open_slide
 from data_prep.token_files.export import boxes_level0
 from data_prep.token_files.token_file import read_tokens, token_path
-from tests.helpers.slide_files import CMU, KIDNEY, SAMPLES
+from tests.helpers.repository import GLOMERULI
+from tests.helpers.slide_files import CMU, KIDNEY
 
-MASKS = SAMPLES / "glomeruli24" / "masks"
+MASKS = GLOMERULI / "masks"
 
 
 def build(slide: Path, out: Path, *options: object) -> Path:

@@ -36,7 +36,8 @@ from data_prep.token_files.token_file import (
     write_tokens,
 )
 from data_prep.token_files.verify import verify_file
-from tests.helpers.builds import ROOT, command, make_set, plain_env
+from tests.helpers.builds import command, make_set, plain_env
+from tests.helpers.repository import ROOT
 
 
 def write_files(folder: Path, contents: dict[str, bytes]) -> dict[str, Path]:

@@ -11,7 +11,8 @@ import pytest
 from data_prep.token_files import token_file
 from data_prep.token_files.token_file import new_meta, read_tokens, write_tokens
 from data_prep.token_files.verify import verify_file
-from tests.helpers.builds import ROOT, leftovers, make_set, plain_env
+from tests.helpers.builds import leftovers, make_set, plain_env
+from tests.helpers.repository import ROOT
 
 META = new_meta(slide="s", params={"patch": 8}, size0_wh=[200, 256])
 

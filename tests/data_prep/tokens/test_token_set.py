@@ -1,7 +1,6 @@
 """Tokens against whole-image arithmetic: token i holds leaf i, masks and Dice are exact, for any tile size."""
 
 import dataclasses
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,8 +14,7 @@ from data_prep.tokens.paper_sequences import drop_or_repeat, pack_strip
 from data_prep.tokens.token_set import TokenSet, cut, rebuild
 from data_prep.tree.quadtree import Leaves, budget_tree, check_tiling
 from data_prep.tree.uniform import uniform_leaves
-
-SAMPLES = Path(__file__).parents[3] / "data_prep" / "sample_data" / "glomeruli24"
+from tests.helpers.repository import GLOMERULI
 
 
 def _reader(picture):
@@ -80,8 +78,8 @@ def test_cut_is_the_naive_box_mean_for_any_tile(frame, tile_px):
 
 
 def test_real_image_does_not_depend_on_the_tile():
-    image = cv2.cvtColor(cv2.imread(str(min((SAMPLES / "images").iterdir()))), cv2.COLOR_BGR2RGB)
-    mask = cv2.imread(str(min((SAMPLES / "masks").iterdir())), cv2.IMREAD_UNCHANGED)
+    image = cv2.cvtColor(cv2.imread(str(min((GLOMERULI / "images").iterdir()))), cv2.COLOR_BGR2RGB)
+    mask = cv2.imread(str(min((GLOMERULI / "masks").iterdir())), cv2.IMREAD_UNCHANGED)
     found = count_edges(_reader(image), 1024, (1024, 1024), 4, 3, (100, 200))
     leaves = budget_tree(found.counts, 4, 1024)
     whole = cut(_reader(image), leaves, 4, 1024, (1024, 1024), _reader(mask))

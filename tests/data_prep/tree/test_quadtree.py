@@ -1,7 +1,5 @@
 """Trees against a naive whole-image recursion and a naive heap."""
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
@@ -14,8 +12,9 @@ from data_prep.tree.box_sums import counts_from_map, halve, sum_pyramid
 from data_prep.tree.quadtree import Leaves, budget_tree, check_tiling, morton, pyramid, threshold_tree
 from data_prep.tree.uniform import uniform_leaves
 from tests.helpers.heap import heap_tree, naive_morton
+from tests.helpers.repository import GLOMERULI
 
-IMAGES = sorted((Path(__file__).parents[3] / "data_prep" / "sample_data" / "glomeruli24" / "images").iterdir())
+IMAGES = sorted((GLOMERULI / "images").iterdir())
 
 
 def naive_threshold(edges, p_min, split_value, max_depth=None, x=0, y=0, size=None, depth=0):

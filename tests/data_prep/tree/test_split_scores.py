@@ -18,8 +18,9 @@ from data_prep.inspect.look import look_at
 from data_prep.token_files.token_file import read_meta, read_tokens
 from data_prep.tree.quadtree import budget_tree_of, check_tiling
 from data_prep.tree.split_scores import content_luma, content_pixels, entropy_levels, raised, variance_levels
-from tests.helpers.builds import GLOMERULI, some_slides, token_bytes
+from tests.helpers.builds import some_slides, token_bytes
 from tests.helpers.heap import heap_tree
+from tests.helpers.repository import GLOMERULI
 
 IMAGE = GLOMERULI / "images" / "10063.jpg"
 LEVELS = {"variance": variance_levels, "entropy": entropy_levels}

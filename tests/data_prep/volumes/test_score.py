@@ -13,7 +13,7 @@ from data_prep.commands.parser import main
 from data_prep.token_files.token_file import read_tokens, token_path
 from data_prep.volumes.build import volume_dice
 from data_prep.volumes.read import load_volume
-from tests.data_prep.volumes.test_build import body, write_nifti
+from tests.helpers.volumes import body, write_nifti
 
 
 @pytest.fixture(scope="module")

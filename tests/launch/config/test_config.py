@@ -15,7 +15,7 @@ from launch.config.config import ADDED, NOT_COMPARED, ConfigError, differing_key
 from launch.config.models.table import MODELS
 from launch.experiments.load import EXPERIMENTS, describe, load
 from launch.train.run import check_world
-from tests.helpers.small_runs import ROOT
+from tests.helpers.repository import ROOT
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -19,7 +19,7 @@ from launch.plan.inventory import inventory, measure, meta_inputs, reference
 from launch.records.text_table import text_table
 from launch.train.run import check_model
 from launch.train.trainer import build_model
-from tests.helpers.small_runs import ROOT
+from tests.helpers.repository import ROOT
 
 
 def test_attention_is_counted_on_meta_and_not_on_cpus():

@@ -11,7 +11,8 @@ import pytest
 
 from data_prep.tokens.ceiling import dice
 from launch.records.record import read_record
-from tests.helpers.small_runs import PATCH, ROOT, SIZE, clean_env, finish_well, overrides, picture
+from tests.helpers.repository import ROOT
+from tests.helpers.small_runs import PATCH, SIZE, clean_env, finish_well, overrides, picture
 
 NAMES = ["a", "b", "c"]
 

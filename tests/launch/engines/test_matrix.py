@@ -13,7 +13,7 @@ from launch.experiments.load import load
 from launch.plan.world import pretend
 from launch.records.record import read_record
 from launch.train.trainer import build_model
-from tests.helpers.many_ranks import forget
+from tests.helpers.many_ranks import leave_as_if_killed
 from tests.helpers.small_runs import Group, free_port, launch_rank, losses, overrides
 
 pytestmark = pytest.mark.gloo
@@ -90,7 +90,7 @@ def runs(apf_files: Path, tmp_path_factory) -> Path:
     for name, world in AGAIN.items():
         saved = {**BASE, **ZERO[name], "checkpoint__every_steps": 2, "checkpoint__keep": 9}
         words = overrides(apf_files, root, run_id=f"{name}_again", **saved)
-        jobs[2] += [words, ["forget", str(root / "smoke" / f"{name}_again"), 2]]
+        jobs[2] += [words, ["as if killed", str(root / "smoke" / f"{name}_again"), 2]]
         jobs[world].append(words)
     for world, words in jobs.items():
         run(root, world, words)
@@ -183,7 +183,7 @@ def test_zero_resumes_to_the_losses_of_an_undisturbed_run(apf_files, tmp_path, s
     run_dir = tmp_path / "smoke" / "run"
     undisturbed, weights = losses(run_dir), sorted(p.name for p in (run_dir / "checkpoints").iterdir())
     assert weights == ["step-2", "step-4"]
-    forget(run_dir, 2)
+    leave_as_if_killed(run_dir, 2)
     codes, errors = start(apf_files, tmp_path, again, **more)
     assert codes == [0] * again, errors
     assert "resumed at step 2" in errors[0]

@@ -15,7 +15,7 @@ from launch.config.config import ConfigError
 from launch.experiments.load import load
 from launch.experiments.open_data import SETS, VARIANTS, rows_of
 from launch.jobs.body_steps import prep_arguments
-from tests.conftest import ROOT
+from tests.helpers.repository import ROOT
 
 SPLITS = {
     "apf_variance": {"split_on": "variance"},

@@ -13,7 +13,7 @@ from launch.__main__ import main
 from launch.experiments.load import load
 from launch.plan import bench
 from launch.plan.bench import Row, make_batch, measure, random_tree, rows
-from tests.helpers.small_runs import ROOT
+from tests.helpers.repository import ROOT
 
 SMALL = ["model.width=32", "model.depth=2", "model.heads=2", "model.mlp_dim=64", "model.feature_size=2"]
 

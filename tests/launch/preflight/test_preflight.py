@@ -12,7 +12,8 @@ from launch.__main__ import main
 from launch.config.sites import SITES, read_site
 from launch.preflight.nodes import Fault, judge, needed, table
 from launch.preflight.probes import Report, host_name
-from tests.helpers.small_runs import ROOT, Group, clean_env, free_port, launch_rank
+from tests.helpers.repository import ROOT
+from tests.helpers.small_runs import Group, clean_env, free_port, launch_rank
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from launch.records.record import Metrics, environment, new_record, read_metrics
 from launch.records.run_dir import forced_at, open_run
 from launch.train.optim import learning_rate, progress_of
 from launch.train.signals import StopFlag, signal_name
-from tests.helpers.small_runs import ROOT
+from tests.helpers.repository import ROOT
 
 
 def test_missing_stays_missing_and_unknown_is_refused():

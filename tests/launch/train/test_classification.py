@@ -26,7 +26,8 @@ from launch.train.ema import Average
 from launch.train.optim import make_optimizer
 from launch.train.trainer import build_model
 from launch.train.weights import load_weights
-from tests.helpers.small_runs import ROOT, SIZE, Group, clean_env, free_port, launch_rank, losses
+from tests.helpers.repository import ROOT
+from tests.helpers.small_runs import SIZE, Group, clean_env, free_port, launch_rank, losses
 
 TINY = [f"model.{key}" for key in ("depth=2", "grid_px=16", "width=32", "heads=2", "head_width=16", "mlp_dim=32")]
 SMALL = [
@@ -158,7 +159,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(pictures, tmp_path):
     ]
     whole, parts = (tmp_path / kind / "rivit" / "run" for kind in ("whole", "parts"))
     again = words(pictures, tmp_path / "parts", *more)
-    run_all(1, [words(pictures, tmp_path / "whole", *more), again, ["forget", str(parts), 3], again], tmp_path)
+    run_all(1, [words(pictures, tmp_path / "whole", *more), again, ["as if killed", str(parts), 3], again], tmp_path)
     assert read_record(parts)["starts"] == 2 and len(losses(parts)) == 9
     assert losses(whole) == losses(parts)
     assert rows(whole) == rows(parts), "the average came back"

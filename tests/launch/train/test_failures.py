@@ -16,7 +16,8 @@ from launch.config.config import ConfigError
 from launch.experiments.load import load
 from launch.records.record import read_record
 from launch.records.run_dir import open_run
-from tests.helpers.small_runs import ROOT, ended_alike, finish_well, overrides, stoppable, wait_for_steps
+from tests.helpers.repository import ROOT
+from tests.helpers.small_runs import ended_alike, finish_well, overrides, stoppable, wait_for_steps
 
 
 def fails(group, code: int) -> str:

@@ -12,10 +12,10 @@ import pytest
 from launch.config.models.table import MODELS
 from launch.experiments.load import load
 from launch.records.record import read_record
-from tests.helpers.small_runs import ROOT, Group, clean_env, finish_well, free_port, launch_rank, losses
-from tests.launch.train.test_mammography import MODELS as MAMMOGRAPHY
+from tests.helpers.mammography import MODELS as MAMMOGRAPHY
+from tests.helpers.repository import GLOMERULI, ROOT
+from tests.helpers.small_runs import Group, clean_env, finish_well, free_port, launch_rank, losses
 
-GLOMERULI = ROOT / "data_prep" / "sample_data" / "glomeruli24"
 FRAME_PX, CROP_PX, SIDE_PX = 256, 256, 64
 
 NARROW = ["model.width=48", "model.depth=3", "model.heads=4", "model.mlp_dim=96"]

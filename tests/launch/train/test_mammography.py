@@ -13,11 +13,11 @@ import pytest
 from analysis.comparison.auc import auc
 from launch.experiments.load import EXPERIMENTS, load
 from launch.records.record import read_record
-from tests.helpers.small_runs import ROOT, clean_env, losses
+from tests.helpers.mammography import MODELS
+from tests.helpers.repository import GLOMERULI, ROOT
+from tests.helpers.small_runs import clean_env, losses
 
-GLOMERULI = ROOT / "data_prep" / "sample_data" / "glomeruli24"
 CROP_PX, SIDE_PX = 256, 64
-MODELS = ("gmic", "def_gmic", "hct", "hct_softmax", "hct_nystrom")
 
 
 @pytest.fixture(scope="module")

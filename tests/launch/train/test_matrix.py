@@ -84,7 +84,7 @@ def run_twice(names: tuple[str, ...], folders: dict[str, Path], root: Path, *onc
     for name in names:
         words = settings(name, folders, root / "again")
         jobs += [settings(name, folders, root / "first"), words]
-        jobs += [["forget", str(root / "again" / "smoke" / name), 1], words]
+        jobs += [["as if killed", str(root / "again" / "smoke" / name), 1], words]
     run_all(2, jobs, root)
 
 

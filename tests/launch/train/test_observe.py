@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from hpc_models.segmentation.unetr import UNETR
 from launch.records.flops import COUNT_EVERY, Speed, peak_tflops
 from launch.records.record import read_record
-from tests.helpers.small_runs import ROOT, clean_env, ended_alike, finish_well, overrides, stoppable, wait_for_steps
+from tests.helpers.repository import ROOT
+from tests.helpers.small_runs import clean_env, ended_alike, finish_well, overrides, stoppable, wait_for_steps
 from tests.helpers.trees import random_batch
 
 STEPS = 8

@@ -14,8 +14,8 @@ from typing import Literal
 import pytest
 
 from launch.records.record import read_record
+from tests.helpers.repository import ROOT
 from tests.helpers.small_runs import (
-    ROOT,
     STEPS,
     Group,
     clean_env,
