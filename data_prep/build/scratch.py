@@ -23,7 +23,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.system.files import remove_stale, same_host, temporary_name, writer_lives, writer_name
+from data_prep.system.files import remove_stale, replacing, same_host, writer_lives, writer_name
 
 _MANIFEST = "manifest.json"
 _OTHER_HOST_S = 60.0
@@ -111,15 +111,9 @@ class Scratch:
         Raises:
             OSError: The folder cannot be written.
         """
-        path = self.folder / _MANIFEST
-        temporary = temporary_name(path)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps({"owner": writer_name()}))
-            temporary.replace(path)
-        except OSError as error:  # a full disk does not name the file
-            temporary.unlink(missing_ok=True)
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(self.folder / _MANIFEST, durable=False) as out:
+            out.write(json.dumps({"owner": writer_name()}).encode())
         remove_stale(self.folder, [_SUFFIX, ".json"])
         for result in self.folder.glob(f"*{_SUFFIX}"):
             if not _whole(result):
@@ -166,18 +160,8 @@ class Scratch:
         Raises:
             OSError: It cannot be written (disk full, quota, ...); names the file.
         """
-        path = self._path(name)
-        temporary = temporary_name(path)
-        try:
-            with temporary.open("wb") as out:
-                _write(out, {key: np.asarray(value, order="C") for key, value in arrays.items()})
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with replacing(self._path(name), durable=False) as out:
+            _write(out, {key: np.asarray(value, order="C") for key, value in arrays.items()})
 
     def load(self, name: str, *keys: str) -> dict[str, NDArray[Any]]:
         """Arrays of a result, all or those named; only what is asked for is read.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from data_prep.build.log import hash_source
 from data_prep.tokens.ceiling import ceiling
-from data_prep.system.error_text import one_line
+from data_prep.system.files import one_line
 from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
 from data_prep.build.leaf_plan import blur_of, cut_leaves, plan_leaves
 from data_prep.masks.masks import InView, check_classes

@@ -21,7 +21,7 @@ from data_prep.tokens.from_regions import assemble, region_rows
 from data_prep.build.log import stamp_of
 from data_prep.build.slide import build_one, check_room, code_version, damaged_tiles, finish, hash_inputs, masks_of, valid_already, write_result
 from data_prep.edges.canny import MAX_MAGNITUDE, auto_thresholds
-from data_prep.system.error_text import one_line
+from data_prep.system.files import one_line
 from data_prep.frame import Frame
 from data_prep.build.leaf_plan import blur_of
 from data_prep.build.open_slides import opened_slide

@@ -20,7 +20,7 @@ from data_prep.masks.masks import POLYGON_SUFFIXES, Mask, find_masks, open_mask
 from data_prep.slides.base import DamagedTile, Slide, SlideError
 from data_prep.slides.open import MASK_SUFFIXES, SLIDE_SUFFIXES, open_slide, slides_in
 from data_prep.slides.tiff import open_tiff
-from data_prep.system.error_text import one_line
+from data_prep.system.files import one_line
 
 Severity = Literal["error", "warning", "note"]
 ORDER = ("error", "warning", "note")

@@ -13,7 +13,7 @@ from data_prep.masks.geojson import read_geojson
 from data_prep.masks.polygons import Polygons, Shape
 from data_prep.masks.xml import Drawn, read_xml
 from data_prep.slides.base import SlideError
-from data_prep.system.error_text import one_line
+from data_prep.system.files import one_line
 
 #: What a build takes of an annotation with whole tumour and viable tumour (PAIP 2019).
 KINDS = ("viable", "whole", "both")

@@ -7,7 +7,6 @@ anew for every read. Converted once, both are read by tile. Never imports torch.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from data_prep.masks.masks import POLYGON_SUFFIXES, Mask, check_mask_size, open_
 from data_prep.slides.base import SlideError
 from data_prep.slides.open import MASK_SUFFIXES, SLIDE_SUFFIXES, open_slide
 from data_prep.slides.tiff import TiffPlane, open_tiff
-from data_prep.system.files import sha256_of, temporary_name
+from data_prep.system.files import replacing, sha256_of
 
 TILE_PX = 512
 _FORMAT = 1  # goes up when the same mask gives other bytes
@@ -194,22 +193,13 @@ def write_pyramid(
         OSError: the file cannot be written; nothing is left of it.
     """
     sizes = level_sizes(mask.size_wh)
-    temporary = temporary_name(path)
-    try:
-        with ExitStack() as opened:
-            coarser = [opened.enter_context(_Level(size, mask.size_wh, path.parent)) for size in sizes[1:]]
-            with tifffile.TiffWriter(temporary, bigtiff=True) as out:
-                _write_level(out, _base(mask, coarser, beat), sizes[0], mpp, 0, json.dumps(made, sort_keys=True))
-                for level in coarser:
-                    scale = mask.size_wh[0] / level.size_wh[0]
-                    _write_level(out, level.tiles(), level.size_wh, mpp * scale if mpp else None, 1, None)
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with ExitStack() as opened:
+        coarser = [opened.enter_context(_Level(size, mask.size_wh, path.parent)) for size in sizes[1:]]
+        with replacing(path) as file, tifffile.TiffWriter(file, bigtiff=True) as out:
+            _write_level(out, _base(mask, coarser, beat), sizes[0], mpp, 0, json.dumps(made, sort_keys=True))
+            for level in coarser:
+                scale = mask.size_wh[0] / level.size_wh[0]
+                _write_level(out, level.tiles(), level.size_wh, mpp * scale if mpp else None, 1, None)
 
 
 def _write_level(

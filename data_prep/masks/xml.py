@@ -19,7 +19,7 @@ from defusedxml.ElementTree import DefusedXMLParser
 
 from data_prep.masks.polygons import Ring
 from data_prep.slides.base import SlideError
-from data_prep.system.error_text import one_line
+from data_prep.system.files import one_line
 
 _ROOTS = ("Annotations", "ASAP_Annotations")
 _BLOCK_BYTES = 1 << 20

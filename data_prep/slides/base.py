@@ -16,7 +16,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.system.error_text import one_line
+from data_prep.system.files import one_line
 from data_prep.system.memory import available_bytes
 
 MPP_RANGE = (0.02, 50.0)  # um per pixel; outside it the number is a printer's resolution or noise

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from data_prep.slides.base import ClosedError, Slide, SlideError, check_memory
 from data_prep.slides.readers import OpenSlideSlide
 from data_prep.slides.tiff import open_tiff
-from data_prep.system.error_text import one_line
+from data_prep.system.files import one_line
 
 CACHE_BYTES = 256 * 2**20  # decoded tiles: the sides of the last regions, which the next ones look at again
 _ALIKE_BYTES = 8192  # tiles compressed to less are mostly background, of which many are the same

@@ -16,7 +16,7 @@ from data_prep.slides.fast_tiff import open_fast
 from data_prep.slides.readers import OpenSlideSlide, RasterSlide, TiffSlide
 from data_prep.slides.tiff import UnsupportedTiffError, open_tiff
 from data_prep.slides.tiff_check import structure_faults
-from data_prep.system.error_text import one_line
+from data_prep.system.files import one_line
 
 __all__ = [
     "MASK_SUFFIXES",

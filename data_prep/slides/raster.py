@@ -18,7 +18,7 @@ from PIL import Image
 
 from data_prep.slides.base import ClosedError, SlideError, check_decoded_size
 from data_prep.slides.pixels import gray_to_rgb, oriented_size, over_white, read_oriented
-from data_prep.system.error_text import one_line
+from data_prep.system.files import one_line
 
 _ORIENTATION_TAG = 274
 _BYTES_PER_PX = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # all others: 4

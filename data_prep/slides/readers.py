@@ -17,7 +17,7 @@ from data_prep.slides.base import ClosedError, Slide, SlideError, sane_mpp
 from data_prep.slides.pixels import gray_to_rgb, over_white, to_8_bit
 from data_prep.slides.raster import RasterImage
 from data_prep.slides.tiff import TiffPlane, UnsupportedTiffError, open_tiff
-from data_prep.system.error_text import one_line
+from data_prep.system.files import one_line
 
 _CHUNK_PX = 1024
 _CHUNKS_KEPT = 24  # x 3 MiB

@@ -20,7 +20,7 @@ import tifffile
 
 from data_prep.slides.base import SlideError, check_decoded_size, check_memory
 from data_prep.slides.pixels import oriented_size, read_oriented
-from data_prep.system.error_text import one_line
+from data_prep.system.files import one_line
 
 _CACHE_BYTES = 64 * 2**20
 _ALIKE_BYTES = 4096

@@ -18,7 +18,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from data_prep.synth.pictures import BACKGROUND, SynthSlide
-from data_prep.system.files import temporary_name
+from data_prep.system.files import replacing
 from data_prep.system.progress import Progress
 
 _SMALLEST_PX = 1024  # no level is made below this side
@@ -217,26 +217,17 @@ def _write(
     options: dict[str, Any],
 ) -> None:
     """Write compressed tiles as the pages of one file, under a temporary name until it is whole."""
-    temporary = temporary_name(path)
-    try:
-        with tifffile.TiffWriter(temporary, bigtiff=True) as out:
-            for i, ((width, height), tiles) in enumerate(levels):
-                out.write(
-                    tiles,
-                    shape=(height, width, *samples),
-                    dtype=np.uint8,
-                    tile=(tile_px, tile_px),
-                    metadata=None,
-                    subfiletype=int(i > 0),
-                    resolution=(1e4 / mpp / 2**i,) * 2,
-                    resolutionunit="CENTIMETER",
-                    software=False,
-                    **options,
-                )
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path, durable=False) as file, tifffile.TiffWriter(file, bigtiff=True) as out:
+        for i, ((width, height), tiles) in enumerate(levels):
+            out.write(
+                tiles,
+                shape=(height, width, *samples),
+                dtype=np.uint8,
+                tile=(tile_px, tile_px),
+                metadata=None,
+                subfiletype=int(i > 0),
+                resolution=(1e4 / mpp / 2**i,) * 2,
+                resolutionunit="CENTIMETER",
+                software=False,
+                **options,
+            )

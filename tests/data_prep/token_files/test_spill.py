@@ -18,7 +18,7 @@ META = new_meta(slide="s", params={"patch": 8}, size0_wh=[200, 256])
 FILL = """
 import sys
 from pathlib import Path
-from data_prep import store
+from data_prep.token_files import token_file as store
 from tests.helpers.builds import make_set
 store._IN_MEMORY_BYTES = 0
 try:
