@@ -17,7 +17,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 import imagecodecs
 import numpy as np
@@ -203,7 +203,7 @@ class _Place:
         return self.start + self.dtype.itemsize * math.prod(self.shape)
 
 
-def _write(out: BinaryIO, arrays: dict[str, NDArray[Any]]) -> None:
+def _write(out: IO[bytes], arrays: dict[str, NDArray[Any]]) -> None:
     about = {key: [array.dtype.str, array.shape, _checksum(array)] for key, array in arrays.items()}
     out.write(json.dumps(about).encode() + b"\n")
     for array in arrays.values():

@@ -27,7 +27,7 @@ from data_prep.masks.masks import InView, check_classes
 from data_prep.build.options import ALGORITHM, BuildOptions, changed_parameter
 from data_prep.build.outcome import Hashes, Outcome, Stage, Task
 from data_prep.tokens.paper_sequences import drop_or_repeat, pack_strip
-from data_prep.slides.base import check_tokens_fit
+from data_prep.slides.memory import check_tokens_fit
 from data_prep.masks.masks import Mask, check_mask_size, find_masks, open_mask
 from data_prep.slides.base import Slide, SlideError
 from data_prep.slides.open import open_slide

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.masks.annotations import KINDS, VIABLE, WHOLE, read_polygons
-from data_prep.slides.base import Opened, Slide, SlideError, check_decoded_size
+from data_prep.slides.base import Opened, Slide, SlideError
+from data_prep.slides.memory import check_decoded_size
 from data_prep.slides.open import MASK_SUFFIXES, PAIP_ENDINGS
 from data_prep.slides.raster import RasterImage
 from data_prep.slides.tiff import TiffPlane, open_tiff

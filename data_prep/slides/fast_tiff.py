@@ -17,9 +17,10 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.slides.base import ClosedError, Slide, SlideError, check_memory
-from data_prep.slides.readers import OpenSlideSlide
+from data_prep.slides.base import ClosedError, Slide, SlideError
+from data_prep.slides.memory import check_memory
 from data_prep.slides.tiff import open_tiff
+from data_prep.slides.vendors import OpenSlideSlide
 from data_prep.system.files import one_line
 
 CACHE_BYTES = 256 * 2**20  # decoded tiles: the sides of the last regions, which the next ones look at again
@@ -68,7 +69,7 @@ class FastSlide(Slide):
         self._slow_levels: set[int] = set()
         with open_tiff(path) as tiff:
             pages: list[Any] = list(tiff.pages)
-            self._levels = [_Level(path, _page_of(path, pages, size_wh)) for size_wh in level_sizes_wh]
+            self._levels = [_TiledPage(path, _page_of(path, pages, size_wh)) for size_wh in level_sizes_wh]
         self._file: int | None = os.open(path, os.O_RDONLY)
         self._cache: OrderedDict[tuple[int, int], npt.NDArray[np.uint8]] = OrderedDict()
         self._cached_bytes = 0
@@ -246,7 +247,7 @@ def _size(tile: npt.NDArray[np.uint8]) -> int:
     return tile.nbytes if tile.strides[0] else 1024
 
 
-class _Level:
+class _TiledPage:
     """One tiled page: where its tiles are and how they are decoded."""
 
     def __init__(self, path: Path, page: Any) -> None:
