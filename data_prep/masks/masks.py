@@ -14,12 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.masks.annotations import KINDS, VIABLE, WHOLE, read_polygons
+from data_prep.masks import KINDS, VIABLE, WHOLE
 from data_prep.slides.base import Opened, Slide, SlideError
 from data_prep.slides.memory import check_decoded_size
 from data_prep.slides.open import MASK_SUFFIXES, PAIP_ENDINGS
-from data_prep.slides.raster import RasterImage
-from data_prep.slides.tiff import TiffPlane, open_tiff
 
 POLYGON_SUFFIXES = (".xml", ".geojson", ".json")
 _FOUND_SUFFIXES = (*MASK_SUFFIXES, ".xml", ".geojson")  # .json beside a slide may be anything
@@ -107,6 +105,8 @@ class Mask(Opened):
 
 class _RasterMask(Mask):
     def __init__(self, path: Path, max_raster_gib: float | None) -> None:
+        from data_prep.slides.raster import RasterImage  # as all readers: loaded by the masks that need them
+
         self.path = path
         self._image = RasterImage(path, max_raster_gib)
         self.size_wh = self._image.size_wh
@@ -122,6 +122,8 @@ class _RasterMask(Mask):
 
 class _TiffMask(Mask):
     def __init__(self, path: Path, max_raster_gib: float | None) -> None:
+        from data_prep.slides.tiff import TiffPlane, open_tiff
+
         self.path = path
         self._tiff = open_tiff(path)
         try:
@@ -192,6 +194,8 @@ class _DrawnMask(Mask):
     def __init__(
         self, path: Path, size_wh: tuple[int, int], classes: Mapping[str, int | None] | None, kind: str | None
     ) -> None:
+        from data_prep.masks.annotations import read_polygons
+
         self.path, self.size_wh = path, size_wh
         self._two_valued = False
         self._polygons = read_polygons(path, classes, kind)
@@ -316,6 +320,8 @@ def open_mask(
 
 
 def _tiled(path: Path) -> bool:
+    from data_prep.slides.tiff import open_tiff
+
     with open_tiff(path) as tiff:
         return bool(tiff.pages[0].is_tiled)
 
@@ -369,18 +375,6 @@ def _only(
         listed = ", ".join(path.name for path in found)
         raise SlideError(f"{masks_dir}: several masks for {slide_path.name}: {listed}{remedy}")
     return found
-
-
-def find_mask(slide_path: Path | str, masks_dir: Path | str, kind: str | None = None) -> Path | None:
-    """Return the slide's mask in `masks_dir` as `find_masks` does, None if there is none.
-
-    Raises:
-        SlideError: as `find_masks`, or two files make up the mask (kind "both").
-    """
-    found = find_masks(slide_path, masks_dir, kind)
-    if len(found) > 1:
-        raise SlideError(f"{masks_dir}: {found[0].name} and {found[1].name} are one mask; open them with find_masks")
-    return found[0] if found else None
 
 
 def check_mask_size(slide: Slide, mask: Mask, what: str = "mask") -> None:
