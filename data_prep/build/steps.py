@@ -31,7 +31,7 @@ from data_prep.tree.quadtree import Leaves, Nodes, candidates, first_nodes, pyra
 from data_prep.edges.hysteresis import final_counts
 from data_prep.edges.region import edges_of_maxima, light_regions, pack_edges, scan_region, unpack_edges
 from data_prep.edges.region_spec import Maxima, RegionSpec
-from data_prep.build.scratch import BusyError, Scratch, discard, remove_scratch, scratch_key, scratch_sides
+from data_prep.build.scratch import BusyError, Scratch, ScratchError, discard, remove_scratch, scratch_key, scratch_sides
 from data_prep.build.step_order import Step, StepResult
 from data_prep.slides.base import Slide, SlideError
 
@@ -248,7 +248,13 @@ def _edges(step: Step, result: StepResult) -> None:
     lo, hi = scratch.load("limits")["lo_hi"].tolist()
     spec = _spec(step, opened.frame, False)
     corner_xy = _corner(step, spec.size_px)
-    found = edges_of_maxima(Maxima(**scratch.load(f"maxima-{i}")), spec, *corner_xy, lo, hi)
+    try:
+        maxima = Maxima(**scratch.load(f"maxima-{i}"))
+    except ScratchError:
+        if scratch.has(f"edges-{i}"):  # a build of the same slide on another host was here first
+            return
+        raise
+    found = edges_of_maxima(maxima, spec, *corner_xy, lo, hi)
     if found is None:  # another contrast than elsewhere, so what the scan kept is not enough
         decoded = getattr(opened.slide, "decoded_px", 0)
         found = scan_region(
