@@ -316,12 +316,15 @@ def open_mask(
         raise SlideError(f"{path}: masks must be lossless or polygons, one of {known}")
     if suffix == ".png":
         return _RasterMask(path, max_raster_gib)
-    return _StripMask(path, max_raster_gib) if in_bands and not _tiled(path) else _TiffMask(path, max_raster_gib)
+    return _StripMask(path, max_raster_gib) if in_bands and not is_tiled(path) else _TiffMask(path, max_raster_gib)
 
 
-def _tiled(path: Path) -> bool:
+def is_tiled(path: Path) -> bool:
+    """Whether a picture of class ids can be read by region: a TIFF in tiles."""
     from data_prep.slides.tiff import open_tiff
 
+    if path.suffix.lower() == ".png":
+        return False
     with open_tiff(path) as tiff:
         return bool(tiff.pages[0].is_tiled)
 

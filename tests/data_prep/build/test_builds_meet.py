@@ -20,8 +20,8 @@ from data_prep.build.step_order import SlidePlan
 from data_prep.parallel.queue import Schedule
 from data_prep.slides import fast_tiff
 from data_prep.system.files import writer_name
-from tests.helpers.builds import ROOT, command, leftovers, plain_env, run, token_bytes
 from tests.data_prep.build.test_steps import CMU, OPTIONS, SHARED, damaged_slide, made, stop_after
+from tests.helpers.builds import ROOT, command, leftovers, plain_env, run, token_bytes
 
 
 def _made(out: Path) -> Path:
@@ -127,7 +127,9 @@ def test_builds_of_two_hosts_at_once_end_well(tmp_path: Path):
     out = tmp_path / "out"
     here = command("build", CMU, "--out", out, *SHARED)
     there = [sys.executable, "-c", _ON_NODE_7, *here[3:]]
-    both = [subprocess.Popen(args, cwd=ROOT, env=plain_env(), text=True, stderr=subprocess.PIPE) for args in (here, there)]
+    both = [
+        subprocess.Popen(args, cwd=ROOT, env=plain_env(), text=True, stderr=subprocess.PIPE) for args in (here, there)
+    ]
     texts = [process.communicate(timeout=300)[1] for process in both]
     assert 0 in [process.returncode for process in both], texts
     assert all(process.returncode in (0, 1) for process in both) and "Traceback" not in "".join(texts), texts
