@@ -16,17 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.masks.masks import POLYGON_SUFFIXES, Mask, check_mask_size, open_mask
+from data_prep.masks.masks import FOUND_SUFFIXES, POLYGON_SUFFIXES, Mask, check_mask_size, open_mask
 from data_prep.slides.base import SlideError
-from data_prep.slides.open import MASK_SUFFIXES, SLIDE_SUFFIXES, open_slide
+from data_prep.slides.open import PAIP_ENDINGS, SLIDE_SUFFIXES, open_slide
 from data_prep.slides.pyramid import LevelOfTiles, TileSpool, row_of_tiles, write_pyramid
 from data_prep.slides.tiff import TiffPlane, open_tiff
 from data_prep.system.files import sha256_of
 
 TILE_PX = 512
 _FORMAT = 1  # goes up when the same mask gives other bytes
-_SUFFIXES = (*MASK_SUFFIXES, ".xml", ".geojson")
-_ENDINGS = ("_viable", "_whole")
 
 
 class Conversion(NamedTuple):
@@ -57,10 +55,10 @@ def plan(sources: Sequence[Path], out: Path, slides: Path | None) -> list[Conver
     found: list[Path] = []
     for path in sources:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file())
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in FOUND_SUFFIXES and p.is_file())
             inside = [p for p in inside if not p.name.startswith(".")]
             if not inside:
-                raise SlideError(f"{path}: no masks in this folder (looked for {', '.join(_SUFFIXES)})")
+                raise SlideError(f"{path}: no masks in this folder (looked for {', '.join(FOUND_SUFFIXES)})")
             found += inside
         elif path.is_file():
             found.append(path)
@@ -77,7 +75,7 @@ def plan(sources: Sequence[Path], out: Path, slides: Path | None) -> list[Conver
         if target.exists() and target.samefile(source):
             raise SlideError(f"{source}: would be replaced by its own conversion; choose another folder")
         stem = source.stem.casefold()
-        short = next((stem.removesuffix(end) for end in _ENDINGS if stem.endswith(end)), stem)
+        short = next((stem.removesuffix(end) for end in PAIP_ENDINGS.values() if stem.endswith(end)), stem)
         jobs.append(Conversion(source, target, by_stem.get(stem, by_stem.get(short))))
     return jobs
 

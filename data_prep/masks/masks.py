@@ -20,7 +20,7 @@ from data_prep.slides.memory import check_decoded_size
 from data_prep.slides.open import MASK_SUFFIXES, PAIP_ENDINGS
 
 POLYGON_SUFFIXES = (".xml", ".geojson", ".json")
-_FOUND_SUFFIXES = (*MASK_SUFFIXES, ".xml", ".geojson")  # .json beside a slide may be anything
+FOUND_SUFFIXES = (*MASK_SUFFIXES, ".xml", ".geojson")  # .json beside a slide may be anything
 _LARGE_PX = 4096 * 4096  # masks of more pixels should have tiles
 _SCAN_PX = 2048
 _STRIP_ROWS = 512
@@ -352,7 +352,7 @@ def find_masks(slide_path: Path | str, masks_dir: Path | str, kind: str | None =
         raise SlideError(f"{masks_dir}: no such folder of masks")
     stem = slide_path.stem.casefold()
     stems = {stem, *(stem + end for end in PAIP_ENDINGS.values())}
-    alike = (p for p in masks_dir.iterdir() if p.suffix.lower() in _FOUND_SUFFIXES and p.stem.casefold() in stems)
+    alike = (p for p in masks_dir.iterdir() if p.suffix.lower() in FOUND_SUFFIXES and p.stem.casefold() in stems)
     files = sorted(p for p in alike if p.is_file())  # only these: of many slides each asks for its own
     # Slides and masks may lie in one folder, and a slide is not its own mask.
     plain = [path for path in files if path.stem.casefold() == stem and path.resolve() != slide_path.resolve()]

@@ -155,16 +155,16 @@ class Slide(Opened):
         tile_w, tile_h = self._tile_grid(level)
         width, height = self.level_sizes_wh[level]
         out = np.full((h_px, w_px, 3), 255, np.uint8)
-        for top in range(y_px // tile_h * tile_h, y_px + h_px, tile_h):
-            for left in range(x_px // tile_w * tile_w, x_px + w_px, tile_w):
-                tile = DamagedTile(level, left, top, min(tile_w, width - left), min(tile_h, height - top))
-                x0, y0 = max(x_px, left), max(y_px, top)
-                x1, y1 = min(x_px + w_px, left + tile.w_px), min(y_px + h_px, top + tile.h_px)
-                if tile not in self._causes:
-                    try:
-                        out[y0 - y_px : y1 - y_px, x0 - x_px : x1 - x_px] = self._read(level, x0, y0, x1 - x0, y1 - y0)
-                    except SlideError as error:
-                        self._causes = {**self._causes, tile: one_line(error.__cause__ or error)}
+        for column, row in cells_under(x_px, y_px, w_px, h_px, (tile_w, tile_h)):
+            left, top = column * tile_w, row * tile_h
+            tile = DamagedTile(level, left, top, min(tile_w, width - left), min(tile_h, height - top))
+            x0, y0 = max(x_px, left), max(y_px, top)
+            x1, y1 = min(x_px + w_px, left + tile.w_px), min(y_px + h_px, top + tile.h_px)
+            if tile not in self._causes:
+                try:
+                    paste(out, x_px, y_px, self._read(level, x0, y0, x1 - x0, y1 - y0), x0, y0)
+                except SlideError as error:
+                    self._causes = {**self._causes, tile: one_line(error.__cause__ or error)}
         return out
 
     def _tile_grid(self, level: int) -> tuple[int, int]:  # noqa: ARG002
@@ -194,6 +194,20 @@ def sane_mpp(mpp_x: object, mpp_y: object) -> float | None:
     if max(values) > 1.1 * min(values):
         return None
     return values[0] if values[0] == values[1] else sum(values) / 2
+
+
+def cells_under(x: int, y: int, w: int, h: int, cell_wh: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Column and row of every cell of a grid from (0, 0) on that a rectangle touches, row by row."""
+    for row in range(y // cell_wh[1], (y + h - 1) // cell_wh[1] + 1):
+        for column in range(x // cell_wh[0], (x + w - 1) // cell_wh[0] + 1):
+            yield column, row
+
+
+def paste(out: npt.NDArray[Any], x: int, y: int, piece: npt.NDArray[Any], left: int, top: int) -> None:
+    """Copy into `out`, whose top left lies at (x, y), what it shares with `piece`, whose top left is (left, top)."""
+    x0, x1 = max(x, left), min(x + out.shape[1], left + piece.shape[1])
+    y0, y1 = max(y, top), min(y + out.shape[0], top + piece.shape[0])
+    out[y0 - y : y1 - y, x0 - x : x1 - x] = piece[y0 - top : y1 - top, x0 - left : x1 - left]
 
 
 def oriented_size(stored_wh: tuple[int, int], orientation: int) -> tuple[int, int]:

@@ -17,32 +17,14 @@ READERS = ("auto", "fast", "openslide", "tifffile", "raster")
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".jp2", ".webp")
 _TIFF_SUFFIXES = (".tif", ".tiff")
 # A DICOM slide is many .dcm files, so a folder of them cannot be listed one slide per file; name one file of each.
-SLIDE_SUFFIXES = (
-    ".svs",
-    ".ndpi",
-    ".scn",
-    ".bif",
-    ".mrxs",
-    ".vms",
-    ".vmu",
-    ".svslide",
-    ".czi",
-    *_TIFF_SUFFIXES,
-    *_PICTURES,
-)
+_VENDORS = (".svs", ".ndpi", ".scn", ".bif", ".mrxs", ".vms", ".vmu", ".svslide", ".czi")
+SLIDE_SUFFIXES = (*_VENDORS, *_TIFF_SUFFIXES, *_PICTURES)
 _MAGIC = {
-    b"\xff\xd8\xff": "picture",
-    b"\x89PNG": "picture",
-    b"BM": "picture",
-    b"RIFF": "picture",
-    b"\x00\x00\x00\x0cjP": "picture",
-    b"II*\x00": "tiff",
-    b"MM\x00*": "tiff",
-    b"II+\x00": "tiff",
-    b"MM\x00+": "tiff",
-    b"PK": "a zip archive",
-    b"\x1f\x8b": "a gzip archive",
-    b"%PDF": "a PDF document",
+    "picture": (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"RIFF", b"\x00\x00\x00\x0cjP"),
+    "tiff": (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"),
+    "a zip archive": (b"PK",),
+    "a gzip archive": (b"\x1f\x8b",),
+    "a PDF document": (b"%PDF",),
 }
 
 
@@ -155,10 +137,7 @@ def _kind(path: Path) -> str:
         raise SlideError(f"{path}: cannot be read: {error.strerror}") from error
     if not head:
         raise SlideError(f"{path}: the file is empty")
-    for magic, kind in _MAGIC.items():
-        if head.startswith(magic):
-            return kind
-    return "no image format known here"
+    return next((kind for kind, magic in _MAGIC.items() if head.startswith(magic)), "no image format known here")
 
 
 def slides_in(folder: Path) -> list[Path]:

@@ -22,9 +22,11 @@ from PIL import Image
 from data_prep.slides.base import (
     Slide,
     SlideError,
+    cells_under,
     gray_to_rgb,
     oriented_size,
     over_white,
+    paste,
     read_oriented,
     sane_mpp,
     to_8_bit,
@@ -186,15 +188,10 @@ class TiffPlane:
         across, down = -(-self._stored_wh[0] // unit_w), -(-self._stored_wh[1] // unit_h)
         for plane in range(self.samples if self._separate else 1):
             target = out[:, :, plane : plane + 1] if self._separate else out
-            for row in range(y // unit_h, (y + h - 1) // unit_h + 1):
-                for column in range(x // unit_w, (x + w - 1) // unit_w + 1):
-                    unit = self._unit((plane * down + row) * across + column)
-                    if unit is None:
-                        continue
-                    left, top = column * unit_w, row * unit_h
-                    x0, x1 = max(x, left), min(x + w, left + unit.shape[1])
-                    y0, y1 = max(y, top), min(y + h, top + unit.shape[0])
-                    target[y0 - y : y1 - y, x0 - x : x1 - x] = unit[y0 - top : y1 - top, x0 - left : x1 - left]
+            for column, row in cells_under(x, y, w, h, (unit_w, unit_h)):
+                unit = self._unit((plane * down + row) * across + column)
+                if unit is not None:
+                    paste(target, x, y, unit, column * unit_w, row * unit_h)
         return out
 
     def _unit(self, index: int) -> npt.NDArray[Any] | None:

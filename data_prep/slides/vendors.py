@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import openslide
 
-from data_prep.slides.base import ClosedError, Slide, SlideError, over_white, sane_mpp
+from data_prep.slides.base import ClosedError, Slide, SlideError, cells_under, over_white, paste, sane_mpp
 from data_prep.system.files import one_line
 
 _CHUNK_PX = 1024
@@ -103,14 +103,8 @@ class OpenSlideSlide(Slide):
         if factor:
             return self._region(level, (x_px * factor, y_px * factor), (x_px, y_px, w_px, h_px))
         out = np.empty((h_px, w_px, 3), np.uint8)
-        for row in range(y_px // _CHUNK_PX, (y_px + h_px - 1) // _CHUNK_PX + 1):
-            for column in range(x_px // _CHUNK_PX, (x_px + w_px - 1) // _CHUNK_PX + 1):
-                chunk = self._chunk(level, column, row)
-                left, top = column * _CHUNK_PX, row * _CHUNK_PX
-                x0, x1 = max(x_px, left), min(x_px + w_px, left + _CHUNK_PX)
-                y0, y1 = max(y_px, top), min(y_px + h_px, top + _CHUNK_PX)
-                part = chunk[y0 - top : y1 - top, x0 - left : x1 - left]
-                out[y0 - y_px : y1 - y_px, x0 - x_px : x1 - x_px] = part
+        for column, row in cells_under(x_px, y_px, w_px, h_px, (_CHUNK_PX, _CHUNK_PX)):
+            paste(out, x_px, y_px, self._chunk(level, column, row), column * _CHUNK_PX, row * _CHUNK_PX)
         return out
 
     def _chunk(self, level: int, column: int, row: int) -> npt.NDArray[np.uint8]:

@@ -22,16 +22,7 @@ from data_prep.tokens.token_set import TokenSet
 
 FORMATS = ("geojson", "coords")
 # Of leaves of side p, 2p, 4p, ...: from warm (fine) to cool (coarse).
-_COLOURS = (
-    (214, 39, 40),
-    (255, 127, 14),
-    (241, 196, 15),
-    (44, 160, 44),
-    (23, 190, 207),
-    (31, 119, 180),
-    (148, 103, 189),
-    (127, 127, 127),
-)
+_COLOURS = tuple(map(bytes.fromhex, ("d62728", "ff7f0e", "f1c40f", "2ca02c", "17becf", "1f77b4", "9467bd", "7f7f7f")))
 
 
 def export(

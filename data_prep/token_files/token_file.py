@@ -45,18 +45,8 @@ _READ_BYTES = 1 << 20
 _DATASETS = ("tokens", "leaf_xy", "leaf_size", "content_counts", "mask_counts")
 _TEXT_KEYS = ("slide", "source_sha256", "code_version")
 _JSON_KEYS = (
-    "params",
-    "size0_wh",
-    "content_wh",
-    "frame_px",
-    "mpp",
-    "mask_sha256",
-    "mask_pixels",
-    "ceiling",
-    "budget_used",
-    "edge_pixels",
-    "damaged",
-    "content_pixels",
+    *("params", "size0_wh", "content_wh", "frame_px", "mpp", "mask_sha256", "mask_pixels"),
+    *("ceiling", "budget_used", "edge_pixels", "damaged", "content_pixels"),
 )
 _SOMETIMES = {"content_pixels"}  # keys that are not written where they are None
 
