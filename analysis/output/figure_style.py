@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.output.formats import write_atomically
+from analysis.output.formats import write_files
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
@@ -113,13 +113,12 @@ def save(drawings: Sequence[Drawing], out: Path) -> list[Path]:
     Raises:
         ValueError: the folder cannot be written.
     """
-    paths = []
-    for drawing in drawings:
-        for suffix in ("png", "svg", "pdf"):
-            path = out / f"{drawing.slug}.{suffix}"
-            write_atomically(path, encode(drawing.figure, suffix))
-            paths.append(path)
-    return paths
+    return [
+        path
+        for drawing in drawings
+        for suffix in ("png", "svg", "pdf")
+        for path in write_files(out, {f"{drawing.slug}.{suffix}": encode(drawing.figure, suffix)})
+    ]
 
 
 def plain_log(side: "Axis", form: str = "{:,.10g}") -> None:

@@ -1,15 +1,15 @@
-"""One small table type and its Markdown, CSV, LaTeX and HTML forms, each escaped (standard library only)."""
+"""One small table type and its Markdown, CSV, LaTeX and HTML forms, each escaped; and how such files are written."""
 
 import csv
 import html
 import io
 import math
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from data_prep.system.files import write_atomic
 
 MISSING = "-"
 
@@ -241,32 +241,17 @@ def _one_line(text: str) -> str:
 # ---- files
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old one or the whole new one; the folder is made.
+def write_files(folder: Path, files: Mapping[str, str | bytes]) -> list[Path]:
+    """Write files of these names, each whole or not at all, and return their paths; the folder is made.
 
     Raises:
-        ValueError: the folder or the file cannot be written; the message names it and the cause.
+        ValueError: the folder or a file cannot be written; the message names it and the cause.
     """
-    data = content.encode("utf-8", "replace") if isinstance(content, str) else content
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    for name, content in files.items():
+        data = content.encode("utf-8", "replace") if isinstance(content, str) else content
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(name).chmod(0o666 & ~umask)  # mkstemp makes files that only the owner may read
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be written ({error.strerror or error})") from error
-
-
-def write_files(folder: Path, files: Mapping[str, str]) -> list[Path]:
-    """Write files of these names, as `write_atomically` does, and return their paths."""
-    for name, text in files.items():
-        write_atomically(folder / name, text)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / name, data)
+        except OSError as error:
+            raise ValueError(f"{folder / name}: cannot be written ({error.strerror or error})") from error
     return [folder / name for name in files]

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from analysis.comparison.table import Comparison, comparison_table, dice_cell, problem_table, ratio
 from analysis.figures.draw import draw_all
 from analysis.output.figure_style import Drawing
-from analysis.output.formats import MISSING, escape_html, html_table, number, whole, write_atomically
+from analysis.output.formats import MISSING, escape_html, html_table, number, whole, write_files
 from analysis.report.css import CSS
 from analysis.report.sections import contradictory, figure_html, joined, modelled, published
 from analysis.runs.groups import Group, task_of
@@ -43,7 +43,7 @@ def write_report(comparison: Comparison, out: Path, options: Options | None = No
         ValueError: the folder cannot be written, or there is no such site.
     """
     path, options = out / "index.html", options or Options()
-    write_atomically(path, page(comparison, [*draw_all(comparison), *options.more], out, options))
+    write_files(path.parent, {path.name: page(comparison, [*draw_all(comparison), *options.more], out, options)})
     return path
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 #: Goes up when the same slide and parameters give other bytes, so that old token files are built again.
 from data_prep.edges import AUTO_PERCENT
+from data_prep.system.powers_of_two import is_power_of_two
 
 ALGORITHM = 3
 MAX_TILE_PX = 16384  # regions of this side need about 1 GiB per rank
@@ -179,17 +180,13 @@ def changed_parameter(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     return None
 
 
-def _power_of_two(value: int) -> bool:
-    return value > 0 and value & (value - 1) == 0
-
-
 def _check_grid(options: BuildOptions) -> None:
     size_px, patch = options.resolution, options.patch
-    if not _power_of_two(patch):
+    if not is_power_of_two(patch):
         raise OptionError(f"--patch {patch}: must be a power of two, e.g. 8 or 16")
     if size_px < patch:
         raise OptionError(f"--resolution {size_px}: must be at least --patch {patch}")
-    if size_px % patch or not _power_of_two(size_px // patch):
+    if size_px % patch or not is_power_of_two(size_px // patch):
         near = patch << max(0, (size_px // patch).bit_length() - 1)
         raise OptionError(
             f"--resolution {size_px}: must be --patch {patch} times a power of two, e.g. {near} or {2 * near}"

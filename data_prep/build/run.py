@@ -16,8 +16,6 @@ from data_prep.build.options import BuildOptions, OptionError
 from data_prep.build.outcome import Outcome, Task
 from data_prep.build.step_order import Moved, SlidePlan, died
 from data_prep.build.steps import region_side, run_step
-from data_prep.parallel.mpi import share
-from data_prep.parallel.pool import run_pool
 from data_prep.parallel.queue import Queue, Schedule
 from data_prep.system.files import remove_stale
 from data_prep.system.progress import Progress, counted, format_duration
@@ -112,8 +110,12 @@ def _tasks(slides: Sequence[Path], options: BuildOptions, out: Path, rebuild: bo
 
 def _results(queue: Queue, workers: int, comm: Any, beat: Callable[[str], None]) -> Generator[Any, None, None]:
     if comm is not None and comm.size > 1:
+        from data_prep.parallel.mpi import share  # as the pool: only for who has several workers
+
         return share(comm, run_step, queue, idle=lambda: beat(""))
     if workers > 1 and not queue.over:
+        from data_prep.parallel.pool import run_pool
+
         return run_pool(run_step, queue, workers, died, idle=lambda: beat(""))
     return _alone(queue, beat)
 

@@ -24,9 +24,10 @@ from data_prep.build.options import ALGORITHM, BuildOptions, changed_parameter
 from data_prep.build.outcome import Hashes, Outcome, Stage, Task
 from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
 from data_prep.masks.masks import InView, Mask, check_classes, check_mask_size, find_masks, open_mask
-from data_prep.slides.base import Slide, SlideError, check_tokens_fit
+from data_prep.slides.base import Slide, SlideError
+from data_prep.slides.memory import check_tokens_fit
 from data_prep.slides.open import open_slide
-from data_prep.system.error_text import one_line
+from data_prep.system.files import one_line
 from data_prep.token_files.token_file import StoreError, check_bytes, new_meta, read_meta, token_path, write_tokens
 from data_prep.token_files.verify import verify_file
 from data_prep.tokens.ceiling import ceiling

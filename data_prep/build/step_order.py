@@ -98,12 +98,12 @@ class SlidePlan:
         self.started_s = 0.0
 
     def first(self) -> list[Step]:
-        """As `Plan.first`."""
+        """As `WorkPlan.first`."""
         self.running = 1
         return [Step("begin", self.task, self.side_px)]
 
     def done(self, step: Step, result: StepResult) -> tuple[list[Step], list[Any]]:
-        """As `Plan.done`; tells of progress, and at the end the slide's outcome."""
+        """As `WorkPlan.done`; tells of progress, and at the end the slide's outcome."""
         self.running -= 1
         self._note(step, result)
         steps: list[Step] = []

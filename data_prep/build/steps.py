@@ -22,7 +22,15 @@ from data_prep.build.log import stamp_of
 from data_prep.build.open_slides import opened_slide
 from data_prep.build.options import IN_MEMORY_PX, BuildOptions
 from data_prep.build.outcome import Outcome, Task
-from data_prep.build.scratch import BusyError, Scratch, discard, remove_scratch, scratch_key, scratch_sides
+from data_prep.build.scratch import (
+    BusyError,
+    Scratch,
+    ScratchError,
+    discard,
+    remove_scratch,
+    scratch_key,
+    scratch_sides,
+)
 from data_prep.build.slide import (
     build_one,
     check_room,
@@ -41,7 +49,7 @@ from data_prep.edges.region import edges_of_maxima, light_regions, pack_edges, s
 from data_prep.edges.region_spec import Maxima, RegionSpec
 from data_prep.frame import Frame
 from data_prep.slides.base import Slide, SlideError
-from data_prep.system.error_text import one_line
+from data_prep.system.files import one_line
 from data_prep.tokens.from_regions import assemble, region_rows
 from data_prep.tree.quadtree import Leaves, Nodes, candidates, first_nodes, pyramid, tree_of
 
@@ -258,7 +266,13 @@ def _edges(step: Step, result: StepResult) -> None:
     lo, hi = scratch.load("limits")["lo_hi"].tolist()
     spec = _spec(step, opened.frame, False)
     corner_xy = _corner(step, spec.size_px)
-    found = edges_of_maxima(Maxima(**scratch.load(f"maxima-{i}")), spec, *corner_xy, lo, hi)
+    try:
+        maxima = Maxima(**scratch.load(f"maxima-{i}"))
+    except ScratchError:
+        if scratch.has(f"edges-{i}"):  # a build of the same slide on another host was here first
+            return
+        raise
+    found = edges_of_maxima(maxima, spec, *corner_xy, lo, hi)
     if found is None:  # another contrast than elsewhere, so what the scan kept is not enough
         decoded = getattr(opened.slide, "decoded_px", 0)
         found = scan_region(

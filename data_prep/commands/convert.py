@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.build.options import OptionError, class_ids
-from data_prep.system.error_text import one_line
+from data_prep.system.files import one_line
 
 _HELP = """Convert masks to tiled BigTIFF with a pyramid, OUT/<name>.tif each, which every tool reads by region.
 

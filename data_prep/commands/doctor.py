@@ -61,7 +61,8 @@ def _run(args: argparse.Namespace) -> int:
     from functools import partial
 
     from data_prep.build.options import OptionError, check_fov
-    from data_prep.inspect.doctor import ORDER, check_burden, decode, died, over_the_folder, read_burdens, slides_of
+    from data_prep.inspect.burdens import read_burdens
+    from data_prep.inspect.doctor import ORDER, check_burden, decode, died, over_the_folder, slides_of
     from data_prep.parallel.pool import run_pool
     from data_prep.slides.base import SlideError
     from data_prep.system.files import write_atomic

@@ -5,22 +5,21 @@ Reports what it sees and knows no file by name. Must not import torch or MPI.
 
 from __future__ import annotations
 
-import csv
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from data_prep.masks.masks import POLYGON_SUFFIXES, Mask, find_masks, open_mask
+from data_prep.masks.masks import POLYGON_SUFFIXES, Mask, find_masks, is_tiled, open_mask
 from data_prep.slides.base import DamagedTile, Slide, SlideError
 from data_prep.slides.open import MASK_SUFFIXES, SLIDE_SUFFIXES, open_slide, slides_in
 from data_prep.slides.tiff import open_tiff
-from data_prep.system.error_text import one_line
+from data_prep.system.files import one_line
 
 Severity = Literal["error", "warning", "note"]
 ORDER = ("error", "warning", "note")
@@ -31,7 +30,6 @@ _FACTORS = (2, 4, 8)
 _BURDEN_TOLERANCE = 0.01
 SLOW_S = 1.0  # to decode a mask
 MPP_OF_SCANNERS = (0.05, 4.5)  # um per pixel: from oil immersion at 100x to half of 5x
-_NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)%?")
 _PARTS = re.compile(r"_(whole|viable)$", re.IGNORECASE)
 
 
@@ -50,6 +48,16 @@ class Finding:
     severity: Severity
     text: str
     remedy: str
+
+
+class _Findings(list[Finding]):
+    """What was found about one slide."""
+
+    def __init__(self, slide: str) -> None:
+        self.slide = slide
+
+    def say(self, severity: Severity, text: str, remedy: str) -> None:
+        self.append(Finding(self.slide, severity, text, remedy))
 
 
 @dataclass(frozen=True)
@@ -94,12 +102,8 @@ def examine(path: Path, masks: Path | None, fov: Path | None = None) -> tuple[li
     Returns:
         Findings, the bands to decode (none if it cannot be opened), and the slide's um per pixel.
     """
-    found: list[Finding] = []
-    name = path.name
-
-    def say(severity: Severity, text: str, remedy: str) -> None:
-        found.append(Finding(name, severity, text, remedy))
-
+    found = _Findings(path.name)
+    say = found.say
     if "rescan" in path.stem.lower():
         say("note", "its name says rescan", "see that the mask or annotation is of this scan")
     try:
@@ -121,11 +125,8 @@ def examine(path: Path, masks: Path | None, fov: Path | None = None) -> tuple[li
             say("warning", "no pyramid", "downscaled frames read all of level 0; convert it with a pyramid")
         hidden = _hidden_levels(path, slide)
         if hidden:
-            say(
-                "warning",
-                f"{hidden} levels that OpenSlide does not see (SubIFDs, as OME-TIFF has them)",
-                "convert it to flat pages to use them",
-            )
+            seen = f"{hidden} levels that OpenSlide does not see (SubIFDs, as OME-TIFF has them)"
+            say("warning", seen, "convert it to flat pages to use them")
         if slide.reader == "raster" and max(slide.size_wh) > 8192:
             say("warning", f"a {path.suffix} picture is decoded whole", "convert it to a tiled TIFF")
         if masks is not None:
@@ -164,25 +165,21 @@ def decode(band: Band) -> list[Finding]:
     What the fast reader reads is read by OpenSlide as well, which refuses tiles whose data ends before the last block;
     imagecodecs makes up the rest of them.
     """
-    name = band.slide.name
+    found = _Findings(band.slide.name)
     try:
         bad, reader = _damaged(band, "auto")
         if reader == "fast":
             bad |= _damaged(band, "openslide")[0]
     except SlideError as error:
-        return [Finding(name, "error", _without(band.slide, error), "copy it again from its source")]
-    if not bad:
-        return []
-    where = ", ".join(f"x={tile.x_px} y={tile.y_px}" for tile in sorted(bad)[:3]) + (", ..." if len(bad) > 3 else "")
-    many = f"{len(bad)} tiles" if len(bad) > 1 else "a tile"
-    return [
-        Finding(
-            name,
-            "error",
-            f"{many} of level {band.level} cannot be decoded: {where}",
-            "copy it again; build fills such tiles with white and lists them, build --strict refuses",
-        )
-    ]
+        found.say("error", _without(band.slide, error), "copy it again from its source")
+        return found
+    if bad:
+        where = ", ".join(f"x={tile.x_px} y={tile.y_px}" for tile in sorted(bad)[:3])
+        many = f"{len(bad)} tiles" if len(bad) > 1 else "a tile"
+        text = f"{many} of level {band.level} cannot be decoded: {where}" + (", ..." if len(bad) > 3 else "")
+        remedy = "copy it again; build fills such tiles with white and lists them, build --strict refuses"
+        found.say("error", text, remedy)
+    return found
 
 
 def _damaged(band: Band, reader: str) -> tuple[set[DamagedTile], str]:
@@ -198,15 +195,13 @@ def _damaged(band: Band, reader: str) -> tuple[set[DamagedTile], str]:
 
 def _mask_findings(path: Path, slide: Slide, folder: Path, what: str = "mask") -> list[Finding]:
     """Missing, of another size, without class ids, untiled; viable tumour outside of the whole; an empty view."""
-    found: list[Finding] = []
-
-    def say(severity: Severity, text: str, remedy: str) -> None:
-        found.append(Finding(path.name, severity, text, remedy))
-
+    found = _Findings(path.name)
+    say = found.say
     try:
-        files = _mask_files(path, folder) if what == "mask" else _others(path, folder)
+        files = _mask_files(path, folder) if what == "mask" else find_masks(path, folder)
     except SlideError as error:
-        return [Finding(path.name, "error", one_line(error), "keep one of them")]
+        say("error", one_line(error), "keep one of them")
+        return found
     if not files:
         say("error", f"no {what} in {folder}", f"put {path.stem}.tif, .png, .xml or .geojson there")
     for file in files:
@@ -214,16 +209,12 @@ def _mask_findings(path: Path, slide: Slide, folder: Path, what: str = "mask") -
             with open_mask(file, slide.size_wh, kind=None if what == "mask" else "inside") as mask:
                 if mask.size_wh != slide.size_wh:
                     sizes = " x ".join(map(str, mask.size_wh)), " x ".join(map(str, slide.size_wh))
-                    say(
-                        "error",
-                        f"{what} {file.name} is {sizes[0]}, the slide {sizes[1]}",
-                        "it belongs to another slide or level",
-                    )
+                    text = f"{what} {file.name} is {sizes[0]}, the slide {sizes[1]}"
+                    say("error", text, "it belongs to another slide or level")
                     continue
                 started_s = time.perf_counter()
                 held = _classes(mask.bands(_STEP_PX))
-                seconds = time.perf_counter() - started_s
-                found += _whole_findings(path, file, mask, seconds, what)
+                _tell_of_whole(found, file, mask, time.perf_counter() - started_s, what)
         except SlideError as error:
             say("error", f"{what} {file.name}: {_without(file, error)}", "see how it was made")
             continue
@@ -234,31 +225,27 @@ def _mask_findings(path: Path, slide: Slide, folder: Path, what: str = "mask") -
         elif max(held) > 13 and what == "mask":
             ids = ", ".join(map(str, sorted(held)[:5]))
             say("warning", f"mask {file.name} holds classes {ids} ...", "is it a mask of ids?")
-    parts = {match[1].lower(): file for file in files if (match := _PARTS.search(file.stem))}
+    parts = _parts(files)
     if what == "mask" and len(parts) == 2 and not any(finding.severity == "error" for finding in found):
-        found += _part_findings(path, parts["whole"], parts["viable"], slide.size_wh)
+        _tell_of_parts(found, parts["whole"], parts["viable"], slide.size_wh)
     return found
 
 
-def _whole_findings(path: Path, file: Path, mask: Mask, seconds: float, what: str = "mask") -> list[Finding]:
+def _tell_of_whole(found: _Findings, file: Path, mask: Mask, seconds: float, what: str) -> None:
     """What the mask itself tells, and masks without tiles that took long, whatever their size."""
     remedy = "python -m data_prep convert makes it tiled, once"
-    if mask.notes:
-        drawn = file.suffix.lower() in POLYGON_SUFFIXES
-        return [
-            Finding(
-                path.name,
-                "note" if drawn else "warning",
-                f"{what} {note}",
-                "see that this is meant" if drawn else remedy,
-            )
-            for note in mask.notes
-        ]
-    picture = file.suffix.lower() in MASK_SUFFIXES
-    if picture and seconds > SLOW_S and (file.suffix.lower() == ".png" or not _is_tiled(file)):
-        text = f"{what} {file.name} has no tiles and took {seconds:.1f} s to decode, once per process"
-        return [Finding(path.name, "warning", text, remedy)]
-    return []
+    drawn = file.suffix.lower() in POLYGON_SUFFIXES
+    for note in mask.notes:
+        found.say("note" if drawn else "warning", f"{what} {note}", "see that this is meant" if drawn else remedy)
+    if not mask.notes and not drawn and seconds > SLOW_S and not is_tiled(file):
+        found.say(
+            "warning", f"{what} {file.name} has no tiles and took {seconds:.1f} s to decode, once per process", remedy
+        )
+
+
+def _parts(files: Iterable[Path]) -> dict[str, Path]:
+    """PAIP's masks among the files: "whole" and "viable"."""
+    return {match[1].lower(): file for file in files if (match := _PARTS.search(file.stem))}
 
 
 def _mask_files(path: Path, masks: Path) -> list[Path]:
@@ -269,17 +256,7 @@ def _mask_files(path: Path, masks: Path) -> list[Path]:
         for p in sorted(masks.iterdir())
         if p.suffix.lower() in MASK_SUFFIXES and p.stem.casefold() in (f"{stem}_whole", f"{stem}_viable")
     ]
-    return parts or _others(path, masks)
-
-
-def _others(path: Path, folder: Path) -> list[Path]:
-    """Masks of a slide's name but for the slide itself, which may lie there too."""
-    return [file for file in find_masks(path, folder) if file.resolve() != path.resolve()]
-
-
-def _is_tiled(file: Path) -> bool:
-    with open_tiff(file) as tiff:
-        return bool(tiff.pages[0].is_tiled)
+    return parts or find_masks(path, masks)
 
 
 def _classes(bands: Iterable[np.ndarray]) -> dict[int, int]:
@@ -290,7 +267,7 @@ def _classes(bands: Iterable[np.ndarray]) -> dict[int, int]:
     return {k: int(total[k]) for k in range(1, 256) if total[k]}
 
 
-def _part_findings(path: Path, whole: Path, viable: Path, size_wh: tuple[int, int]) -> list[Finding]:
+def _tell_of_parts(found: _Findings, whole: Path, viable: Path, size_wh: tuple[int, int]) -> None:
     """Viable tumour lies inside the whole tumour; the other way round the two files are swapped."""
     outside = inside_out = 0
     with open_mask(whole, size_wh) as a, open_mask(viable, size_wh) as b:
@@ -298,24 +275,11 @@ def _part_findings(path: Path, whole: Path, viable: Path, size_wh: tuple[int, in
             outside += int(((second != 0) & (first == 0)).sum())
             inside_out += int(((first != 0) & (second == 0)).sum())
     if outside and not inside_out:
-        return [
-            Finding(
-                path.name,
-                "error",
-                f"{whole.name} lies inside {viable.name}: are they swapped?",
-                "look at both; exchange the names if so",
-            )
-        ]
-    if outside:
-        return [
-            Finding(
-                path.name,
-                "warning",
-                f"{outside} pixels of {viable.name} lie outside of {whole.name}",
-                "look at both; training takes viable over whole",
-            )
-        ]
-    return []
+        text = f"{whole.name} lies inside {viable.name}: are they swapped?"
+        found.say("error", text, "look at both; exchange the names if so")
+    elif outside:
+        text = f"{outside} pixels of {viable.name} lie outside of {whole.name}"
+        found.say("warning", text, "look at both; training takes viable over whole")
 
 
 def over_the_folder(slides: list[Path], mpps: dict[Path, float | None]) -> list[Finding]:
@@ -330,14 +294,8 @@ def over_the_folder(slides: list[Path], mpps: dict[Path, float | None]) -> list[
             found.append(Finding(same[0].name, "error", f"same name before the suffix: {names}", "rename all but one"))
     suffixes = Counter(path.suffix for path in slides)
     if len({suffix.lower() for suffix in suffixes}) < len(suffixes):
-        found.append(
-            Finding(
-                slides[0].parent.name,
-                "note",
-                f"suffixes in two cases: {', '.join(sorted(suffixes))}",
-                "nothing here; scripts with *.svs miss some",
-            )
-        )
+        text = f"suffixes in two cases: {', '.join(sorted(suffixes))}"
+        found.append(Finding(slides[0].parent.name, "note", text, "nothing here; scripts with *.svs miss some"))
     return found + _resolution_findings(slides, mpps)
 
 
@@ -357,61 +315,10 @@ def _resolution_findings(slides: list[Path], mpps: dict[Path, float | None]) -> 
         middle = known[len(known) // 2]
         for path, value in mpps.items():
             if value and abs(value - middle) > 0.1 * middle:
-                found.append(
-                    Finding(
-                        path.name,
-                        "warning",
-                        f"{value:.3f} um per pixel, most have {middle:.3f}",
-                        "objects have another size in pixels; is it another scanner?",
-                    )
-                )
+                text = f"{value:.3f} um per pixel, most have {middle:.3f}"
+                remedy = "objects have another size in pixels; is it another scanner?"
+                found.append(Finding(path.name, "warning", text, remedy))
     return found
-
-
-def read_burdens(path: Path, columns: Sequence[str] = ()) -> dict[str, float]:
-    """Tumour burden (viable over whole area) per slide from a CSV: percent or fraction, slides in the first column.
-
-    Args:
-        path: The table, with a row of names at the top.
-        columns: Names that the column of burdens may have, in any case; empty: the only column of numbers.
-
-    Raises:
-        SlideError: The file cannot be read, has no such column, or several columns of numbers and none is named.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file) if any(cell.strip() for cell in row)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SlideError(f"{path}: cannot be read: {one_line(error)}") from error
-    header, rows = (rows[0], rows[1:]) if rows else ([], [])
-    at = _burden_column(path, header, rows, columns)
-    found = {
-        Path(row[0]).stem.casefold(): float(row[at].rstrip("%"))
-        for row in rows
-        if len(row) > at and row[0] and _NUMBER.fullmatch(row[at])
-    }
-    if not found:
-        raise SlideError(f"{path}: no numbers in column {header[at]!r}")
-    if max(found.values()) > 1.5:
-        found = {name: value / 100 for name, value in found.items()}
-    return found
-
-
-def _burden_column(path: Path, header: list[str], rows: list[list[str]], columns: Sequence[str]) -> int:
-    wanted = {name.strip().casefold() for name in columns}
-    if wanted:
-        named = [i for i, name in enumerate(header) if name.casefold() in wanted]
-        if len(named) != 1:
-            listed = ", ".join(header) or "nothing"
-            raise SlideError(f"{path}: {len(named)} columns called {' or '.join(columns)}; its columns are {listed}")
-        return named[0]
-    numbers = [i for i in range(1, len(header)) if any(len(row) > i and _NUMBER.fullmatch(row[i]) for row in rows)]
-    if not numbers:
-        raise SlideError(f"{path}: no column of numbers after the names of slides")
-    if len(numbers) > 1:
-        listed = ", ".join(header[i] for i in numbers)
-        raise SlideError(f"{path}: several columns of numbers ({listed}); say with --burden-column which holds burdens")
-    return numbers[0]
 
 
 def check_burden(path: Path, masks: Path, burdens: dict[str, float]) -> list[Finding]:
@@ -420,8 +327,7 @@ def check_burden(path: Path, masks: Path, burdens: dict[str, float]) -> list[Fin
     if wanted is None:
         return [Finding(path.name, "note", "not in the table of burdens", "nothing, or complete the table")]
     try:
-        files = _mask_files(path, masks)
-        parts = {match[1].lower(): file for file in files if (match := _PARTS.search(file.stem))}
+        parts = _parts(_mask_files(path, masks))
         if len(parts) < 2:
             return []
         with open_slide(path) as slide:
@@ -435,14 +341,8 @@ def check_burden(path: Path, masks: Path, burdens: dict[str, float]) -> list[Fin
     burden = areas["viable"] / areas["whole"] if areas["whole"] else 0.0
     if abs(burden - wanted) <= _BURDEN_TOLERANCE:
         return []
-    return [
-        Finding(
-            path.name,
-            "warning",
-            f"burden {wanted:.3f} in the table, {burden:.3f} by its masks",
-            "trust neither before looking at the masks",
-        )
-    ]
+    text = f"burden {wanted:.3f} in the table, {burden:.3f} by its masks"
+    return [Finding(path.name, "warning", text, "trust neither before looking at the masks")]
 
 
 def died(task: object, cause: str) -> list[Finding]:

@@ -1,24 +1,23 @@
-"""Annotation files to polygons with class ids: which file it is, and which class each thing drawn belongs to.
-
-Never imports torch.
-"""
+"""Annotation files to polygons with class ids, and what their user should be told of them. Never imports torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_prep.masks.annotation_checks import left_out_note, overlap_note
+import numpy as np
+
+from data_prep.masks import VIABLE, WHOLE
 from data_prep.masks.geojson import read_geojson
-from data_prep.masks.polygons import Polygons, Shape
+from data_prep.masks.polygons import Polygons, Ring, Shape
 from data_prep.masks.xml import Drawn, read_xml
 from data_prep.slides.base import SlideError
-from data_prep.system.error_text import one_line
+from data_prep.system.files import one_line
 
-#: What a build takes of an annotation with whole tumour and viable tumour (PAIP 2019).
-KINDS = ("viable", "whole", "both")
-WHOLE, VIABLE = 1, 2
 _KNOWN = {"tumor": 1, "tumour": 1, "annotation": 1, "_0": 1, "_1": 1, "_2": 0, "exclusion": 0}
+_SHOWN = 3
+_GRID_PX = 256  # both rings are drawn on so many pixels of what their boxes share
+_PAIRS = 500
 _YELLOW, _RED = "#ffff00", "#ff0000"
 
 
@@ -58,7 +57,7 @@ def read_polygons(path: Path, classes: Mapping[str, int | None] | None = None, k
         ids: list[int | None] = [0 if 0 in map(_by_name, thing.names) else 1 for thing in drawn]
     else:
         ids = _default_ids(path, drawn) if classes is None else _mapped_ids(path, drawn, classes)
-    shapes, notes = [], left_out_note(left_out)
+    shapes, notes = [], _left_out_note(left_out)
     for thing, class_id in zip(drawn, ids, strict=True):
         if kind in ("viable", "whole"):
             if class_id != (VIABLE if kind == "viable" else WHOLE):
@@ -128,3 +127,54 @@ def _by_name(name: str) -> int | None:
 def _listed(names: Sequence[str] | Mapping[str, int | None]) -> str:
     unique = list(dict.fromkeys(names))
     return ", ".join(repr(name) for name in unique[:8]) + (", ..." if len(unique) > 8 else "")
+
+
+def _left_out_note(left_out: Sequence[str]) -> list[str]:
+    """One line about things that were drawn but have no area; [] if there are none."""
+    if not left_out:
+        return []
+    many = len(left_out)
+    what = "1 thing drawn has no area and is" if many == 1 else f"{many} things drawn have no area and are"
+    shown = "; ".join(left_out[:_SHOWN]) + ("; ..." if len(left_out) > _SHOWN else "")
+    return [f"{what} left out: {shown}"]
+
+
+def overlap_note(name: str, rings: Sequence[Ring]) -> list[str]:
+    """One line if rings of one ImageScope layer overlap that are not marked as negative, else [].
+
+    By the even-odd rule, which ImageScope's files ask for, what lies in two of them is outside.
+
+    Args:
+        name: what the layer is called.
+        rings: its rings.
+    """
+    positive = [ring.xy for ring in rings if not ring.negative and len(ring.xy) >= 3]
+    if len(positive) < 2:
+        return []
+    low = np.array([xy.min(axis=0) for xy in positive])
+    high = np.array([xy.max(axis=0) for xy in positive])
+    order = np.argsort(low[:, 0])
+    looked_at = 0
+    for place, i in enumerate(order.tolist()):
+        later = order[place + 1 :]
+        later = later[: int(np.searchsorted(low[later, 0], high[i, 0]))]  # boxes that begin before this one ends
+        near = later[(low[later, 1] < high[i, 1]) & (high[later, 1] > low[i, 1])]
+        for j in near.tolist():
+            looked_at += 1
+            if looked_at > _PAIRS:
+                return []
+            box = np.maximum(low[i], low[j]), np.minimum(high[i], high[j])
+            if _share(Ring(positive[i]), Ring(positive[j]), *box):
+                x, y = (int(v) for v in box[0])
+                where = f"regions of annotation {name} overlap (first near x={x} y={y})"
+                return [f"{where}: by the even-odd rule the common part is outside; join them if that is not meant"]
+    return []
+
+
+def _share(a: Ring, b: Ring, low: np.ndarray, high: np.ndarray) -> bool:
+    """Whether two rings share any of a grid of points inside a box."""
+    scale = _GRID_PX / np.maximum(high - low, 1e-9)
+    inside = [
+        Polygons([Shape(1, [Ring((ring.xy - low) * scale)])]).draw(0, 0, _GRID_PX, _GRID_PX) != 0 for ring in (a, b)
+    ]
+    return bool((inside[0] & inside[1]).any())

@@ -7,29 +7,24 @@ anew for every read. Converted once, both are read by tile. Never imports torch.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import tifffile
 
-from data_prep.masks.masks import POLYGON_SUFFIXES, Mask, check_mask_size, open_mask
+from data_prep.masks.masks import FOUND_SUFFIXES, POLYGON_SUFFIXES, Mask, check_mask_size, open_mask
 from data_prep.slides.base import SlideError
-from data_prep.slides.open import MASK_SUFFIXES, SLIDE_SUFFIXES, open_slide
+from data_prep.slides.open import PAIP_ENDINGS, SLIDE_SUFFIXES, open_slide
+from data_prep.slides.pyramid import LevelOfTiles, TileSpool, row_of_tiles, write_pyramid
 from data_prep.slides.tiff import TiffPlane, open_tiff
-from data_prep.system.files import sha256_of, temporary_name
+from data_prep.system.files import sha256_of
 
 TILE_PX = 512
 _FORMAT = 1  # goes up when the same mask gives other bytes
-_IN_MEMORY_BYTES = 32 * 2**20  # of one coarser level, compressed; more goes to a temporary file
-_SUFFIXES = (*MASK_SUFFIXES, ".xml", ".geojson")
-_ENDINGS = ("_viable", "_whole")
 
 
 class Conversion(NamedTuple):
@@ -60,10 +55,10 @@ def plan(sources: Sequence[Path], out: Path, slides: Path | None) -> list[Conver
     found: list[Path] = []
     for path in sources:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file())
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in FOUND_SUFFIXES and p.is_file())
             inside = [p for p in inside if not p.name.startswith(".")]
             if not inside:
-                raise SlideError(f"{path}: no masks in this folder (looked for {', '.join(_SUFFIXES)})")
+                raise SlideError(f"{path}: no masks in this folder (looked for {', '.join(FOUND_SUFFIXES)})")
             found += inside
         elif path.is_file():
             found.append(path)
@@ -80,7 +75,7 @@ def plan(sources: Sequence[Path], out: Path, slides: Path | None) -> list[Conver
         if target.exists() and target.samefile(source):
             raise SlideError(f"{source}: would be replaced by its own conversion; choose another folder")
         stem = source.stem.casefold()
-        short = next((stem.removesuffix(end) for end in _ENDINGS if stem.endswith(end)), stem)
+        short = next((stem.removesuffix(end) for end in PAIP_ENDINGS.values() if stem.endswith(end)), stem)
         jobs.append(Conversion(source, target, by_stem.get(stem, by_stem.get(short))))
     return jobs
 
@@ -144,7 +139,7 @@ def convert_mask(
         if note is not None:
             for text in mask.notes:
                 note(text)
-        write_pyramid(job.target, mask, made, slide.mpp if slide else None, beat)
+        write_mask(job.target, mask, made, slide.mpp if slide else None, beat)
     return True
 
 
@@ -170,17 +165,16 @@ def level_sizes(size_wh: tuple[int, int]) -> list[tuple[int, int]]:
     return sizes
 
 
-def write_pyramid(
+def write_mask(
     path: Path,
     mask: Mask,
     made: Mapping[str, Any],
     mpp: float | None = None,
     beat: Callable[[float], None] | None = None,
 ) -> None:
-    """Write a mask as tiled BigTIFF: flat directories, coarser levels marked as reduced (all that OpenSlide knows).
+    """Write a mask as a tiled pyramid. A pixel of a coarser level is the level-0 pixel under its centre.
 
-    A pixel of a coarser level is the level-0 pixel under its centre. Level 0 passes through once, a row of tiles at a
-    time; the coarser levels are gathered meanwhile, compressed.
+    Level 0 passes through once, a row of tiles at a time; the coarser levels are gathered meanwhile, compressed.
 
     Args:
         path: file to write, whole or not at all.
@@ -194,70 +188,35 @@ def write_pyramid(
         OSError: the file cannot be written; nothing is left of it.
     """
     sizes = level_sizes(mask.size_wh)
-    temporary = temporary_name(path)
     try:
-        with ExitStack() as opened:
-            coarser = [opened.enter_context(_Level(size, mask.size_wh, path.parent)) for size in sizes[1:]]
-            with tifffile.TiffWriter(temporary, bigtiff=True) as out:
-                _write_level(out, _base(mask, coarser, beat), sizes[0], mpp, 0, json.dumps(made, sort_keys=True))
-                for level in coarser:
-                    scale = mask.size_wh[0] / level.size_wh[0]
-                    _write_level(out, level.tiles(), level.size_wh, mpp * scale if mpp else None, 1, None)
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
+        coarser = [_CoarseMask(size, mask.size_wh, path.parent) for size in sizes[1:]]
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    levels = [LevelOfTiles(mask.size_wh, mpp, _base(mask, coarser, beat))]
+    for level in coarser:
+        scale = mask.size_wh[0] / level.size_wh[0]
+        levels.append(LevelOfTiles(level.size_wh, mpp * scale if mpp else None, level.tiles))
+    about = json.dumps(made, sort_keys=True)
+    write_pyramid(path, levels, TILE_PX, compression="adobe_deflate", photometric="minisblack", description=about)
 
 
-def _write_level(
-    out: tifffile.TiffWriter,
-    tiles: Iterator[bytes],
-    size_wh: tuple[int, int],
-    mpp: float | None,
-    subfiletype: int,
-    description: str | None,
-) -> None:
-    more: dict[str, Any] = {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"} if mpp else {}
-    out.write(
-        tiles,
-        shape=size_wh[::-1],
-        dtype=np.uint8,
-        tile=(TILE_PX, TILE_PX),
-        compression="adobe_deflate",
-        photometric="minisblack",
-        subfiletype=subfiletype,
-        description=description,
-        metadata=None,
-        software=False,
-        **more,
-    )
-
-
-def _base(mask: Mask, coarser: list[_Level], beat: Callable[[float], None] | None) -> Iterator[bytes]:
+def _base(mask: Mask, coarser: list[_CoarseMask], beat: Callable[[float], None] | None) -> Iterator[bytes]:
     """Compressed tiles of level 0; what passes by is offered to the coarser levels."""
     y = 0
     for ids in mask.bands(TILE_PX):
         for level in coarser:
             level.add(ids, y)
-        yield from _tiles(ids)
+        yield from _compressed(ids)
         y += len(ids)
         if beat:
             beat(y / mask.size_wh[1])
 
 
-def _tiles(band: npt.NDArray[np.uint8]) -> Iterator[bytes]:
-    """One row of tiles, compressed; those at the border are filled up with background."""
-    for x in range(0, band.shape[1], TILE_PX):
-        part = band[:, x : x + TILE_PX]
-        if part.shape != (TILE_PX, TILE_PX):
-            part = np.pad(part, ((0, TILE_PX - part.shape[0]), (0, TILE_PX - part.shape[1])))
-        yield zlib.compress(part.tobytes(), 6)
+def _compressed(band: npt.NDArray[np.uint8]) -> Iterator[bytes]:
+    return (zlib.compress(tile.tobytes(), 6) for tile in row_of_tiles(band, TILE_PX))
 
 
-class _Level:
+class _CoarseMask:
     """A coarser level, gathered from bands of level 0 and kept as compressed tiles until its turn to be written."""
 
     def __init__(self, size_wh: tuple[int, int], size0_wh: tuple[int, int], folder: Path) -> None:
@@ -265,14 +224,7 @@ class _Level:
         self._columns, self._rows = (_under_centres(n, n0) for n, n0 in zip(size_wh, size0_wh, strict=True))
         self._band = np.zeros((TILE_PX, size_wh[0]), np.uint8)
         self._filled = 0
-        self._lengths: list[int] = []
-        self._file: IO[bytes] = tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES, "w+b", dir=str(folder))
-
-    def __enter__(self) -> _Level:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self.tiles = TileSpool(folder)
 
     def add(self, ids: npt.NDArray[np.uint8], y: int) -> None:
         """Take what this level needs of the rows of level 0 from `y` on."""
@@ -281,15 +233,9 @@ class _Level:
             self._band[self._filled] = ids[self._rows[start] - y, self._columns]
             self._filled += 1
             if self._filled == TILE_PX or start == self.size_wh[1] - 1:
-                for tile in _tiles(self._band[: self._filled]):
-                    self._lengths.append(self._file.write(tile))
+                for tile in _compressed(self._band[: self._filled]):
+                    self.tiles.add(tile)
                 self._filled = 0
-
-    def tiles(self) -> Iterator[bytes]:
-        """The compressed tiles in order."""
-        self._file.seek(0)
-        for length in self._lengths:
-            yield self._file.read(length)
 
 
 def _under_centres(size: int, size0: int) -> npt.NDArray[np.int64]:

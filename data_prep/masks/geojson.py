@@ -12,7 +12,7 @@ import numpy as np
 from data_prep.masks.polygons import Ring
 from data_prep.masks.xml import Drawn, check_coordinates
 from data_prep.slides.base import SlideError
-from data_prep.system.error_text import one_line
+from data_prep.system.files import one_line
 
 _NO_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
 

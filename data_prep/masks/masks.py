@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.masks.annotations import KINDS, VIABLE, WHOLE, read_polygons
-from data_prep.slides.base import Opened, Slide, SlideError, check_decoded_size
+from data_prep.masks import KINDS, VIABLE, WHOLE
+from data_prep.slides.base import Opened, Slide, SlideError
+from data_prep.slides.memory import check_decoded_size
 from data_prep.slides.open import MASK_SUFFIXES, PAIP_ENDINGS
-from data_prep.slides.raster import RasterImage
-from data_prep.slides.tiff import TiffPlane, open_tiff
 
 POLYGON_SUFFIXES = (".xml", ".geojson", ".json")
-_FOUND_SUFFIXES = (*MASK_SUFFIXES, ".xml", ".geojson")  # .json beside a slide may be anything
+FOUND_SUFFIXES = (*MASK_SUFFIXES, ".xml", ".geojson")  # .json beside a slide may be anything
 _LARGE_PX = 4096 * 4096  # masks of more pixels should have tiles
 _SCAN_PX = 2048
 _STRIP_ROWS = 512
@@ -106,6 +105,8 @@ class Mask(Opened):
 
 class _RasterMask(Mask):
     def __init__(self, path: Path, max_raster_gib: float | None) -> None:
+        from data_prep.slides.raster import RasterImage  # as all readers: loaded by the masks that need them
+
         self.path = path
         self._image = RasterImage(path, max_raster_gib)
         self.size_wh = self._image.size_wh
@@ -121,6 +122,8 @@ class _RasterMask(Mask):
 
 class _TiffMask(Mask):
     def __init__(self, path: Path, max_raster_gib: float | None) -> None:
+        from data_prep.slides.tiff import TiffPlane, open_tiff
+
         self.path = path
         self._tiff = open_tiff(path)
         try:
@@ -191,6 +194,8 @@ class _DrawnMask(Mask):
     def __init__(
         self, path: Path, size_wh: tuple[int, int], classes: Mapping[str, int | None] | None, kind: str | None
     ) -> None:
+        from data_prep.masks.annotations import read_polygons
+
         self.path, self.size_wh = path, size_wh
         self._two_valued = False
         self._polygons = read_polygons(path, classes, kind)
@@ -311,10 +316,15 @@ def open_mask(
         raise SlideError(f"{path}: masks must be lossless or polygons, one of {known}")
     if suffix == ".png":
         return _RasterMask(path, max_raster_gib)
-    return _StripMask(path, max_raster_gib) if in_bands and not _tiled(path) else _TiffMask(path, max_raster_gib)
+    return _StripMask(path, max_raster_gib) if in_bands and not is_tiled(path) else _TiffMask(path, max_raster_gib)
 
 
-def _tiled(path: Path) -> bool:
+def is_tiled(path: Path) -> bool:
+    """Whether a picture of class ids can be read by region: a TIFF in tiles."""
+    from data_prep.slides.tiff import open_tiff
+
+    if path.suffix.lower() == ".png":
+        return False
     with open_tiff(path) as tiff:
         return bool(tiff.pages[0].is_tiled)
 
@@ -342,7 +352,7 @@ def find_masks(slide_path: Path | str, masks_dir: Path | str, kind: str | None =
         raise SlideError(f"{masks_dir}: no such folder of masks")
     stem = slide_path.stem.casefold()
     stems = {stem, *(stem + end for end in PAIP_ENDINGS.values())}
-    alike = (p for p in masks_dir.iterdir() if p.suffix.lower() in _FOUND_SUFFIXES and p.stem.casefold() in stems)
+    alike = (p for p in masks_dir.iterdir() if p.suffix.lower() in FOUND_SUFFIXES and p.stem.casefold() in stems)
     files = sorted(p for p in alike if p.is_file())  # only these: of many slides each asks for its own
     # Slides and masks may lie in one folder, and a slide is not its own mask.
     plain = [path for path in files if path.stem.casefold() == stem and path.resolve() != slide_path.resolve()]
@@ -368,18 +378,6 @@ def _only(
         listed = ", ".join(path.name for path in found)
         raise SlideError(f"{masks_dir}: several masks for {slide_path.name}: {listed}{remedy}")
     return found
-
-
-def find_mask(slide_path: Path | str, masks_dir: Path | str, kind: str | None = None) -> Path | None:
-    """Return the slide's mask in `masks_dir` as `find_masks` does, None if there is none.
-
-    Raises:
-        SlideError: as `find_masks`, or two files make up the mask (kind "both").
-    """
-    found = find_masks(slide_path, masks_dir, kind)
-    if len(found) > 1:
-        raise SlideError(f"{masks_dir}: {found[0].name} and {found[1].name} are one mask; open them with find_masks")
-    return found[0] if found else None
 
 
 def check_mask_size(slide: Slide, mask: Mask, what: str = "mask") -> None:

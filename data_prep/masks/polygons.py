@@ -88,14 +88,6 @@ class Polygons:
         at = self._chunk_start
         self._chunk_y = np.stack([np.minimum.reduceat(low, at), np.maximum.reduceat(high, at)])
 
-    @property
-    def bounds_xyxy(self) -> tuple[float, float, float, float] | None:
-        """Left, top, right, bottom of everything, None where there is nothing to draw."""
-        if not len(self._ring_x[0]):
-            return None
-        (x_lo, x_hi), (y_lo, y_hi) = self._ring_x, self._chunk_y
-        return float(x_lo.min()), float(y_lo.min()), float(x_hi.max()), float(y_hi.max())
-
     def draw(self, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[np.uint8]:
         """Return the class ids of a rectangle as (h, w) uint8; 0 where no shape is."""
         out = np.zeros((h_px, w_px), np.uint8)

@@ -19,7 +19,7 @@ from defusedxml.ElementTree import DefusedXMLParser
 
 from data_prep.masks.polygons import Ring
 from data_prep.slides.base import SlideError
-from data_prep.system.error_text import one_line
+from data_prep.system.files import one_line
 
 _ROOTS = ("Annotations", "ASAP_Annotations")
 _BLOCK_BYTES = 1 << 20
@@ -116,13 +116,13 @@ class _Reader:
 
     def end(self, tag: str) -> None:
         """An element ends."""
-        self._tags.pop()
         if tag == "Region":
             self._end_region()
         elif tag == "Coordinates":
             self._end_coordinates()
         elif tag == "Annotation" and self._rings:
             self.drawn.append(self._annotation())
+        self._tags.pop()
 
     def close(self) -> None:
         """The file ends."""
@@ -149,18 +149,14 @@ class _Reader:
         return check_coordinates(self._path, xy, self._where())
 
     def _end_region(self) -> None:
-        self._tags.append("Region")  # for messages
         xy = self._xy()
         if self._region.get("Type") == _ELLIPSE and 1 < len(xy) <= 4:
             raise SlideError(f"{self._path}: {self._where()} is an ellipse, known by its box only; draw it as a line")
-        self._tags.pop()
         negative = self._region.get("NegativeROA", "0").strip().lower() not in ("", "0", "false")
         if len(xy) >= 3:  # two vertices are a ruler or an arrow
             self._rings.append(Ring(xy, negative))
         else:
-            self._tags.append("Region")
             self._left_out.append(f"{self._where()} ({_vertices(len(xy))})")
-            self._tags.pop()
 
     def _end_coordinates(self) -> None:
         xy = self._xy()

@@ -52,7 +52,7 @@ class Flat:
         return [result]
 
 
-class Plan(Protocol):
+class WorkPlan(Protocol):
     """The steps of one piece of work. Steps have an integer `stage`."""
 
     def first(self) -> list[Any]:
@@ -113,7 +113,7 @@ class _Stage:
 class Schedule:
     """Steps of many plans, later stages first, then in the order of the plans."""
 
-    def __init__(self, plans: Iterable[Plan]) -> None:
+    def __init__(self, plans: Iterable[WorkPlan]) -> None:
         self._ready: dict[tuple[int, int], _Stage] = {}  # by what comes first: (-stage, number of the plan)
         self._order: list[tuple[int, int]] = []  # a heap of its keys
         self._handed: dict[int, tuple[int, Any]] = {}  # by id of the step: its plan's number and itself

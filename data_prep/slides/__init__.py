@@ -1,4 +1,4 @@
-"""Opens whole-slide files and pictures and reads rectangles of them at any level.
+"""Opens whole-slide files and pictures, reads rectangles of them at any level, and writes tiled pyramids.
 
-Others use `open.open_slide`, `open.slides_in`, `base.Slide` and `base.SlideError`.
+Others use `open.open_slide`, `open.slides_in`, `base.Slide`, `base.SlideError` and `pyramid.write_pyramid`.
 """

@@ -1,24 +1,22 @@
-"""What every slide reader offers, the one error they raise, and the limit on images that must be decoded whole.
+"""What every slide reader offers, the one error they raise, and the pixel arithmetic that they share.
 
 Imports no image library and never torch.
 """
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from fractions import Fraction
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.system.error_text import one_line
-from data_prep.system.memory import available_bytes
+from data_prep.system.files import one_line
 
+Stored = Callable[[int, int, int, int], npt.NDArray[Any]]
 MPP_RANGE = (0.02, 50.0)  # um per pixel; outside it the number is a printer's resolution or noise
 
 
@@ -108,11 +106,6 @@ class Slide(Opened):
         """Tiles that could not be decoded so far, sorted."""
         return sorted(self._causes)
 
-    def level_scale_xy(self, level: int) -> tuple[Fraction, Fraction]:
-        """Return level-0 pixels per pixel of `level` along x and y, exactly (W0 / Wk, H0 / Hk)."""
-        width, height = self.level_sizes_wh[level]
-        return Fraction(self.size_wh[0], width), Fraction(self.size_wh[1], height)
-
     def tile_wh(self, level: int) -> tuple[int, int]:
         """Return the size of the file's own tiles, so that reads can be aligned to them; (1, 1) if it has none."""
         self._check_level(level)
@@ -162,16 +155,16 @@ class Slide(Opened):
         tile_w, tile_h = self._tile_grid(level)
         width, height = self.level_sizes_wh[level]
         out = np.full((h_px, w_px, 3), 255, np.uint8)
-        for top in range(y_px // tile_h * tile_h, y_px + h_px, tile_h):
-            for left in range(x_px // tile_w * tile_w, x_px + w_px, tile_w):
-                tile = DamagedTile(level, left, top, min(tile_w, width - left), min(tile_h, height - top))
-                x0, y0 = max(x_px, left), max(y_px, top)
-                x1, y1 = min(x_px + w_px, left + tile.w_px), min(y_px + h_px, top + tile.h_px)
-                if tile not in self._causes:
-                    try:
-                        out[y0 - y_px : y1 - y_px, x0 - x_px : x1 - x_px] = self._read(level, x0, y0, x1 - x0, y1 - y0)
-                    except SlideError as error:
-                        self._causes = {**self._causes, tile: one_line(error.__cause__ or error)}
+        for column, row in cells_under(x_px, y_px, w_px, h_px, (tile_w, tile_h)):
+            left, top = column * tile_w, row * tile_h
+            tile = DamagedTile(level, left, top, min(tile_w, width - left), min(tile_h, height - top))
+            x0, y0 = max(x_px, left), max(y_px, top)
+            x1, y1 = min(x_px + w_px, left + tile.w_px), min(y_px + h_px, top + tile.h_px)
+            if tile not in self._causes:
+                try:
+                    paste(out, x_px, y_px, self._read(level, x0, y0, x1 - x0, y1 - y0), x0, y0)
+                except SlideError as error:
+                    self._causes = {**self._causes, tile: one_line(error.__cause__ or error)}
         return out
 
     def _tile_grid(self, level: int) -> tuple[int, int]:  # noqa: ARG002
@@ -203,68 +196,83 @@ def sane_mpp(mpp_x: object, mpp_y: object) -> float | None:
     return values[0] if values[0] == values[1] else sum(values) / 2
 
 
-def check_decoded_size(path: Path, need_bytes: int, what: str, max_raster_gib: float | None = None) -> None:
-    """Refuse, before anything is decoded, an image that would not fit in memory.
-
-    The limit is `max_raster_gib`, else the environment variable APF_MAX_RASTER_GIB, else the memory that is available.
-
-    Args:
-        path: the file, for the message.
-        need_bytes: size once decoded.
-        what: what is decoded, e.g. "20000 x 20000 pixels".
-        max_raster_gib: limit in GiB.
-
-    Raises:
-        SlideError: it is larger than the limit, or the variable is no positive number.
-    """
-    source = "allowed"
-    if max_raster_gib is None and (text := os.environ.get("APF_MAX_RASTER_GIB")):
-        try:
-            max_raster_gib = float(text)
-        except ValueError:
-            max_raster_gib = -1.0
-        if not max_raster_gib > 0:
-            raise SlideError(f"{path}: APF_MAX_RASTER_GIB={text!r} is not a positive number of GiB")
-        source = "allowed by APF_MAX_RASTER_GIB"
-    limit = available_bytes() if max_raster_gib is None else int(max_raster_gib * 2**30)
-    if max_raster_gib is None:
-        source = "of memory available"
-    if limit is not None and need_bytes > limit:
-        raise SlideError(
-            f"{path}: {what} need {need_bytes / 2**30:.1f} GiB decoded, more than the {limit / 2**30:.1f} GiB {source};"
-            " convert it to a tiled TIFF"
-        )
+def cells_under(x: int, y: int, w: int, h: int, cell_wh: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Column and row of every cell of a grid from (0, 0) on that a rectangle touches, row by row."""
+    for row in range(y // cell_wh[1], (y + h - 1) // cell_wh[1] + 1):
+        for column in range(x // cell_wh[0], (x + w - 1) // cell_wh[0] + 1):
+            yield column, row
 
 
-def check_memory(error: BaseException, need_bytes: int) -> None:
-    """See whose fault it is that something could not be decoded.
-
-    A damaged header asks for any size, so a MemoryError may be damage; but if not even a sound tile fits, the machine
-    is to blame, and pixels that could be read must not be taken for damaged ones.
-
-    Raises:
-        MemoryError: `error` is one, and `need_bytes` are not to be had either.
-    """
-    if isinstance(error, MemoryError):
-        np.empty(need_bytes, np.uint8)
+def paste(out: npt.NDArray[Any], x: int, y: int, piece: npt.NDArray[Any], left: int, top: int) -> None:
+    """Copy into `out`, whose top left lies at (x, y), what it shares with `piece`, whose top left is (left, top)."""
+    x0, x1 = max(x, left), min(x + out.shape[1], left + piece.shape[1])
+    y0, y1 = max(y, top), min(y + out.shape[0], top + piece.shape[0])
+    out[y0 - y : y1 - y, x0 - x : x1 - x] = piece[y0 - top : y1 - top, x0 - left : x1 - left]
 
 
-def check_tokens_fit(path: Path, count: int, patch_px: int, classes: int, remedy: str) -> None:
-    """Refuse, before they are made, tokens that would not fit in memory: a slide's tokens are written in one go.
+def oriented_size(stored_wh: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Return width and height as shown, for an EXIF / TIFF orientation 1 to 8."""
+    return (stored_wh[1], stored_wh[0]) if orientation >= 5 else stored_wh
+
+
+def read_oriented(
+    read_stored: Stored, stored_wh: tuple[int, int], orientation: int, x_px: int, y_px: int, w_px: int, h_px: int
+) -> npt.NDArray[Any]:
+    """Read a region given in shown coordinates from an image stored in another orientation.
 
     Args:
-        path: the slide, for the message.
-        count: number of tokens.
-        patch_px: side of a token in pixels.
-        classes: foreground classes that are counted; 0 without a mask.
-        remedy: what would need less.
+        read_stored: (x, y, w, h) in stored pixels -> (h, w, ...) array.
+        stored_wh: stored width and height.
+        orientation: EXIF / TIFF tag 274, 1 to 8 (1 = as stored).
+        x_px: left edge as shown.
+        y_px: top edge as shown.
+        w_px: width as shown.
+        h_px: height as shown.
 
-    Raises:
-        SlideError: they need more than the memory that is available.
+    Returns:
+        (h, w, ...) array as shown.
     """
-    need_bytes, limit = count * patch_px**2 * (3 + 4 + 4 * classes), available_bytes()
-    if limit is not None and need_bytes > limit:
-        raise SlideError(
-            f"{path}: {count} tokens of {patch_px} x {patch_px} pixels need {need_bytes / 2**30:.1f} GiB, more than "
-            f"the {limit / 2**30:.1f} GiB of memory available; {remedy}"
-        )
+    width, height = stored_wh
+    if orientation >= 5:  # shown rows are stored columns
+        mirror_rows, mirror_cols = orientation in (6, 7), orientation in (7, 8)
+        left = width - y_px - h_px if mirror_cols else y_px
+        top = height - x_px - w_px if mirror_rows else x_px
+        block = read_stored(left, top, h_px, w_px)
+    else:
+        mirror_rows, mirror_cols = orientation in (3, 4), orientation in (2, 3)
+        left = width - x_px - w_px if mirror_cols else x_px
+        top = height - y_px - h_px if mirror_rows else y_px
+        block = read_stored(left, top, w_px, h_px)
+    if mirror_rows:
+        block = block[::-1]
+    if mirror_cols:
+        block = block[:, ::-1]
+    if orientation >= 5:
+        block = block.swapaxes(0, 1)
+    return np.ascontiguousarray(block)
+
+
+def over_white(rgb: npt.NDArray[np.uint8], alpha: npt.NDArray[np.uint8], premultiplied: bool) -> npt.NDArray[np.uint8]:
+    """Lay (h, w, 3) colour with (h, w) transparency over white, rounded to nearest."""
+    cover = alpha[:, :, None].astype(np.uint16)
+    if premultiplied:
+        added = rgb.astype(np.uint16) + (255 - cover)
+        lightened: npt.NDArray[np.uint8] = np.minimum(added, 255).astype(np.uint8)
+        return lightened
+    mixed = (rgb * cover + 255 * (255 - cover) + 127) // 255  # at most 255 * 255 + 127
+    rounded: npt.NDArray[np.uint8] = mixed.astype(np.uint8)
+    return rounded
+
+
+def to_8_bit(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
+    """Bring unsigned samples of `bits` bits to 8: the top 8 of more, the full range 0 to 255 of fewer."""
+    if bits > 8:
+        values = values >> (bits - 8)
+    elif bits < 8:
+        values = values.astype(np.uint16) * 255 // (2**bits - 1)
+    return values.astype(np.uint8, copy=False)
+
+
+def gray_to_rgb(gray: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Repeat (h, w) gray to (h, w, 3)."""
+    return np.repeat(gray[:, :, None], 3, axis=2)

@@ -17,10 +17,11 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.slides.base import ClosedError, Slide, SlideError, check_memory
-from data_prep.slides.readers import OpenSlideSlide
+from data_prep.slides.base import ClosedError, Slide, SlideError, cells_under, paste
+from data_prep.slides.memory import check_memory
 from data_prep.slides.tiff import open_tiff
-from data_prep.system.error_text import one_line
+from data_prep.slides.vendors import OpenSlideSlide
+from data_prep.system.files import one_line
 
 CACHE_BYTES = 256 * 2**20  # decoded tiles: the sides of the last regions, which the next ones look at again
 _ALIKE_BYTES = 8192  # tiles compressed to less are mostly background, of which many are the same
@@ -68,7 +69,7 @@ class FastSlide(Slide):
         self._slow_levels: set[int] = set()
         with open_tiff(path) as tiff:
             pages: list[Any] = list(tiff.pages)
-            self._levels = [_Level(path, _page_of(path, pages, size_wh)) for size_wh in level_sizes_wh]
+            self._levels = [_TiledPage(path, _page_of(path, pages, size_wh)) for size_wh in level_sizes_wh]
         self._file: int | None = os.open(path, os.O_RDONLY)
         self._cache: OrderedDict[tuple[int, int], npt.NDArray[np.uint8]] = OrderedDict()
         self._cached_bytes = 0
@@ -116,17 +117,14 @@ class FastSlide(Slide):
             return self._slow.read(level, x_px, y_px, w_px, h_px)
         tile_w, tile_h = self._levels[level].tile_wh
         out = np.empty((h_px, w_px, 3), np.uint8)
-        for row in range(y_px // tile_h, (y_px + h_px - 1) // tile_h + 1):
-            top = row * tile_h
-            y0, y1 = max(y_px, top), min(y_px + h_px, top + tile_h)
-            for column in range(x_px // tile_w, (x_px + w_px - 1) // tile_w + 1):
-                left = column * tile_w
-                x0, x1 = max(x_px, left), min(x_px + w_px, left + tile_w)
-                tile = self._tile(level, row * self._levels[level].across + column)
-                if not tile.strides[0] and len(set(tile[0, 0].tolist())) == 1:  # one shade of gray: quicker to fill
-                    out[y0 - y_px : y1 - y_px, x0 - x_px : x1 - x_px] = tile[0, 0, 0]
-                    continue
-                out[y0 - y_px : y1 - y_px, x0 - x_px : x1 - x_px] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
+        for column, row in cells_under(x_px, y_px, w_px, h_px, (tile_w, tile_h)):
+            left, top = column * tile_w, row * tile_h
+            tile = self._tile(level, row * self._levels[level].across + column)
+            if not tile.strides[0] and len(set(tile[0, 0].tolist())) == 1:  # one shade of gray: quicker to fill
+                rows = slice(max(0, top - y_px), top + tile_h - y_px)
+                out[rows, max(0, left - x_px) : left + tile_w - x_px] = tile[0, 0, 0]
+            else:
+                paste(out, x_px, y_px, tile, left, top)
         return out
 
     def parts(
@@ -150,18 +148,17 @@ class FastSlide(Slide):
         self._check_level(level)
         self._check_region(self.level_sizes_wh[level], x_px, y_px, w_px, h_px)
         tile_w, tile_h = self._levels[level].tile_wh
-        for row in range(y_px // tile_h, (y_px + h_px - 1) // tile_h + 1):
-            for column in range(x_px // tile_w, (x_px + w_px - 1) // tile_w + 1):
-                x, y = column * tile_w, row * tile_h
-                try:
-                    keep = x < x0 or y < y0 or x + tile_w > x1 or y + tile_h > y1
-                    tile = self._tile(level, row * self._levels[level].across + column, keep)
-                except SlideError:  # `read` knows what to do with damage
-                    right, bottom = min(x + tile_w, x_px + w_px), min(y + tile_h, y_px + h_px)
-                    x, y = max(x, x_px), max(y, y_px)
-                    tile = self.read(level, x, y, right - x, bottom - y)
-                yield tile, x, y
-                del tile  # so that its memory is free before the next one is decoded
+        for column, row in cells_under(x_px, y_px, w_px, h_px, (tile_w, tile_h)):
+            x, y = column * tile_w, row * tile_h
+            try:
+                keep = x < x0 or y < y0 or x + tile_w > x1 or y + tile_h > y1
+                tile = self._tile(level, row * self._levels[level].across + column, keep)
+            except SlideError:  # `read` knows what to do with damage
+                right, bottom = min(x + tile_w, x_px + w_px), min(y + tile_h, y_px + h_px)
+                x, y = max(x, x_px), max(y, y_px)
+                tile = self.read(level, x, y, right - x, bottom - y)
+            yield tile, x, y
+            del tile  # so that its memory is free before the next one is decoded
 
     def _tile(self, level: int, index: int, keep: bool = True) -> npt.NDArray[np.uint8]:
         """A decoded tile at its full size; the last few are kept, as neighbouring reads share them."""
@@ -246,7 +243,7 @@ def _size(tile: npt.NDArray[np.uint8]) -> int:
     return tile.nbytes if tile.strides[0] else 1024
 
 
-class _Level:
+class _TiledPage:
     """One tiled page: where its tiles are and how they are decoded."""
 
     def __init__(self, path: Path, page: Any) -> None:

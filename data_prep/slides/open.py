@@ -9,27 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import openslide
-
 from data_prep.slides.base import Slide, SlideError
-from data_prep.slides.fast_tiff import open_fast
-from data_prep.slides.readers import OpenSlideSlide, RasterSlide, TiffSlide
-from data_prep.slides.tiff import UnsupportedTiffError, open_tiff
-from data_prep.slides.tiff_check import structure_faults
-from data_prep.system.error_text import one_line
-
-__all__ = [
-    "MASK_SUFFIXES",
-    "PAIP_ENDINGS",
-    "READERS",
-    "SLIDE_SUFFIXES",
-    "Slide",
-    "SlideError",
-    "find_slides",
-    "masks_beside",
-    "open_slide",
-    "slides_in",
-]
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff")
 PAIP_ENDINGS = {"viable": "_viable", "whole": "_whole"}
@@ -37,32 +17,14 @@ READERS = ("auto", "fast", "openslide", "tifffile", "raster")
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".jp2", ".webp")
 _TIFF_SUFFIXES = (".tif", ".tiff")
 # A DICOM slide is many .dcm files, so a folder of them cannot be listed one slide per file; name one file of each.
-SLIDE_SUFFIXES = (
-    ".svs",
-    ".ndpi",
-    ".scn",
-    ".bif",
-    ".mrxs",
-    ".vms",
-    ".vmu",
-    ".svslide",
-    ".czi",
-    *_TIFF_SUFFIXES,
-    *_PICTURES,
-)
+_VENDORS = (".svs", ".ndpi", ".scn", ".bif", ".mrxs", ".vms", ".vmu", ".svslide", ".czi")
+SLIDE_SUFFIXES = (*_VENDORS, *_TIFF_SUFFIXES, *_PICTURES)
 _MAGIC = {
-    b"\xff\xd8\xff": "picture",
-    b"\x89PNG": "picture",
-    b"BM": "picture",
-    b"RIFF": "picture",
-    b"\x00\x00\x00\x0cjP": "picture",
-    b"II*\x00": "tiff",
-    b"MM\x00*": "tiff",
-    b"II+\x00": "tiff",
-    b"MM\x00+": "tiff",
-    b"PK": "a zip archive",
-    b"\x1f\x8b": "a gzip archive",
-    b"%PDF": "a PDF document",
+    "picture": (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"RIFF", b"\x00\x00\x00\x0cjP"),
+    "tiff": (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"),
+    "a zip archive": (b"PK",),
+    "a gzip archive": (b"\x1f\x8b",),
+    "a PDF document": (b"%PDF",),
 }
 
 
@@ -95,53 +57,71 @@ def open_slide(
 
 
 def _open(path: Path, reader: str, max_raster_gib: float | None) -> Slide:
+    """The factory of slides. A reader is imported when a file needs it: a build of pictures loads no OpenSlide."""
     if reader not in READERS:
         raise ValueError(f"unknown reader {reader!r}; choose from {', '.join(READERS)}")
     kind = _kind(path)
+    picture = kind == "picture" and path.suffix.lower() != ".mrxs"  # .mrxs begins with a JPEG
+    if reader == "raster" or (reader == "auto" and picture):
+        from data_prep.slides.raster import RasterSlide
+
+        return RasterSlide(path, max_raster_gib)
     if reader == "fast":
+        from data_prep.slides.fast_tiff import open_fast
+
         return open_fast(path)
+    if reader == "tifffile":
+        from data_prep.slides.tiff import TiffSlide
+
+        return TiffSlide(path, max_raster_gib)
+    from data_prep.slides.vendors import OpenSlideSlide, vendor_of
+
     if reader == "openslide":
         return OpenSlideSlide(path)
-    if reader == "tifffile":
-        return TiffSlide(path, max_raster_gib)
-    if reader == "raster" or (kind == "picture" and path.suffix.lower() != ".mrxs"):  # .mrxs begins with a JPEG
-        return RasterSlide(path, max_raster_gib)
-    vendor = _vendor(path)
-    if vendor is not None and not (vendor == "generic-tiff" and _needs_tifffile(path)):
-        slide = _open_known(path, kind)
-        if kind == "tiff":
-            try:
-                slide.faults = tuple(structure_faults(path, vendor, slide.level_sizes_wh))
-            except SlideError:
-                slide.close()
-                raise
-        return slide
-    if kind == "tiff" and (vendor is not None or path.suffix.lower() in _TIFF_SUFFIXES):
-        return _open_tiff_slide(path, max_raster_gib)
-    # Never hand a broken .svs to tifffile: it would take a thumbnail that survived for the slide.
-    what = "a damaged or truncated TIFF" if kind == "tiff" else kind
-    raise SlideError(f"{path}: not a slide that can be read: it is {what}")
-
-
-def _open_known(path: Path, kind: str) -> Slide:
-    """Open what OpenSlide knows, with the fast reader where it shows the same."""
+    vendor = vendor_of(path)
     if kind == "tiff":
-        try:
-            return open_fast(path)
-        except SlideError:  # not for it; whether the slide is sound is for OpenSlide to say
-            pass
-    return OpenSlideSlide(path)
+        return _open_tiff(path, vendor, max_raster_gib)
+    if vendor is not None:
+        return OpenSlideSlide(path)
+    raise SlideError(f"{path}: not a slide that can be read: it is {kind}")
 
 
-def _open_tiff_slide(path: Path, max_raster_gib: float | None) -> Slide:
-    """Open a TIFF with tifffile; one whose colours or compression it lacks with Pillow."""
+def _open_tiff(path: Path, vendor: str | None, max_raster_gib: float | None) -> Slide:
+    """A TIFF: of a vendor, with the fast reader where that shows the same; else by tifffile, at last by Pillow."""
+    from data_prep.slides.tiff import TiffSlide, UnsupportedTiffError, shown_otherwise
+
+    if vendor is not None and not (vendor == "generic-tiff" and shown_otherwise(path)):
+        return _open_tiff_of(path, vendor)
+    # Never hand a broken .svs to tifffile: it would take a thumbnail that survived for the slide.
+    if vendor is None and path.suffix.lower() not in _TIFF_SUFFIXES:
+        raise SlideError(f"{path}: not a slide that can be read: it is a damaged or truncated TIFF")
     try:
         return TiffSlide(path, max_raster_gib)
     except UnsupportedTiffError as unsupported:
+        from data_prep.slides.raster import RasterSlide
+
         try:
             return RasterSlide(path, max_raster_gib)
         except SlideError:
             raise unsupported from None
+
+
+def _open_tiff_of(path: Path, vendor: str) -> Slide:
+    """A TIFF that OpenSlide reads, with what does not fit in its directories."""
+    from data_prep.slides.fast_tiff import open_fast
+    from data_prep.slides.tiff_check import structure_faults
+    from data_prep.slides.vendors import OpenSlideSlide
+
+    try:
+        slide: Slide = open_fast(path)
+    except SlideError:  # not for it; whether the slide is sound is for OpenSlide to say
+        slide = OpenSlideSlide(path)
+    try:
+        slide.faults = tuple(structure_faults(path, vendor, slide.level_sizes_wh))
+    except SlideError:
+        slide.close()
+        raise
+    return slide
 
 
 def _kind(path: Path) -> str:
@@ -157,27 +137,7 @@ def _kind(path: Path) -> str:
         raise SlideError(f"{path}: cannot be read: {error.strerror}") from error
     if not head:
         raise SlideError(f"{path}: the file is empty")
-    for magic, kind in _MAGIC.items():
-        if head.startswith(magic):
-            return kind
-    return "no image format known here"
-
-
-def _vendor(path: Path) -> str | None:
-    """OpenSlide's name for the format, None if it is none of its own."""
-    try:
-        vendor: str | None = openslide.OpenSlide.detect_format(path)
-    except openslide.OpenSlideError as error:
-        raise SlideError(f"{path}: OpenSlide: {one_line(error)}") from error
-    return vendor
-
-
-def _needs_tifffile(path: Path) -> bool:
-    """True for tiled TIFF that OpenSlide opens but shows differently: not 8 bit, rotated, or planes as pages."""
-    with open_tiff(path) as tiff:
-        page = tiff.pages[0]
-        axes = tiff.series[0].axes
-        return bool(page.bitspersample != 8 or page.tags.valueof(274, 1) != 1 or axes not in ("YX", "YXS", "SYX"))
+    return next((kind for kind, magic in _MAGIC.items() if head.startswith(magic)), "no image format known here")
 
 
 def slides_in(folder: Path) -> list[Path]:

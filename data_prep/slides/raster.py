@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from data_prep.slides.base import ClosedError, SlideError, check_decoded_size
-from data_prep.slides.pixels import gray_to_rgb, oriented_size, over_white, read_oriented
-from data_prep.system.error_text import one_line
+from data_prep.slides.base import ClosedError, Slide, SlideError, gray_to_rgb, oriented_size, over_white, read_oriented
+from data_prep.slides.memory import check_decoded_size
+from data_prep.system.files import one_line
 
 _ORIENTATION_TAG = 274
 _BYTES_PER_PX = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # all others: 4
@@ -112,6 +112,31 @@ class RasterImage:
                     raise SlideError(f"{self.path}: damaged or truncated image: {one_line(error)}") from error
                 self._decoded = True
             return self._image
+
+
+class RasterSlide(Slide):
+    """PNG, JPEG and other pictures without levels, decoded whole at the first read."""
+
+    reader = "raster"
+
+    def __init__(self, path: Path, max_raster_gib: float | None = None) -> None:
+        """Open the picture, header only.
+
+        Raises:
+            SlideError: no picture, or too large to decode.
+        """
+        self.path = path
+        self._image = RasterImage(path, max_raster_gib)
+        self.size_wh = self._image.size_wh
+        self.level_sizes_wh = [self.size_wh]
+        self.mpp = None
+
+    def close(self) -> None:
+        """Drop the decoded pixels."""
+        self._image.close()
+
+    def _read(self, level: int, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[np.uint8]:  # noqa: ARG002
+        return self._image.read(x_px, y_px, w_px, h_px)
 
 
 def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:

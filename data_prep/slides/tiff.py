@@ -1,6 +1,6 @@
-"""Regions of one TIFF page through tifffile: by tile where the page is tiled, whole where it has strips.
+"""TIFF through tifffile: regions of one page as stored, for slides and for masks, and slides made of such pages.
 
-Returns the stored samples; what they mean (colour, class id) is the caller's business. Never imports torch.
+A page is read by tile where it is tiled, whole where it has strips. Never imports torch.
 """
 
 from __future__ import annotations
@@ -17,10 +17,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tifffile
+from PIL import Image
 
-from data_prep.slides.base import SlideError, check_decoded_size, check_memory
-from data_prep.slides.pixels import oriented_size, read_oriented
-from data_prep.system.error_text import one_line
+from data_prep.slides.base import (
+    Slide,
+    SlideError,
+    cells_under,
+    gray_to_rgb,
+    oriented_size,
+    over_white,
+    paste,
+    read_oriented,
+    sane_mpp,
+    to_8_bit,
+)
+from data_prep.slides.memory import check_decoded_size, check_memory
+from data_prep.system.files import one_line
 
 _CACHE_BYTES = 64 * 2**20
 _ALIKE_BYTES = 4096
@@ -176,15 +188,10 @@ class TiffPlane:
         across, down = -(-self._stored_wh[0] // unit_w), -(-self._stored_wh[1] // unit_h)
         for plane in range(self.samples if self._separate else 1):
             target = out[:, :, plane : plane + 1] if self._separate else out
-            for row in range(y // unit_h, (y + h - 1) // unit_h + 1):
-                for column in range(x // unit_w, (x + w - 1) // unit_w + 1):
-                    unit = self._unit((plane * down + row) * across + column)
-                    if unit is None:
-                        continue
-                    left, top = column * unit_w, row * unit_h
-                    x0, x1 = max(x, left), min(x + w, left + unit.shape[1])
-                    y0, y1 = max(y, top), min(y + h, top + unit.shape[0])
-                    target[y0 - y : y1 - y, x0 - x : x1 - x] = unit[y0 - top : y1 - top, x0 - left : x1 - left]
+            for column, row in cells_under(x, y, w, h, (unit_w, unit_h)):
+                unit = self._unit((plane * down + row) * across + column)
+                if unit is not None:
+                    paste(target, x, y, unit, column * unit_w, row * unit_h)
         return out
 
     def _unit(self, index: int) -> npt.NDArray[Any] | None:
@@ -237,3 +244,131 @@ class TiffPlane:
         self._whole = self._alike = None
         self._cache.clear()
         self._cache_bytes = 0
+
+
+class TiffSlide(Slide):
+    """TIFF files that OpenSlide does not open: strips, 16 bit, separate planes, unusual compressions."""
+
+    reader = "tifffile"
+
+    def __init__(self, path: Path, max_raster_gib: float | None = None) -> None:
+        """Open the file and its pyramid, if it has one.
+
+        Raises:
+            SlideError: not readable, a colour layout without meaning as RGB, or too large to decode.
+        """
+        self.path = path
+        self._tiff = open_tiff(path)
+        try:
+            pages = self._pyramid()
+            self._colour = _Colour(path, pages[0])
+            self._planes = [TiffPlane(path, page, self._colour.white, max_raster_gib) for page in pages]
+        except Exception as error:
+            self._tiff.close()
+            if isinstance(error, SlideError):
+                raise
+            raise SlideError(f"{path}: TIFF directory cannot be read: {one_line(error)}") from error
+        self.level_sizes_wh = [plane.size_wh for plane in self._planes]
+        self.size_wh = self.level_sizes_wh[0]
+        self.mpp = _tiff_mpp(pages[0])
+
+    def close(self) -> None:
+        """Close the file and drop decoded pixels."""
+        for plane in self._planes:
+            plane.close()
+        self._tiff.close()
+
+    def tile_wh(self, level: int) -> tuple[int, int]:
+        """As `Slide.tile_wh`."""
+        self._check_level(level)
+        return self._planes[level].tile_wh
+
+    def _tile_grid(self, level: int) -> tuple[int, int]:
+        width, height = self.tile_wh(level)
+        return (width, height) if width > 1 else (0, 0)
+
+    def _read(self, level: int, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[np.uint8]:
+        return self._colour.to_rgb(self._planes[level].read(x_px, y_px, w_px, h_px))
+
+    def _pyramid(self) -> list[Any]:
+        """Level 0 and those reduced pages of the same kind that are smaller by one factor along both axes."""
+        series = self._tiff.series[0]
+        if any(axis not in "YXS" for axis in series.axes) and len(series.pages) > 1:
+            raise SlideError(f"{self.path}: a stack with axes {series.axes}, not one flat image")
+        base = self._tiff.pages[0]
+        if len(series.levels) > 1:
+            candidates = [level.pages[0] for level in series.levels[1:]]
+        else:
+            candidates = [page for page in self._tiff.pages[1:] if int(page.tags.valueof(254, 0)) & 1]
+        pages = [base]
+        for page in candidates:
+            kind = (page.samplesperpixel, page.bitspersample, int(page.photometric), page.is_tiled)
+            same = kind == (base.samplesperpixel, base.bitspersample, int(base.photometric), base.is_tiled)
+            width, height = int(page.imagewidth), int(page.imagelength)
+            factor = base.imagewidth / width
+            if same and width < pages[-1].imagewidth and abs(base.imagelength / factor - height) < 2:
+                pages.append(page)
+        return pages
+
+
+class _Colour:
+    """Turns the stored samples of a TIFF page into RGB.
+
+    Attributes:
+        white: stored sample that shows as white (a palette's first colour), for tiles that the file leaves out.
+    """
+
+    def __init__(self, path: Path, page: Any) -> None:
+        self._bits = int(page.bitspersample)
+        self._photometric = int(page.photometric)
+        self._palette: npt.NDArray[np.uint8] | None = None
+        colours = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}.get(self._photometric)
+        if colours is None or int(page.samplesperpixel) < colours:
+            layout = getattr(page.photometric, "name", page.photometric)
+            raise UnsupportedTiffError(f"{path}: TIFF colours {layout} x {page.samplesperpixel} are not supported")
+        if self._photometric == 6 and int(page.compression) not in (6, 7):
+            raise UnsupportedTiffError(f"{path}: TIFF in YCbCr is only supported with JPEG compression")
+        if self._photometric == 3:
+            if page.colormap is None:
+                raise SlideError(f"{path}: palette image without a colour map")
+            self._palette = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
+        self._colours = colours
+        self.white = 2**self._bits - 1 if self._photometric in (1, 2, 6) else 0
+        extra = [int(kind) for kind in page.extrasamples]
+        self._alpha = colours if extra and extra[0] in (1, 2) else None
+        self._premultiplied = bool(extra) and extra[0] == 1
+
+    def to_rgb(self, samples: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """(h, w, samples) as stored to (h, w, 3) uint8."""
+        if self._palette is not None:
+            rgb: npt.NDArray[np.uint8] = self._palette[samples[..., 0]]
+            return rgb
+        values = to_8_bit(samples, self._bits)
+        if self._photometric == 0:
+            values = 255 - values
+        if self._colours == 1:
+            rgb = gray_to_rgb(values[..., 0])
+        elif self._colours == 4:
+            rgb = np.asarray(Image.fromarray(np.ascontiguousarray(values[..., :4]), "CMYK").convert("RGB"))
+        else:
+            rgb = np.ascontiguousarray(values[..., :3])
+        if self._alpha is not None:
+            return over_white(rgb, values[..., self._alpha], self._premultiplied)
+        return rgb
+
+
+def _tiff_mpp(page: Any) -> float | None:
+    """Micrometres per pixel from the resolution tags, None where they are absent or a printer's."""
+    unit_um = {2: 25400.0, 3: 10000.0}.get(int(page.tags.valueof(296, 2)))
+    values = [page.tags.valueof(tag) for tag in (282, 283)]
+    if unit_um is None or any(value is None or value[0] <= 0 for value in values):
+        return None
+    return sane_mpp(*(unit_um * value[1] / value[0] for value in values))
+
+
+def shown_otherwise(path: Path) -> bool:
+    """True for tiled TIFF that OpenSlide opens but shows differently: not 8 bit, rotated, or planes as pages."""
+    with open_tiff(path) as tiff:
+        page = tiff.pages[0]
+        axes = tiff.series[0].axes
+        return bool(page.bitspersample != 8 or page.tags.valueof(274, 1) != 1 or axes not in ("YX", "YXS", "SYX"))

@@ -6,19 +6,17 @@ a row of its tiles, which are compressed at once and wait, compressed, in a file
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import cv2
 import imagecodecs
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 
+from data_prep.slides.pyramid import LevelOfTiles, TileSpool, row_of_tiles, write_pyramid
 from data_prep.synth.pictures import BACKGROUND, SynthSlide
-from data_prep.system.files import temporary_name
 from data_prep.system.progress import Progress
 
 _SMALLEST_PX = 1024  # no level is made below this side
@@ -26,24 +24,7 @@ _SMALLEST_PX = 1024  # no level is made below this side
 Array = NDArray[np.uint8]
 
 
-class _Spool:
-    """Compressed tiles in the order they come, on disk."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)
-        self._sizes: list[int] = []
-
-    def add(self, data: bytes) -> None:
-        self._file.write(data)
-        self._sizes.append(len(data))
-
-    def __iter__(self) -> Iterator[bytes]:
-        self._file.seek(0)
-        for size in self._sizes:
-            yield self._file.read(size)
-
-
-class _Level:
+class _PyramidLevel:
     """One level of a pyramid: takes rows of pixels, gives compressed tiles, and halves what it took for the next."""
 
     def __init__(
@@ -53,16 +34,10 @@ class _Level:
         add: Callable[[bytes], None],
         encode: Callable[[Array], bytes],
         halve: Callable[[Array], Array],
-        above: _Level | None,
+        above: _PyramidLevel | None,
     ) -> None:
-        self.size_wh, self.tile_px, self.add, self.encode, self.halve, self.above = (
-            size_wh,
-            tile_px,
-            add,
-            encode,
-            halve,
-            above,
-        )
+        self.size_wh, self.tile_px, self.above = size_wh, tile_px, above
+        self.add, self.encode, self.halve = add, encode, halve
         self._rows: list[Array] = []
         self._count = self._seen = 0
 
@@ -78,14 +53,8 @@ class _Level:
             self._finish(now)
 
     def _finish(self, rows: Array) -> None:
-        tile_px = self.tile_px
-        for left in range(0, self.size_wh[0], tile_px):
-            part = rows[:, left : left + tile_px]
-            if part.shape[:2] != (tile_px, tile_px):  # the last row and column of tiles are filled up
-                full = np.zeros((tile_px, tile_px, *part.shape[2:]), np.uint8)
-                full[: part.shape[0], : part.shape[1]] = part
-                part = full
-            self.add(self.encode(np.ascontiguousarray(part)))
+        for tile in row_of_tiles(rows, self.tile_px):
+            self.add(self.encode(tile))
         if self.above is not None:
             width, height = self.above.size_wh
             half = self.halve(rows)[: height - self.above._seen, :width]
@@ -159,18 +128,18 @@ def write_slide(
     if not 1 <= quality <= 100 or not mpp > 0:
         raise ValueError(f"quality {quality}, mpp {mpp}: quality must be 1 to 100, mpp above 0")
     sizes = level_sizes(slide.size_wh)
-    colours = [_Spool(path.parent) for _ in sizes[1:]]
-    masks = [_Spool(path.parent) for _ in sizes] if mask_path is not None else []
+    colours = [TileSpool(path.parent) for _ in sizes[1:]]
+    masks = [TileSpool(path.parent) for _ in sizes] if mask_path is not None else []
     jpeg = _Encoder(lambda tile: bytes(imagecodecs.jpeg8_encode(tile, level=quality, subsampling="420")))
     flate = _Encoder(lambda tile: bytes(imagecodecs.zlib_encode(tile.tobytes(), level=6)))
     above = mask_above = None
     for i in range(len(sizes) - 1, 0, -1):
-        above = _Level(sizes[i], tile_px, colours[i - 1].add, jpeg, _half_mean, above)
+        above = _PyramidLevel(sizes[i], tile_px, colours[i - 1].add, jpeg, _half_mean, above)
         if masks:
-            mask_above = _Level(sizes[i], tile_px, masks[i].add, flate, _half_nearest, mask_above)
+            mask_above = _PyramidLevel(sizes[i], tile_px, masks[i].add, flate, _half_nearest, mask_above)
     tiles: list[bytes] = []
-    base = _Level(sizes[0], tile_px, tiles.append, jpeg, _half_mean, above)
-    mask_base = _Level(sizes[0], tile_px, masks[0].add, flate, _half_nearest, mask_above) if masks else None
+    base = _PyramidLevel(sizes[0], tile_px, tiles.append, jpeg, _half_mean, above)
+    mask_base = _PyramidLevel(sizes[0], tile_px, masks[0].add, flate, _half_nearest, mask_above) if masks else None
 
     def level_0() -> Iterator[bytes]:
         width, height = slide.size_wh
@@ -187,12 +156,13 @@ def write_slide(
                 progress.update(now - done)
                 done = now
 
-    jpeg_options = {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 2)}
-    levels = [level_0(), *map(iter, colours)]
-    _write(path, list(zip(sizes, levels, strict=True)), (3,), tile_px, mpp, jpeg_options)
+    mpps = [mpp * 2**i for i in range(len(sizes))]
+    tiles_of: list[Iterable[bytes]] = [level_0(), *colours]
+    levels = [LevelOfTiles(*level) for level in zip(sizes, mpps, tiles_of, strict=True)]
+    write_pyramid(path, levels, tile_px, 3, compression="jpeg", photometric="ycbcr", subsampling=(2, 2))
     if mask_path is not None:
-        options = {"compression": "deflate", "photometric": "minisblack"}
-        _write(mask_path, list(zip(sizes, map(iter, masks), strict=True)), (), tile_px, mpp, options)
+        levels = [LevelOfTiles(*level) for level in zip(sizes, mpps, masks, strict=True)]
+        write_pyramid(mask_path, levels, tile_px, compression="deflate", photometric="minisblack")
 
 
 def _row(slide: SynthSlide, top: int, rows: int, tile_px: int) -> tuple[Array, Array]:
@@ -206,37 +176,3 @@ def _row(slide: SynthSlide, top: int, rows: int, tile_px: int) -> tuple[Array, A
         if not slide.is_background(left, top, w, rows):
             rgb[:, left : left + w], ids[:, left : left + w] = slide.tile(left, top, w, rows)
     return rgb, ids
-
-
-def _write(
-    path: Path,
-    levels: list[tuple[tuple[int, int], Iterator[bytes]]],
-    samples: tuple[int, ...],
-    tile_px: int,
-    mpp: float,
-    options: dict[str, Any],
-) -> None:
-    """Write compressed tiles as the pages of one file, under a temporary name until it is whole."""
-    temporary = temporary_name(path)
-    try:
-        with tifffile.TiffWriter(temporary, bigtiff=True) as out:
-            for i, ((width, height), tiles) in enumerate(levels):
-                out.write(
-                    tiles,
-                    shape=(height, width, *samples),
-                    dtype=np.uint8,
-                    tile=(tile_px, tile_px),
-                    metadata=None,
-                    subfiletype=int(i > 0),
-                    resolution=(1e4 / mpp / 2**i,) * 2,
-                    resolutionunit="CENTIMETER",
-                    software=False,
-                    **options,
-                )
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

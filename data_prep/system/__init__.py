@@ -1,4 +1,4 @@
-"""What every room needs of the machine: atomic files, memory, progress, Ctrl-C, error texts.
+"""What every room needs of the machine: atomic files, progress, Ctrl-C, powers of two.
 
-Others use `files.write_atomic`, `progress.Progress` and `error_text.one_line`. Imports no other room.
+Others use `files.write_atomic`, `files.one_line` and `progress.Progress`. Imports no other room.
 """

@@ -1,6 +1,6 @@
-"""Whole files or none: writing through a temporary name, finding what a killed run left, and hashing sources.
+"""Whole files or none: writing through a temporary name, finding what a killed run left, hashing, words for errors.
 
-Must not import anything of this project: store, build and inspect all stand on it.
+Imports nothing of this project: all rooms stand on it, and `launch` and `analysis` write through it too.
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ def temporary_name(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file to write and read, which takes the place of `path` at the end of the block, whole and durable.
+def replacing(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
+    """A new file to write and read, which takes the place of `path` at the end of the block, whole.
+
+    Args:
+        path: The file.
+        durable: Also after a power cut; costs a wait for the disk.
 
     Raises:
         OSError: The disk is full, the folder is not writable, ...; then nothing is left of the new file.
@@ -39,16 +43,19 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     try:
         with temporary.open("w+b") as out:
             yield out
-            out.flush()
-            os.fsync(out.fileno())
+            if durable:
+                out.flush()
+                os.fsync(out.fileno())
         temporary.replace(path)
     except OSError as error:  # a full disk fails in write(), which does not know the name
         temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        of_another_file = error.filename not in (None, temporary, str(temporary))
+        raise OSError(error.errno, error.strerror, error.filename if of_another_file else str(path)) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    if durable:
+        _sync_folder(path.parent)
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
@@ -147,3 +154,11 @@ def sha256_of(path: Path) -> str:
         while block := source.read(_HASH_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text for people, with the file's name where the system gave one; its class name if it has none."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines) if lines else type(error).__name__

@@ -16,23 +16,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.frame import make_frame
 from data_prep.system.files import write_atomic
-from data_prep.token_files.token_file import read_tokens
+from data_prep.token_files.token_file import level0_xy, magnification, read_tokens, reader_attributes, scale_xy
 from data_prep.tokens.token_set import TokenSet
 
 FORMATS = ("geojson", "coords")
 # Of leaves of side p, 2p, 4p, ...: from warm (fine) to cool (coarse).
-_COLOURS = (
-    (214, 39, 40),
-    (255, 127, 14),
-    (241, 196, 15),
-    (44, 160, 44),
-    (23, 190, 207),
-    (31, 119, 180),
-    (148, 103, 189),
-    (127, 127, 127),
-)
+_COLOURS = tuple(map(bytes.fromhex, ("d62728", "ff7f0e", "f1c40f", "2ca02c", "17becf", "1f77b4", "9467bd", "7f7f7f")))
 
 
 def export(
@@ -77,19 +67,11 @@ def export(
         files = [(side, leaf_coords_file(token_set, meta, side, rows)) for side, rows in by_side(token_set, meta)]
     written = []
     for side0_px, data in files:
-        folder = out / f"{_magnification(meta)}x_{side0_px}px_0px_overlap" / "patches"
+        folder = out / f"{round(magnification(meta))}x_{side0_px}px_0px_overlap" / "patches"
         folder.mkdir(parents=True, exist_ok=True)
         written.append(folder / f"{name}_patches.h5")
         write_atomic(written[-1], data)
     return written
-
-
-def _scales(meta: dict[str, Any]) -> tuple[Fraction, Fraction]:
-    """Frame pixels per level-0 pixel, exact; 1 where the size of the slide is unknown."""
-    if not meta["size0_wh"]:
-        return Fraction(1), Fraction(1)
-    width, height = meta["size0_wh"]
-    return make_frame((width, height), meta["frame_px"], meta["params"].get("aspect", "keep")).scale_xy
 
 
 def _shown(token_set: TokenSet) -> NDArray[np.int64]:
@@ -103,7 +85,7 @@ def boxes_level0(token_set: TokenSet, meta: dict[str, Any]) -> NDArray[np.float6
     """Left, top, right, bottom (N, 4) of every leaf in level-0 pixels, cut off where the slide ends."""
     ends = []
     size0_wh = meta["size0_wh"] or meta["content_wh"]
-    for axis, scale in enumerate(_scales(meta)):
+    for axis, scale in enumerate(scale_xy(meta)):
         low = token_set.leaf_xy[:, axis].astype(np.int64)
         for edge in (low, low + token_set.leaf_size):
             ends.append(np.minimum(edge * scale.denominator / scale.numerator, float(size0_wh[axis])))
@@ -190,27 +172,20 @@ def _number(value: float) -> float:
 
 def by_side(token_set: TokenSet, meta: dict[str, Any]) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Yield, for each side of leaves, that side in level-0 pixels (rounded) and the rows of the leaves shown."""
-    scale = max(_scales(meta))
+    scale = max(scale_xy(meta))
     rows = _shown(token_set)
     for side in np.unique(token_set.leaf_size[rows]).tolist():
         yield max(1, round(side / scale)), rows[token_set.leaf_size[rows] == side]
 
 
-def _magnification(meta: dict[str, Any]) -> int:
-    """Of level 0, the usual reading of mpp; 0 where that is unknown."""
-    return round(10.0 / meta["mpp"]) if meta["mpp"] else 0
-
-
 def leaf_coords_file(token_set: TokenSet, meta: dict[str, Any], side0_px: int, rows: NDArray[np.int64]) -> memoryview:
     """`coords_file` of the leaves in `rows` (N,) of a token file, whose side is `side0_px` level-0 pixels."""
-    xy = token_set.leaf_xy[rows].astype(np.int64)
-    coords = np.stack([xy[:, i] * s.denominator // s.numerator for i, s in enumerate(_scales(meta))], axis=1)
     more = {
         "adaptive": bool(len(np.unique(token_set.leaf_size)) > 1),
         "order": "morton",
         "apf_params": json.dumps(meta["params"], sort_keys=True),
     }
-    return coords_file(meta, side0_px, coords, rows, more)
+    return coords_file(meta, side0_px, level0_xy(meta, token_set.leaf_xy[rows]), rows, more)
 
 
 def coords_file(
@@ -237,32 +212,14 @@ def coords_file(
         HDF5 with `coords` (N, 2) int64 with the attributes, and with `rows` `token_index` (N,), to bring what was made
         of the patches together again.
     """
-    width, height = meta["size0_wh"] or meta["content_wh"]
-    level_dim = np.array([width, height], np.int64)
-    magnification = _magnification(meta)
+    attributes = reader_attributes(meta, side0_px, side0_px, Fraction(1))
+    attributes["target_magnification"] = attributes["level0_magnification"]
+    attributes["downsampled_level_dim"] = attributes["level_dim"]
     image = io.BytesIO()
     with h5py.File(image, "w") as out:
         chunk = max(1, min(len(coords), 1024))
         made = out.create_dataset("coords", data=coords, chunks=(chunk, 2), track_times=False)
         if rows is not None:
             out.create_dataset("token_index", data=rows, chunks=(chunk,), track_times=False)
-        made.attrs.update(
-            {
-                "patch_size": side0_px,
-                "patch_size_level0": side0_px,
-                "level0_magnification": magnification,
-                "target_magnification": magnification,
-                "overlap": 0,
-                "name": meta["slide"],
-                "savetodir": "",
-                "level0_width": int(width),
-                "level0_height": int(height),
-                "patch_level": 0,
-                "downsample": 1.0,
-                "level_dim": level_dim,
-                "downsampled_level_dim": level_dim,
-                "save_path": "",
-                **(more or {}),
-            }
-        )
+        made.attrs.update({**attributes, **(more or {})})
     return image.getbuffer()

@@ -11,12 +11,12 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.system.files import sha256_of, temporary_name, write_atomic
+from data_prep.system.files import replacing, sha256_of, write_atomic
 
 INDEX = "pack.json"
 ALIGN = 4096
@@ -167,27 +167,18 @@ def _write_shard(files: dict[str, Path], names: list[str], number: int, folder: 
     path = shard_path(folder, number)
     entries, whole, offset = [], hashlib.sha256(), 0
     stamps = [_stamp(files[name]) for name in names]
-    temporary = temporary_name(path)
-    try:
-        with temporary.open("wb") as out:
-            for name in names:
-                digest, start = hashlib.sha256(), offset
-                with files[name].open("rb") as source:
-                    while block := source.read(_BLOCK):
-                        digest.update(block)
-                        whole.update(block)
-                        offset += out.write(block)
-                entries.append(Entry(name, number, start, offset - start, digest.hexdigest()))
-                fill = bytes(-offset % ALIGN)
-                whole.update(fill)
-                offset += out.write(fill)
-            out.flush()
-            os.fsync(out.fileno())  # the index must never be there before its shards
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, error.filename or str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as out:  # durable: the index must never be there before its shards
+        for name in names:
+            digest, start = hashlib.sha256(), offset
+            with files[name].open("rb") as source:
+                while block := source.read(_BLOCK):
+                    digest.update(block)
+                    whole.update(block)
+                    offset += out.write(block)
+            entries.append(Entry(name, number, start, offset - start, digest.hexdigest()))
+            fill = bytes(-offset % ALIGN)
+            whole.update(fill)
+            offset += out.write(fill)
     for name, stamp in zip(names, stamps, strict=True):
         if _stamp(files[name]) != stamp:
             raise PackError(f"{files[name]}: changed while it was packed")
@@ -356,21 +347,9 @@ def unpack_file(folder: Path, entry: Entry, target: Path) -> None:
         OSError: It cannot be written.
     """
     digest = hashlib.sha256()
-    temporary = temporary_name(target)
-    try:
-        with PackedFile(folder, entry) as source, temporary.open("wb") as out:
-            for block in _blocks(source):
-                digest.update(block)
-                out.write(block)
+    with replacing(target, durable=False) as out, PackedFile(folder, entry) as source:
+        while block := source.read(_BLOCK):
+            digest.update(block)
+            out.write(block)
         if digest.hexdigest() != entry.sha256:
             raise PackError(f"{shard_path(folder, entry.shard)}: {entry.name} does not match its checksum")
-        temporary.replace(target)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, error.filename or str(target)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _blocks(source: PackedFile) -> Iterable[bytes]:
-    while block := source.read(_BLOCK):
-        yield block

@@ -4,10 +4,10 @@ Must not import torch or MPI, nor open slides; `launch` reads token files throug
 
 Layout choices, measured on 65,536 patches of 16 x 16 (50 MB): `tokens` are stored as they are, since gzip-1 saves 41 %
 of the bytes and makes reading 4,096 rows 8 times slower; the counts, nearly constant, shrink 170-fold under gzip-1 and
-read as fast. HDF5 crashes the process when the disk fills under it, so the file is made in memory and written by
-`files.write_atomic`, large ones through `spill`. HDF5 may also read a damaged file for ever, so the first 512 bytes (a
-user block, which every reader skips) hold a SHA-256 of the rest, to be checked before HDF5 sees it. Nothing in the file
-depends on when, where or by how many ranks it was made.
+read as fast. HDF5 crashes the process when the disk fills under it, so it writes through `_Spill`, which never fails.
+HDF5 may also read a damaged file for ever, so the first 512 bytes (a user block, which every reader skips) hold a
+SHA-256 of the rest, to be checked before HDF5 sees it. Nothing in the file depends on when, where or by how many ranks
+it was made.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 # One writer per file and whole files only, so locks add nothing, and network file systems without them fail on open.
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
@@ -30,34 +30,25 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.system.files import write_atomic
-from data_prep.token_files.pack_format import PackedFile, PackError, is_pack, open_packed, read_index
-from data_prep.token_files.spill import write_spilled
+from data_prep.system.files import replacing
 from data_prep.tokens.token_set import TokenSet
+
+if TYPE_CHECKING:
+    from data_prep.token_files.pack_format import PackedFile
 
 SCHEMA = 1
 SUFFIX = ".tokens.h5"
 CHUNK_ROWS = 1024
 _PREAMBLE_BYTES = 512  # the smallest user block of HDF5
 _CHUNK_BYTES_MAX = 1 << 30  # HDF5 itself stops at 4 GiB per chunk
-_IN_MEMORY_BYTES = 64 << 20  # larger files are made on the disk
+_READ_BYTES = 1 << 20
 _DATASETS = ("tokens", "leaf_xy", "leaf_size", "content_counts", "mask_counts")
 _TEXT_KEYS = ("slide", "source_sha256", "code_version")
 _JSON_KEYS = (
-    "params",
-    "size0_wh",
-    "content_wh",
-    "frame_px",
-    "mpp",
-    "mask_sha256",
-    "mask_pixels",
-    "ceiling",
-    "budget_used",
-    "edge_pixels",
-    "damaged",
-    "content_pixels",
+    *("params", "size0_wh", "content_wh", "frame_px", "mpp", "mask_sha256", "mask_pixels"),
+    *("ceiling", "budget_used", "edge_pixels", "damaged", "content_pixels"),
 )
-_SOMETIMES = {"content_pixels"}  # keys that are not written where they are None, as in older files
+_SOMETIMES = {"content_pixels"}  # keys that are not written where they are None
 
 
 class StoreError(ValueError):
@@ -79,6 +70,8 @@ def token_names(folder: Path) -> list[str]:
     Raises:
         StoreError: The pack is damaged.
     """
+    from data_prep.token_files.pack_format import PackError, is_pack, read_index  # only for who reads folders
+
     try:
         there = read_index(folder).entries if is_pack(folder) else [path.name for path in folder.glob(f"[!.]*{SUFFIX}")]
     except PackError as error:
@@ -126,15 +119,23 @@ def write_tokens(path: Path, token_set: TokenSet, meta: dict[str, Any]) -> None:
     known = {**meta, "schema": SCHEMA, "frame_px": int(token_set.size_px), "content_wh": [int(width), int(height)]}
     whole = new_meta(**known)
     arrays = _arrays_of(token_set)
-    if sum(array.nbytes for array in arrays.values()) > _IN_MEMORY_BYTES:
-        write_spilled(path, lambda image: _fill(image, arrays, whole), _PREAMBLE_BYTES, _preamble)
-        return
-    image = io.BytesIO()
-    _fill(image, arrays, whole)
-    whole_file = image.getbuffer()
-    rest = whole_file[_PREAMBLE_BYTES:]
-    whole_file[:_PREAMBLE_BYTES] = _preamble(len(rest), hashlib.sha256(rest).hexdigest())
-    write_atomic(path, whole_file)
+    with replacing(path) as out:
+        spill = _Spill(out)
+        try:
+            _fill(spill, arrays, whole)
+        except Exception:  # what HDF5 makes of zeros where it wrote something is of no interest
+            if spill.error is None:
+                raise
+        if spill.error is not None:
+            raise spill.error
+        # The head tells of the rest.
+        digest, size = hashlib.sha256(), 0
+        out.seek(_PREAMBLE_BYTES)
+        while block := out.read(_READ_BYTES):
+            digest.update(block)
+            size += len(block)
+        out.seek(0)
+        out.write(_preamble(size, digest.hexdigest()))
 
 
 def read_tokens(
@@ -193,7 +194,7 @@ def check_bytes(path: Path) -> None:
         packed = None if path.exists() else _packed(path)
         with path.open("rb") if packed is None else packed as file:
             head = file.read(_PREAMBLE_BYTES)
-            while block := file.read(1 << 20):
+            while block := file.read(_READ_BYTES):
                 digest.update(block)
                 size += len(block)
     except FileNotFoundError:
@@ -235,6 +236,51 @@ def _preamble(size: int, sha256: str) -> bytes:
     return text.encode().ljust(_PREAMBLE_BYTES)
 
 
+class _Spill:
+    """A binary file for HDF5 to write, which never sees it fail: `error` keeps the first error, the rest is dropped.
+
+    HDF5 takes only objects for files that can be read too. After an error it reads zeros, or nothing.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        self._guarded(lambda: self._file.write(data))
+        return len(data)
+
+    def truncate(self, size: int) -> int:
+        self._guarded(lambda: self._file.truncate(size))
+        return size
+
+    def flush(self) -> None:
+        self._guarded(self._file.flush)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._guarded(lambda: self._file.seek(offset, whence))  # may write what was held back
+        return self._file.tell() if self.error is None else offset
+
+    def tell(self) -> int:
+        return self._file.tell() if self.error is None else 0
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size) if self.error is None else b""
+
+    def readinto(self, buffer: Any) -> int:
+        memoryview(buffer).cast("B")[:] = bytes(len(buffer))
+        if self.error is None:
+            self._file.readinto(buffer)  # type: ignore[attr-defined]
+        return len(buffer)
+
+    def _guarded(self, action: Callable[[], Any]) -> None:
+        if self.error is None:
+            try:
+                action()
+            except OSError as error:
+                self.error = error
+
+
 @contextmanager
 def _open(path: Path, whole: bool = False) -> Iterator[Any]:
     """`h5py.File` for reading whose every error is a `StoreError` with one line; of a pack, `whole` is one read."""
@@ -265,6 +311,8 @@ def _open(path: Path, whole: bool = False) -> Iterator[Any]:
 
 def _packed(path: Path) -> PackedFile | None:
     """The token file inside a pack, if `path.parent` is one that holds it."""
+    from data_prep.token_files.pack_format import PackError, open_packed  # builds and folders do without packs
+
     try:
         return open_packed(path)
     except PackError as error:
@@ -361,7 +409,7 @@ def _checksum(arrays: dict[str, NDArray[Any]], attributes: dict[str, Any]) -> st
     return digest.hexdigest()
 
 
-def _scale_xy(meta: dict[str, Any]) -> tuple[Fraction, Fraction]:
+def scale_xy(meta: dict[str, Any]) -> tuple[Fraction, Fraction]:
     """Frame pixels per level-0 pixel, as `frame.make_frame` defines it; 1 when the slide size is unknown."""
     if not meta["size0_wh"]:
         return Fraction(1), Fraction(1)
@@ -372,35 +420,55 @@ def _scale_xy(meta: dict[str, Any]) -> tuple[Fraction, Fraction]:
     return scale, scale
 
 
-def _coords(meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> tuple[NDArray[np.int64], dict[str, Any]]:
-    """`coords` (N,2) at level 0, and the attributes that TRIDENT and CLAM readers look for on it.
+def level0_xy(meta: dict[str, Any], leaf_xy: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """Top left (N, 2) of leaves in level-0 pixels, rounded down."""
+    xy = leaf_xy.astype(np.int64)
+    return np.stack([xy[:, i] * s.denominator // s.numerator for i, s in enumerate(scale_xy(meta))], axis=1)
 
-    Those readers know one patch size per file; an adaptive file has many, so they get the smallest leaf's, and the true
-    sides are in the dataset `leaf_size` (frame pixels). `level0_magnification` is 10 / mpp, the usual reading; 0 =
-    unknown.
+
+def magnification(meta: dict[str, Any]) -> float:
+    """Of level 0, by the usual reading of mpp; 0 where that is unknown."""
+    return 10.0 / meta["mpp"] if meta["mpp"] else 0.0
+
+
+def reader_attributes(meta: dict[str, Any], patch_px: int, side0_px: int, scale: Fraction) -> dict[str, Any]:
+    """What TRIDENT and CLAM readers look for on `coords`: patches of `patch_px` made of `side0_px` level-0 pixels.
+
+    Args:
+        meta: Metadata of the token file.
+        patch_px: Side of a patch.
+        side0_px: Its side at level 0.
+        scale: Patch pixels per level-0 pixel.
     """
-    leaf_xy = arrays["leaf_xy"].astype(np.int64)
-    scales = _scale_xy(meta)
-    coords = np.stack([leaf_xy[:, i] * s.denominator // s.numerator for i, s in enumerate(scales)], axis=1)
     width, height = meta["size0_wh"] or meta["content_wh"]
-    sides = arrays["leaf_size"]
-    smallest = int(sides.min()) if len(sides) else 0
-    magnification = 10.0 / meta["mpp"] if meta["mpp"] else 0.0
-    return coords, {
-        "patch_size": int(arrays["tokens"].shape[1]),
-        "patch_size_level0": round(smallest / scales[0]),
-        "level0_magnification": round(magnification),
-        "target_magnification": float(magnification * scales[0]),
+    return {
+        "patch_size": patch_px,
+        "patch_size_level0": side0_px,
+        "level0_magnification": round(magnification(meta)),
+        "target_magnification": float(magnification(meta) * scale),
         "overlap": 0,
         "name": meta["slide"],
         "savetodir": "",
         "level0_width": int(width),
         "level0_height": int(height),
         "patch_level": 0,
-        "downsample": float(1 / scales[0]),
+        "downsample": float(1 / scale),
         "level_dim": np.array([width, height], np.int64),
         "downsampled_level_dim": np.array(meta["content_wh"], np.int64),
         "save_path": "",
+    }
+
+
+def _coords(meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> tuple[NDArray[np.int64], dict[str, Any]]:
+    """`coords` (N,2) at level 0, and its attributes.
+
+    Readers of `coords` know one patch size per file; an adaptive file has many, so they get the smallest leaf's, and
+    the true sides are in the dataset `leaf_size` (frame pixels).
+    """
+    sides, scale = arrays["leaf_size"], scale_xy(meta)[0]
+    smallest = int(sides.min()) if len(sides) else 0
+    return level0_xy(meta, arrays["leaf_xy"]), {
+        **reader_attributes(meta, int(arrays["tokens"].shape[1]), round(smallest / scale), scale),
         "adaptive": bool(len(np.unique(sides)) > 1),
         "order": "morton",
         "note": "patch_size_level0 is the smallest leaf; side of row i in frame pixels: leaf_size[i]",

@@ -25,8 +25,7 @@ from data_prep.build.slide import finish, valid_already, write_result
 from data_prep.frame import FrameReader, MaskReader, make_frame
 from data_prep.masks.masks import Mask
 from data_prep.slides.base import Slide, SlideError
-from data_prep.system.error_text import one_line
-from data_prep.system.files import sha256_of, write_atomic
+from data_prep.system.files import one_line, sha256_of, write_atomic
 from data_prep.token_files.token_file import read_tokens, token_path
 from data_prep.tokens.ceiling import ceiling
 from data_prep.tokens.token_set import cut, rebuild

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.slides.base import SlideError
-from data_prep.system.error_text import one_line
+from data_prep.system.files import one_line
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 ARRAY_SUFFIXES = (".npz", ".npy.h5", ".h5")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.slides.base import SlideError
-from data_prep.system.error_text import one_line
+from data_prep.system.files import one_line
 from data_prep.token_files.token_file import read_tokens, token_path
 from data_prep.tokens.token_set import TokenSet
 from data_prep.volumes.build import dice_of_sums, find_labels, read_sidecar, reassemble, volume_dice

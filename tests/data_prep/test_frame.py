@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep.frame import Frame, FrameReader, MaskReader, choose_level, make_frame
-from data_prep.masks.masks import find_mask, open_mask
+from data_prep.masks.masks import find_masks, open_mask
 from data_prep.slides.base import Slide
 from data_prep.slides.open import open_slide
 from tests.helpers.repository import GLOMERULI
@@ -261,8 +261,7 @@ def test_memory_is_bounded_however_small_the_scale(tmp_path: Path) -> None:
 
 
 def test_mask_takes_the_pixel_under_the_centre() -> None:
-    mask_path = find_mask(KIDNEY, GLOMERULI / "masks")
-    assert mask_path is not None
+    (mask_path,) = find_masks(KIDNEY, GLOMERULI / "masks")
     with Image.open(mask_path) as picture:
         ids = np.asarray(picture)
     with open_mask(mask_path) as mask:

@@ -25,7 +25,7 @@ from analysis.output.formats import (
     markdown,
     significant,
     whole,
-    write_atomically,
+    write_files,
 )
 from analysis.papers.tables import contradictions_table, paper_table, table_cells
 from analysis.runs.records import Runs, load
@@ -377,11 +377,11 @@ def test_an_out_folder_that_is_a_file_is_one_line(four: Path, capsys):
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path):
     target = tmp_path / "x"
-    write_atomically(target, "old")
+    write_files(tmp_path, {"x": "old"})
     code = (
-        "import resource, sys; from pathlib import Path; from analysis.output.formats import write_atomically\n"
+        "import resource, sys; from pathlib import Path; from analysis.output.formats import write_files\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "try: write_atomically(Path(sys.argv[1]), 'n' * 5000)\n"
+        "try: write_files(Path(sys.argv[1]).parent, {'x': 'n' * 5000})\n"
         "except ValueError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(target)], cwd=ROOT, capture_output=True, text=True)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import tifffile
 
 from data_prep.build import scratch, steps
 from data_prep.build.options import BuildOptions
+from data_prep.build.outcome import Outcome, Task
 from data_prep.build.run import build, prepare_out
+from data_prep.build.step_order import SlidePlan
+from data_prep.parallel.queue import Schedule
 from data_prep.slides import fast_tiff
 from data_prep.system.files import writer_name
-from tests.helpers.builds import command, leftovers, plain_env, run, token_bytes
 from tests.helpers.damaged_slides import damaged_slide
 from tests.helpers.region_builds import BY_REGIONS, REGION_OPTIONS, built_bytes, stop_after
 from tests.helpers.repository import ROOT
@@ -78,34 +81,65 @@ def test_a_second_build_of_the_same_says_who_is_at_it(monkeypatch, tmp_path: Pat
     assert {path.name: path.read_bytes() for path in folder.glob("*.arrays")} == before
 
 
-@pytest.mark.parametrize("lives", [True, False])
-def test_a_build_of_another_host_is_watched(lives: bool, monkeypatch, tmp_path: Path):
-    """The next job of a chain goes on at once where the last one was killed, on another node, and fails only if that
-    one still writes."""
-    out = tmp_path / "out"
-    prepare_out(out)
-    stop_after(monkeypatch, 10, out, REGION_OPTIONS)
+def test_a_build_of_another_host_is_gone_on_with_at_once(monkeypatch, tmp_path: Path):
+    """The next job of a chain does not wait to see whether the last one, on another node, is gone."""
+    out = prepared(tmp_path / "out")
+    before = stop_after(monkeypatch, 10, out, REGION_OPTIONS)
     folder = next(out.glob(".*.work"))
     (folder / "manifest.json").write_text(json.dumps({"owner": "node7-4242"}))
-    monkeypatch.setattr(scratch, "_OTHER_HOST_S", 1.0)
-    monkeypatch.setattr(scratch, "_LOOK_S", 0.05)
-    looks = 0
-    real = scratch._owner
+    after = stop_after(monkeypatch, 10**6, out, REGION_OPTIONS)
+    assert before.count("scan") > 4 and after.count("scan") == 4 * 4 - before.count("scan") and "write" in after
+    assert token_bytes(out) == built_bytes([CMU], tmp_path / "calm", resolution=2048, patch=8, length=512)
+    assert leftovers(out) == []
 
-    def looked(where: Path):
-        nonlocal looks
-        looks += 1
-        if lives and looks == 3:
-            (folder / "scan-900.arrays").touch()
-        return real(where)
 
-    monkeypatch.setattr(scratch, "_owner", looked)
-    outcome = build([CMU], REGION_OPTIONS, out)[0]
-    if lives:
-        assert outcome.status == "failed" and "process 4242 on node7 is building it" in outcome.reason
-        assert folder.is_dir()
-    else:
-        assert outcome.status == "done" and looks >= 3 and leftovers(out) == []
+@pytest.mark.parametrize("ahead", [0, 7, 20, 33, 50])
+def test_builds_of_two_hosts_take_turns_in_one_folder(ahead: int, tmp_path: Path):
+    """Neither sees the other, as of two hosts: step by step both do the same, and the file is as of one alone."""
+    out = prepared(tmp_path / "out")
+    queues = [Schedule([SlidePlan(Task(CMU, out, REGION_OPTIONS, {}, False), 512)]) for _ in range(2)]
+    outcomes: list[Outcome] = []
+
+    def one_step(queue: Schedule) -> None:
+        if not queue.over:
+            step = queue.take()
+            told = queue.done(step, steps.run_step(step))
+            outcomes.extend(one for one in told if isinstance(one, Outcome))
+
+    for _ in range(ahead):
+        one_step(queues[0])
+    while not all(queue.over for queue in queues):
+        for queue in queues:
+            one_step(queue)
+    first, last = outcomes
+    assert first.status == "done" and not last.traceback
+    assert last.status == "done" or last.reason.endswith("build again"), last.reason
+    assert token_bytes(out) == built_bytes([CMU], tmp_path / "calm", resolution=2048, patch=8, length=512)
+    assert build([CMU], REGION_OPTIONS, out)[0].status == "skipped" and leftovers(out) == []
+
+
+_ON_NODE_7 = """
+import sys
+from data_prep.commands.parser import main
+from data_prep.system import files
+files._host = lambda: "node7"
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_builds_of_two_hosts_at_once_end_well(tmp_path: Path):
+    out = tmp_path / "out"
+    here = command("build", CMU, "--out", out, *BY_REGIONS)
+    there = [sys.executable, "-c", _ON_NODE_7, *here[3:]]
+    both = [
+        subprocess.Popen(args, cwd=ROOT, env=plain_env(), text=True, stderr=subprocess.PIPE) for args in (here, there)
+    ]
+    texts = [process.communicate(timeout=300)[1] for process in both]
+    assert 0 in [process.returncode for process in both], texts
+    assert all(process.returncode in (0, 1) for process in both) and "Traceback" not in "".join(texts), texts
+    assert run("build", CMU, "--out", out, *BY_REGIONS).returncode == 0 and leftovers(out) == []
+    assert run("build", CMU, "--out", tmp_path / "calm", *BY_REGIONS).returncode == 0
+    assert token_bytes(out) == token_bytes(tmp_path / "calm")
 
 
 def test_two_builds_at_once_end_well(tmp_path: Path):

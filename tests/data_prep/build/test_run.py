@@ -272,7 +272,7 @@ def test_killed_while_writing_leaves_a_temporary_that_the_next_run_removes(slide
     # not yet renamed.
     code = (
         "import os, signal, sys\n"
-        "from data_prep import files\n"
+        "from data_prep.system import files\n"
         "from data_prep.commands.parser import main\n"
         "sync, calls = os.fsync, []\n"
         "def fsync(fd):\n"

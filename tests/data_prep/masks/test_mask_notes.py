@@ -11,8 +11,7 @@ import tifffile
 
 from data_prep.build.options import BuildOptions, OptionError
 from data_prep.commands.parser import main
-from data_prep.masks.annotation_checks import overlap_note
-from data_prep.masks.annotations import read_polygons
+from data_prep.masks.annotations import overlap_note, read_polygons
 from data_prep.masks.polygons import Ring
 from data_prep.token_files.token_file import read_tokens, token_path
 from tests.helpers.builds import run

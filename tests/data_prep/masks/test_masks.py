@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from data_prep.masks.masks import check_mask_size, find_mask, find_masks, open_mask
+from data_prep.masks.masks import check_mask_size, find_masks, open_mask
 from data_prep.slides.base import SlideError
 from data_prep.slides.open import open_slide
 from tests.helpers.repository import SAMPLES
@@ -94,23 +94,22 @@ def test_bad_masks(tmp_path: Path, rgb: np.ndarray) -> None:
     assert "not a readable TIFF" in mask_error(tmp_path / "text.tif")
 
 
-def test_find_mask_and_its_size(tmp_path: Path) -> None:
+def test_find_a_mask_and_its_size(tmp_path: Path) -> None:
     masks = SAMPLES / "glomeruli24" / "masks"
-    path = find_mask(KIDNEY, masks)
+    (path,) = find_masks(KIDNEY, masks)
     assert path == masks / "10003.png"
-    assert find_mask(CMU, masks) is None
+    assert find_masks(CMU, masks) == []
     with pytest.raises(SlideError, match="no such folder of masks"):
-        find_mask(KIDNEY, tmp_path / "none")
+        find_masks(KIDNEY, tmp_path / "none")
     Image.new("L", (30, 20)).save(tmp_path / "10003.PNG")
-    found = find_mask(KIDNEY, tmp_path)
-    assert found is not None
+    (found,) = find_masks(KIDNEY, tmp_path)
     with open_slide(KIDNEY) as slide, open_mask(path) as right, open_mask(found) as wrong:
         check_mask_size(slide, right)
         with pytest.raises(SlideError, match=r"mask is 30 x 20 pixels, its slide 10003\.jpg is 1024 x 1024"):
             check_mask_size(slide, wrong)
     (tmp_path / "10003.tif").touch()
     with pytest.raises(SlideError, match=r"several masks for 10003\.jpg: 10003\.PNG, 10003\.tif"):
-        find_mask(KIDNEY, tmp_path)
+        find_masks(KIDNEY, tmp_path)
 
 
 def test_find_masks_of_paip(tmp_path: Path) -> None:
@@ -122,7 +121,7 @@ def test_find_masks_of_paip(tmp_path: Path) -> None:
     xml = masks / "01_01_0001.XML"
     xml.write_text("<Annotations/>")
     (masks / "01_01_00011.xml").write_text("<Annotations/>")
-    assert find_mask(slide, masks) == xml
+    assert find_masks(slide, masks) == [xml]
     assert find_masks(slide, masks, "viable") == find_masks(slide, masks, "both") == [xml]
     whole, viable = masks / "01_01_0001_WHOLE.TIF", masks / "01_01_0001_viable.tif"
     ids = np.zeros((20, 30), np.uint8)
@@ -135,13 +134,11 @@ def test_find_masks_of_paip(tmp_path: Path) -> None:
     ids[:, 6:] = 0
     ids[15] = 1
     tifffile.imwrite(viable, ids // 255 | ids & 1)
-    assert find_mask(slide, masks, "viable") == viable
-    assert find_mask(slide, masks, "whole") == whole
+    assert find_masks(slide, masks, "viable") == [viable]
+    assert find_masks(slide, masks, "whole") == [whole]
     several = r"several masks for .*: 01_01_0001_WHOLE\.TIF, 01_01_0001_viable\.tif; choose with --mask-kind"
     with pytest.raises(SlideError, match=several):
-        find_mask(slide, masks)
-    with pytest.raises(SlideError, match="are one mask"):
-        find_mask(slide, masks, "both")
+        find_masks(slide, masks)
     with pytest.raises(ValueError, match="choose from viable, whole, both"):
         find_masks(slide, masks, "none")
     with open_mask(find_masks(slide, masks, "both")) as mask:

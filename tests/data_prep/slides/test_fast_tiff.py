@@ -173,8 +173,8 @@ def test_other_files_are_left_to_others(tmp_path: Path, rgb: np.ndarray, kind: s
 def test_disagreement_means_openslide(tmp_path: Path, rgb: np.ndarray, monkeypatch) -> None:
     path = tmp_path / "x.tif"
     tifffile.imwrite(path, rgb, tile=(256, 256), photometric="rgb", compression="jpeg")
-    real = fast_tiff._Level.decode
-    monkeypatch.setattr(fast_tiff._Level, "decode", lambda self, data, index: real(self, data, index) ^ 1)
+    real = fast_tiff._TiledPage.decode
+    monkeypatch.setattr(fast_tiff._TiledPage, "decode", lambda self, data, index: real(self, data, index) ^ 1)
     with pytest.raises(UnsuitableError, match=r"x\.tif: pixels of level 0 differ"):
         open_fast(path)
     with open_slide(path) as slide:

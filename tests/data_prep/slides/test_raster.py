@@ -10,9 +10,9 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
+from data_prep.slides import memory
 from data_prep.slides.base import SlideError
 from data_prep.slides.open import open_slide
-from data_prep.system import memory
 from tests.helpers.slide_files import failure, whole, write_png
 
 # ---- pictures decoded whole

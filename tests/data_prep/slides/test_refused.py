@@ -14,7 +14,7 @@ from data_prep.build.options import BuildOptions
 from data_prep.build.outcome import Outcome
 from data_prep.build.run import build, prepare_out
 from data_prep.build.steps import region_side
-from data_prep.slides import base, fast_tiff, tiff
+from data_prep.slides import fast_tiff, memory, tiff
 from data_prep.slides.open import open_slide
 from data_prep.system import ctrl_c
 from tests.helpers.builds import leftovers, token_bytes
@@ -69,11 +69,11 @@ def test_strict_refuses_odd_directories_of_a_slide_that_was_built(tmp_path: Path
 def test_tokens_that_do_not_fit_in_memory_are_refused(options: dict, remedy: str, tmp_path: Path, monkeypatch):
     slide = tmp_path / "kidney.tif"
     tifffile.imwrite(slide, kidney(), tile=(256, 256), photometric="rgb")
-    monkeypatch.setattr(base, "available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1 << 20)
     outcome = one(slide, tmp_path / "out", **options)
     assert outcome.status == "failed" and remedy in outcome.reason and "kidney.tif" in outcome.reason
     assert "of memory available" in outcome.reason and leftovers(tmp_path / "out") == []
-    monkeypatch.setattr(base, "available_bytes", lambda: 1 << 30)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1 << 30)
     assert one(slide, tmp_path / "out", **options).status == "done"
 
 
@@ -86,7 +86,7 @@ def test_want_of_memory_is_no_damage(kind: str, short: bool, tmp_path: Path, mon
     tifffile.imwrite(slide, pixels, tile=(256, 256), photometric="rgb", compression="zlib")
     with open_slide(slide) as opened:
         assert opened.reader == kind
-    where, name = (fast_tiff._Level, "decode") if kind == "fast" else (tiff.TiffPlane, "_decoded")
+    where, name = (fast_tiff._TiledPage, "decode") if kind == "fast" else (tiff.TiffPlane, "_decoded")
     real = getattr(where, name)
 
     def decode(self, data, index):
@@ -99,7 +99,7 @@ def test_want_of_memory_is_no_damage(kind: str, short: bool, tmp_path: Path, mon
 
     monkeypatch.setattr(where, name, decode)
     if short:
-        monkeypatch.setattr(base, "np", types.SimpleNamespace(empty=empty, uint8=np.uint8, full=np.full))
+        monkeypatch.setattr(memory, "np", types.SimpleNamespace(empty=empty, uint8=np.uint8, full=np.full))
     outcome = one(slide, out, length=256)
     if short:
         assert outcome.status == "failed" and outcome.reason == "Unable to allocate 384 KiB" and not token_bytes(out)

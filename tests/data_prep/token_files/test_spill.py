@@ -1,5 +1,6 @@
 """Token files made on the disk: the bytes of those made in memory, and one line when there is no room."""
 
+import io
 import resource
 import signal
 import subprocess
@@ -19,9 +20,8 @@ META = new_meta(slide="s", params={"patch": 8}, size0_wh=[200, 256])
 FILL = """
 import sys
 from pathlib import Path
-from data_prep import store
+from data_prep.token_files import token_file as store
 from tests.helpers.builds import make_set
-store._IN_MEMORY_BYTES = 0
 try:
     store.write_tokens(Path(sys.argv[1]), make_set(length=256), store.new_meta(slide="s"))
 except OSError as error:
@@ -31,18 +31,17 @@ print("alive")
 
 
 @pytest.mark.parametrize("masks", [True, False])
-def test_on_the_disk_as_in_memory(masks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_on_the_disk_as_in_memory(masks: bool, tmp_path: Path):
     token_set = make_set(masks=masks, length=256)
-    write_tokens(tmp_path / "a.tokens.h5", token_set, META)
-    made = []
-    real = token_file.write_spilled
-    monkeypatch.setattr(token_file, "_IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr(token_file, "write_spilled", lambda path, *rest: (made.append(path), real(path, *rest)))
-    write_tokens(tmp_path / "b.tokens.h5", token_set, META)
-    assert made == [tmp_path / "b.tokens.h5"] and leftovers(tmp_path) == []
-    assert (tmp_path / "a.tokens.h5").read_bytes() == (tmp_path / "b.tokens.h5").read_bytes()
-    read_tokens(tmp_path / "b.tokens.h5", check=True)
-    assert verify_file(tmp_path / "b.tokens.h5") == verify_file(tmp_path / "a.tokens.h5")
+    target = tmp_path / "b.tokens.h5"
+    write_tokens(target, token_set, META)
+    assert leftovers(tmp_path) == []
+    made = io.BytesIO()
+    whole = {**META, "frame_px": token_set.size_px, "content_wh": list(token_set.content_wh)}
+    token_file._fill(made, token_file._arrays_of(token_set), whole)
+    assert target.read_bytes()[512:] == made.getvalue()[512:]
+    read_tokens(target, check=True)
+    assert verify_file(target) == []
 
 
 @pytest.mark.parametrize("room", [0, 300, 3000, 20_000, 50_000])

@@ -1,0 +1,83 @@
+"""Writes tiled pyramids in bounded memory: tiles come compressed, coarser levels wait on the disk for their turn."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from data_prep.system.files import replacing
+
+
+class TileSpool:
+    """Compressed tiles in the order they come, in a file without a name in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)
+        self._sizes: list[int] = []
+
+    def add(self, data: bytes) -> None:
+        """Take one more."""
+        self._sizes.append(self._file.write(data))
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._file.seek(0)
+        for size in self._sizes:
+            yield self._file.read(size)
+
+
+class LevelOfTiles(NamedTuple):
+    """One level to write: its size, um per pixel if known, and its compressed tiles, row by row."""
+
+    size_wh: tuple[int, int]
+    mpp: float | None
+    tiles: Iterable[bytes]
+
+
+def row_of_tiles(rows: npt.NDArray[np.uint8], tile_px: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """One row of tiles of a picture, (tile_px, tile_px, ...) each; those at the border are filled up with 0."""
+    for left in range(0, rows.shape[1], tile_px):
+        part = rows[:, left : left + tile_px]
+        if part.shape[:2] != (tile_px, tile_px):
+            full = np.zeros((tile_px, tile_px, *part.shape[2:]), np.uint8)
+            full[: part.shape[0], : part.shape[1]] = part
+            part = full
+        yield np.ascontiguousarray(part)
+
+
+def write_pyramid(path: Path, levels: Iterable[LevelOfTiles], tile_px: int, samples: int = 1, **options: Any) -> None:
+    """Write a tiled BigTIFF, whole or not at all: flat pages, coarser ones marked as reduced, all that OpenSlide knows.
+
+    Args:
+        path: The file.
+        levels: Finest first; a level's tiles are asked for when those before it are written.
+        tile_px: Side of the tiles.
+        samples: 1 for class ids, 3 for colour.
+        options: Of `tifffile.TiffWriter.write`, for all levels; a `description` is level 0's.
+
+    Raises:
+        OSError: The file cannot be written; nothing is left of it.
+    """
+    description = options.pop("description", None)
+    with replacing(path) as file, tifffile.TiffWriter(file, bigtiff=True) as out:
+        for i, level in enumerate(levels):
+            known: dict[str, Any] = (
+                {"resolution": (1e4 / level.mpp,) * 2, "resolutionunit": "CENTIMETER"} if level.mpp else {}
+            )
+            out.write(
+                iter(level.tiles),
+                shape=(*level.size_wh[::-1], *((samples,) if samples > 1 else ())),
+                dtype=np.uint8,
+                tile=(tile_px, tile_px),
+                subfiletype=int(i > 0),
+                description=description if i == 0 else None,
+                metadata=None,
+                software=False,
+                **known,
+                **options,
+            )
