@@ -20,6 +20,7 @@ from data_prep.build.step_order import SlidePlan
 from data_prep.parallel.queue import Schedule
 from data_prep.slides import fast_tiff
 from data_prep.system.files import writer_name
+from tests.helpers.builds import command, leftovers, plain_env, run, token_bytes
 from tests.helpers.damaged_slides import damaged_slide
 from tests.helpers.region_builds import BY_REGIONS, REGION_OPTIONS, built_bytes, stop_after
 from tests.helpers.repository import ROOT
