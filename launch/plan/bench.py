@@ -38,7 +38,7 @@ WARMUP = 3
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One measurement.
 
     Attributes:
@@ -58,7 +58,7 @@ class Row:
     compiled: bool = False
 
 
-def rows(words: list[str]) -> Iterator[Row]:
+def rows(words: list[str]) -> Iterator[BenchRow]:
     """All rows: APF's and UNETR's of Table III, ours against MONAI's at P = 16, packed against padded sequences."""
     from launch.experiments.load import EXPERIMENTS
 
@@ -67,15 +67,15 @@ def rows(words: list[str]) -> Iterator[Row]:
             config = load(name, words)
             # What does not fit a GPU is not a row: the convolutional decoder of a 16K frame and above.
             if config.data.patching == "apf" or config.data.resolution <= 1024:
-                yield Row(name, config)
-                yield Row(f"{name}+compile", config, compiled=True)
+                yield BenchRow(name, config)
+                yield BenchRow(f"{name}+compile", config, compiled=True)
     sixteen = load("paip_512_uniform_p16", words)
-    yield Row("unetr16-ours", sixteen, batch=4)
-    yield Row("unetr16-monai", sixteen, batch=4, monai=True)
+    yield BenchRow("unetr16-ours", sixteen, batch=4)
+    yield BenchRow("unetr16-monai", sixteen, batch=4, monai=True)
     base = [*words, "model.decoder=token", "model.position=geom", "data.length=1024"]
     for kind in ("full", "packed"):
         config = load("paip_512", [*base, f"model.attention={kind}"])
-        yield Row(f"lengths-{kind}", config, batch=len(FIGURE3), lengths=tuple(2 * n for n in FIGURE3))
+        yield BenchRow(f"lengths-{kind}", config, batch=len(FIGURE3), lengths=tuple(2 * n for n in FIGURE3))
 
 
 def random_tree(resolution: int, patch: int, leaves: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -98,7 +98,7 @@ def random_tree(resolution: int, patch: int, leaves: int, rng: np.random.Generat
     return squares[np.argsort(morton(squares[:, 0], squares[:, 1]))]
 
 
-def make_batch(row: Row, device: torch.device, seed: int = 0) -> dict[str, torch.Tensor]:
+def make_batch(row: BenchRow, device: torch.device, seed: int = 0) -> dict[str, torch.Tensor]:
     """Random tokens, masks and content over uniform squares or random trees, on the device."""
     import torch
 
@@ -130,7 +130,7 @@ def make_batch(row: Row, device: torch.device, seed: int = 0) -> dict[str, torch
     return {key: value.to(device) for key, value in made.items()}
 
 
-def make_model(row: Row, device: torch.device) -> nn.Module:
+def make_model(row: BenchRow, device: torch.device) -> nn.Module:
     """The row's model on the device.
 
     Raises:
@@ -160,7 +160,7 @@ def make_model(row: Row, device: torch.device) -> nn.Module:
     return model
 
 
-def measure(row: Row, device: torch.device, seconds: float) -> dict[str, Any]:
+def measure(row: BenchRow, device: torch.device, seconds: float) -> dict[str, Any]:
     """Time one row.
 
     Returns:

@@ -276,7 +276,7 @@ def _slide(
 
     from data_prep.tokens.ceiling import pixel_dice_from_cells
     from data_prep.tokens.token_set import rebuild
-    from launch.train.segmentation_scores import raster_counts, raster_logits, token_logits
+    from launch.train.segmentation import raster_counts, raster_logits, token_logits
 
     def forward(inputs: Any) -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):

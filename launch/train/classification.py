@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,8 @@ from launch.data.augment import change_picture
 from launch.data.batches import Batch, Sample, collate, crop_sample, token_sample
 from launch.data.pictures import ImageFiles, slide_labels
 from launch.data.token_files import TokenFiles
-from launch.engines.base import Engine
+from launch.engines.base import Engine, Forward
 
-Forward = Callable[[Any], torch.Tensor]
 FOREGROUND_SHARE = 0.01  # labels=mask: a crop with less foreground than this has none
 
 

@@ -8,15 +8,11 @@ from typing import Any, Protocol
 
 import torch
 
-from hpc_models.training.losses import bce_dice
 from launch.config.config import Config
-from launch.data.batches import Batch, training_batch
+from launch.data.batches import Batch
 from launch.data.pictures import Files
 from launch.data.token_files import TokenFiles
-from launch.engines.base import Engine
-from launch.train.classification import Classification, Forward
-from launch.train.segmentation_scores import Scores, evaluate
-from launch.train.trivial_baselines import floors
+from launch.engines.base import Engine, Forward
 
 
 class TestScores(Protocol):
@@ -58,35 +54,6 @@ class Task(Protocol):
         """What needs no model; every rank must call it."""
 
 
-class Segmentation:
-    """Exact pixel Dice of token sets, or of crops by sliding window."""
-
-    key = "dice"
-    parts = 1
-
-    def __init__(self, config: Config, files: TokenFiles) -> None:
-        self.config, self.files = config, files
-
-    def batch(self, picks: list[tuple[int, int]]) -> Batch:
-        """See `Task`."""
-        return training_batch(self.config, self.files, picks)
-
-    def losses(self, forward: Forward, batch: Batch, teacher: Forward | None) -> Iterator[torch.Tensor]:
-        """See `Task`; there is no teacher."""
-        assert teacher is None
-        yield bce_dice(forward(batch), batch["mask_counts"], batch["content_counts"])
-
-    def evaluate(
-        self, engine: Engine, part: str, device: torch.device, pictures: Path | None = None, label: str = "eval"
-    ) -> Scores:
-        """See `Task`."""
-        return evaluate(engine, self.config, self.files, part, device, pictures, label)
-
-    def floors(self) -> dict[str, float]:
-        """See `Task`."""
-        return floors(self.files)
-
-
 def make_task(config: Config, files: Files) -> Task:
     """The task that a configuration's model was made for.
 
@@ -94,6 +61,10 @@ def make_task(config: Config, files: Files) -> Task:
         ConfigError: Labels are missing or do not fit.
     """
     if config.model.task == "classification":
+        from launch.train.classification import Classification
+
         return Classification(config, files)
+    from launch.train.segmentation import Segmentation
+
     assert isinstance(files, TokenFiles)
     return Segmentation(config, files)

@@ -12,7 +12,7 @@ from data_prep.tree.quadtree import Leaves, check_tiling
 from launch.__main__ import main
 from launch.experiments.load import load
 from launch.plan import bench
-from launch.plan.bench import Row, make_batch, measure, random_tree, rows
+from launch.plan.bench import BenchRow, make_batch, measure, random_tree, rows
 from tests.helpers.small_runs import ROOT
 
 SMALL = ["model.width=32", "model.depth=2", "model.heads=2", "model.mlp_dim=64", "model.feature_size=2"]
@@ -35,7 +35,7 @@ def test_rows_cover_every_adaptive_row_of_the_paper_and_the_rivals():
 
 
 def test_batch_has_the_lengths_asked_for_and_counts_all_pixels():
-    row = Row("x", load("paip_512", ["data.length=64"]), batch=2, lengths=(19, 64))
+    row = BenchRow("x", load("paip_512", ["data.length=64"]), batch=2, lengths=(19, 64))
     batch = make_batch(row, torch.device("cpu"))
     assert batch["valid"].sum(1).tolist() == [19, 64]
     assert batch["content_counts"].sum((1, 2, 3)).tolist() == [512 * 512] * 2
@@ -61,7 +61,7 @@ def test_ours_and_monai_run_the_same_picture():
     ours, theirs = (r for r in rows(["train.precision=fp32"]) if r.name.startswith("unetr16"))
     assert ours.config == theirs.config and theirs.monai and not ours.monai
     pytest.importorskip("monai")
-    small = Row("m", load("paip_512_uniform_p16", ["data.resolution=64", "data.length=16"]), monai=True)
+    small = BenchRow("m", load("paip_512_uniform_p16", ["data.resolution=64", "data.length=16"]), monai=True)
     found = measure(small, torch.device("cpu"), 0.01)
     assert found["model"] == "unetr (MONAI)" and found["seconds_per_image"] > 0
 
@@ -71,7 +71,7 @@ def test_what_does_not_fit_the_memory_is_a_row(monkeypatch):
         raise RuntimeError("CUDA out of memory. Tried to allocate 9 GiB\nmore")
 
     monkeypatch.setattr(bench, "make_model", full)
-    row = Row("x", load("paip_512", SMALL))
+    row = BenchRow("x", load("paip_512", SMALL))
     found = measure(row, torch.device("cpu"), 0.1)
     assert found["error"] == "CUDA out of memory. Tried to allocate 9 GiB"
     assert "CUDA out of memory" in bench.table([found])

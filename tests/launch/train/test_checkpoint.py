@@ -14,8 +14,8 @@ from launch.data.token_files import TokenFiles
 from launch.engines.ranks import find_ranks
 from launch.experiments.load import load
 from launch.train import checkpoint
-from launch.train.background import BackgroundSaver
-from launch.train.signals import StopFlag
+from launch.train.checkpoint import BackgroundSaver
+from launch.train.lifetime import StopFlag
 from launch.train.trainer import Trainer
 from tests.helpers.small_runs import flip_a_byte, losses, overrides
 

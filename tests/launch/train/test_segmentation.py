@@ -15,9 +15,9 @@ from data_prep.tokens.token_set import rebuild
 from launch import engines
 from launch.data.batches import collate, parts_of, take, token_sample
 from launch.data.token_files import TokenFiles
+from launch.engines.base import EngineSetup
 from launch.experiments.load import load
-from launch.train.prediction_pictures import class_gray, paint, picture_side
-from launch.train.segmentation_scores import evaluate
+from launch.train.segmentation import class_gray, evaluate, paint, picture_side
 from launch.train.trainer import build_model
 from launch.train.trivial_baselines import floors, gray, otsu_threshold
 from tests.helpers.small_runs import LENGTH, PATCH, SIZE, SPLIT, overrides, picture, token_set
@@ -45,7 +45,7 @@ def make(files, kind="tokens", **more):
     return (
         config,
         TokenFiles(config.data),
-        engines.build(model, config.engine, device=torch.device("cpu"), precision="fp32"),
+        engines.build(model, config.engine, EngineSetup(torch.device("cpu"), "fp32")),
     )
 
 

@@ -1,11 +1,13 @@
-"""Exact pixel Dice of a model on a split, slides shared over ranks, each counted once; also saves small pictures.
+"""Segmentation: batches, loss, and exact pixel Dice of a split over all ranks, with small pictures for the report.
 
-Knows engines only by `forward`; counts are integers, so the result does not depend on the number of ranks.
+Knows engines only by `forward`. Every slide is scored once. Counts are integers, so the result does not
+depend on the number of ranks.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +16,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from PIL import Image
 
 from data_prep.system.files import write_atomic
 from data_prep.system.progress import Progress
 from data_prep.tokens.ceiling import ceiling, pixel_dice_from_cells
 from data_prep.tokens.token_set import TokenSet
-from hpc_models.segmentation.unet import sliding_window
 from hpc_models.training import metrics
+from hpc_models.training.losses import bce_dice
 from launch.config.config import Config
-from launch.data.batches import collate, padded_length, parts_of, take, token_sample
+from launch.data.batches import Batch, collate, padded_length, parts_of, take, token_sample, training_batch
 from launch.data.token_files import Raster, TokenFiles
-from launch.engines.base import Engine
-from launch.train.classification import Forward
-from launch.train.prediction_pictures import class_gray, paint, picture_side, save_png
+from launch.engines.base import Engine, Forward
+from launch.train.trivial_baselines import floors
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,35 @@ class Scores:
     def pooled(self) -> float:
         """Dice of all slides as one picture, mean over classes."""
         return float(metrics.dice_pooled(self.counts))
+
+
+class Segmentation:
+    """Exact pixel Dice of token sets, or of crops by sliding window."""
+
+    key = "dice"
+    parts = 1
+
+    def __init__(self, config: Config, files: TokenFiles) -> None:
+        self.config, self.files = config, files
+
+    def batch(self, picks: list[tuple[int, int]]) -> Batch:
+        """See `Task`."""
+        return training_batch(self.config, self.files, picks)
+
+    def losses(self, forward: Forward, batch: Batch, teacher: Forward | None) -> Iterator[torch.Tensor]:
+        """See `Task`; there is no teacher."""
+        assert teacher is None
+        yield bce_dice(forward(batch), batch["mask_counts"], batch["content_counts"])
+
+    def evaluate(
+        self, engine: Engine, part: str, device: torch.device, pictures: Path | None = None, label: str = "eval"
+    ) -> Scores:
+        """See `Task`."""
+        return evaluate(engine, self.config, self.files, part, device, pictures, label)
+
+    def floors(self) -> dict[str, float]:
+        """See `Task`."""
+        return floors(self.files)
 
 
 @torch.no_grad()
@@ -179,6 +210,8 @@ def raster_logits(
     forward: Forward, config: Config, raster: Raster, device: torch.device, everywhere: bool = False
 ) -> torch.Tensor:
     """Logits per pixel, (K, R, R), by sliding windows; those without content are left out unless `everywhere`."""
+    from hpc_models.segmentation.unet import sliding_window
+
     image = torch.from_numpy(raster.image).to(device).permute(2, 0, 1).float() / 255
     data = config.data
     wanted = None if everywhere else torch.from_numpy(raster.content)
@@ -245,3 +278,62 @@ def _save(folder: Path, name: str, counts: NDArray[np.int64], pictures: dict[str
     data = io.BytesIO()
     np.savez(data, counts=counts)
     write_atomic(folder / f"{name}.npz", data.getbuffer())
+
+
+def paint(
+    values: NDArray[Any], leaf_xy: NDArray[Any], leaf_size: NDArray[Any], size_px: int, out_px: int
+) -> NDArray[np.float32]:
+    """Per-cell values as a picture of the frame of `out_px` pixels a side: the box mean of the full-size raster.
+
+    Args:
+        values: (N, p, p, C).
+        leaf_xy: (N, 2) frame pixels.
+        leaf_size: (N,) frame pixels.
+        size_px: R.
+        out_px: R divided by a power of two.
+
+    Returns:
+        (out_px, out_px, C) float32.
+    """
+    factor = size_px // out_px
+    patch, channels = values.shape[1], values.shape[3]
+    out = np.zeros((out_px, out_px, channels), np.float32)
+    for side in np.unique(leaf_size):
+        rows = np.flatnonzero(leaf_size == side)
+        block = max(1, int(side) // factor)  # pixels of the picture that a leaf is wide
+        part = values[rows].astype(np.float32)
+        if block <= patch:
+            cut = patch // block
+            part = part.reshape(len(rows), block, cut, block, cut, channels).mean((2, 4))
+        else:
+            part = part.repeat(block // patch, axis=1).repeat(block // patch, axis=2)
+        x, y = (leaf_xy[rows] // factor).T
+        if side < factor:  # several leaves share one pixel, each with its share of the area
+            np.add.at(out, (y, x), part[:, 0, 0] * (int(side) / factor) ** 2)
+        else:
+            span = np.arange(block)
+            out[y[:, None, None] + span[:, None], x[:, None, None] + span] = part
+    return out
+
+
+def picture_side(size_px: int, limit_px: int) -> int:
+    """Largest R / 2^k that is at most `limit_px`."""
+    side = size_px
+    while side > limit_px and side % 2 == 0:
+        side //= 2
+    return side
+
+
+def save_png(path: Path, values: NDArray[Any]) -> None:
+    """Write (h, w, 3) or (h, w) values 0..255 as a PNG, whole or not at all."""
+    data = io.BytesIO()
+    Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8)).save(data, "PNG")
+    write_atomic(path, data.getbuffer())
+
+
+def class_gray(values: NDArray[Any]) -> NDArray[np.float32]:
+    """(h, w, K) shares of foreground 0..1 as one gray picture 0..255; class k of K is as bright as k / K."""
+    classes = values.shape[-1]
+    levels = np.arange(1, classes + 1, dtype=np.float32) * (255 / classes)
+    gray: NDArray[np.float32] = (values * levels).max(-1)
+    return gray
