@@ -101,10 +101,7 @@ class DeepSpeedEngine:
 
     def forward(self, batch: Batch | torch.Tensor) -> torch.Tensor:
         """See `Engine`."""
-        inputs: Any = batch
-        if self._dtype is not None:
-            inputs = _cast(batch, self._dtype)
-        logits: torch.Tensor = self._engine(inputs)
+        logits: torch.Tensor = self._engine(batch if self._dtype is None else _cast(batch, self._dtype))
         return logits.float()
 
     def micro_step(self, last: bool) -> AbstractContextManager[None]:
@@ -123,11 +120,9 @@ class DeepSpeedEngine:
         assert max_norm == self._max_norm
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
-        own = None
-        if self._stage == 0:
-            own = self._plain_norm()
+        own = self._plain_norm() if self._stage == 0 else None
         self._engine.step()
-        norm = own if own is not None else self._engine.get_global_grad_norm()
+        norm = self._engine.get_global_grad_norm() if own is None else own
         return math.nan if norm is None else float(norm)
 
     def _plain_norm(self) -> float:
@@ -159,20 +154,17 @@ class DeepSpeedEngine:
         Raises:
             EngineError: Another ZeRO stage, or a pair of worlds that DeepSpeed cannot convert.
         """
-        stage, world = notes.get("zero"), int(notes["world"])
+        stage, world = notes["zero"], int(notes["world"])
         if stage != self._stage:
             raise EngineError(
                 f"a checkpoint of engine.zero={stage} cannot be loaded with engine.zero={self._stage} "
                 "(DeepSpeed does not change stages)"
             )
         config = self._engine._config
-        if world == self.data_world or self._stage == 0:
-            config.load_universal_checkpoint = False
-            tag = TAG
-        else:
-            tag = UNIVERSAL
+        tag = TAG if world == self.data_world or self._stage == 0 else UNIVERSAL
+        if tag == UNIVERSAL:
             self._convert(folder)
-            config.load_universal_checkpoint = True
+        config.load_universal_checkpoint = tag == UNIVERSAL
         settings = [{k: v for k, v in g.items() if k != "params"} for g in self._engine.optimizer.param_groups]
         path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
         if tag == UNIVERSAL:
@@ -198,20 +190,10 @@ class DeepSpeedEngine:
         failure: list[str | None] = [None]
         if dist.get_rank() == 0 and not (folder / UNIVERSAL).exists():
             shutil.rmtree(folder / (UNIVERSAL + ".tmp"), ignore_errors=True)  # of a start that was killed
-            command = [
-                sys.executable,
-                "-m",
-                "deepspeed.checkpoint.ds_to_universal",
-                "--input_folder",
-                str(folder / TAG),
-                "--output_folder",
-                str(folder / (UNIVERSAL + ".tmp")),
-                "--num_extract_workers",
-                "1",
-                "--num_merge_workers",
-                "1",
-                *(["--inject_missing_state"] if self._stage < 3 else []),
-            ]
+            command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+            command += ["--input_folder", str(folder / TAG), "--output_folder", str(folder / (UNIVERSAL + ".tmp"))]
+            command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+            command += ["--inject_missing_state"] if self._stage < 3 else []
             kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=kept)
             if done.returncode:

@@ -49,11 +49,7 @@ class FSDPEngine(TorchEngine):
     name = "fsdp"
 
     def __init__(
-        self,
-        model: nn.Module,
-        config: EngineConfig,
-        setup: EngineSetup,
-        weights: dict[str, torch.Tensor] | None = None,
+        self, model: nn.Module, config: EngineConfig, setup: EngineSetup, weights: dict[str, torch.Tensor] | None = None
     ) -> None:
         super().__init__(config.sequence)
         device, world = setup.device, dist.get_world_size()

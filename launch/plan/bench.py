@@ -171,6 +171,7 @@ def measure(row: BenchRow, device: torch.device, seconds: float) -> dict[str, An
     from hpc_models.blocks import sdpa
     from hpc_models.tokens.batch import join_patches
     from hpc_models.training.losses import bce_dice
+    from launch.engines.ranks import device_name
     from launch.records.flops import Speed, peak_tflops
 
     bf16 = row.config.train.precision == "bf16"
@@ -196,7 +197,7 @@ def measure(row: BenchRow, device: torch.device, seconds: float) -> dict[str, An
         side = data.resolution // data.patch
         image = join_patches(batch["tokens"], side, side) if row.monai else None
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-        speed = Speed(peak_tflops(_name(device), row.config.train.precision))
+        speed = Speed(peak_tflops(device_name(device), row.config.train.precision))
 
         def forward() -> torch.Tensor:
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -243,27 +244,19 @@ def measure(row: BenchRow, device: torch.device, seconds: float) -> dict[str, An
 
 def _times(work: Callable[[], object], device: torch.device, seconds: float) -> list[float]:
     """Seconds of each call after the warm-up, for about so long; at least three calls."""
-    import torch
+    from launch.preflight.probes import wait_for
 
     for _ in range(WARMUP):
         work()
     out: list[float] = []
     end = time.perf_counter() + seconds
     while len(out) < 3 or (time.perf_counter() < end and len(out) < 1000):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         begin = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         out.append(time.perf_counter() - begin)
     return out
-
-
-def _name(device: torch.device) -> str:
-    from launch.engines.ranks import device_name
-
-    return device_name(device)
 
 
 def add_bench_command(commands: Any) -> None:
@@ -300,20 +293,21 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         print("\n".join(row.name for row in asked))
         return 0
-    from launch.engines.ranks import find_ranks, pick_device
+    from launch.engines.ranks import device_name, find_ranks, pick_device
 
     device = pick_device(args.device, find_ranks({}))
+    name = device_name(device)
     path = args.out / "bench.jsonl"
     lines = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
     args.out.mkdir(parents=True, exist_ok=True)
-    write_atomic(args.out / "env.json", json.dumps(environment(["-"], [_name(device)], "alone"), indent=1).encode())
+    write_atomic(args.out / "env.json", json.dumps(environment(["-"], [name], "alone"), indent=1).encode())
     have = {line["name"] for line in lines if line.get("overrides") == list(args.overrides)}
     with Progress(len(asked), "bench", "rows") as bar:
         for row in asked:
             if row.name not in have:
                 line = measure(row, device, args.seconds)
                 line |= {
-                    "device_name": _name(device),
+                    "device_name": name,
                     "commit": git_commit(),
                     "at": now(),
                     "overrides": list(args.overrides),
@@ -336,16 +330,7 @@ def table(lines: list[dict[str, Any]]) -> str:
             continue
         mfu = "-" if line["mfu"] is None else f"{100 * line['mfu']:.1f}"
         memory = f"{line['peak_memory_gib']:.1f}" if "peak_memory_gib" in line else "-"
-        body.append(
-            (
-                line["name"],
-                f"{line['tokens_per_image']:.0f}",
-                str(line["batch"]),
-                f"{line['seconds_per_image']:.4g}",
-                f"{line['forward_seconds_per_image']:.4g}",
-                mfu,
-                memory,
-                str(line["attention_backend"]),
-            )
-        )
+        times = (f"{line[f'{kind}seconds_per_image']:.4g}" for kind in ("", "forward_"))
+        size = (f"{line['tokens_per_image']:.0f}", str(line["batch"]))
+        body.append((line["name"], *size, *times, mfu, memory, str(line["attention_backend"])))
     return text_table(body)

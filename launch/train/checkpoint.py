@@ -260,10 +260,7 @@ class BackgroundSaver:
         # What lies on the CPU already is not copied by torch, and training would change it under the writer's hands.
         copy = tree_map_only(torch.Tensor, lambda t: t.detach().clone() if t.device.type == "cpu" else t, state)
         saved = async_save(
-            copy,
-            storage_writer=Writer(place.temporary),
-            process_group=self._group,
-            async_stager=self._stager,
+            copy, storage_writer=Writer(place.temporary), process_group=self._group, async_stager=self._stager
         )
         self._place, self._files = place, self._thread.submit(_finish, saved, place.temporary)
 

@@ -157,9 +157,7 @@ class Trainer:
         train = self.config.train
         share = self.engine.data_rank, self.engine.data_world
         batches = Prefetch(
-            lambda step: self.task.batch(self.sampler.at(step, *share)),
-            self.step,
-            self.config.data.prefetch,
+            lambda step: self.task.batch(self.sampler.at(step, *share)), self.step, self.config.data.prefetch
         )
         by_time = train.max_seconds is not None
         total = int(train.max_seconds or 0) if by_time else train.max_steps

@@ -29,6 +29,15 @@ RUNS = {
     },
     "fsdp": {"engine__name": "fsdp"},
 }
+# Gradients of 64 MiB: DDP reduces them in several buckets.
+WIDE = {
+    "ddp_wide": {
+        "model__width": 512,
+        "model__depth": 5,
+        "model__heads": 8,
+        "model__mlp_dim": 2048,
+    }
+}
 SLOW_RUNS = {
     **{f"zero{stage}": {"engine__name": "deepspeed", "engine__zero": stage} for stage in range(4)},
     "fsdp_accumulate": {"engine__name": "fsdp", "train__accumulate": 2, "train__precision": "bf16"},
@@ -64,7 +73,7 @@ def settings(files: Path, name: str) -> list[str]:
         eval__pictures_px=0,
         data__patching="uniform",
         data__length=64,
-        **{**RUNS, **SLOW_RUNS, **FOUR_RUNS}[name],
+        **{**RUNS, **WIDE, **SLOW_RUNS, **FOUR_RUNS}[name],
     )
 
 
@@ -85,7 +94,7 @@ def files(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def real(files: Path) -> dict[str, dict]:
-    return run_for_real(files, list(RUNS))
+    return run_for_real(files, [*RUNS, *WIDE])
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +135,21 @@ def agree(name: str, files: Path, happened: dict, world: int = 2) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_flops_and_collectives_are_those_of_a_real_run(name, files, real):
     agree(name, files, real[name])
+
+
+@pytest.mark.gloo
+def test_one_flat_tensor_stands_for_the_buckets_of_ddp_within_a_tenth(files, real):
+    happened = real["ddp_wide"]
+    planned = count(load("smoke", settings(files, "ddp_wide")), 2, 2)
+    assert planned.flops == happened["flops"]
+    assert planned.memory["gradients"] > 60 * 2**20, "or there is one bucket"
+    times, size = happened["collectives"]["allreduce_"]
+    (reduced,) = summed(planned.collectives)
+    assert reduced["kind"] == "all_reduce" and times > 4
+    print(planned.peak_bytes / happened["peak_bytes"], reduced["bytes"] / size, reduced["count"], times)
+    assert reduced["bytes"] == pytest.approx(size, rel=0.1)
+    assert reduced["count"] == pytest.approx(times, rel=0.1)
+    assert planned.peak_bytes == pytest.approx(happened["peak_bytes"], rel=0.1)
 
 
 @pytest.mark.gloo
