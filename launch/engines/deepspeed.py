@@ -22,6 +22,7 @@ from torch import nn
 
 from launch.config.config import EngineConfig
 from launch.engines.base import Batch, EngineError, EngineSetup
+from launch.engines.ranks import on_first_rank
 
 TAG = "zero"
 UNIVERSAL = "universal"
@@ -187,23 +188,24 @@ class DeepSpeedEngine:
 
     def _convert(self, folder: Path) -> None:
         """Write the universal form beside the native one; rank 0 alone."""
-        failure: list[str | None] = [None]
-        if dist.get_rank() == 0 and not (folder / UNIVERSAL).exists():
-            shutil.rmtree(folder / (UNIVERSAL + ".tmp"), ignore_errors=True)  # of a start that was killed
+
+        def work() -> None:
+            target, temporary = folder / UNIVERSAL, folder / (UNIVERSAL + ".tmp")
+            if target.exists():
+                return
+            shutil.rmtree(temporary, ignore_errors=True)  # of a start that was killed
             command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-            command += ["--input_folder", str(folder / TAG), "--output_folder", str(folder / (UNIVERSAL + ".tmp"))]
+            command += ["--input_folder", str(folder / TAG), "--output_folder", str(temporary)]
             command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
             command += ["--inject_missing_state"] if self._stage < 3 else []
             kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=kept)
             if done.returncode:
                 last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-                failure = [f"{folder}: DeepSpeed cannot convert it for {self.data_world} ranks ({last})"]
-            else:
-                (folder / (UNIVERSAL + ".tmp")).replace(folder / UNIVERSAL)
-        dist.broadcast_object_list(failure, src=0)
-        if failure[0] is not None:
-            raise EngineError(failure[0])
+                raise EngineError(f"{folder}: DeepSpeed cannot convert it for {self.data_world} ranks ({last})")
+            temporary.replace(target)
+
+        on_first_rank(work)
 
     def destroy(self) -> None:
         """Let go of DeepSpeed's hooks before the process group ends."""

@@ -12,17 +12,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from launch.records.record import cpu_name
 
 if TYPE_CHECKING:
     import torch
 
+Answer = TypeVar("Answer")
 EXIT_OK = 0
 EXIT_CRASH = 1
 EXIT_CONFIG = 64
@@ -220,6 +221,23 @@ def start(ranks: Ranks, device: torch.device, timeout_s: float = 1800.0) -> None
         dist.init_process_group(
             backend, init_method=ranks.init_method, rank=ranks.rank, world_size=ranks.world, timeout=limit
         )
+
+
+def on_first_rank(work: Callable[[], Answer]) -> Answer:
+    """Do something on rank 0 while the others wait; all ranks get what it returns, or raise what it raises."""
+    import torch.distributed as dist
+
+    answer: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = work()
+        except Exception as error:
+            answer[1] = error
+    dist.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise answer[1]
+    found: Answer = answer[0]
+    return found
 
 
 def finish(code: int) -> NoReturn:

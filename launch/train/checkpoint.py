@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from torch.utils._pytree import tree_map_only
 
 from data_prep.system.files import write_atomic
+from launch.engines.ranks import on_first_rank
 
 COMPLETE = "COMPLETE"
 _BLOCK = 1 << 22
@@ -64,33 +65,20 @@ class Place:
 
 
 def save(
-    folder: Path,
-    step: int,
-    state: dict[str, Any],
-    notes: dict[str, Any],
-    keep: int,
-    native: Callable[[Path], None] | None = None,
-    best: int | None = None,
-) -> Path:
-    """Save a checkpoint together with all ranks; afterwards the newest `keep` remain, and the best one.
+    place: Place, state: dict[str, Any], notes: dict[str, Any], native: Callable[[Path], None] | None = None
+) -> None:
+    """Save a checkpoint together with all ranks; afterwards the newest `place.keep` remain, and the best one.
 
     Args:
-        folder: Folder of all checkpoints of the run.
-        step: Finished steps.
+        place: Where, and what to keep.
         state: Tree of (sharded) tensors, the same keys on every rank; an empty one is not written.
         notes: JSON values that come back with it.
-        keep: Checkpoints to keep.
         native: Writes an engine's own files into the folder it is given; called on every rank.
-        best: Step of the checkpoint with the best score, which is kept too.
-
-    Returns:
-        The finished folder.
 
     Raises:
         Exception: Writing failed on some rank (full disk...); raised on every rank. Earlier checkpoints stay, and
             what was written of this one is removed, so that a full disk has room for the record that tells of it.
     """
-    place = Place(folder, step, keep, best)
     prepare(place, notes)
 
     if native is not None:
@@ -105,7 +93,6 @@ def save(
         return own if native is None else own | _native_fingerprints(place.temporary)
 
     publish(place, write)
-    return place.target
 
 
 def prepare(place: Place, notes: dict[str, Any]) -> None:
@@ -116,7 +103,7 @@ def prepare(place: Place, notes: dict[str, Any]) -> None:
         place.temporary.mkdir(parents=True)
         write_atomic(place.temporary / "notes.json", json.dumps(notes).encode())
 
-    _on_first_rank(work)
+    on_first_rank(work)
 
 
 def publish(place: Place, written: Callable[[], dict[str, list[int]]]) -> None:
@@ -138,13 +125,11 @@ def publish(place: Place, written: Callable[[], dict[str, list[int]]]) -> None:
             failure = error
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, (mine, failure))
-        if failure is not None:
-            raise failure
-        for _, other in everyone:
-            if other is not None:
-                raise other
+        for cause in (failure, *(other for _, other in everyone)):
+            if cause is not None:
+                raise cause
         files = {name: value for part, _ in everyone for name, value in part.items()}
-        _on_first_rank(lambda: _name_and_mark(place, files))
+        on_first_rank(lambda: _name_and_mark(place, files))
     except BaseException:
         if dist.get_rank() == 0:
             clean(place.folder)
@@ -180,19 +165,6 @@ class Writer(FileSystemWriter):
             if root is None:
                 raise
             raise root from None
-
-
-def _on_first_rank(work: Callable[[], None]) -> None:
-    """Do something on rank 0 while the others wait; what it raises is raised on all ranks."""
-    error: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            work()
-        except Exception as caught:
-            error = [caught]
-    dist.broadcast_object_list(error, src=0)
-    if error[0] is not None:
-        raise error[0]
 
 
 def wait_for_shards(save: Callable[[], Any]) -> None:
@@ -363,10 +335,8 @@ def load_newest(
         The notes saved with the checkpoint; None when there is no sound one, and then `state` is as it was.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
-    found: list[Any] = [[s for s in _steps(folder) if only in (None, s)] if rank == 0 else None]
-    dist.broadcast_object_list(found, src=0)
     damaged: list[Path] = []
-    for step in found[0]:
+    for step in on_first_rank(lambda: [s for s in _steps(folder) if only in (None, s)]):
         source = folder / f"step-{step}"
         fault = _fault(source, rank, world)
         faults: list[Any] = [None] * world

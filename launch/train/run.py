@@ -86,32 +86,29 @@ def open_together(config: Config, files: Files, ranks: Ranks, run_dir: Path) -> 
     """Rank 0 checks the files and opens the run directory; all ranks get its answer or its error."""
     import torch.distributed as dist
 
-    answer: list[Any] = [None]
     hosts: list[Any] = [None] * ranks.world
     device = places.pick_device(config.engine.device, ranks)
     dist.all_gather_object(hosts, (os.uname().nodename, places.device_name(device)))
+
+    def work() -> Opened:
+        # The data first: a run that cannot start leaves no folder behind.
+        if config.force or not _is_finished(run_dir, config):
+            files.check()
+        opened = open_run(run_dir, config)
+        if not opened.finished and not (run_dir / "env.json").exists():
+            names, devices = zip(*hosts, strict=True)
+            write_atomic(run_dir / "env.json", to_json(environment(list(names), list(devices), ranks.launcher)))
+        return opened
+
+    try:
+        return places.on_first_rank(work)
+    except ConfigError as error:
+        reason = str(error)
+    except OSError as error:
+        reason = f"run_root={config.run_root}: {run_dir}: {error.strerror or error}"
     if ranks.rank == 0:
-        try:
-            # The data first: a run that cannot start leaves no folder behind.
-            if config.force or not _is_finished(run_dir, config):
-                files.check()
-            opened = open_run(run_dir, config)
-            if not opened.finished and not (run_dir / "env.json").exists():
-                names, devices = zip(*hosts, strict=True)
-                found_here = environment(list(names), list(devices), ranks.launcher)
-                write_atomic(run_dir / "env.json", to_json(found_here))
-            answer = [opened]
-        except ConfigError as error:
-            answer = [str(error)]
-        except OSError as error:
-            answer = [f"run_root={config.run_root}: {run_dir}: {error.strerror or error}"]
-    dist.broadcast_object_list(answer, src=0)
-    if isinstance(answer[0], str):
-        if ranks.rank == 0:
-            print(f"error: {answer[0]}", file=sys.stderr)
-        places.finish(EXIT_CONFIG)
-    found: Opened = answer[0]
-    return found
+        print(f"error: {reason}", file=sys.stderr)
+    return places.finish(EXIT_CONFIG)
 
 
 class Start:

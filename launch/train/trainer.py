@@ -298,21 +298,20 @@ class Trainer:
     def _save(self) -> None:
         if self.step == self._saved_step:
             return
-        notes = {"step": self.step, "clock": self.clock.notes(), "world": self.ranks.world, "loss": self.loss}
-        notes["timed_on"] = self._timed_on()
-        notes |= {"val_score": self.val_score, "best": self.best, "evaluated_at_s": self._evaluated_at_s}
-        notes |= {"evaluated_step": self._evaluated_step, "flops": self.speed.flops}
         engine = self.config.engine
+        notes = {"step": self.step, "clock": self.clock.notes(), "world": self.ranks.world, "loss": self.loss}
+        notes |= {"timed_on": self._timed_on(), "flops": self.speed.flops, "val_score": self.val_score}
+        notes |= {"best": self.best, "evaluated_at_s": self._evaluated_at_s, "evaluated_step": self._evaluated_step}
         notes |= {"engine": engine.name, "zero": engine.zero if engine.name == "deepspeed" else None}
         share_statistics(self.engine.module, self.average)
         state = self._state()
         native = self.engine.save if self.config.engine.name == "deepspeed" else None
         best = self.best[1] if self.best else None
-        folder, keep = self.run_dir / "checkpoints", self.config.checkpoint.keep
+        place = checkpoint.Place(self.run_dir / "checkpoints", self.step, self.config.checkpoint.keep, best)
         if self._background is not None:
-            self._background.begin(checkpoint.Place(folder, self.step, keep, best), state, notes)
+            self._background.begin(place, state, notes)
         else:
-            checkpoint.save(folder, self.step, state, notes, keep, native, best)
+            checkpoint.save(place, state, notes, native)
         self._saved_step = self.step
 
     def _publish(self) -> None:
