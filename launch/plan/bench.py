@@ -1,8 +1,8 @@
 """`python -m launch bench`: seconds per image of the paper's rows on this machine, the same kernels on both sides.
 
-Training steps (forward, loss, backward, optimiser) and forward passes on random tokens over random trees: what is timed
-is arithmetic, not learning. Every row is one JSON line with the machine, the versions and the kernels that ran; rows
-that are there already are not run again. Importing it must not import torch.
+Training steps (forward, loss, backward, optimiser) and forward passes on random tokens over made-up trees: what is
+timed is arithmetic, not learning. Every row is one JSON line with the machine, the versions and the kernels that ran.
+Rows that are there already are not run again. Importing it must not import torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_prep.system.files import write_atomic
 from data_prep.system.progress import Progress
@@ -78,43 +77,17 @@ def rows(words: list[str]) -> Iterator[BenchRow]:
         yield BenchRow(f"lengths-{kind}", config, batch=len(FIGURE3), lengths=tuple(2 * n for n in FIGURE3))
 
 
-def random_tree(resolution: int, patch: int, leaves: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Squares (N, 3) x, y, side in Morton order of a random quadtree of at most `leaves` leaves (N = 1 mod 3).
-
-    Large leaves are split first, with some chance: as a tree over a picture, fine in places and coarse elsewhere.
-    """
-    from data_prep.tree.quadtree import morton
-
-    found = [(0, 0, resolution)]
-    done: list[tuple[int, int, int]] = []
-    while found and len(found) + len(done) + 3 <= leaves:
-        x, y, side = found.pop(int(rng.integers(max(1, len(found) // 2))))
-        if side <= patch:
-            done.append((x, y, side))
-            continue
-        half = side // 2
-        found += [(x, y, half), (x + half, y, half), (x, y + half, half), (x + half, y + half, half)]
-    squares = np.array(found + done, np.int64)
-    return squares[np.argsort(morton(squares[:, 0], squares[:, 1]))]
-
-
 def make_batch(row: BenchRow, device: torch.device, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random tokens, masks and content over uniform squares or random trees, on the device."""
+    """Random tokens, masks and content over made-up leaves, on the device."""
     import torch
 
-    data, rng = row.config.data, np.random.default_rng(seed)
-    length, p = data.length, data.patch
+    from launch.plan.step import made_up_leaves
+
+    data, length, p = row.config.data, row.config.data.length, row.config.data.patch
     xy, size = np.zeros((row.batch, length, 2), np.int64), np.zeros((row.batch, length), np.int64)
-    for i in range(row.batch):
-        asked = row.lengths[i] if row.lengths else length
-        if data.patching == "uniform":
-            cells = data.resolution // p
-            place = np.arange(cells * cells)
-            squares = np.stack([place % cells * p, place // cells * p, np.full(len(place), p)], axis=1)[:asked]
-        else:
-            squares = random_tree(data.resolution, p, asked, rng)
-        xy[i, : len(squares)], size[i, : len(squares)] = squares[:, :2], squares[:, 2]
-    valid = torch.from_numpy(size > 0)
+    for i, asked in enumerate(row.lengths or [length] * row.batch):
+        places, sides = (array[:asked] for array in made_up_leaves(data, asked))
+        xy[i, : len(places)], size[i, : len(sides)] = places, sides
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.rand(row.batch, length, p, p, data.channels, generator=generator)
     content = torch.from_numpy((size.astype(np.float64) / p) ** 2).float()[..., None, None].expand(-1, -1, p, p)
@@ -123,7 +96,7 @@ def make_batch(row: BenchRow, device: torch.device, seed: int = 0) -> dict[str, 
         "tokens": tokens,
         "leaf_xy": torch.from_numpy(xy),
         "leaf_size": torch.from_numpy(size),
-        "valid": valid,
+        "valid": torch.from_numpy(size > 0),
         "content_counts": content.contiguous(),
         "mask_counts": (content[..., None] * share).round(),
     }

@@ -17,6 +17,7 @@ import torch
 from data_prep.tree.quadtree import budget_tree
 from data_prep.tree.uniform import uniform_leaves
 from launch.config.config import Config
+from launch.config.data import DataConfig
 from launch.data.augment import leaves_in_square
 from launch.data.batches import padded_length, part_side
 from launch.data.token_files import TokenFiles
@@ -122,7 +123,7 @@ def _tokens(config: Config, images: int) -> dict[str, torch.Tensor]:
         xy, size = np.zeros((1, 2), np.int64), np.full(1, side, np.int64)
     else:
         length, side = data.length, data.patch
-        xy, size = _leaves(config)
+        xy, size = made_up_leaves(data, length)
     if data.kind == "tokens" and data.part < 1:
         kept = _usual_part(xy, size, data.resolution, part_side(data.part, data.resolution))
         xy, size = xy[kept], size[kept]
@@ -153,9 +154,12 @@ def _usual_part(
     return parts[int(np.argmin(np.abs(counts - counts.mean())))]
 
 
-def _leaves(config: Config) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Leaves of a tree that a slide with one round, detailed region would have."""
-    data = config.data
+def made_up_leaves(data: DataConfig, length: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Leaves of at most so many that a slide with one round, detailed region would have.
+
+    Returns:
+        Top left corners (N, 2) and sides (N,) int64 in frame pixels, in Morton order.
+    """
     if data.patching == "uniform":
         leaves = uniform_leaves(data.resolution, data.patch)
     else:
@@ -163,7 +167,7 @@ def _leaves(config: Config) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
         y, x = np.indices((cells, cells))
         ring = np.abs(np.hypot(x - cells / 2, y - cells / 2) / cells - 0.3)
         counts = np.maximum(1, (64 * (1 - ring)).astype(np.int64))
-        leaves = budget_tree(counts, data.resolution // cells, data.length)
+        leaves = budget_tree(counts, data.resolution // cells, length)
     return leaves.xy.astype(np.int64), leaves.size.astype(np.int64)
 
 

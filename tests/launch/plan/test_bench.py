@@ -12,18 +12,20 @@ from data_prep.tree.quadtree import Leaves, check_tiling
 from launch.__main__ import main
 from launch.experiments.load import load
 from launch.plan import bench
-from launch.plan.bench import BenchRow, make_batch, measure, random_tree, rows
+from launch.plan.bench import BenchRow, make_batch, measure, rows
+from launch.plan.step import made_up_leaves
 from tests.helpers.small_runs import ROOT
 
 SMALL = ["model.width=32", "model.depth=2", "model.heads=2", "model.mlp_dim=64", "model.feature_size=2"]
 
 
 @pytest.mark.parametrize(("resolution", "patch", "leaves"), [(512, 4, 676), (65536, 8, 1024), (64, 8, 5), (64, 8, 99)])
-def test_random_trees_tile_the_frame(resolution, patch, leaves):
-    squares = random_tree(resolution, patch, leaves, np.random.default_rng(0))
-    check_tiling(Leaves(squares[:, :2].astype(np.int32), squares[:, 2].astype(np.int32)), resolution)
-    assert len(squares) % 3 == 1 and len(squares) <= leaves
-    assert len(squares) == min(leaves - (leaves - 1) % 3, (resolution // patch) ** 2)
+def test_made_up_trees_tile_the_frame(resolution, patch, leaves):
+    data = load("paip_512").data.model_copy(update={"resolution": resolution, "patch": patch})
+    xy, size = made_up_leaves(data, leaves)
+    check_tiling(Leaves(xy.astype(np.int32), size.astype(np.int32)), resolution)
+    assert len(size) % 3 == 1 and len(size) <= leaves
+    assert len(size) == min(leaves - (leaves - 1) % 3, (resolution // patch) ** 2)
 
 
 def test_rows_cover_every_adaptive_row_of_the_paper_and_the_rivals():
