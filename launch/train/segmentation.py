@@ -14,12 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep.system.files import write_atomic
-from data_prep.system.progress import Progress
 from data_prep.tokens.ceiling import ceiling, pixel_dice_from_cells
 from data_prep.tokens.token_set import TokenSet
 from hpc_models.training import metrics
@@ -28,6 +26,7 @@ from launch.config.config import Config
 from launch.data.batches import Batch, collate, padded_length, parts_of, take, token_sample, training_batch
 from launch.data.token_files import Raster, TokenFiles
 from launch.engines.base import Engine, Forward
+from launch.train.task import score_items
 from launch.train.trivial_baselines import floors
 
 
@@ -96,84 +95,49 @@ class Segmentation:
         assert teacher is None
         yield bce_dice(forward(batch), batch["mask_counts"], batch["content_counts"])
 
+    @torch.no_grad()
     def evaluate(
         self, engine: Engine, part: str, device: torch.device, pictures: Path | None = None, label: str = "eval"
     ) -> Scores:
-        """See `Task`."""
-        return evaluate(engine, self.config, self.files, part, device, pictures, label)
+        """See `Task`; with `pictures` small pictures and counts of each slide go there."""
+        names, classes = self.files.split[part], self.config.data.classes
+
+        def row_of(index: int, mine: bool) -> torch.Tensor:
+            counts, best, tokens = self._slide(engine, names[index], device, pictures if mine else None)
+            return torch.tensor([best, tokens, *counts.ravel().tolist()], dtype=torch.float64)
+
+        table = score_items(engine, len(names), 2 + 3 * classes, label, "slides", row_of)
+        counts = table[:, 2:].long().view(-1, classes, 3)
+        return Scores(list(names), counts, table[:, 0].tolist(), table[:, 1].long().tolist())
 
     def floors(self) -> dict[str, float]:
         """See `Task`."""
         return floors(self.files)
 
-
-@torch.no_grad()
-def evaluate(
-    engine: Engine,
-    config: Config,
-    files: TokenFiles,
-    part: str,
-    device: torch.device,
-    pictures: Path | None = None,
-    label: str = "eval",
-) -> Scores:
-    """Dice of the engine's model on one split; every rank must call it.
-
-    Args:
-        engine: The wrapped model; left in training mode.
-        config: The run's configuration.
-        files: Its token files.
-        part: train, val or test.
-        device: This rank's device.
-        pictures: Folder for small pictures and counts of each slide; None saves nothing.
-        label: Name on the progress bar.
-    """
-    names = files.split[part]
-    rank, world = engine.data_rank, engine.data_world
-    counts = torch.zeros(len(names), config.data.classes, 3, dtype=torch.int64)
-    extra = torch.zeros(len(names), 2, dtype=torch.float64)
-    engine.module.eval()
-    with Progress(len(names), label, "slides", rank=dist.get_rank()) as bar:
-        for first in range(0, len(names), world):
-            # With parameters spread over ranks all of them must run the model together: in the last round a rank
-            # without a slide of its own repeats the last one and throws the answer away.
-            index = min(first + rank, len(names) - 1)
-            mine = first + rank < len(names) and engine.first_of_share
-            folder = pictures if mine else None
-            result = _slide(engine, config, files, names[index], device, folder)
-            if mine:
-                counts[index] = torch.from_numpy(result[0])
-                extra[index] = torch.tensor(result[1:], dtype=torch.float64)
-            bar.update(min(world, len(names) - first))
-    engine.module.train()
-    dist.all_reduce(counts)
-    dist.all_reduce(extra)
-    return Scores(list(names), counts, extra[:, 0].tolist(), [int(n) for n in extra[:, 1].tolist()])
-
-
-def _slide(
-    engine: Engine, config: Config, files: TokenFiles, name: str, device: torch.device, folder: Path | None
-) -> tuple[NDArray[np.int64], float, int]:
-    """Counts (K, 3), ceiling and tokens of one slide."""
-    tokens = files.load(name)
-    assert tokens.mask_counts is not None
-    truth = files.truth_pixels(name, tokens)
-    if config.data.kind == "tiles":
-        raster = files.load_raster(name)
-        # Ranks that share parameters must run the model equally often, whatever their slides hold.
-        logits = raster_logits(engine.forward, config, raster, device, everywhere=engine.data_world > 1)
-        predicted = (logits > 0).permute(1, 2, 0).cpu().numpy()
-        counts = raster_counts(predicted, raster)
-        if folder is not None:
-            _save(folder, name, counts, _raster_pictures(raster, predicted, config.eval.pictures_px))
-    else:
-        predicted = token_logits(engine.forward, config, tokens, device).numpy() > 0
-        counts = np.stack(pixel_dice_from_cells(predicted, tokens.mask_counts, tokens.content_counts), axis=-1)
-        counts[:, 2] = truth  # what lies in no token is missed
-        if folder is not None:
-            _save(folder, name, counts, _token_pictures(tokens, predicted, config.eval.pictures_px))
-    best = ceiling(tokens.mask_counts, tokens.content_counts, truth.tolist())
-    return counts, float(np.mean(best)), len(tokens.tokens)
+    def _slide(
+        self, engine: Engine, name: str, device: torch.device, folder: Path | None
+    ) -> tuple[NDArray[np.int64], float, int]:
+        """Counts (K, 3), ceiling and tokens of one slide."""
+        config, files = self.config, self.files
+        tokens = files.load(name)
+        assert tokens.mask_counts is not None
+        truth = files.truth_pixels(name, tokens)
+        if config.data.kind == "tiles":
+            raster = files.load_raster(name)
+            # Ranks that share parameters must run the model equally often, whatever their slides hold.
+            logits = raster_logits(engine.forward, config, raster, device, everywhere=engine.data_world > 1)
+            predicted = (logits > 0).permute(1, 2, 0).cpu().numpy()
+            counts = raster_counts(predicted, raster)
+            if folder is not None:
+                _save(folder, name, counts, _raster_pictures(raster, predicted, config.eval.pictures_px))
+        else:
+            predicted = token_logits(engine.forward, config, tokens, device).numpy() > 0
+            counts = np.stack(pixel_dice_from_cells(predicted, tokens.mask_counts, tokens.content_counts), axis=-1)
+            counts[:, 2] = truth  # what lies in no token is missed
+            if folder is not None:
+                _save(folder, name, counts, _token_pictures(tokens, predicted, config.eval.pictures_px))
+        best = ceiling(tokens.mask_counts, tokens.content_counts, truth.tolist())
+        return counts, float(np.mean(best)), len(tokens.tokens)
 
 
 def token_logits(forward: Forward, config: Config, tokens: TokenSet, device: torch.device) -> torch.Tensor:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 
-from launch.config.config import Config
+from data_prep.system.progress import Progress
 from launch.data.batches import Batch
-from launch.data.pictures import Files
-from launch.data.token_files import TokenFiles
 from launch.engines.base import Engine, Forward
 
 
@@ -54,17 +53,35 @@ class Task(Protocol):
         """What needs no model; every rank must call it."""
 
 
-def make_task(config: Config, files: Files) -> Task:
-    """The task that a configuration's model was made for.
+def score_items(
+    engine: Engine, items: int, numbers: int, label: str, unit: str, row_of: Callable[[int, bool], torch.Tensor]
+) -> torch.Tensor:
+    """A row of numbers for each item, every item scored once whatever the number of ranks; all ranks must call it.
 
-    Raises:
-        ConfigError: Labels are missing or do not fit.
+    Args:
+        engine: The wrapped model; left in training mode.
+        items: How many there are.
+        numbers: Length of a row.
+        label: Name on the progress bar.
+        unit: What an item is.
+        row_of: Gives the row (numbers,) of an item; told whether this rank's answer counts.
+
+    Returns:
+        (items, numbers) float64, the same on every rank.
     """
-    if config.model.task == "classification":
-        from launch.train.classification import Classification
-
-        return Classification(config, files)
-    from launch.train.segmentation import Segmentation
-
-    assert isinstance(files, TokenFiles)
-    return Segmentation(config, files)
+    rank, world = engine.data_rank, engine.data_world
+    table = torch.zeros(items, numbers, dtype=torch.float64)
+    engine.module.eval()
+    with Progress(items, label, unit, rank=dist.get_rank()) as bar:
+        for first in range(0, items, world):
+            # With parameters spread over ranks all of them must run the model together: in the last round a rank
+            # without an item of its own repeats the last one and throws the answer away.
+            index = min(first + rank, items - 1)
+            mine = first + rank < items and engine.first_of_share
+            row = row_of(index, mine)
+            if mine:
+                table[index] = row
+            bar.update(min(world, items - first))
+    engine.module.train()
+    dist.all_reduce(table)
+    return table

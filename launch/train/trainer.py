@@ -17,6 +17,7 @@ from launch import engines
 from launch.config.config import Config
 from launch.data.batches import Prefetch, Sampler
 from launch.data.pictures import Files
+from launch.data.token_files import TokenFiles
 from launch.engines.ranks import Ranks, device_name
 from launch.records.clock import Clock
 from launch.records.flops import Speed, peak_tflops
@@ -26,7 +27,7 @@ from launch.train.ema import share_statistics
 from launch.train.lifetime import StopFlag, signal_name
 from launch.train.optim import learning_rate, progress_of
 from launch.train.stepper import Stepper, largest_over_ranks, sum_over_ranks
-from launch.train.task import TestScores, make_task
+from launch.train.task import Task, TestScores
 
 if TYPE_CHECKING:
     from launch.records.loggers import Sink
@@ -359,6 +360,22 @@ class Trainer:
         self._saved_at_s, self._evaluated_at_s = self.clock.train_seconds, notes["evaluated_at_s"]
         self._evaluated_step = notes["evaluated_step"]
         self.say(f"resumed at step {self.step} ({self.clock.train_seconds:.1f} s of training, {notes['world']} ranks)")
+
+
+def make_task(config: Config, files: Files) -> Task:
+    """The task that a configuration's model was made for.
+
+    Raises:
+        ConfigError: Labels are missing or do not fit.
+    """
+    if config.model.task == "classification":
+        from launch.train.classification import Classification
+
+        return Classification(config, files)
+    from launch.train.segmentation import Segmentation
+
+    assert isinstance(files, TokenFiles)
+    return Segmentation(config, files)
 
 
 def build_model(config: Config) -> torch.nn.Module:
