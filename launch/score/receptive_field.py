@@ -73,16 +73,10 @@ def pictures(config: Config, split: str, count: int, noise: bool) -> Iterator[ND
 
 
 def token_sets(config: Config, split: str, count: int, noise: bool) -> Iterator[Sample]:
-    """Token sets of a split as batches of one, in an order drawn from the run's seed.
-
-    Args:
-        config: Of the run, with data.kind=tokens.
-        split: See `pictures`.
-        count: See `pictures`.
-        noise: Refused: tokens come from a picture.
+    """Token sets of a split as batches of one, in an order drawn from the run's seed; the arguments of `pictures`.
 
     Raises:
-        ConfigError: No such data, or noise.
+        ConfigError: No such data, or noise: tokens come from a picture.
     """
     import numpy as np
 

@@ -30,14 +30,7 @@ RUNS = {
     "fsdp": {"engine__name": "fsdp"},
 }
 # Gradients of 64 MiB: DDP reduces them in several buckets.
-WIDE = {
-    "ddp_wide": {
-        "model__width": 512,
-        "model__depth": 5,
-        "model__heads": 8,
-        "model__mlp_dim": 2048,
-    }
-}
+WIDE = {"ddp_wide": {"model__width": 512, "model__depth": 5, "model__heads": 8, "model__mlp_dim": 2048}}
 SLOW_RUNS = {
     **{f"zero{stage}": {"engine__name": "deepspeed", "engine__zero": stage} for stage in range(4)},
     "fsdp_accumulate": {"engine__name": "fsdp", "train__accumulate": 2, "train__precision": "bf16"},
@@ -146,7 +139,6 @@ def test_one_flat_tensor_stands_for_the_buckets_of_ddp_within_a_tenth(files, rea
     times, size = happened["collectives"]["allreduce_"]
     (reduced,) = summed(planned.collectives)
     assert reduced["kind"] == "all_reduce" and times > 4
-    print(planned.peak_bytes / happened["peak_bytes"], reduced["bytes"] / size, reduced["count"], times)
     assert reduced["bytes"] == pytest.approx(size, rel=0.1)
     assert reduced["count"] == pytest.approx(times, rel=0.1)
     assert planned.peak_bytes == pytest.approx(happened["peak_bytes"], rel=0.1)
