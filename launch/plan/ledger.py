@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -265,8 +264,3 @@ def _group_ranks(group: Any) -> tuple[int, ...]:
     else:
         found = dist.ProcessGroup.unbox(group)
     return tuple(dist.get_process_group_ranks(found))
-
-
-def held_by(module: nn.Module) -> list[torch.Tensor]:
-    """Parameters and buffers as this rank holds them."""
-    return [*module.parameters(), *module.buffers()]

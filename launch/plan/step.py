@@ -25,7 +25,7 @@ from launch.engines.base import Engine
 from launch.engines.deepspeed import import_deepspeed
 from launch.engines.fsdp import shard_size
 from launch.engines.ranks import Ranks
-from launch.plan.ledger import Arithmetic, Collective, Ledger, held_by
+from launch.plan.ledger import Arithmetic, Collective, Ledger
 from launch.plan.world import pretend
 from launch.train.checks import check_world
 from launch.train.classification import Classification
@@ -204,7 +204,7 @@ def count(config: Config, world: int, local_world: int, whole_batch: bool = True
             return {k: v[number * micro % len(v) :][:micro] for k, v in batch.items()}
 
         ledger = Ledger()
-        ledger.hold(held_by(module), "parameters")
+        ledger.hold([*module.parameters(), *module.buffers()], "parameters")
         hold = partial(_hold_extras, ledger, stepper)
         hold()
         _tell_kinds(ledger, stepper.engine, hold)

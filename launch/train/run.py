@@ -74,7 +74,7 @@ def _tell_other_settings(config: Config) -> None:
 
 def _is_finished(run_dir: Path, config: Config) -> bool:
     record = read_record(run_dir)
-    return record is not None and record["status"] == "ok" and record.get("config_sha256") == config.sha256()
+    return record is not None and record["status"] == "ok" and record["config_sha256"] == config.sha256()
 
 
 def _tell_finished(run_dir: Path) -> int:

@@ -14,7 +14,7 @@ import torch
 from data_prep.system.progress import Progress
 from hpc_models import registry
 from launch import engines
-from launch.config.config import Config
+from launch.config.config import CheckpointConfig, Config, EvalConfig
 from launch.data.batches import Prefetch, Sampler
 from launch.data.pictures import Files
 from launch.data.token_files import TokenFiles
@@ -201,15 +201,12 @@ class Trainer:
     def _work_between_steps(self, elapsed_s: float) -> None:
         """Checkpoint and evaluation when they are due; decided by step and the agreed time alone."""
         saving, measuring = self.config.checkpoint, self.config.eval
-        due_time = saving.every_seconds is not None and elapsed_s - self._saved_at_s >= saving.every_seconds
-        due_step = saving.every_steps is not None and self.step > 0 and self.step % saving.every_steps == 0
-        if (due_step or due_time) and self.step != self._saved_step:
+        if self._due(saving, elapsed_s - self._saved_at_s) and self.step != self._saved_step:
             self._saved_at_s = elapsed_s
             self._save()
             self.clock.begin()
-        due_time = measuring.every_seconds is not None and elapsed_s - self._evaluated_at_s >= measuring.every_seconds
-        due_step = measuring.every_steps is not None and self.step > 0 and self.step % measuring.every_steps == 0
-        if (due_step or due_time) and self.files.split["val"] and self.step != self._evaluated_step:
+        due = self._due(measuring, elapsed_s - self._evaluated_at_s)
+        if due and self.files.split["val"] and self.step != self._evaluated_step:
             self._evaluated_at_s, self._evaluated_step = elapsed_s, self.step
             self.val_score = self._scores("val").headline()
             if saving.keep_best and (self.best is None or self.val_score > self.best[0]):
@@ -217,6 +214,10 @@ class Trainer:
                 self._saved_step = -1  # a checkpoint of this step lacks the score
                 self._save()
             self.clock.begin()
+
+    def _due(self, every: CheckpointConfig | EvalConfig, since_s: float) -> bool:
+        due_time = every.every_seconds is not None and since_s >= every.every_seconds
+        return due_time or (every.every_steps is not None and self.step > 0 and self.step % every.every_steps == 0)
 
     # -- one step -------------------------------------------------------------------------------------------------
 
