@@ -35,7 +35,7 @@ from launch.train.trainer import build_model
 
 _FINEST_CELLS = 512  # side of the grid that made-up trees are grown on; deeper frames get no smaller leaves than that
 _PLACES = 16  # of parts across the frame, from which the usual one is taken
-# The first step makes the optimiser's moments and settles DDP's buckets; ZeRO-3 follows its trace from the third on.
+# The first step makes the optimiser's moments; ZeRO-3 follows its trace from the third on.
 _WARM_UPS = {"ddp": 1, "fsdp": 1, "deepspeed": 2}
 
 
@@ -196,6 +196,7 @@ def count(config: Config, world: int, local_world: int, whole_batch: bool = True
     if config.engine.name == "deepspeed":
         import_deepspeed()  # before there is a world, which it would remember
     with pretend(world):
+        # The trainer's step, and a batch for it.
         stepper = make_stepper(config, world, local_world)
         micro, module = stepper.micro, stepper.engine.module
         batch = made_up_batch(config, micro * (config.train.accumulate if whole_batch else 1))
@@ -203,11 +204,13 @@ def count(config: Config, world: int, local_world: int, whole_batch: bool = True
         def piece(number: int) -> dict[str, torch.Tensor]:
             return {k: v[number * micro % len(v) :][:micro] for k, v in batch.items()}
 
+        # What memory is for; what is not said is activations.
         ledger = Ledger()
         ledger.hold([*module.parameters(), *module.buffers()], "parameters")
         hold = partial(_hold_extras, ledger, stepper)
         hold()
         _tell_kinds(ledger, stepper.engine, hold)
+        # Steps until nothing changes any more; the last one counts.
         with ledger:
             ledger.hold(batch, "activations")
             for step in range(_WARM_UPS[config.engine.name] + 1):

@@ -26,18 +26,7 @@ _OPTIMISERS = {"adamw": "AdamW", "adam": "Adam", "asam": "ASAM (Adam)"}
 
 @dataclass
 class RunFacts:
-    """What the record of a start is made from.
-
-    Attributes:
-        config: The run's settings.
-        files: Its data.
-        ranks: Place of this process.
-        run_dir: The run directory.
-        device: Device of this process.
-        starts: Number of starts so far.
-        started_at: When this one began.
-        trainer: None before there is one.
-    """
+    """What the record of a start is made from; `starts` counts those so far, `trainer` is None before there is one."""
 
     config: Config
     files: Files

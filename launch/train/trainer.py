@@ -74,11 +74,15 @@ class Trainer:
         self.config, self.files, self.ranks, self.device = config, files, ranks, device
         self.run_dir, self.stop, self.say = run_dir, stop, say
         train = config.train
+        # What makes a step: the task, the model, the engine around it.
         torch.manual_seed(train.seed)
         self.task = make_task(config, files)
         model, weights = self._new_model()
         self.stepper = Stepper(config, self.task, model, ranks, device, weights)
         self.engine, self.average = self.stepper.engine, self.stepper.average
+        peak = config.log.peak_tflops or peak_tflops(device_name(device), train.precision)
+        self.speed = self.stepper.speed = Speed(peak, ranks.world, not config.engine.compile, sum_over_ranks)
+        # Where the run stands: at its start, or where the newest checkpoint left it.
         self.sampler = Sampler(len(files.split["train"]), train.batch, train.seed)
         self.clock = Clock()
         self.step = 0
@@ -88,12 +92,10 @@ class Trainer:
         background = config.checkpoint.background
         wanted = device.type == "cuda" if background is None else background
         self._background = checkpoint.BackgroundSaver() if wanted and config.engine.name != "deepspeed" else None
-        self._saved_step = -1
+        self._saved_step = self._evaluated_step = -1
         self._saved_at_s = self._evaluated_at_s = 0.0
-        self._evaluated_step = -1
-        peak = config.log.peak_tflops or peak_tflops(device_name(device), train.precision)
-        self.speed = self.stepper.speed = Speed(peak, ranks.world, not config.engine.compile, sum_over_ranks)
         self._resume()
+        # What is written down on the way.
         self.profiler: Profiler | None = None
         if config.log.profile_steps is not None and logs is not None:
             from launch.records.profiling import Profiler
