@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +24,37 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 Batch = dict[str, torch.Tensor]
+Forward = Callable[[Any], torch.Tensor]
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+def _adamw(module: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(module.parameters())
+
+
+@dataclass(frozen=True)
+class EngineSetup:
+    """What every engine is told besides its own section of the settings.
+
+    Attributes:
+        device: This rank's device.
+        precision: fp32 or bf16.
+        make_optimizer: Optimiser of the wrapped model; AdamW with its defaults by default.
+        parts: Parts of a step (calls of `backward` per `step`).
+        micro: Images per part on this rank.
+        max_norm: Largest gradient norm, 0 for none.
+        local: Index of this rank on its node.
+        local_world: Ranks of this node; all when None.
+    """
+
+    device: torch.device
+    precision: str
+    make_optimizer: MakeOptimizer = _adamw
+    parts: int = 1
+    micro: int = 1
+    max_norm: float = 0.0
+    local: int = 0
+    local_world: int | None = None
 
 
 class Engine(Protocol):

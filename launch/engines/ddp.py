@@ -14,34 +14,25 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from launch.engines.base import Batch, MakeOptimizer, TorchEngine
+from launch.config.config import EngineConfig
+from launch.engines.base import Batch, EngineSetup, TorchEngine
 
 
 class DDPEngine(TorchEngine):
-    """Replicated model; bf16 by autocast, parameters and reduction in fp32.
-
-    Args:
-        model: The bare model.
-        device: This rank's device.
-        precision: fp32 or bf16.
-        make_optimizer: Optimiser of the wrapped model.
-        sequence: Ranks that share one sequence.
-    """
+    """Replicated model; bf16 by autocast, parameters and reduction in fp32."""
 
     name = "ddp"
 
-    def __init__(
-        self, model: nn.Module, device: torch.device, precision: str, make_optimizer: MakeOptimizer, sequence: int = 1
-    ) -> None:
-        super().__init__(sequence)
-        self.module = model.to(device)
-        self._device = device
-        self._bf16 = precision == "bf16"
+    def __init__(self, model: nn.Module, config: EngineConfig, setup: EngineSetup) -> None:
+        super().__init__(config.sequence)
+        self.module = model.to(setup.device)
+        self._device = setup.device
+        self._bf16 = setup.precision == "bf16"
         # No buffers are shared: the trainer averages batch statistics, the others are constants.
         self._ddp = DistributedDataParallel(self.module, forward_sync_buffers=False, gradient_as_bucket_view=True)
         # 1 x 1 convolutions on the CPU make gradients with other strides of the same numbers; nothing to tell users.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        self.optimizer = make_optimizer(self.module)
+        self.optimizer = setup.make_optimizer(self.module)
 
     def forward(self, batch: Batch | torch.Tensor) -> torch.Tensor:
         """See `Engine`. Without gradients it calls the bare model, which talks to nobody."""

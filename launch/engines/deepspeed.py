@@ -20,7 +20,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from launch.engines.base import Batch, EngineError, MakeOptimizer
+from launch.config.config import EngineConfig
+from launch.engines.base import Batch, EngineError, EngineSetup
+from launch.engines.ranks import on_first_rank
 
 TAG = "zero"
 UNIVERSAL = "universal"
@@ -48,57 +50,36 @@ def import_deepspeed() -> Any:
 class DeepSpeedEngine:
     """ZeRO: stage 0 replicates all, 1 shards the optimiser, 2 also the gradients, 3 also the parameters.
 
-    Args:
-        model: The bare model.
-        device: This rank's device.
-        precision: fp32 or bf16 (parameters and arithmetic in bf16, an fp32 copy in the optimiser).
-        make_optimizer: Optimiser of the bare model.
-        stage: 0 to 3.
-        parts: Parts of a step, i.e. calls of `backward` per call of `step`.
-        micro: Images per part on this rank.
-        max_norm: Largest gradient norm, 0 for none.
-        shard: Stage 3: ranks of a secondary shard group (hpZ), which gathers within a node; None for one group.
-        offload: Keep the optimiser in host memory (needs a C++ compiler).
-        local: Index of this rank on its node.
+    With bf16 parameters and arithmetic are bf16, and the optimiser has an fp32 copy. `shard` at stage 3 is a secondary
+    shard group (hpZ), which gathers within a node. `offload` keeps the optimiser in host memory.
     """
 
     name = "deepspeed"
 
-    def __init__(
-        self,
-        model: nn.Module,
-        device: torch.device,
-        precision: str,
-        make_optimizer: MakeOptimizer,
-        stage: int,
-        parts: int,
-        micro: int,
-        max_norm: float,
-        shard: int | None = None,
-        offload: bool = False,
-        local: int = 0,
-    ) -> None:
+    def __init__(self, model: nn.Module, config: EngineConfig, setup: EngineSetup) -> None:
         deepspeed = import_deepspeed()
         self.data_rank, self.data_world, self.first_of_share = dist.get_rank(), dist.get_world_size(), True
-        self._device, self._stage, self._max_norm = device, stage, max_norm
-        self._dtype = torch.bfloat16 if precision == "bf16" else None
-        zero: dict[str, Any] = {"stage": stage}
-        if stage == 3 and shard is not None:
-            zero["zero_hpz_partition_size"] = shard
-        config: dict[str, Any] = {
-            "train_batch_size": micro * parts * self.data_world,
-            "train_micro_batch_size_per_gpu": micro,
-            "gradient_accumulation_steps": parts,
-            "gradient_clipping": max_norm,
+        self._stage, self._max_norm = config.zero, setup.max_norm
+        self._dtype = torch.bfloat16 if setup.precision == "bf16" else None
+        # Its own settings.
+        zero: dict[str, Any] = {"stage": config.zero}
+        if config.zero == 3 and config.shard is not None:
+            zero["zero_hpz_partition_size"] = config.shard
+        settings: dict[str, Any] = {
+            "train_batch_size": setup.micro * setup.parts * self.data_world,
+            "train_micro_batch_size_per_gpu": setup.micro,
+            "gradient_accumulation_steps": setup.parts,
+            "gradient_clipping": setup.max_norm,
             "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-            "bf16": {"enabled": precision == "bf16"},
+            "bf16": {"enabled": setup.precision == "bf16"},
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
         }
-        optimizer = make_optimizer(model)
-        if offload:
+        # The optimiser: torch's, or its own in host memory.
+        optimizer = setup.make_optimizer(model)
+        if config.offload:
             if shutil.which("g++") is None and shutil.which("c++") is None:
                 raise EngineError("engine.offload builds DeepSpeed's CPU Adam: no C++ compiler on PATH")
             from deepspeed.ops.adam import DeepSpeedCPUAdam
@@ -106,7 +87,7 @@ class DeepSpeedEngine:
             zero["offload_optimizer"] = {"device": "cpu"}
             optimizer = DeepSpeedCPUAdam(optimizer.param_groups)
         # Without all five variables DeepSpeed asks MPI, which is not how we were started.
-        os.environ.update(RANK=str(dist.get_rank()), WORLD_SIZE=str(self.data_world), LOCAL_RANK=str(local))
+        os.environ.update(RANK=str(dist.get_rank()), WORLD_SIZE=str(self.data_world), LOCAL_RANK=str(setup.local))
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "0")
         if not deepspeed.comm.is_initialized():
@@ -114,17 +95,14 @@ class DeepSpeedEngine:
                 dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False, dist_init_required=False
             )
         self._engine, _, _, _ = deepspeed.initialize(
-            model=model.to(device), optimizer=optimizer, config=config, dist_init_required=False
+            model=model.to(setup.device), optimizer=optimizer, config=settings, dist_init_required=False
         )
         self.module = self._engine.module
         self._left = 0
 
     def forward(self, batch: Batch | torch.Tensor) -> torch.Tensor:
         """See `Engine`."""
-        inputs: Any = batch
-        if self._dtype is not None:
-            inputs = _cast(batch, self._dtype)
-        logits: torch.Tensor = self._engine(inputs)
+        logits: torch.Tensor = self._engine(batch if self._dtype is None else _cast(batch, self._dtype))
         return logits.float()
 
     def micro_step(self, last: bool) -> AbstractContextManager[None]:
@@ -143,11 +121,9 @@ class DeepSpeedEngine:
         assert max_norm == self._max_norm
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
-        own = None
-        if self._stage == 0:
-            own = self._plain_norm()
+        own = self._plain_norm() if self._stage == 0 else None
         self._engine.step()
-        norm = own if own is not None else self._engine.get_global_grad_norm()
+        norm = self._engine.get_global_grad_norm() if own is None else own
         return math.nan if norm is None else float(norm)
 
     def _plain_norm(self) -> float:
@@ -179,20 +155,17 @@ class DeepSpeedEngine:
         Raises:
             EngineError: Another ZeRO stage, or a pair of worlds that DeepSpeed cannot convert.
         """
-        stage, world = notes.get("zero"), int(notes["world"])
+        stage, world = notes["zero"], int(notes["world"])
         if stage != self._stage:
             raise EngineError(
                 f"a checkpoint of engine.zero={stage} cannot be loaded with engine.zero={self._stage} "
                 "(DeepSpeed does not change stages)"
             )
         config = self._engine._config
-        if world == self.data_world or self._stage == 0:
-            config.load_universal_checkpoint = False
-            tag = TAG
-        else:
-            tag = UNIVERSAL
+        tag = TAG if world == self.data_world or self._stage == 0 else UNIVERSAL
+        if tag == UNIVERSAL:
             self._convert(folder)
-            config.load_universal_checkpoint = True
+        config.load_universal_checkpoint = tag == UNIVERSAL
         settings = [{k: v for k, v in g.items() if k != "params"} for g in self._engine.optimizer.param_groups]
         path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
         if tag == UNIVERSAL:
@@ -215,33 +188,24 @@ class DeepSpeedEngine:
 
     def _convert(self, folder: Path) -> None:
         """Write the universal form beside the native one; rank 0 alone."""
-        failure: list[str | None] = [None]
-        if dist.get_rank() == 0 and not (folder / UNIVERSAL).exists():
-            shutil.rmtree(folder / (UNIVERSAL + ".tmp"), ignore_errors=True)  # of a start that was killed
-            command = [
-                sys.executable,
-                "-m",
-                "deepspeed.checkpoint.ds_to_universal",
-                "--input_folder",
-                str(folder / TAG),
-                "--output_folder",
-                str(folder / (UNIVERSAL + ".tmp")),
-                "--num_extract_workers",
-                "1",
-                "--num_merge_workers",
-                "1",
-                *(["--inject_missing_state"] if self._stage < 3 else []),
-            ]
+
+        def work() -> None:
+            target, temporary = folder / UNIVERSAL, folder / (UNIVERSAL + ".tmp")
+            if target.exists():
+                return
+            shutil.rmtree(temporary, ignore_errors=True)  # of a start that was killed
+            command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+            command += ["--input_folder", str(folder / TAG), "--output_folder", str(temporary)]
+            command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+            command += ["--inject_missing_state"] if self._stage < 3 else []
             kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=kept)
             if done.returncode:
                 last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-                failure = [f"{folder}: DeepSpeed cannot convert it for {self.data_world} ranks ({last})"]
-            else:
-                (folder / (UNIVERSAL + ".tmp")).replace(folder / UNIVERSAL)
-        dist.broadcast_object_list(failure, src=0)
-        if failure[0] is not None:
-            raise EngineError(failure[0])
+                raise EngineError(f"{folder}: DeepSpeed cannot convert it for {self.data_world} ranks ({last})")
+            temporary.replace(target)
+
+        on_first_rank(work)
 
     def destroy(self) -> None:
         """Let go of DeepSpeed's hooks before the process group ends."""

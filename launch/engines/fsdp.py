@@ -22,7 +22,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
-from launch.engines.base import Batch, EngineError, MakeOptimizer, TorchEngine, units_of
+from launch.config.config import EngineConfig
+from launch.engines.base import Batch, EngineError, EngineSetup, TorchEngine, units_of
+
+
+def shard_size(config: EngineConfig, world: int, local_world: int) -> int:
+    """Ranks of a shard group: as asked for, else one node's ranks beyond one node, else all."""
+    if config.shard is not None:
+        return min(config.shard, world)
+    return local_world if local_world < world and world % local_world == 0 else world
 
 
 class FSDPEngine(TorchEngine):
@@ -32,53 +40,47 @@ class FSDPEngine(TorchEngine):
         model: The bare model; on the meta device, its weights are those of `weights` on rank 0. Its `fsdp_units()`,
             when it has them, are sharded one by one (so that only one unit is gathered at a time), then the model
             itself as the root of what is left.
-        device: This rank's device.
-        precision: fp32 or bf16.
-        make_optimizer: Optimiser of the sharded model.
-        reshard: Free gathered parameters between forward and backward (less memory, one more gather).
-        shard: Ranks of a shard group, a divisor of the world.
-        sequence: Ranks that share one sequence.
+        config: The engine section. `reshard` frees gathered parameters between forward and backward (less memory, one
+            more gather).
+        setup: What every engine is told.
         weights: For a model on meta: its state dict on rank 0, None elsewhere.
     """
 
     name = "fsdp"
 
     def __init__(
-        self,
-        model: nn.Module,
-        device: torch.device,
-        precision: str,
-        make_optimizer: MakeOptimizer,
-        reshard: bool = True,
-        shard: int | None = None,
-        sequence: int = 1,
-        weights: dict[str, torch.Tensor] | None = None,
+        self, model: nn.Module, config: EngineConfig, setup: EngineSetup, weights: dict[str, torch.Tensor] | None = None
     ) -> None:
-        super().__init__(sequence)
-        world = dist.get_world_size()
-        shard = world if shard is None else shard
+        super().__init__(config.sequence)
+        device, world = setup.device, dist.get_world_size()
+        shard = shard_size(config, world, setup.local_world or world)
         if shard == world:
             mesh = init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
         else:
             mesh = init_device_mesh(device.type, (world // shard, shard), mesh_dim_names=("replicate", "shard"))
         inner = root = MixedPrecisionPolicy()
-        if precision == "bf16":
+        if setup.precision == "bf16":
             inner = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
             # The output dtype belongs to the root only: on every unit it would feed fp32 into bf16 layers.
             root = MixedPrecisionPolicy(torch.bfloat16, torch.float32, output_dtype=torch.float32)
         on_meta = any(p.is_meta for p in model.parameters())
         if not on_meta:
             model = model.to(device)
-        axis = partial(shard_axis, ranks=shard)
+        sharded = partial(
+            fully_shard,
+            mesh=mesh,
+            reshard_after_forward=config.reshard,
+            shard_placement_fn=partial(shard_axis, ranks=shard),
+        )
         for unit in units_of(model):
-            fully_shard(unit, mesh=mesh, mp_policy=inner, reshard_after_forward=reshard, shard_placement_fn=axis)
-        fully_shard(model, mesh=mesh, mp_policy=root, reshard_after_forward=reshard, shard_placement_fn=axis)
+            sharded(unit, mp_policy=inner)
+        sharded(model, mp_policy=root)
         if on_meta:
             fill_from_first_rank(model, device, weights)
         # Models may end in a view; nobody here changes logits in place, which is all that the warning is about.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         self.module = model  # the same object: fully_shard changes its class
-        self.optimizer = make_optimizer(model)
+        self.optimizer = setup.make_optimizer(model)
 
     def forward(self, batch: Batch | torch.Tensor) -> torch.Tensor:
         """See `Engine`."""

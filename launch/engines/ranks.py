@@ -12,17 +12,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from launch.records.record import cpu_name
 
 if TYPE_CHECKING:
     import torch
 
+Answer = TypeVar("Answer")
 EXIT_OK = 0
 EXIT_CRASH = 1
 EXIT_CONFIG = 64
@@ -97,16 +98,8 @@ def _slurm(env: Mapping[str, str], world: int) -> Ranks:
     host = env.get("MASTER_ADDR") or _first_host(env)
     job, step = int(env.get("SLURM_JOB_ID", "0")), int(env.get("SLURM_STEP_ID", "0"))
     port = env.get("MASTER_PORT") or 20000 + (job * 16 + step) % 20000
-    local = int(env.get("SLURM_LOCALID", "0"))
-    return Ranks(
-        int(env["SLURM_PROCID"]),
-        world,
-        local,
-        local_world or max(1, world // nodes),
-        nodes,
-        "srun",
-        f"tcp://{host}:{port}",
-    )
+    rank, local = int(env["SLURM_PROCID"]), int(env.get("SLURM_LOCALID", "0"))
+    return Ranks(rank, world, local, local_world or max(1, world // nodes), nodes, "srun", f"tcp://{host}:{port}")
 
 
 def _tasks_of_node(text: str, node: int) -> int:
@@ -121,11 +114,9 @@ def _first_host(env: Mapping[str, str]) -> str:
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or env.get("SLURM_NODELIST") or ""
     if "[" not in nodes and nodes:
         return nodes.split(",")[0]
+    command = ["scontrol", "show", "hostnames", nodes]
     try:
-        shown = subprocess.run(
-            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True, timeout=60
-        )
-        return shown.stdout.split()[0]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError):
         raise RankError(f"cannot find the first host of {nodes!r} with scontrol; set MASTER_ADDR") from None
 
@@ -213,13 +204,27 @@ def start(ranks: Ranks, device: torch.device, timeout_s: float = 1800.0) -> None
         os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # NCCL's flight recorder, which the watchdog writes out
     limit = timedelta(seconds=timeout_s)
     _meeting_place.append(ranks.init_method)
+    meet: dict[str, Any] = {"init_method": ranks.init_method, "rank": ranks.rank, "world_size": ranks.world}
     if not ranks.init_method:
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=limit)
-    else:
-        dist.init_process_group(
-            backend, init_method=ranks.init_method, rank=ranks.rank, world_size=ranks.world, timeout=limit
-        )
+        meet = {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # type: ignore[attr-defined]
+    dist.init_process_group(backend, timeout=limit, **meet)
+
+
+def on_first_rank(work: Callable[[], Answer]) -> Answer:
+    """Do something on rank 0 while the others wait; all ranks get what it returns, or raise what it raises."""
+    import torch.distributed as dist
+
+    answer: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = work()
+        except Exception as error:
+            answer[1] = error
+    dist.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise answer[1]
+    found: Answer = answer[0]
+    return found
 
 
 def finish(code: int) -> NoReturn:

@@ -15,7 +15,7 @@ from launch.data.pictures import open_files
 from launch.engines.ranks import EXIT_CONFIG
 from launch.experiments.load import load
 from launch.records.record import new_record, now, read_record, write_record
-from launch.train.run import check_world
+from launch.train.checks import check_world
 
 
 def where(config: Config, ranks: int) -> Path:

@@ -29,7 +29,7 @@ from launch.jobs.sweep import Member
 from launch.jobs.table import JOBS, Job
 from launch.records.record import now, read_record, to_json
 from launch.records.run_dir import forced_at
-from launch.train.run import check_model, check_world
+from launch.train.checks import check_model, check_world
 
 SUBMISSION = "submission.json"
 # In place of a job's number, without a scheduler; or `exit N`.

@@ -1,8 +1,8 @@
 """`python -m launch bench`: seconds per image of the paper's rows on this machine, the same kernels on both sides.
 
-Training steps (forward, loss, backward, optimiser) and forward passes on random tokens over random trees: what is timed
-is arithmetic, not learning. Every row is one JSON line with the machine, the versions and the kernels that ran; rows
-that are there already are not run again. Importing it must not import torch.
+Training steps (forward, loss, backward, optimiser) and forward passes on random tokens over made-up trees: what is
+timed is arithmetic, not learning. Every row is one JSON line with the machine, the versions and the kernels that ran.
+Rows that are there already are not run again. Importing it must not import torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_prep.system.files import write_atomic
 from data_prep.system.progress import Progress
@@ -38,7 +37,7 @@ WARMUP = 3
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One measurement.
 
     Attributes:
@@ -58,7 +57,7 @@ class Row:
     compiled: bool = False
 
 
-def rows(words: list[str]) -> Iterator[Row]:
+def rows(words: list[str]) -> Iterator[BenchRow]:
     """All rows: APF's and UNETR's of Table III, ours against MONAI's at P = 16, packed against padded sequences."""
     from launch.experiments.load import EXPERIMENTS
 
@@ -67,54 +66,28 @@ def rows(words: list[str]) -> Iterator[Row]:
             config = load(name, words)
             # What does not fit a GPU is not a row: the convolutional decoder of a 16K frame and above.
             if config.data.patching == "apf" or config.data.resolution <= 1024:
-                yield Row(name, config)
-                yield Row(f"{name}+compile", config, compiled=True)
+                yield BenchRow(name, config)
+                yield BenchRow(f"{name}+compile", config, compiled=True)
     sixteen = load("paip_512_uniform_p16", words)
-    yield Row("unetr16-ours", sixteen, batch=4)
-    yield Row("unetr16-monai", sixteen, batch=4, monai=True)
+    yield BenchRow("unetr16-ours", sixteen, batch=4)
+    yield BenchRow("unetr16-monai", sixteen, batch=4, monai=True)
     base = [*words, "model.decoder=token", "model.position=geom", "data.length=1024"]
     for kind in ("full", "packed"):
         config = load("paip_512", [*base, f"model.attention={kind}"])
-        yield Row(f"lengths-{kind}", config, batch=len(FIGURE3), lengths=tuple(2 * n for n in FIGURE3))
+        yield BenchRow(f"lengths-{kind}", config, batch=len(FIGURE3), lengths=tuple(2 * n for n in FIGURE3))
 
 
-def random_tree(resolution: int, patch: int, leaves: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Squares (N, 3) x, y, side in Morton order of a random quadtree of at most `leaves` leaves (N = 1 mod 3).
-
-    Large leaves are split first, with some chance: as a tree over a picture, fine in places and coarse elsewhere.
-    """
-    from data_prep.tree.quadtree import morton
-
-    found = [(0, 0, resolution)]
-    done: list[tuple[int, int, int]] = []
-    while found and len(found) + len(done) + 3 <= leaves:
-        x, y, side = found.pop(int(rng.integers(max(1, len(found) // 2))))
-        if side <= patch:
-            done.append((x, y, side))
-            continue
-        half = side // 2
-        found += [(x, y, half), (x + half, y, half), (x, y + half, half), (x + half, y + half, half)]
-    squares = np.array(found + done, np.int64)
-    return squares[np.argsort(morton(squares[:, 0], squares[:, 1]))]
-
-
-def make_batch(row: Row, device: torch.device, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random tokens, masks and content over uniform squares or random trees, on the device."""
+def make_batch(row: BenchRow, device: torch.device, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random tokens, masks and content over made-up leaves, on the device."""
     import torch
 
-    data, rng = row.config.data, np.random.default_rng(seed)
-    length, p = data.length, data.patch
+    from launch.plan.step import made_up_leaves
+
+    data, length, p = row.config.data, row.config.data.length, row.config.data.patch
     xy, size = np.zeros((row.batch, length, 2), np.int64), np.zeros((row.batch, length), np.int64)
-    for i in range(row.batch):
-        asked = row.lengths[i] if row.lengths else length
-        if data.patching == "uniform":
-            cells = data.resolution // p
-            place = np.arange(cells * cells)
-            squares = np.stack([place % cells * p, place // cells * p, np.full(len(place), p)], axis=1)[:asked]
-        else:
-            squares = random_tree(data.resolution, p, asked, rng)
-        xy[i, : len(squares)], size[i, : len(squares)] = squares[:, :2], squares[:, 2]
-    valid = torch.from_numpy(size > 0)
+    for i, asked in enumerate(row.lengths or [length] * row.batch):
+        places, sides = (array[:asked] for array in made_up_leaves(data, asked))
+        xy[i, : len(places)], size[i, : len(sides)] = places, sides
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.rand(row.batch, length, p, p, data.channels, generator=generator)
     content = torch.from_numpy((size.astype(np.float64) / p) ** 2).float()[..., None, None].expand(-1, -1, p, p)
@@ -123,14 +96,14 @@ def make_batch(row: Row, device: torch.device, seed: int = 0) -> dict[str, torch
         "tokens": tokens,
         "leaf_xy": torch.from_numpy(xy),
         "leaf_size": torch.from_numpy(size),
-        "valid": valid,
+        "valid": torch.from_numpy(size > 0),
         "content_counts": content.contiguous(),
         "mask_counts": (content[..., None] * share).round(),
     }
     return {key: value.to(device) for key, value in made.items()}
 
 
-def make_model(row: Row, device: torch.device) -> nn.Module:
+def make_model(row: BenchRow, device: torch.device) -> nn.Module:
     """The row's model on the device.
 
     Raises:
@@ -160,7 +133,7 @@ def make_model(row: Row, device: torch.device) -> nn.Module:
     return model
 
 
-def measure(row: Row, device: torch.device, seconds: float) -> dict[str, Any]:
+def measure(row: BenchRow, device: torch.device, seconds: float) -> dict[str, Any]:
     """Time one row.
 
     Returns:
@@ -171,6 +144,7 @@ def measure(row: Row, device: torch.device, seconds: float) -> dict[str, Any]:
     from hpc_models.blocks import sdpa
     from hpc_models.tokens.batch import join_patches
     from hpc_models.training.losses import bce_dice
+    from launch.engines.ranks import device_name
     from launch.records.flops import Speed, peak_tflops
 
     bf16 = row.config.train.precision == "bf16"
@@ -196,7 +170,7 @@ def measure(row: Row, device: torch.device, seconds: float) -> dict[str, Any]:
         side = data.resolution // data.patch
         image = join_patches(batch["tokens"], side, side) if row.monai else None
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-        speed = Speed(peak_tflops(_name(device), row.config.train.precision))
+        speed = Speed(peak_tflops(device_name(device), row.config.train.precision))
 
         def forward() -> torch.Tensor:
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -243,27 +217,19 @@ def measure(row: Row, device: torch.device, seconds: float) -> dict[str, Any]:
 
 def _times(work: Callable[[], object], device: torch.device, seconds: float) -> list[float]:
     """Seconds of each call after the warm-up, for about so long; at least three calls."""
-    import torch
+    from launch.preflight.probes import wait_for
 
     for _ in range(WARMUP):
         work()
     out: list[float] = []
     end = time.perf_counter() + seconds
     while len(out) < 3 or (time.perf_counter() < end and len(out) < 1000):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         begin = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         out.append(time.perf_counter() - begin)
     return out
-
-
-def _name(device: torch.device) -> str:
-    from launch.engines.ranks import device_name
-
-    return device_name(device)
 
 
 def add_bench_command(commands: Any) -> None:
@@ -300,20 +266,21 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         print("\n".join(row.name for row in asked))
         return 0
-    from launch.engines.ranks import find_ranks, pick_device
+    from launch.engines.ranks import device_name, find_ranks, pick_device
 
     device = pick_device(args.device, find_ranks({}))
+    name = device_name(device)
     path = args.out / "bench.jsonl"
     lines = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
     args.out.mkdir(parents=True, exist_ok=True)
-    write_atomic(args.out / "env.json", json.dumps(environment(["-"], [_name(device)], "alone"), indent=1).encode())
+    write_atomic(args.out / "env.json", json.dumps(environment(["-"], [name], "alone"), indent=1).encode())
     have = {line["name"] for line in lines if line.get("overrides") == list(args.overrides)}
     with Progress(len(asked), "bench", "rows") as bar:
         for row in asked:
             if row.name not in have:
                 line = measure(row, device, args.seconds)
                 line |= {
-                    "device_name": _name(device),
+                    "device_name": name,
                     "commit": git_commit(),
                     "at": now(),
                     "overrides": list(args.overrides),
@@ -336,16 +303,7 @@ def table(lines: list[dict[str, Any]]) -> str:
             continue
         mfu = "-" if line["mfu"] is None else f"{100 * line['mfu']:.1f}"
         memory = f"{line['peak_memory_gib']:.1f}" if "peak_memory_gib" in line else "-"
-        body.append(
-            (
-                line["name"],
-                f"{line['tokens_per_image']:.0f}",
-                str(line["batch"]),
-                f"{line['seconds_per_image']:.4g}",
-                f"{line['forward_seconds_per_image']:.4g}",
-                mfu,
-                memory,
-                str(line["attention_backend"]),
-            )
-        )
+        times = (f"{line[f'{kind}seconds_per_image']:.4g}" for kind in ("", "forward_"))
+        size = (f"{line['tokens_per_image']:.0f}", str(line["batch"]))
+        body.append((line["name"], *size, *times, mfu, memory, str(line["attention_backend"])))
     return text_table(body)

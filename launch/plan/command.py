@@ -6,8 +6,8 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from launch.config.config import Config, ConfigError, apply_overrides
@@ -15,10 +15,10 @@ from launch.config.sites import Site, load_site
 from launch.experiments.load import load
 
 if TYPE_CHECKING:
-    from launch.plan.report import Row
+    from launch.plan.report import PlanRow
+    from launch.plan.step import Counts
 
 ENGINES = ("ddp", "fsdp", "hsdp", "zero0", "zero1", "zero2", "zero3")
-ADVICE_S = 40.0  # how long to look for a change that fits
 
 
 def add_plan_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -80,15 +80,15 @@ def run(asked: argparse.Namespace) -> int:
     # The weights that a run starts from cost nothing, and need not be there yet.
     base = apply_overrides(load(asked.experiment, asked.overrides), ["train.init_from=null"])
     from launch.plan import report
-    from launch.train.run import check_model
+    from launch.train.checks import check_model
 
-    rows: list[Row] = []
+    rows: list[PlanRow] = []
     with _quiet():
         check_model(base)
         for world in numbers:
             if not asked.json and len(numbers) > 1 and sys.stderr.isatty():
                 print(f"counting {world} gpus ...", file=sys.stderr)
-            rows.append(_row(base, site, world, asked, advise=all(row.search is None for row in rows)))
+            rows.append(_row(base, site, world, asked, advise=not any(row.advised for row in rows)))
     if all(row.counts is None for row in rows):
         raise ConfigError(rows[0].error)
     if asked.json:
@@ -118,11 +118,10 @@ def _quiet() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _row(base: Config, site: Site, world: int, asked: argparse.Namespace, advise: bool) -> Row:
-    from launch.plan.changes import cheapest_change
+def _row(base: Config, site: Site, world: int, asked: argparse.Namespace, advise: bool) -> PlanRow:
     from launch.plan.cost import fits
-    from launch.plan.report import Row
-    from launch.plan.step import Counts, count
+    from launch.plan.report import PlanRow
+    from launch.plan.step import count
 
     local_world = min(world, site.hardware.gpus_per_node)
 
@@ -136,7 +135,41 @@ def _row(base: Config, site: Site, world: int, asked: argparse.Namespace, advise
             config = apply_overrides(config, [f"train.batch={asked.micro * shares}"])
         counts = counted(config)
     except ConfigError as error:
-        return Row(world, None, str(error))
+        return PlanRow(world, None, str(error))
     if fits(counts, site) or asked.no_advice or not advise:
-        return Row(world, counts)
-    return Row(world, counts, "", cheapest_change(config, site, counts, counted, ADVICE_S))
+        return PlanRow(world, counts)
+    return PlanRow(world, counts, "", True, _cheapest_change(config, site, world, counted))
+
+
+def saving_changes(config: Config, world: int) -> list[str]:
+    """Settings that save memory, each tried by itself."""
+    engine, accumulate = config.engine, config.train.accumulate
+    found = []
+    if engine.name == "ddp" and world > 1:
+        found.append("engine.name=fsdp")
+    if engine.name == "fsdp" and engine.shard != world:
+        found.append(f"engine.shard={world}")
+    if engine.name == "deepspeed" and engine.zero < 3:
+        found.append("engine.zero=3")
+    images = config.train.batch // (world // engine.sequence) // accumulate
+    found += [f"train.accumulate={accumulate * n}" for n in sorted({2, 4, 8, images} - {1}) if images % n == 0]
+    if config.train.precision == "fp32":
+        found.append("train.precision=bf16")
+    if getattr(config.model, "checkpointing", True) is False:
+        found.append("model.checkpointing=true")
+    return found
+
+
+def _cheapest_change(
+    config: Config, site: Site, world: int, counted: Callable[[Config], Counts]
+) -> tuple[str, Counts] | None:
+    """Of the changes with which it fits, the one with the fastest step, and its counts."""
+    from launch.plan.cost import cost, fits
+
+    fitting = []
+    for change in saving_changes(config, world):
+        with suppress(ConfigError):
+            counts = counted(apply_overrides(config, [change]))
+            if fits(counts, site):
+                fitting.append((change, counts))
+    return min(fitting, key=lambda found: cost(found[1], site).step_s, default=None)

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -64,7 +63,7 @@ class Collective:
 
 
 @dataclass
-class Work:
+class Arithmetic:
     """Operations of one arithmetic.
 
     Attributes:
@@ -79,7 +78,7 @@ class Work:
 
 
 @dataclass
-class _Block:
+class _Storage:
     """One piece of memory."""
 
     size_bytes: int
@@ -100,11 +99,11 @@ class Ledger(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.collectives: list[Collective] = []
-        self.work: dict[str, Work] = {}
+        self.work: dict[str, Arithmetic] = {}
         self.operations = 0
         self.matrix_operations: dict[tuple[str, int, int], int] = {}
-        self._live: dict[int, _Block] = {}
-        self._events: list[tuple[_Block, int]] = []
+        self._live: dict[int, _Storage] = {}
+        self._events: list[tuple[_Storage, int]] = []
 
     # -- memory -----------------------------------------------------------------------------------------------------
 
@@ -115,11 +114,11 @@ class Ledger(TorchDispatchMode):
                 block = self._see(local.untyped_storage(), kind)
                 block.kind = kind
 
-    def _see(self, storage: torch.UntypedStorage, kind: str) -> _Block:
+    def _see(self, storage: torch.UntypedStorage, kind: str) -> _Storage:
         key = id(storage)
         block = self._live.get(key)
         if block is None:
-            block = self._live[key] = _Block(storage.nbytes(), kind)
+            block = self._live[key] = _Storage(storage.nbytes(), kind)
             block.ref = weakref.ref(storage, partial(self._gone, key))
             self._events.append((block, block.size_bytes))
         return block
@@ -213,7 +212,7 @@ class Ledger(TorchDispatchMode):
         formula = FLOP_FORMULAS.get(func._overloadpacket)
         flops = int(formula(*args, **kwargs, out_val=out)) if formula is not None else 0
         precision = "bf16" if outputs[0].dtype in (torch.bfloat16, torch.float16) else "fp32"
-        work = self.work.setdefault(precision, Work())
+        work = self.work.setdefault(precision, Arithmetic())
         self.operations += 1
         if flops:
             work.flops += flops
@@ -265,8 +264,3 @@ def _group_ranks(group: Any) -> tuple[int, ...]:
     else:
         found = dist.ProcessGroup.unbox(group)
     return tuple(dist.get_process_group_ranks(found))
-
-
-def held_by(module: nn.Module) -> list[torch.Tensor]:
-    """Parameters and buffers as this rank holds them."""
-    return [*module.parameters(), *module.buffers()]

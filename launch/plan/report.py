@@ -8,23 +8,11 @@ from typing import Any
 
 from launch.config.config import Config
 from launch.config.sites import Site
-from launch.plan.changes import Search
 from launch.plan.cost import GIB, cost, fits, memory_gib, summed
 from launch.plan.step import Counts
 from launch.records.text_table import text_table
 
-HEADINGS = (
-    "gpus",
-    "engine",
-    "images/gpu",
-    "tokens",
-    "memory GiB",
-    "TFLOP/gpu",
-    "sent GiB/gpu",
-    "step s",
-    "images/s",
-    "fits",
-)
+HEADINGS = ["gpus", "engine", "images/gpu", "tokens", "memory GiB", "TFLOP/gpu", "sent GiB/gpu", "step s", "images/s"]
 _KIND_NAMES = {
     "parameters": "parameters, buffers",
     "gradients": "gradients",
@@ -35,16 +23,25 @@ _KIND_NAMES = {
 
 
 @dataclass(frozen=True)
-class Row:
-    """One number of gpus: its counts, or why there are none; and what would fit when it does not."""
+class PlanRow:
+    """One number of gpus.
+
+    Attributes:
+        gpus: How many.
+        counts: None where they cannot be used.
+        error: Why.
+        advised: A change was looked for with which it fits.
+        change: The cheapest one, and its counts.
+    """
 
     gpus: int
     counts: Counts | None
     error: str = ""
-    search: Search | None = None
+    advised: bool = False
+    change: tuple[str, Counts] | None = None
 
 
-def as_json(config: Config, site: Site, rows: Sequence[Row]) -> dict[str, Any]:
+def as_json(config: Config, site: Site, rows: Sequence[PlanRow]) -> dict[str, Any]:
     """Everything, in the units that the names say."""
     return {
         "experiment": config.experiment,
@@ -54,12 +51,11 @@ def as_json(config: Config, site: Site, rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def _row_json(row: Row, site: Site) -> dict[str, Any]:
+def _row_json(row: PlanRow, site: Site) -> dict[str, Any]:
     if row.counts is None:
         return {"gpus": row.gpus, "error": row.error}
     counts = row.counts
     seconds = cost(counts, site)
-    change = None if row.search is None else row.search.change
     return {
         "gpus": row.gpus,
         "nodes": -(-row.gpus // site.hardware.gpus_per_node),
@@ -75,31 +71,22 @@ def _row_json(row: Row, site: Site) -> dict[str, Any]:
         "macs": counts.flops // 2,
         "operations": counts.operations,
         "collectives": summed(counts.collectives),
-        "time": {
-            "matrix_s": seconds.matrix_s,
-            "traffic_s": seconds.traffic_s,
-            "launch_s": seconds.launch_s,
-            "bandwidth_s": seconds.bandwidth_s,
-            "latency_s": seconds.latency_s,
-            "step_s": seconds.step_s,
-            "overlapped_s": seconds.overlapped_s,
-        },
+        "time": {name: getattr(seconds, name) for name in _TERMS},
         "images_per_s": counts.images / seconds.step_s,
         "would_fit": None
-        if change is None
+        if row.change is None
         else {
-            "overrides": list(change.overrides),
-            "peak_memory_gib": change.counts.peak_bytes / GIB,
-            "step_s": cost(change.counts, site).step_s,
+            "overrides": [row.change[0]],
+            "peak_memory_gib": row.change[1].peak_bytes / GIB,
+            "step_s": cost(row.change[1], site).step_s,
         },
-        "changes_tried": None if row.search is None else row.search.tried,
         "counting_s": counts.seconds,
     }
 
 
-def table(rows: Sequence[Row], site: Site) -> str:
+def table(rows: Sequence[PlanRow], site: Site) -> str:
     """One line per number of gpus."""
-    cells = [list(HEADINGS)]
+    cells = [[*HEADINGS, "fits"]]
     notes = []
     for row in rows:
         if row.counts is None:
@@ -125,7 +112,7 @@ def table(rows: Sequence[Row], site: Site) -> str:
     return "\n".join([*([text_table(cells, left=0)] if len(cells) > 1 else []), *notes])
 
 
-def page(row: Row, site: Site) -> str:
+def page(row: PlanRow, site: Site) -> str:
     """What one plan consists of."""
     counts = row.counts
     assert counts is not None
@@ -164,7 +151,7 @@ def _amount(size: int) -> str:
     return f"{size} B"
 
 
-def verdict(row: Row, site: Site) -> str:
+def verdict(row: PlanRow, site: Site) -> str:
     """One line: does it fit, and if not, what would."""
     counts = row.counts
     assert counts is not None
@@ -172,14 +159,10 @@ def verdict(row: Row, site: Site) -> str:
     if fits(counts, site):
         return f"{row.gpus} gpus: fits, {need:.2f} of {have:.4g} GiB"
     head = f"{row.gpus} gpus: does not fit, {need:.2f} of {have:.4g} GiB"
-    if row.search is None:
+    if not row.advised:
         return head
-    change, tried = row.search.change, row.search.tried
-    if change is None and not row.search.whole:
-        return head + f"; none of the {tried} changes that there was time to count fits"
-    if change is None:
-        return head + "; no change of shards, micro batch, precision and recomputation makes it fit"
-    return head + (
-        f"; cheapest change: {' '.join(change.overrides)} ({change.counts.peak_bytes / GIB:.2f} GiB, "
-        f"step {cost(change.counts, site).step_s:.3g} s)"
-    )
+    if row.change is None:
+        return head + "; no single change of shards, micro batch, precision or recomputation makes it fit"
+    setting, changed = row.change
+    step_s = cost(changed, site).step_s
+    return head + f"; cheapest change: {setting} ({changed.peak_bytes / GIB:.2f} GiB, step {step_s:.3g} s)"

@@ -1,43 +1,41 @@
 """One training step of an experiment as rank 0 of any number of gpus, on fake tensors, and what it does.
 
-The model, the loss, the optimiser and the engine are the experiment's own; the loop around them repeats
-`Trainer._train_step` without files. Must not import the trainer's files, signals or checkpoints.
+It is the trainer's own step (`launch.train.stepper`); only the batch is made up.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from data_prep.tree.quadtree import budget_tree
 from data_prep.tree.uniform import uniform_leaves
-from hpc_models.blocks.checkpointing import frozen_statistics
-from hpc_models.training.asam import neighbourhood
-from launch import engines
 from launch.config.config import Config
+from launch.config.data import DataConfig
 from launch.data.augment import leaves_in_square
 from launch.data.batches import padded_length, part_side
 from launch.data.token_files import TokenFiles
 from launch.engines.base import Engine
 from launch.engines.deepspeed import import_deepspeed
-from launch.engines.sequence_parallel import spread_sequences
-from launch.plan.ledger import KINDS, Collective, Ledger, Work, held_by
+from launch.engines.fsdp import shard_size
+from launch.engines.ranks import Ranks
+from launch.plan.ledger import Arithmetic, Collective, Ledger
 from launch.plan.world import pretend
+from launch.train.checks import check_world
 from launch.train.classification import Classification
-from launch.train.ema import Average
-from launch.train.optim import make_optimizer
-from launch.train.run import check_world
-from launch.train.task import Segmentation, Task
+from launch.train.segmentation import Segmentation
+from launch.train.stepper import Stepper, largest_over_ranks, sum_over_ranks
 from launch.train.trainer import build_model
 
 _FINEST_CELLS = 512  # side of the grid that made-up trees are grown on; deeper frames get no smaller leaves than that
 _PLACES = 16  # of parts across the frame, from which the usual one is taken
-# The first step makes the optimiser's moments and settles DDP's buckets; ZeRO-3 follows its trace from the third on.
+# The first step makes the optimiser's moments; ZeRO-3 follows its trace from the third on.
 _WARM_UPS = {"ddp": 1, "fsdp": 1, "deepspeed": 2}
 
 
@@ -78,7 +76,7 @@ class Counts:
     peak_bytes: int
     memory: dict[str, int]
     collectives: list[Collective]
-    work: dict[str, Work]
+    work: dict[str, Arithmetic]
     matrix_operations: dict[tuple[str, int, int], int]
     operations: int
     seconds: float
@@ -94,7 +92,7 @@ def engine_label(config: Config, world: int, local_world: int) -> str:
     engine = config.engine
     if engine.name == "deepspeed":
         return f"zero{engine.zero}"
-    if engine.name == "fsdp" and engines.shard_size(engine, world, local_world) < world:
+    if engine.name == "fsdp" and shard_size(engine, world, local_world) < world:
         return "hsdp"
     return engine.name
 
@@ -125,7 +123,7 @@ def _tokens(config: Config, images: int) -> dict[str, torch.Tensor]:
         xy, size = np.zeros((1, 2), np.int64), np.full(1, side, np.int64)
     else:
         length, side = data.length, data.patch
-        xy, size = _leaves(config)
+        xy, size = made_up_leaves(data, length)
     if data.kind == "tokens" and data.part < 1:
         kept = _usual_part(xy, size, data.resolution, part_side(data.part, data.resolution))
         xy, size = xy[kept], size[kept]
@@ -156,9 +154,12 @@ def _usual_part(
     return parts[int(np.argmin(np.abs(counts - counts.mean())))]
 
 
-def _leaves(config: Config) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Leaves of a tree that a slide with one round, detailed region would have."""
-    data = config.data
+def made_up_leaves(data: DataConfig, length: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Leaves of at most so many that a slide with one round, detailed region would have.
+
+    Returns:
+        Top left corners (N, 2) and sides (N,) int64 in frame pixels, in Morton order.
+    """
     if data.patching == "uniform":
         leaves = uniform_leaves(data.resolution, data.patch)
     else:
@@ -166,83 +167,16 @@ def _leaves(config: Config) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
         y, x = np.indices((cells, cells))
         ring = np.abs(np.hypot(x - cells / 2, y - cells / 2) / cells - 0.3)
         counts = np.maximum(1, (64 * (1 - ring)).astype(np.int64))
-        leaves = budget_tree(counts, data.resolution // cells, data.length)
+        leaves = budget_tree(counts, data.resolution // cells, length)
     return leaves.xy.astype(np.int64), leaves.size.astype(np.int64)
 
 
-def make_step(config: Config, world: int, local_world: int) -> tuple[Engine, Task, int, Average | None]:
-    """The wrapped model, the task, images per forward pass and the running average, in a started process group."""
-    train = config.train
-    task: Task
-    if config.model.task == "classification":
-        task = _Unlabelled(config)
-    else:
-        task = Segmentation(config, cast(TokenFiles, None))
-    model = build_model(config)
-    if config.engine.sequence > 1:
-        spread_sequences(model, config.engine.sequence)
-    micro = train.batch // (world // config.engine.sequence) // train.accumulate
-    engine = engines.build(
-        model,
-        config.engine,
-        device=torch.device("cpu"),
-        precision=train.precision,
-        micro=micro,
-        parts=train.accumulate * task.parts,
-        make_optimizer=lambda module: make_optimizer(module, train),
-        max_norm=train.clip,
-        local=0,
-        local_world=local_world,
-    )
-    average = None if train.ema_decay is None else Average(engine.module, train.ema_decay)
-    return engine, task, micro, average
-
-
-def one_step(
-    config: Config,
-    engine: Engine,
-    task: Task,
-    micro: int,
-    average: Average | None,
-    batch: dict[str, torch.Tensor],
-    ledger: Ledger | None = None,
-) -> None:
-    """What `Trainer._train_step` does on one rank: forward, loss and backward part by part, optimiser, average.
-
-    `batch` holds the images of all parts, or of one, which then stands for all.
-    """
-    train = config.train
-    total = torch.zeros(())
-    share = micro * train.accumulate
-    teacher = average.teacher(engine.forward) if average is not None and train.distill else None
-
-    # As in the real loop: ranks agree on signal, time and best score, then step, then share the loss.
-    dist.all_reduce(torch.zeros(3, dtype=torch.float64), op=dist.ReduceOp.MAX)
-
-    def gradients() -> None:
-        for piece in range(train.accumulate):
-            inputs = {k: v[piece * micro % len(v) :][:micro] for k, v in batch.items()}
-            losses = task.losses(engine.forward, inputs, teacher)
-            for part in range(task.parts):
-                last = piece == train.accumulate - 1 and part == task.parts - 1
-                with engine.micro_step(last=last):
-                    loss = next(losses).sum() / (share * task.parts)
-                    if ledger is not None:
-                        _hold_extras(ledger, engine, average)  # ZeRO has its buckets for the backward pass only
-                    engine.backward(loss)
-                total.add_(loss.detach())
-
-    gradients()
-    if train.optimiser == "asam":
-        with neighbourhood(engine.module.parameters(), train.rho), frozen_statistics(engine.module):
-            gradients()
-    if ledger is not None:
-        ledger.hold([p.grad for p in engine.module.parameters() if p.grad is not None], "gradients")
-        _hold_extras(ledger, engine, average)
-    engine.step(train.lr, train.clip)
-    if average is not None:
-        average.update(1)
-    dist.all_reduce(total.double())
+def make_stepper(config: Config, world: int, local_world: int) -> Stepper:
+    """What makes the steps of a training, as rank 0 of `world`; call it inside `pretend`."""
+    classifies = config.model.task == "classification"
+    task = _Unlabelled(config) if classifies else Segmentation(config, cast(TokenFiles, None))
+    ranks = Ranks(0, world, 0, local_world, -(-world // local_world), "alone", "")
+    return Stepper(config, task, build_model(config), ranks, torch.device("cpu"))
 
 
 def count(config: Config, world: int, local_world: int, whole_batch: bool = True) -> Counts:
@@ -262,50 +196,73 @@ def count(config: Config, world: int, local_world: int, whole_batch: bool = True
     if config.engine.name == "deepspeed":
         import_deepspeed()  # before there is a world, which it would remember
     with pretend(world):
-        engine, task, micro, average = make_step(config, world, local_world)
+        # The trainer's step, and a batch for it.
+        stepper = make_stepper(config, world, local_world)
+        micro, module = stepper.micro, stepper.engine.module
         batch = made_up_batch(config, micro * (config.train.accumulate if whole_batch else 1))
+
+        def piece(number: int) -> dict[str, torch.Tensor]:
+            return {k: v[number * micro % len(v) :][:micro] for k, v in batch.items()}
+
+        # What memory is for; what is not said is activations.
         ledger = Ledger()
-        ledger.hold(held_by(engine.module), "parameters")
-        _hold_extras(ledger, engine, average)
+        ledger.hold([*module.parameters(), *module.buffers()], "parameters")
+        hold = partial(_hold_extras, ledger, stepper)
+        hold()
+        _tell_kinds(ledger, stepper.engine, hold)
+        # Steps until nothing changes any more; the last one counts.
         with ledger:
             ledger.hold(batch, "activations")
-            for _ in range(_WARM_UPS[config.engine.name]):
-                one_step(config, engine, task, micro, average, batch, ledger)
-            _hold_extras(ledger, engine, average)
-            ledger.start_counting()
-            mark = ledger.events()
-            one_step(config, engine, task, micro, average, batch, ledger)
+            for step in range(_WARM_UPS[config.engine.name] + 1):
+                hold()
+                ledger.start_counting()
+                mark = ledger.events()
+                # As the trainer does: the ranks agree on signal, time and checkpoint, step, and share the loss.
+                largest_over_ranks([0.0, 0.0, 0.0])
+                loss, _ = stepper.run(piece, step, config.train.lr)
+                sum_over_ranks(float(loss))
         peak, memory = ledger.peak(mark)
         tokens = int(batch["valid"][0].sum()) if "valid" in batch else None
-        parameters = sum(p.numel() for p in engine.module.parameters())
-    assert set(memory) == set(KINDS)
     return Counts(
-        world,
-        engine_label(config, world, local_world),
-        parameters,
-        config.train.batch,
-        micro,
-        tokens,
-        peak,
-        memory,
-        ledger.collectives,
-        ledger.work,
-        ledger.matrix_operations,
-        ledger.operations,
-        time.perf_counter() - started,
+        gpus=world,
+        engine=engine_label(config, world, local_world),
+        parameters=stepper.parameters,
+        images=config.train.batch,
+        micro=micro,
+        tokens=tokens,
+        peak_bytes=peak,
+        memory=memory,
+        collectives=ledger.collectives,
+        work=ledger.work,
+        matrix_operations=ledger.matrix_operations,
+        operations=ledger.operations,
+        seconds=time.perf_counter() - started,
     )
 
 
-def _hold_extras(ledger: Ledger, engine: Engine, average: Average | None) -> None:
+def _tell_kinds(ledger: Ledger, engine: Engine, hold: Callable[[], None]) -> None:
+    """Let an engine say what its memory is for while it is there: gradients, and the buckets of a backward pass."""
+    backward, step = engine.backward, engine.step
+
+    def told_backward(loss: torch.Tensor) -> None:
+        hold()
+        backward(loss)
+
+    def told_step(rate: float, max_norm: float) -> float:
+        ledger.hold([p.grad for p in engine.module.parameters() if p.grad is not None], "gradients")
+        hold()
+        return step(rate, max_norm)
+
+    vars(engine).update(backward=told_backward, step=told_step)
+
+
+def _hold_extras(ledger: Ledger, stepper: Stepper) -> None:
     """Say what memory is for that the model does not own."""
-    buckets = getattr(getattr(engine, "_ddp", None), "buckets", None)
-    if buckets is not None:
-        ledger.hold(buckets, "gradients")
-    if average is not None:
-        ledger.hold(average.weights, "optimizer")
-    optimizer = getattr(engine, "optimizer", None)
-    if optimizer is None:
-        optimizer = _hold_zero(ledger, engine)
+    engine = stepper.engine
+    ledger.hold(getattr(getattr(engine, "_ddp", None), "bucket", None), "gradients")
+    if stepper.average is not None:
+        ledger.hold(stepper.average.weights, "optimizer")
+    optimizer = getattr(engine, "optimizer", None) or _hold_zero(ledger, engine)
     ledger.hold([list(state.values()) for state in optimizer.state.values()], "optimizer")
 
 

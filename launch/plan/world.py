@@ -11,7 +11,9 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -82,46 +84,29 @@ def _numbered(indices: Any) -> list[Any]:
     return out
 
 
-class CountedDDP(nn.Module):
-    """DistributedDataParallel for fake tensors: its reducer is C++ and needs memory to point to.
+class OneBucketDDP(nn.Module):
+    """Stands for DistributedDataParallel, whose reducer is C++ and needs memory to point to.
 
-    The same buckets by the same function of torch, in the order of the layers at first and in the order in which the
-    gradients came from then on, each all-reduced when its last gradient is there; gradients are views into them.
+    It is one term: a flat tensor as large as all gradients, into which each moves when it is there. The flat tensor is
+    all-reduced after the last one, in pieces of the sizes that torch gives to the buckets of a module.
     """
 
     def __init__(self, module: nn.Module, **_options: Any) -> None:
         super().__init__()
         self.module = module
-        self._parameters_in_order = [p for p in module.parameters() if p.requires_grad]
-        self._arrived: list[nn.Parameter] = []
-        self._syncing = True
-        self._settled = False
-        self._make_buckets(list(reversed(self._parameters_in_order)))
-        for parameter in self._parameters_in_order:
-            parameter.register_post_accumulate_grad_hook(self._ready)
-
-    def _make_buckets(self, parameters: list[nn.Parameter]) -> None:
+        own = [p for p in reversed(list(module.parameters())) if p.requires_grad]
+        sizes = [p.numel() for p in own]
         assign: Any = vars(dist)["_compute_bucket_assignment_by_size"]  # not in torch's typed interface
-        limits = [vars(dist)["_DEFAULT_FIRST_BUCKET_BYTES"], 25 * 1024 * 1024]
-        groups, _ = assign(parameters, limits, [False] * len(parameters))
-        self.buckets: list[torch.Tensor] = []
-        self._place: dict[nn.Parameter, tuple[int, torch.Tensor]] = {}
-        self._size = [len(group) for group in groups]
-        for number, group in enumerate(groups):
-            members = [parameters[i] for i in group]
-            flat = torch.zeros(sum(p.numel() for p in members), dtype=members[0].dtype, device=members[0].device)
-            self.buckets.append(flat)
-            parts = flat.split([p.numel() for p in members])
-            for parameter, part in zip(members, parts, strict=True):
-                self._place[parameter] = number, part.view(parameter.shape)
+        groups, _ = assign(own, [vars(dist)["_DEFAULT_FIRST_BUCKET_BYTES"], 25 << 20], [False] * len(own))
+        self.bucket = own[0].new_zeros(sum(sizes))
+        self._pieces = self.bucket.split([sum(sizes[i] for i in group) for group in groups])
+        self._syncing = True
+        self._left = self._count = len(own)
+        for parameter, part in zip(own, self.bucket.split(sizes), strict=True):
+            parameter.register_post_accumulate_grad_hook(partial(self._ready, part.view(parameter.shape)))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's; the buckets are laid out anew once the order of the gradients is known."""
-        if self._arrived and not self._settled:
-            self._make_buckets(self._arrived)
-            self._settled = True
-        if self._syncing:
-            self._arrived, self._left = [], list(self._size)
+        """The module's."""
         return self.module(*args, **kwargs)
 
     @contextmanager
@@ -134,17 +119,16 @@ class CountedDDP(nn.Module):
             self._syncing = True
 
     @torch.no_grad()
-    def _ready(self, parameter: nn.Parameter) -> None:
+    def _ready(self, place: torch.Tensor, parameter: nn.Parameter) -> None:
         if not self._syncing:
             return
-        self._arrived.append(parameter)
-        number, view = self._place[parameter]
         assert parameter.grad is not None
-        torch.mul(parameter.grad, 1 / dist.get_world_size(), out=view)
-        parameter.grad = view
-        self._left[number] -= 1
-        if self._left[number] == 0:
-            dist.all_reduce(self.buckets[number])
+        parameter.grad = torch.mul(parameter.grad, 1 / dist.get_world_size(), out=place)
+        self._left -= 1
+        if self._left == 0:
+            self._left = self._count
+            for piece in self._pieces:
+                dist.all_reduce(piece)
 
 
 @contextmanager
@@ -161,25 +145,14 @@ def _forgetful_deepspeed() -> Iterator[None]:
             vars(sys.modules[name]).update(copies[name])
 
 
-@contextmanager
-def _modules_stay() -> Iterator[None]:
-    """Moving a module to a device does nothing: there is one, and torch cannot swap fake parameters."""
-    real_to = nn.Module.to
-
-    def to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        dtype = torch._C._nn._parse_to(*args, **kwargs)[1]
-        return module if dtype is None else real_to(module, *args, **kwargs)
-
-    nn.Module.to = to  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        nn.Module.to = real_to  # type: ignore[method-assign]
+def _stay(module: nn.Module, *_args: Any, **_kwargs: Any) -> nn.Module:
+    """In place of `Module.to`: there is one device, and torch cannot swap fake parameters."""
+    return module
 
 
 @contextmanager
 def pretend(world: int) -> Iterator[None]:
-    """Inside the block this process is rank 0 of `world`, floating point tensors are fake, and DDP is `CountedDDP`.
+    """Inside the block this process is rank 0 of `world`, floating point tensors are fake, and DDP is `OneBucketDDP`.
 
     Raises:
         RuntimeError: A process group is there already.
@@ -189,17 +162,18 @@ def pretend(world: int) -> Iterator[None]:
     if dist.is_initialized():
         raise RuntimeError("a process group is there already; plan in a process of its own")
     kept_env = dict(os.environ)
-    names = vars(ddp)
-    real_ddp = names["DistributedDataParallel"]
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)  # type: ignore[no-untyped-call]
     try:
-        names["DistributedDataParallel"] = CountedDDP
-        with _forgetful_deepspeed(), _modules_stay(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with FakeTensorMode(allow_non_fake_inputs=True), RealIntegers():
-                yield
+        with (
+            _forgetful_deepspeed(),
+            patch.object(ddp, "DistributedDataParallel", OneBucketDDP),
+            patch.object(nn.Module, "to", _stay),
+            warnings.catch_warnings(action="ignore"),
+            FakeTensorMode(allow_non_fake_inputs=True),
+            RealIntegers(),
+        ):
+            yield
     finally:
-        names["DistributedDataParallel"] = real_ddp
         dist.destroy_process_group()
         os.environ.clear()
         os.environ.update(kept_env)

@@ -81,10 +81,10 @@ def run(asked: argparse.Namespace) -> int:
     places.end_with_launcher(ranks)
     places.share_threads(ranks, int(os.environ.get("OMP_NUM_THREADS", "0")))
     device, trouble = _device(site, ranks)
-    watch = _Watchdog("joining the ranks", _JOIN_S, ranks)
+    watch = _Alarm("joining the ranks", _JOIN_S, ranks)
     places.start(ranks, device, _JOIN_S)
     watch.stop()
-    watch = _Watchdog("start", asked.seconds, ranks)
+    watch = _Alarm("start", asked.seconds, ranks)
     report = _measure(site, ranks, device, asked.seconds, asked.folder, watch)
     report.faults += trouble
     watch.at = "collecting the results"
@@ -93,7 +93,7 @@ def run(asked: argparse.Namespace) -> int:
     return places.finish(code)
 
 
-class _Watchdog:
+class _Alarm:
     """Ends this rank with 65 when a measurement hangs, and says where; a broken network is what preflight is for."""
 
     def __init__(self, at: str, limit_s: float, ranks: Ranks) -> None:
@@ -127,7 +127,7 @@ def _device(site: Site, ranks: Ranks) -> tuple[torch.device, list[str]]:
         return torch.device("cpu"), [f"no {kind} gpu: {error}"]
 
 
-def _measure(site: Site, ranks: Ranks, device: torch.device, seconds: float, folder: Path, watch: _Watchdog) -> Report:
+def _measure(site: Site, ranks: Ranks, device: torch.device, seconds: float, folder: Path, watch: _Alarm) -> Report:
     """Every probe on this rank; all ranks go through the same collectives, whatever they find."""
     import torch.distributed as dist
 
@@ -239,10 +239,10 @@ def _verdict(site: Site, ranks: Ranks, report: Report, bad_nodes: Path | None) -
 
     reports: list[Any] = [None] * ranks.world
     dist.all_gather_object(reports, report)
-    code = [EXIT_OK]
-    if ranks.rank == 0:
+
+    def work() -> int:
         faults = judge(site, reports)
-        code = [EXIT_PREFLIGHT if faults else EXIT_OK]
+        code = EXIT_PREFLIGHT if faults else EXIT_OK
         print(table(reports, faults), flush=True)
         for fault in faults:
             print(f"error: {fault.host or 'network'}: {fault.text} (site {site.name})", file=sys.stderr)
@@ -252,6 +252,7 @@ def _verdict(site: Site, ranks: Ranks, report: Report, bad_nodes: Path | None) -
                 write_atomic(bad_nodes, "".join(f"{name}\n" for name in names).encode())
             except OSError as error:
                 print(f"error: cannot write {bad_nodes}: {error.strerror}", file=sys.stderr)
-                code = [EXIT_PREFLIGHT]
-    dist.broadcast_object_list(code, src=0)
-    return code[0]
+                code = EXIT_PREFLIGHT
+        return code
+
+    return places.on_first_rank(work)

@@ -58,7 +58,8 @@ def device_identity(device: torch.device) -> str:
     return str(getattr(properties, "uuid", "") or f"index {device.index} of {os.environ.get('CUDA_VISIBLE_DEVICES')}")
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Wait until a gpu has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -66,12 +67,12 @@ def _wait(device: torch.device) -> None:
 def _fastest(work: Callable[[], object], device: torch.device, budget_s: float) -> float:
     """Seconds of the fastest of several repeats; the first one, which loads and plans, does not count."""
     work()
-    _wait(device)
+    wait_for(device)
     best, end = float("inf"), time.perf_counter() + budget_s
     while True:
         start = time.perf_counter()
         work()
-        _wait(device)
+        wait_for(device)
         now = time.perf_counter()
         best = min(best, now - start)
         if now >= end:
@@ -108,7 +109,7 @@ def all_reduce_gb_s(device: torch.device, group: dist.ProcessGroup | None = None
     for repeat in range(_REDUCE_REPEATS + 1):
         start = time.perf_counter()
         dist.all_reduce(tensor, group=group)
-        _wait(device)
+        wait_for(device)
         if repeat:
             best = min(best, time.perf_counter() - start)
     return 2 * (ranks - 1) / ranks * tensor.nbytes / best / 1e9

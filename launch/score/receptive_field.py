@@ -31,7 +31,7 @@ _TEXT = """\
 Mean absolute gradient of the output map's centre by the input's pixels (Luo et al. 2016), over pictures of a split.
 Give trained weights as train.init_from=RUN_DIR; without them the model is as initialised. Writes DIR/EXPERIMENT.npz:
 map (H, W), profile_row (H,), profile_col (W,) and about, a JSON text that says what was measured.
-Of token sets it is the field in the frame, by the pixels that the tokens were made from; the map's longest side is at
+For token sets it is the field in the frame, by the pixels that the tokens were made from; the map's longest side is at
 most 2048, and about.pixel_px says how many pixels of the frame lie along a side of one of its own."""
 LARGEST_MAP = 2048
 
@@ -73,16 +73,10 @@ def pictures(config: Config, split: str, count: int, noise: bool) -> Iterator[ND
 
 
 def token_sets(config: Config, split: str, count: int, noise: bool) -> Iterator[Sample]:
-    """Token sets of a split as batches of one, in an order drawn from the run's seed.
-
-    Args:
-        config: Of the run, with data.kind=tokens.
-        split: See `pictures`.
-        count: See `pictures`.
-        noise: Refused: tokens come from a picture.
+    """Token sets of a split as batches of one, in an order drawn from the run's seed; the arguments of `pictures`.
 
     Raises:
-        ConfigError: No such data, or noise.
+        ConfigError: No such data, or noise: tokens come from a picture.
     """
     import numpy as np
 
@@ -155,23 +149,10 @@ def measure(config: Config, split: str, count: int, noise: bool = False, layer: 
         raise ConfigError(f"erf of {config.experiment}: {error}") from None
 
 
-def to_npz(field: Field, about: dict[str, Any]) -> bytes:
-    """The file's bytes: map, profile_row, profile_col (float64) and about (JSON text)."""
-    import numpy as np
-
-    out = io.BytesIO()
-    np.savez_compressed(
-        out,
-        map=field.map.numpy(),
-        profile_row=field.profile_row.numpy(),
-        profile_col=field.profile_col.numpy(),
-        about=np.array(json.dumps(about)),
-    )
-    return out.getvalue()
-
-
 def run(asked: argparse.Namespace) -> int:
     """The command: measure, write, and print one line."""
+    import numpy as np
+
     config = load(asked.experiment, asked.overrides)
     out = Path(asked.out)
     field = measure(config, asked.split, asked.images, asked.noise, asked.layer)
@@ -189,10 +170,13 @@ def run(asked: argparse.Namespace) -> int:
         "pixel_px": field.pixel_px,
         "std_hw_px": [None if s != s else s for s in std],
     }
-    target = out / f"{config.experiment}.npz"
+    target, packed = out / f"{config.experiment}.npz", io.BytesIO()
+    row, col = field.profile_row.numpy(), field.profile_col.numpy()
+    text = np.array(json.dumps(about))
+    np.savez_compressed(packed, map=field.map.numpy(), profile_row=row, profile_col=col, about=text)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, to_npz(field, about))
+        write_atomic(target, packed.getvalue())
     except OSError as error:
         print(f"error: --out {out}: {error.strerror or error}", file=sys.stderr)
         return EXIT_CRASH

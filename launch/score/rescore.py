@@ -54,17 +54,8 @@ exit codes: 0 done, 1 some runs were left out, 64 nothing was scored, as somethi
 # Of a record: all that is asked of a finished run here.
 _NEEDED = ("run_id", "experiment", "config_sha256", "split_sha256", "started_at", "dice", "dice_per_slide")
 # Of a record: what was measured in images of the run's own size.
-_OF_OWN_FRAMES = (
-    "seconds_per_image",
-    "images_per_s",
-    "epochs",
-    "timed_steps",
-    "mfu",
-    "preprocessing_seconds",
-    "dice_ceiling",
-    "dice_val",
-    "score_val",
-)
+_OF_TIME = ("seconds_per_image", "images_per_s", "epochs", "timed_steps", "mfu", "preprocessing_seconds")
+_OF_OWN_FRAMES = (*_OF_TIME, "dice_ceiling", "dice_val", "score_val")
 
 
 class UnfinishedError(ConfigError):
@@ -77,10 +68,10 @@ class Rescored:
 
     Attributes:
         own: Dice per slide at the run's own pixels.
-        other: Dice per slide at those of the other files.
-        pooled: Dice of all of the latter as one picture.
+        other: Dice per slide at the pixels of the other files.
+        pooled: Dice of all slides of the other files as one picture.
         everything: Mean Dice there of a prediction that is foreground everywhere.
-        nothing: That of one that is so nowhere.
+        nothing: Mean Dice there of a prediction that is background everywhere.
     """
 
     own: dict[str, float]
@@ -136,11 +127,8 @@ def read_run(run_dir: Path, folder: str | None) -> tuple[Config, dict[str, Any]]
             tree["data"]["dir"] = folder
         config = Config.model_validate(tree)
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        else:
-            reason = str(error).splitlines()[0]
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        reason = str(error).splitlines()[0] if first is None else f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise ConfigError(f"{run_dir / 'config.yaml'}: not settings of this version: {reason}") from None
     if config.model.task != "segmentation":
         raise ConfigError(f"{run_dir}: the run classifies; only segmentations have pixels")
@@ -161,9 +149,7 @@ def own_files(config: Config, record: dict[str, Any]) -> TokenFiles:
     names = files.split["test"]
     if files.split_sha256 != record["split_sha256"] or set(names) != set(record["dice_per_slide"]):
         raise ConfigError(f"{config.experiment}: data.split is another one by now than when the run was tested")
-    files.split = {part: names if part == "test" else [] for part in files.split}
-    files.check()
-    return files
+    return _of_slides(files, names)
 
 
 def other_files(config: Config, names: list[str], folder: Path) -> TokenFiles:
@@ -198,22 +184,14 @@ def other_files(config: Config, names: list[str], folder: Path) -> TokenFiles:
     except StoreError as error:
         raise ConfigError(str(error)) from None
     patch, px = two["patch"], two["frame_px"]
-    changed = {
-        "dir": str(folder),
-        "patching": "uniform",
-        "patch": patch,
-        "resolution": px,
-        "length": (px // patch) ** 2,
-        "kind": "tokens",
-        "part": 1.0,
-        "variants": (),
-        "split_on": "edges",
-        "thresholds": None,
-        "resample": "mean",
-        "cache_gib": 0.0,
-        "foreground_crops": 0.0,
-    }
-    files = TokenFiles(own.model_copy(update=changed))
+    frame = {"resolution": px, "patch": patch, "length": (px // patch) ** 2, "patching": "uniform", "resample": "mean"}
+    plain = {"kind": "tokens", "part": 1.0, "variants": (), "split_on": "edges", "thresholds": None}
+    other = {"dir": str(folder), "cache_gib": 0.0, "foreground_crops": 0.0, **frame, **plain}
+    return _of_slides(TokenFiles(own.model_copy(update=other)), names)
+
+
+def _of_slides(files: TokenFiles, names: list[str]) -> TokenFiles:
+    """These test slides of the files alone, checked."""
     files.split = {part: names if part == "test" else [] for part in files.split}
     files.check()
     return files
@@ -276,7 +254,7 @@ def _slide(
 
     from data_prep.tokens.ceiling import pixel_dice_from_cells
     from data_prep.tokens.token_set import rebuild
-    from launch.train.segmentation_scores import raster_counts, raster_logits, token_logits
+    from launch.train.segmentation import raster_counts, raster_logits, token_logits
 
     def forward(inputs: Any) -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
@@ -332,22 +310,22 @@ def run_rescore(asked: argparse.Namespace) -> int:
         raise ConfigError("rescore runs as one process; start it without torchrun, mpiexec or srun -n")
     if asked.name is not None and not _NAME.fullmatch(asked.name):
         raise ConfigError(f"--name {asked.name!r}: a name of letters, digits, _ . and -, not a path")
-    tasks: list[_Task] = []
+    found: list[_Scorable] = []
     left_out: list[UnfinishedError] = []
     for run_dir in asked.runs:
         try:
-            tasks.append(_plan(run_dir, asked))
+            found.append(_scorable(run_dir, asked))
         except UnfinishedError as error:
             left_out.append(error)
-    if not tasks:
+    if not found:
         raise left_out[0]
     for each in left_out:
         print(f"left out: {each}", file=sys.stderr)
-    return max([_one(task, asked) for task in tasks] + [EXIT_CRASH if left_out else EXIT_OK])
+    return max([_one(run, asked) for run in found] + [EXIT_CRASH if left_out else EXIT_OK])
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Scorable:
     """A run, checked: where it is, what it is, its files, those to score at, and where the record goes."""
 
     run_dir: Path
@@ -358,17 +336,17 @@ class _Task:
     folder: Path
 
 
-def _plan(run_dir: Path, asked: argparse.Namespace) -> _Task:
+def _scorable(run_dir: Path, asked: argparse.Namespace) -> _Scorable:
     config, record = read_run(run_dir, asked.tokens)
     own = own_files(config, record)
     other = other_files(config, own.split["test"], asked.at)
     folder = asked.out / (asked.name or f"{config.experiment}_at_{other.config.resolution}px") / record["run_id"]
     if folder.resolve() == run_dir.resolve() or (folder / "checkpoints").exists():
         raise ConfigError(f"{folder}: is a run itself; choose another --out")
-    return _Task(run_dir, config, record, own, other, folder)
+    return _Scorable(run_dir, config, record, own, other, folder)
 
 
-def _one(task: _Task, asked: argparse.Namespace) -> int:
+def _one(task: _Scorable, asked: argparse.Namespace) -> int:
     from data_prep.token_files.token_file import StoreError
 
     run_dir, config, record, folder = task.run_dir, task.config, task.record, task.folder

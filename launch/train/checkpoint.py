@@ -10,17 +10,23 @@ import json
 import shutil
 import zlib
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
+from torch.utils._pytree import tree_map_only
 
 from data_prep.system.files import write_atomic
+from launch.engines.ranks import on_first_rank
 
 COMPLETE = "COMPLETE"
 _BLOCK = 1 << 22
@@ -59,33 +65,20 @@ class Place:
 
 
 def save(
-    folder: Path,
-    step: int,
-    state: dict[str, Any],
-    notes: dict[str, Any],
-    keep: int,
-    native: Callable[[Path], None] | None = None,
-    best: int | None = None,
-) -> Path:
-    """Save a checkpoint together with all ranks; afterwards the newest `keep` remain, and the best one.
+    place: Place, state: dict[str, Any], notes: dict[str, Any], native: Callable[[Path], None] | None = None
+) -> None:
+    """Save a checkpoint together with all ranks; afterwards the newest `place.keep` remain, and the best one.
 
     Args:
-        folder: Folder of all checkpoints of the run.
-        step: Finished steps.
+        place: Where, and what to keep.
         state: Tree of (sharded) tensors, the same keys on every rank; an empty one is not written.
         notes: JSON values that come back with it.
-        keep: Checkpoints to keep.
         native: Writes an engine's own files into the folder it is given; called on every rank.
-        best: Step of the checkpoint with the best score, which is kept too.
-
-    Returns:
-        The finished folder.
 
     Raises:
         Exception: Writing failed on some rank (full disk...); raised on every rank. Earlier checkpoints stay, and
             what was written of this one is removed, so that a full disk has room for the record that tells of it.
     """
-    place = Place(folder, step, keep, best)
     prepare(place, notes)
 
     if native is not None:
@@ -100,7 +93,6 @@ def save(
         return own if native is None else own | _native_fingerprints(place.temporary)
 
     publish(place, write)
-    return place.target
 
 
 def prepare(place: Place, notes: dict[str, Any]) -> None:
@@ -111,7 +103,7 @@ def prepare(place: Place, notes: dict[str, Any]) -> None:
         place.temporary.mkdir(parents=True)
         write_atomic(place.temporary / "notes.json", json.dumps(notes).encode())
 
-    _on_first_rank(work)
+    on_first_rank(work)
 
 
 def publish(place: Place, written: Callable[[], dict[str, list[int]]]) -> None:
@@ -133,13 +125,11 @@ def publish(place: Place, written: Callable[[], dict[str, list[int]]]) -> None:
             failure = error
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, (mine, failure))
-        if failure is not None:
-            raise failure
-        for _, other in everyone:
-            if other is not None:
-                raise other
+        for cause in (failure, *(other for _, other in everyone)):
+            if cause is not None:
+                raise cause
         files = {name: value for part, _ in everyone for name, value in part.items()}
-        _on_first_rank(lambda: _name_and_mark(place, files))
+        on_first_rank(lambda: _name_and_mark(place, files))
     except BaseException:
         if dist.get_rank() == 0:
             clean(place.folder)
@@ -177,19 +167,6 @@ class Writer(FileSystemWriter):
             raise root from None
 
 
-def _on_first_rank(work: Callable[[], None]) -> None:
-    """Do something on rank 0 while the others wait; what it raises is raised on all ranks."""
-    error: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            work()
-        except Exception as caught:
-            error = [caught]
-    dist.broadcast_object_list(error, src=0)
-    if error[0] is not None:
-        raise error[0]
-
-
 def wait_for_shards(save: Callable[[], Any]) -> None:
     """Call what saves, or waits for it; what went wrong on any rank is raised bare: torch wraps it in many lines."""
     try:
@@ -222,6 +199,76 @@ def _fingerprint(path: Path) -> list[int]:
         while block := source.read(_BLOCK):
             crc = zlib.crc32(block, crc)
     return [path.stat().st_size, crc]
+
+
+class BackgroundSaver:
+    """Writes checkpoints while training goes on, at most one at a time.
+
+    What is to be saved is copied to host memory first; a thread then writes the copy, talking to the other ranks over a
+    group of its own. All ranks publish together, at a step at which all have finished: until then the checkpoint before
+    is the newest. All methods but `writing` are called by all ranks together.
+    """
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._stager = DefaultStager(StagingOptions(False, False, False, False))
+        self._files: Future[dict[str, list[int]]] | None = None
+        self._place: Place | None = None
+
+    def begin(self, place: Place, state: dict[str, Any], notes: dict[str, Any]) -> None:
+        """Copy `state` and write it from now on; what was under way is published first.
+
+        Args:
+            place: Where, and what to keep.
+            state: Tree of (sharded) tensors, the same keys on every rank.
+            notes: JSON values that come back with it.
+
+        Raises:
+            Exception: The folder cannot be made, or the checkpoint under way failed.
+        """
+        self.publish()
+        prepare(place, notes)
+        # What lies on the CPU already is not copied by torch, and training would change it under the writer's hands.
+        copy = tree_map_only(torch.Tensor, lambda t: t.detach().clone() if t.device.type == "cpu" else t, state)
+        saved = async_save(
+            copy, storage_writer=Writer(place.temporary), process_group=self._group, async_stager=self._stager
+        )
+        self._place, self._files = place, self._thread.submit(_finish, saved, place.temporary)
+
+    @property
+    def under_way(self) -> bool:
+        """Is a checkpoint not published yet? The same on all ranks."""
+        return self._files is not None
+
+    @property
+    def writing(self) -> bool:
+        """Is this rank still writing?"""
+        return self._files is not None and not self._files.done()
+
+    def publish(self) -> None:
+        """Wait for what is under way on any rank, and give it its name.
+
+        Raises:
+            Exception: Writing failed on some rank (full disk...); raised on every rank. What was written is removed.
+        """
+        if self._files is None or self._place is None:
+            return
+        place, mine = self._place, self._files
+        self._place = self._files = None
+        publish(place, mine.result)
+
+    def close(self) -> None:
+        """Publish what is under way and end the thread."""
+        self.publish()
+        self._thread.shutdown()
+        self._stager.close()
+
+
+def _finish(saved: Any, temporary: Path) -> dict[str, list[int]]:
+    """Fingerprints of this rank's files, once they are written."""
+    wait_for_shards(saved.result)
+    return fingerprints(temporary)
 
 
 def _steps(folder: Path) -> list[int]:
@@ -288,10 +335,8 @@ def load_newest(
         The notes saved with the checkpoint; None when there is no sound one, and then `state` is as it was.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
-    found: list[Any] = [[s for s in _steps(folder) if only in (None, s)] if rank == 0 else None]
-    dist.broadcast_object_list(found, src=0)
     damaged: list[Path] = []
-    for step in found[0]:
+    for step in on_first_rank(lambda: [s for s in _steps(folder) if only in (None, s)]):
         source = folder / f"step-{step}"
         fault = _fault(source, rank, world)
         faults: list[Any] = [None] * world

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from data_prep.system.files import write_atomic
-from data_prep.system.progress import Progress
 from hpc_models import registry
 from hpc_models.training import metrics
 from hpc_models.training.distill import scale_loss, teacher_loss
@@ -27,9 +26,9 @@ from launch.data.augment import change_picture
 from launch.data.batches import Batch, Sample, collate, crop_sample, token_sample
 from launch.data.pictures import ImageFiles, slide_labels
 from launch.data.token_files import TokenFiles
-from launch.engines.base import Engine
+from launch.engines.base import Engine, Forward
+from launch.train.task import score_items
 
-Forward = Callable[[Any], torch.Tensor]
 FOREGROUND_SHARE = 0.01  # labels=mask: a crop with less foreground than this has none
 
 
@@ -199,22 +198,14 @@ class Classification:
 
     def _scores(self, engine: Engine, part: str, device: torch.device, label: str) -> ClassScores:
         items = self._items(part)
-        rank, world = engine.data_rank, engine.data_world
-        table = torch.zeros(len(items), 2 + self.config.data.classes, dtype=torch.float64)
-        engine.module.eval()
-        with Progress(len(items), label, "items", rank=dist.get_rank()) as bar:
-            for first in range(0, len(items), world):
-                # As in segmentation: a rank without an item of its own repeats the last one, for sharded models.
-                index = min(first + rank, len(items) - 1)
-                sample, tokens = self._item(*items[index])
-                inputs = {k: v.to(device) for k, v in collate([sample]).items() if k != "label"}
-                row = engine.forward(inputs)[0].double().softmax(-1).cpu()
-                if first + rank < len(items) and engine.first_of_share:
-                    table[index, 0], table[index, 1] = float(sample["label"]), tokens
-                    table[index, 2:] = row
-                bar.update(min(world, len(items) - first))
-        engine.module.train()
-        dist.all_reduce(table)
+
+        def row_of(index: int, _mine: bool) -> torch.Tensor:
+            sample, tokens = self._item(*items[index])
+            inputs = {k: v.to(device) for k, v in collate([sample]).items() if k != "label"}
+            row = engine.forward(inputs)[0].double().softmax(-1).cpu()
+            return torch.cat([torch.tensor([float(sample["label"]), tokens], dtype=torch.float64), row])
+
+        table = score_items(engine, len(items), 2 + self.config.data.classes, label, "items", row_of)
         names = [name if at is None else f"{name}@{at[0]},{at[1]}" for name, at in items]
         tokens_mean = None if self.config.data.kind != "tokens" else float(table[:, 1].mean())
         return ClassScores(names, table[:, 0].long(), table[:, 2:], tokens_mean)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 
-from hpc_models.training.losses import bce_dice
-from launch.config.config import Config
-from launch.data.batches import Batch, training_batch
-from launch.data.pictures import Files
-from launch.data.token_files import TokenFiles
-from launch.engines.base import Engine
-from launch.train.classification import Classification, Forward
-from launch.train.segmentation_scores import Scores, evaluate
-from launch.train.trivial_baselines import floors
+from data_prep.system.progress import Progress
+from launch.data.batches import Batch
+from launch.engines.base import Engine, Forward
 
 
 class TestScores(Protocol):
@@ -58,42 +53,35 @@ class Task(Protocol):
         """What needs no model; every rank must call it."""
 
 
-class Segmentation:
-    """Exact pixel Dice of token sets, or of crops by sliding window."""
+def score_items(
+    engine: Engine, items: int, numbers: int, label: str, unit: str, row_of: Callable[[int, bool], torch.Tensor]
+) -> torch.Tensor:
+    """A row of numbers for each item, every item scored once whatever the number of ranks; all ranks must call it.
 
-    key = "dice"
-    parts = 1
+    Args:
+        engine: The wrapped model; left in training mode.
+        items: How many there are.
+        numbers: Length of a row.
+        label: Name on the progress bar.
+        unit: What an item is.
+        row_of: Gives the row (numbers,) of an item; told whether this rank's answer counts.
 
-    def __init__(self, config: Config, files: TokenFiles) -> None:
-        self.config, self.files = config, files
-
-    def batch(self, picks: list[tuple[int, int]]) -> Batch:
-        """See `Task`."""
-        return training_batch(self.config, self.files, picks)
-
-    def losses(self, forward: Forward, batch: Batch, teacher: Forward | None) -> Iterator[torch.Tensor]:
-        """See `Task`; there is no teacher."""
-        assert teacher is None
-        yield bce_dice(forward(batch), batch["mask_counts"], batch["content_counts"])
-
-    def evaluate(
-        self, engine: Engine, part: str, device: torch.device, pictures: Path | None = None, label: str = "eval"
-    ) -> Scores:
-        """See `Task`."""
-        return evaluate(engine, self.config, self.files, part, device, pictures, label)
-
-    def floors(self) -> dict[str, float]:
-        """See `Task`."""
-        return floors(self.files)
-
-
-def make_task(config: Config, files: Files) -> Task:
-    """The task that a configuration's model was made for.
-
-    Raises:
-        ConfigError: Labels are missing or do not fit.
+    Returns:
+        (items, numbers) float64, the same on every rank.
     """
-    if config.model.task == "classification":
-        return Classification(config, files)
-    assert isinstance(files, TokenFiles)
-    return Segmentation(config, files)
+    rank, world = engine.data_rank, engine.data_world
+    table = torch.zeros(items, numbers, dtype=torch.float64)
+    engine.module.eval()
+    with Progress(items, label, unit, rank=dist.get_rank()) as bar:
+        for first in range(0, items, world):
+            # With parameters spread over ranks all of them must run the model together: in the last round a rank
+            # without an item of its own repeats the last one and throws the answer away.
+            index = min(first + rank, items - 1)
+            mine = first + rank < items and engine.first_of_share
+            row = row_of(index, mine)
+            if mine:
+                table[index] = row
+            bar.update(min(world, items - first))
+    engine.module.train()
+    dist.all_reduce(table)
+    return table

@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 
 from data_prep.system.progress import Progress
 from hpc_models import registry
-from hpc_models.blocks.checkpointing import frozen_statistics
-from hpc_models.training.asam import neighbourhood
 from launch import engines
-from launch.config.config import Config
-from launch.data.batches import Batch, Prefetch
+from launch.config.config import CheckpointConfig, Config, EvalConfig
+from launch.data.batches import Prefetch, Sampler
 from launch.data.pictures import Files
-from launch.data.sampler import Sampler
+from launch.data.token_files import TokenFiles
 from launch.engines.ranks import Ranks, device_name
-from launch.engines.sequence_parallel import spread_sequences
 from launch.records.clock import Clock
 from launch.records.flops import Speed, peak_tflops
-from launch.records.loggers import open_sinks
-from launch.records.profiling import Profiler
 from launch.records.record import Metrics, peak_resident_gib
 from launch.train import checkpoint
-from launch.train.background import BackgroundSaver
-from launch.train.classification import Forward
-from launch.train.ema import Average, share_statistics
-from launch.train.optim import learning_rate, make_optimizer, progress_of
-from launch.train.signals import StopFlag, signal_name
-from launch.train.task import TestScores, make_task
-from launch.train.weights import load_weights
+from launch.train.ema import share_statistics
+from launch.train.lifetime import StopFlag, signal_name
+from launch.train.optim import learning_rate, progress_of
+from launch.train.stepper import Stepper, largest_over_ranks, sum_over_ranks
+from launch.train.task import Task, TestScores
+
+if TYPE_CHECKING:
+    from launch.records.loggers import Sink
+    from launch.records.profiling import Profiler
 
 
 class TrainingError(RuntimeError):
@@ -79,26 +74,15 @@ class Trainer:
         self.config, self.files, self.ranks, self.device = config, files, ranks, device
         self.run_dir, self.stop, self.say = run_dir, stop, say
         train = config.train
+        # What makes a step: the task, the model, the engine around it.
         torch.manual_seed(train.seed)
         self.task = make_task(config, files)
         model, weights = self._new_model()
-        self.parameters = sum(p.numel() for p in model.parameters())
-        parts = train.accumulate * self.task.parts
-        self.micro = train.batch // (ranks.world // config.engine.sequence) // train.accumulate
-        self.engine = engines.build(
-            model,
-            config.engine,
-            device=device,
-            precision=train.precision,
-            parts=parts,
-            micro=self.micro,
-            make_optimizer=lambda module: make_optimizer(module, train),
-            max_norm=train.clip,
-            local=ranks.local,
-            local_world=ranks.local_world,
-            weights=weights,
-        )
-        self.average = None if train.ema_decay is None else Average(self.engine.module, train.ema_decay)
+        self.stepper = Stepper(config, self.task, model, ranks, device, weights)
+        self.engine, self.average = self.stepper.engine, self.stepper.average
+        peak = config.log.peak_tflops or peak_tflops(device_name(device), train.precision)
+        self.speed = self.stepper.speed = Speed(peak, ranks.world, not config.engine.compile, sum_over_ranks)
+        # Where the run stands: at its start, or where the newest checkpoint left it.
         self.sampler = Sampler(len(files.split["train"]), train.batch, train.seed)
         self.clock = Clock()
         self.step = 0
@@ -107,19 +91,26 @@ class Trainer:
         self.best: tuple[float, int] | None = None  # best score on val, and the step it was measured at
         background = config.checkpoint.background
         wanted = device.type == "cuda" if background is None else background
-        self._background = BackgroundSaver() if wanted and config.engine.name != "deepspeed" else None
-        self._saved_step = -1
+        self._background = checkpoint.BackgroundSaver() if wanted and config.engine.name != "deepspeed" else None
+        self._saved_step = self._evaluated_step = -1
         self._saved_at_s = self._evaluated_at_s = 0.0
-        self._evaluated_step = -1
-        peak = config.log.peak_tflops or peak_tflops(device_name(device), train.precision)
-        self.speed = Speed(peak, ranks.world, not config.engine.compile, self._sum_over_ranks)
         self._resume()
-        self.profiler = Profiler(config.log.profile_steps, logs, ranks.rank)
-        self.metrics: Metrics | None = None
-        if ranks.rank == 0:
-            sinks = open_sinks(config.log.sinks, run_dir, config.model_dump(mode="json"))
-            scored = self._evaluated_step == self.step
-            self.metrics = Metrics(run_dir / "metrics.jsonl", self.step, sinks, scored)
+        # What is written down on the way.
+        self.profiler: Profiler | None = None
+        if config.log.profile_steps is not None and logs is not None:
+            from launch.records.profiling import Profiler
+
+            self.profiler = Profiler(config.log.profile_steps, logs, ranks.rank)
+        self.metrics = self._open_metrics() if ranks.rank == 0 else None
+
+    def _open_metrics(self) -> Metrics:
+        sinks: list[Sink] = []
+        if self.config.log.sinks:
+            from launch.records.loggers import open_sinks
+
+            sinks = open_sinks(self.config.log.sinks, self.run_dir, self.config.model_dump(mode="json"))
+        scored = self._evaluated_step == self.step
+        return Metrics(self.run_dir / "metrics.jsonl", self.step, sinks, scored)
 
     def _new_model(self) -> tuple[torch.nn.Module, dict[str, torch.Tensor] | None]:
         """The bare model with its starting weights; with meta_init only their description, and rank 0's weights."""
@@ -128,13 +119,13 @@ class Trainer:
         if whole:
             model = build_model(config)
             if config.train.init_from is not None:
+                from launch.train.weights import load_weights
+
                 load_weights(model, config.train.init_from)
         if config.engine.meta_init:
             weights = model.state_dict() if whole else None
             with torch.device("meta"):
                 model = build_model(config)
-        if config.engine.sequence > 1:
-            spread_sequences(model, config.engine.sequence)
         return model, weights
 
     # -- one run --------------------------------------------------------------------------------------------------
@@ -169,9 +160,7 @@ class Trainer:
         train = self.config.train
         share = self.engine.data_rank, self.engine.data_world
         batches = Prefetch(
-            lambda step: self.task.batch(self.sampler.at(step, *share)),
-            self.step,
-            self.config.data.prefetch,
+            lambda step: self.task.batch(self.sampler.at(step, *share)), self.step, self.config.data.prefetch
         )
         by_time = train.max_seconds is not None
         total = int(train.max_seconds or 0) if by_time else train.max_steps
@@ -187,13 +176,15 @@ class Trainer:
                         return stop_name
                     self._work_between_steps(elapsed_s)
                     self._train_step(batches, learning_rate(train, progress))
-                    self.profiler.step()
+                    if self.profiler is not None:
+                        self.profiler.step()
                     at = min(total or 0, int(self.clock.train_seconds)) if by_time else self.step
                     loss = "" if self.loss is None else f"loss {self.loss:.4f}"
                     bar.update(at - bar.done, f"step {self.step}, {loss}" if by_time else loss)
         finally:
             batches.close()
-            self.profiler.close()
+            if self.profiler is not None:
+                self.profiler.close()
 
     def _agree(self) -> tuple[str, float]:
         """Name of the signal that any rank got ("" for none) and rank 0's training time, the same on every rank.
@@ -204,25 +195,20 @@ class Trainer:
         own = float(self.stop.look())
         writing = float(self._background is not None and self._background.writing)
         elapsed_s = self.clock.train_seconds if self.ranks.rank == 0 else 0.0
-        values = torch.tensor([own, elapsed_s, writing], dtype=torch.float64)
-        dist.all_reduce(values, op=dist.ReduceOp.MAX)
-        if not values[2]:
+        number, elapsed_s, writing = largest_over_ranks([own, elapsed_s, writing])
+        if not writing:
             self._publish()
-        number = int(values[0])
-        return signal_name(number), float(values[1])
+        return signal_name(int(number)), elapsed_s
 
     def _work_between_steps(self, elapsed_s: float) -> None:
         """Checkpoint and evaluation when they are due; decided by step and the agreed time alone."""
         saving, measuring = self.config.checkpoint, self.config.eval
-        due_time = saving.every_seconds is not None and elapsed_s - self._saved_at_s >= saving.every_seconds
-        due_step = saving.every_steps is not None and self.step > 0 and self.step % saving.every_steps == 0
-        if (due_step or due_time) and self.step != self._saved_step:
+        if self._due(saving, elapsed_s - self._saved_at_s) and self.step != self._saved_step:
             self._saved_at_s = elapsed_s
             self._save()
             self.clock.begin()
-        due_time = measuring.every_seconds is not None and elapsed_s - self._evaluated_at_s >= measuring.every_seconds
-        due_step = measuring.every_steps is not None and self.step > 0 and self.step % measuring.every_steps == 0
-        if (due_step or due_time) and self.files.split["val"] and self.step != self._evaluated_step:
+        due = self._due(measuring, elapsed_s - self._evaluated_at_s)
+        if due and self.files.split["val"] and self.step != self._evaluated_step:
             self._evaluated_at_s, self._evaluated_step = elapsed_s, self.step
             self.val_score = self._scores("val").headline()
             if saving.keep_best and (self.best is None or self.val_score > self.best[0]):
@@ -231,77 +217,36 @@ class Trainer:
                 self._save()
             self.clock.begin()
 
+    def _due(self, every: CheckpointConfig | EvalConfig, since_s: float) -> bool:
+        due_time = every.every_seconds is not None and since_s >= every.every_seconds
+        return due_time or (every.every_steps is not None and self.step > 0 and self.step % every.every_steps == 0)
+
     # -- one step -------------------------------------------------------------------------------------------------
 
     def _train_step(self, batches: Prefetch, rate: float) -> None:
         """One optimiser step on the global batch; its loss is the mean over the images of all ranks."""
-        train = self.config.train
-        batch: Batch = next(batches)
+        train, micro = self.config.train, self.stepper.micro
+        batch = next(batches)
         self.clock.waited()
         self.speed.begin(batch)
-        # Dropout must not depend on how often a run was restarted: the generator's state is a function of the step.
-        torch.manual_seed(self._seed_of_step())
-        total = self._gradients(batch)
-        if train.optimiser == "asam":
-            # The second pass sees the same batch and the same dropout; its batch statistics are not counted again.
-            with neighbourhood(self.engine.module.parameters(), train.rho), frozen_statistics(self.engine.module):
-                torch.manual_seed(self._seed_of_step())
-                self._gradients(batch)
-        norm = self.engine.step(rate, train.clip)
+
+        def piece(number: int) -> dict[str, torch.Tensor]:
+            return {k: v[number * micro : (number + 1) * micro].to(self.device) for k, v in batch.items()}
+
+        total, norm = self.stepper.run(piece, self.step, rate)
         if not math.isfinite(norm):  # the same on every rank, at every step: no broken weights reach a checkpoint
-            raise TrainingError(
-                f"loss is {self._mean_over_ranks(total)}, its gradient {norm} in step {self.step + 1}; "
-                "try a smaller train.lr"
-            )
+            loss = sum_over_ranks(float(total)) / self.ranks.world
+            raise TrainingError(f"loss is {loss}, its gradient {norm} in step {self.step + 1}; try a smaller train.lr")
         self.step += 1
         self.speed.stepped()
-        if self.average is not None:
-            self.average.update(self.step)
         logged = self.step % train.log_every == 0 or self.step == train.max_steps
         if logged:
-            self.loss = self._mean_over_ranks(total)
+            self.loss = sum_over_ranks(float(total)) / self.ranks.world
         spent = self.clock.end(self.config.images_per_step, typical=not self.speed.counting)
         if logged:
             self._log_step(*spent, rate, norm)
             if not math.isfinite(self.loss or 0.0):
                 raise TrainingError(f"loss is {self.loss} at step {self.step}; try a smaller train.lr")
-
-    def _gradients(self, batch: Batch) -> torch.Tensor:
-        """Back-propagate this rank's share of a step, part by part; returns its share of the loss."""
-        total = torch.zeros((), device=self.device)
-        accumulate, parts = self.config.train.accumulate, self.task.parts
-        micro = self.micro
-        share = micro * accumulate
-        for piece in range(accumulate):
-            inputs = {k: v[piece * micro : (piece + 1) * micro].to(self.device) for k, v in batch.items()}
-            losses = self.task.losses(self.engine.forward, inputs, self._teacher())
-            for part in range(parts):
-                last = piece == accumulate - 1 and part == parts - 1
-                with self.engine.micro_step(last=last):
-                    with self.speed.forward():
-                        loss = next(losses).sum() / (share * parts)
-                    self.engine.backward(loss)
-                total += loss.detach()
-        return total
-
-    def _teacher(self) -> Forward | None:
-        """The averaged model as a function, when it teaches."""
-        if self.average is None or not self.config.train.distill:
-            return None
-        return self.average.teacher(self.speed.no_backward()(self.engine.forward))
-
-    def _seed_of_step(self) -> int:
-        text = f"{self.config.train.seed}/{self.step}/{self.ranks.rank}"
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-    def _mean_over_ranks(self, value: torch.Tensor) -> float:
-        return self._sum_over_ranks(float(value)) / self.ranks.world
-
-    @staticmethod
-    def _sum_over_ranks(value: float) -> float:
-        summed = torch.tensor(value, dtype=torch.float64)
-        dist.all_reduce(summed)
-        return float(summed)
 
     # -- writing --------------------------------------------------------------------------------------------------
 
@@ -357,21 +302,20 @@ class Trainer:
     def _save(self) -> None:
         if self.step == self._saved_step:
             return
-        notes = {"step": self.step, "clock": self.clock.notes(), "world": self.ranks.world, "loss": self.loss}
-        notes["timed_on"] = self._timed_on()
-        notes |= {"val_score": self.val_score, "best": self.best, "evaluated_at_s": self._evaluated_at_s}
-        notes |= {"evaluated_step": self._evaluated_step, "flops": self.speed.flops}
         engine = self.config.engine
+        notes = {"step": self.step, "clock": self.clock.notes(), "world": self.ranks.world, "loss": self.loss}
+        notes |= {"timed_on": self._timed_on(), "flops": self.speed.flops, "val_score": self.val_score}
+        notes |= {"best": self.best, "evaluated_at_s": self._evaluated_at_s, "evaluated_step": self._evaluated_step}
         notes |= {"engine": engine.name, "zero": engine.zero if engine.name == "deepspeed" else None}
         share_statistics(self.engine.module, self.average)
         state = self._state()
         native = self.engine.save if self.config.engine.name == "deepspeed" else None
         best = self.best[1] if self.best else None
-        folder, keep = self.run_dir / "checkpoints", self.config.checkpoint.keep
+        place = checkpoint.Place(self.run_dir / "checkpoints", self.step, self.config.checkpoint.keep, best)
         if self._background is not None:
-            self._background.begin(checkpoint.Place(folder, self.step, keep, best), state, notes)
+            self._background.begin(place, state, notes)
         else:
-            checkpoint.save(folder, self.step, state, notes, keep, native, best)
+            checkpoint.save(place, state, notes, native)
         self._saved_step = self.step
 
     def _publish(self) -> None:
@@ -411,15 +355,30 @@ class Trainer:
             return
         self.step = self._saved_step = int(notes["step"])
         self.clock = Clock(**notes["clock"])
-        if notes.get("timed_on") != self._timed_on():  # the record's speed is that of the machine it names
+        if notes["timed_on"] != self._timed_on():  # the record's speed is that of the machine it names
             self.clock = Clock(train_seconds=self.clock.train_seconds)
-        if "flops" in notes:
-            self.speed.resume(notes["flops"], self.step)
+        self.speed.resume(notes["flops"], self.step)
         self.loss, self.val_score = notes["loss"], notes["val_score"]
         self.best = tuple(notes["best"]) if notes["best"] else None
         self._saved_at_s, self._evaluated_at_s = self.clock.train_seconds, notes["evaluated_at_s"]
-        self._evaluated_step = notes.get("evaluated_step", -1)  # older checkpoints do not say
+        self._evaluated_step = notes["evaluated_step"]
         self.say(f"resumed at step {self.step} ({self.clock.train_seconds:.1f} s of training, {notes['world']} ranks)")
+
+
+def make_task(config: Config, files: Files) -> Task:
+    """The task that a configuration's model was made for.
+
+    Raises:
+        ConfigError: Labels are missing or do not fit.
+    """
+    if config.model.task == "classification":
+        from launch.train.classification import Classification
+
+        return Classification(config, files)
+    from launch.train.segmentation import Segmentation
+
+    assert isinstance(files, TokenFiles)
+    return Segmentation(config, files)
 
 
 def build_model(config: Config) -> torch.nn.Module:

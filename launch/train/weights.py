@@ -88,7 +88,7 @@ def checkpoint_weights(checkpoint: Path, average: bool = False, shapes_only: boo
         RuntimeError, ValueError, OSError, KeyError, CheckpointException: Damaged.
     """
     notes = json.loads((checkpoint / "notes.json").read_text())
-    if notes.get("engine") == "deepspeed":
+    if notes["engine"] == "deepspeed":
         if average:
             raise ConfigError("engine.name=deepspeed keeps no running average of the weights")
         return _zero_weights(checkpoint, int(notes["zero"]))

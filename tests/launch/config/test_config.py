@@ -14,7 +14,7 @@ from launch.config.base import FROM_DATA
 from launch.config.config import ADDED, NOT_COMPARED, ConfigError, differing_keys, flatten, validate
 from launch.config.models.table import MODELS
 from launch.experiments.load import EXPERIMENTS, describe, load
-from launch.train.run import check_world
+from launch.train.checks import check_world
 from tests.helpers.repository import ROOT
 
 

@@ -17,7 +17,7 @@ from launch.config.models.table import MODELS
 from launch.experiments.load import EXPERIMENTS, load
 from launch.plan.inventory import inventory, measure, meta_inputs, reference
 from launch.records.text_table import text_table
-from launch.train.run import check_model
+from launch.train.checks import check_model
 from launch.train.trainer import build_model
 from tests.helpers.repository import ROOT
 

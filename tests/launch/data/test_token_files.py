@@ -13,8 +13,7 @@ from data_prep.token_files.token_file import read_tokens, token_path, write_toke
 from data_prep.tokens.paper_sequences import pack_strip
 from data_prep.tokens.token_set import rebuild
 from launch.config.config import ConfigError
-from launch.data.batches import Prefetch, collate, crop_sample, token_sample, training_batch
-from launch.data.sampler import Sampler
+from launch.data.batches import Prefetch, Sampler, collate, crop_sample, token_sample, training_batch
 from launch.data.token_files import Raster, TokenFiles, read_split
 from launch.experiments.load import load
 from tests.helpers.small_runs import LENGTH, PATCH, SIZE, SPLIT, overrides, token_set

@@ -12,14 +12,13 @@ from torch import nn
 from hpc_models.segmentation.unetr import UNETR
 from launch import engines
 from launch.config.config import ConfigError, EngineConfig
-from launch.engines import shard_size
-from launch.engines.base import compiled_units, repeated, units_of
-from launch.engines.fsdp import shard_axis
+from launch.engines.base import EngineSetup, compiled_units, repeated, units_of
+from launch.engines.fsdp import shard_axis, shard_size
 from tests.helpers.small_runs import Group, free_port, launch_rank, losses, overrides
 
 
 def build(config: EngineConfig):
-    return engines.build(nn.Linear(3, 2), config, device=torch.device("cpu"), precision="fp32", micro=1)
+    return engines.build(nn.Linear(3, 2), config, EngineSetup(torch.device("cpu"), "fp32"))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from launch.config.config import ConfigError
 from launch.experiments.load import EXPERIMENTS, load
 from launch.experiments.paip import SIZES
 from launch.plan.inventory import meta_inputs
-from launch.train.run import check_model, check_world
+from launch.train.checks import check_model, check_world
 from launch.train.trainer import build_model
 
 MINE = [name for name in EXPERIMENTS if name.startswith(("paip_", "btcv", "classify_paip"))]

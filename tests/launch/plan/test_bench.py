@@ -12,18 +12,20 @@ from data_prep.tree.quadtree import Leaves, check_tiling
 from launch.__main__ import main
 from launch.experiments.load import load
 from launch.plan import bench
-from launch.plan.bench import Row, make_batch, measure, random_tree, rows
+from launch.plan.bench import BenchRow, make_batch, measure, rows
+from launch.plan.step import made_up_leaves
 from tests.helpers.repository import ROOT
 
 SMALL = ["model.width=32", "model.depth=2", "model.heads=2", "model.mlp_dim=64", "model.feature_size=2"]
 
 
 @pytest.mark.parametrize(("resolution", "patch", "leaves"), [(512, 4, 676), (65536, 8, 1024), (64, 8, 5), (64, 8, 99)])
-def test_random_trees_tile_the_frame(resolution, patch, leaves):
-    squares = random_tree(resolution, patch, leaves, np.random.default_rng(0))
-    check_tiling(Leaves(squares[:, :2].astype(np.int32), squares[:, 2].astype(np.int32)), resolution)
-    assert len(squares) % 3 == 1 and len(squares) <= leaves
-    assert len(squares) == min(leaves - (leaves - 1) % 3, (resolution // patch) ** 2)
+def test_made_up_trees_tile_the_frame(resolution, patch, leaves):
+    data = load("paip_512").data.model_copy(update={"resolution": resolution, "patch": patch})
+    xy, size = made_up_leaves(data, leaves)
+    check_tiling(Leaves(xy.astype(np.int32), size.astype(np.int32)), resolution)
+    assert len(size) % 3 == 1 and len(size) <= leaves
+    assert len(size) == min(leaves - (leaves - 1) % 3, (resolution // patch) ** 2)
 
 
 def test_rows_cover_every_adaptive_row_of_the_paper_and_the_rivals():
@@ -35,7 +37,7 @@ def test_rows_cover_every_adaptive_row_of_the_paper_and_the_rivals():
 
 
 def test_batch_has_the_lengths_asked_for_and_counts_all_pixels():
-    row = Row("x", load("paip_512", ["data.length=64"]), batch=2, lengths=(19, 64))
+    row = BenchRow("x", load("paip_512", ["data.length=64"]), batch=2, lengths=(19, 64))
     batch = make_batch(row, torch.device("cpu"))
     assert batch["valid"].sum(1).tolist() == [19, 64]
     assert batch["content_counts"].sum((1, 2, 3)).tolist() == [512 * 512] * 2
@@ -61,7 +63,7 @@ def test_ours_and_monai_run_the_same_picture():
     ours, theirs = (r for r in rows(["train.precision=fp32"]) if r.name.startswith("unetr16"))
     assert ours.config == theirs.config and theirs.monai and not ours.monai
     pytest.importorskip("monai")
-    small = Row("m", load("paip_512_uniform_p16", ["data.resolution=64", "data.length=16"]), monai=True)
+    small = BenchRow("m", load("paip_512_uniform_p16", ["data.resolution=64", "data.length=16"]), monai=True)
     found = measure(small, torch.device("cpu"), 0.01)
     assert found["model"] == "unetr (MONAI)" and found["seconds_per_image"] > 0
 
@@ -71,7 +73,7 @@ def test_what_does_not_fit_the_memory_is_a_row(monkeypatch):
         raise RuntimeError("CUDA out of memory. Tried to allocate 9 GiB\nmore")
 
     monkeypatch.setattr(bench, "make_model", full)
-    row = Row("x", load("paip_512", SMALL))
+    row = BenchRow("x", load("paip_512", SMALL))
     found = measure(row, torch.device("cpu"), 0.1)
     assert found["error"] == "CUDA out of memory. Tried to allocate 9 GiB"
     assert "CUDA out of memory" in bench.table([found])

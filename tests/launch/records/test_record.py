@@ -14,8 +14,8 @@ from launch.experiments.load import load
 from launch.records.clock import Clock
 from launch.records.record import Metrics, environment, new_record, read_metrics, read_record, to_json, write_record
 from launch.records.run_dir import forced_at, open_run
+from launch.train.lifetime import StopFlag, signal_name
 from launch.train.optim import learning_rate, progress_of
-from launch.train.signals import StopFlag, signal_name
 from tests.helpers.repository import ROOT
 
 
@@ -131,7 +131,7 @@ def test_environment_holds_no_secret(monkeypatch):
 
 def test_stop_flag_keeps_the_first_signal_and_lets_a_late_ctrl_c_through(monkeypatch):
     now = iter([0.0, 1.0, 9.0])
-    monkeypatch.setattr("launch.train.signals.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("launch.train.lifetime.time.monotonic", lambda: next(now))
     flag = StopFlag()
     flag._note(signal.SIGUSR1, None)
     flag._note(signal.SIGINT, None)

@@ -22,7 +22,7 @@ from launch.data.token_files import TokenFiles
 from launch.experiments.load import load
 from launch.records.record import read_record
 from launch.score.rescore import enlarged, load_model, other_files, read_run
-from launch.train.segmentation_scores import raster_logits
+from launch.train.segmentation import raster_logits
 from tests.helpers.small_runs import Group, finish_well, launch_rank, overrides
 
 pytestmark = pytest.mark.gloo

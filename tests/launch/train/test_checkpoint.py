@@ -14,8 +14,8 @@ from launch.data.token_files import TokenFiles
 from launch.engines.ranks import find_ranks
 from launch.experiments.load import load
 from launch.train import checkpoint
-from launch.train.background import BackgroundSaver
-from launch.train.signals import StopFlag
+from launch.train.checkpoint import BackgroundSaver, Place
+from launch.train.lifetime import StopFlag
 from launch.train.trainer import Trainer
 from tests.helpers.small_runs import flip_a_byte, losses, overrides
 
@@ -29,7 +29,7 @@ def state(value: float) -> dict:
 @pytest.fixture
 def three(tmp_path) -> Path:
     for step in (10, 20, 30):
-        checkpoint.save(tmp_path, step, state(step), {"step": step, "text": "x"}, keep=3)
+        checkpoint.save(Place(tmp_path, step, 3), state(step), {"step": step, "text": "x"})
     return tmp_path
 
 
@@ -42,14 +42,14 @@ def newest(folder: Path) -> tuple[int | None, float, list[str]]:
 
 def test_newest_is_loaded_and_old_ones_go(three):
     assert newest(three) == (30, 30.0, [])
-    checkpoint.save(three, 40, state(40), {"step": 40}, keep=2)
+    checkpoint.save(Place(three, 40, 2), state(40), {"step": 40})
     assert contents(three) == ["step-30", "step-40"]
     assert newest(three)[0] == 40
 
 
 def test_order_is_by_number_not_by_name(tmp_path):
     for step in (9, 100):
-        checkpoint.save(tmp_path, step, state(step), {"step": step}, keep=3)
+        checkpoint.save(Place(tmp_path, step, 3), state(step), {"step": step})
     assert newest(tmp_path)[0] == 100
 
 
@@ -78,7 +78,7 @@ def test_damage_is_found_said_and_stepped_over(damage, three):
     assert len(said) == 1 and "step-30 is damaged" in said[0]
     assert (three / "damaged-step-30").exists()
     assert newest(three) == (20, 20.0, [])
-    checkpoint.save(three, 30, state(31), {"step": 30}, keep=1)
+    checkpoint.save(Place(three, 30, 1), state(31), {"step": 30})
     assert newest(three)[:2] == (30, 31.0)
 
 
@@ -109,10 +109,10 @@ def test_the_one_that_is_saved_again_counts_until_the_new_one_does(three, monkey
             patched.setattr(owner, place, killed)
             patched.setattr(checkpoint, "clean", lambda folder: None)  # kill -9 leaves no time for it
             with pytest.raises(KeyboardInterrupt):
-                checkpoint.save(three, 30, state(31), {"step": 30}, keep=1)
+                checkpoint.save(Place(three, 30, 1), state(31), {"step": 30})
         checkpoint.clean(three)
         assert newest(three) == (30, 30.0, []) and contents(three) == ["step-10", "step-20", "step-30"]
-    checkpoint.save(three, 30, state(31), {"step": 30}, keep=1)
+    checkpoint.save(Place(three, 30, 1), state(31), {"step": 30})
     assert newest(three) == (30, 31.0, []) and contents(three) == ["step-30"]
     shutil.copytree(three / "step-30", three / "step-30.old")
     checkpoint.clean(three)
@@ -121,7 +121,7 @@ def test_the_one_that_is_saved_again_counts_until_the_new_one_does(three, monkey
 
 def test_the_best_is_looked_for_in_the_newest_sound_one(tmp_path):
     for step, best in ((10, [0.5, 10]), (20, [0.5, 10]), (30, [0.7, 30])):
-        checkpoint.save(tmp_path, step, state(step), {"step": step, "best": best}, keep=3)
+        checkpoint.save(Place(tmp_path, step, 3), state(step), {"step": step, "best": best})
     said: list[str] = []
     assert checkpoint.find_sound(tmp_path, "best", said.append) == tmp_path / "step-30" and not said
     (tmp_path / "step-30" / "notes.json").write_text('{"step": 30, "be')
@@ -143,7 +143,7 @@ def test_full_disk_leaves_the_earlier_checkpoints(three, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "save_shards", full)
     with pytest.raises(OSError, match="No space"):
-        checkpoint.save(three, 40, state(40), {"step": 40}, keep=1)
+        checkpoint.save(Place(three, 40, 1), state(40), {"step": 40})
     assert newest(three) == (30, 30.0, [])
 
 
@@ -174,7 +174,7 @@ def test_files_that_cannot_be_written_raise_their_cause_and_leave_room(three):
     resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 10, before[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            checkpoint.save(three, 40, state(40), {"step": 40}, keep=1)
+            checkpoint.save(Place(three, 40, 1), state(40), {"step": 40})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert contents(three) == ["step-10", "step-20", "step-30"]
@@ -191,15 +191,15 @@ def test_in_the_background_it_is_the_state_of_the_moment_and_the_one_before_coun
 
     monkeypatch.setattr(checkpoint.Writer, "write_data", slowly)
     saver, values = BackgroundSaver(), state(40.0)
-    saver.begin(checkpoint.Place(three, 40, keep=2, best=10), values, {"step": 40})
+    saver.begin(Place(three, 40, keep=2, best=10), values, {"step": 40})
     assert saver.under_way and saver.writing and newest(three) == (30, 30.0, [])
     values["model"]["w"].fill_(-1.0)  # training goes on in place
     held.set()
     saver.publish()
     assert not saver.under_way and newest(three) == (40, 40.0, [])
     assert contents(three) == ["step-10", "step-30", "step-40"], "two newest and the best"
-    saver.begin(checkpoint.Place(three, 50, keep=2), values, {"step": 50})
-    saver.begin(checkpoint.Place(three, 60, keep=2), values, {"step": 60})
+    saver.begin(Place(three, 50, keep=2), values, {"step": 50})
+    saver.begin(Place(three, 60, keep=2), values, {"step": 60})
     assert newest(three)[0] == 50, "the next one waits for the one before"
     saver.close()
     assert newest(three) == (60, -1.0, [])
@@ -210,13 +210,13 @@ def test_a_full_disk_in_the_background_is_found_when_all_meet(three):
     saver = BackgroundSaver()
     resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 10, before[1]))
     try:
-        saver.begin(checkpoint.Place(three, 40, keep=1), state(40), {"step": 40})
+        saver.begin(Place(three, 40, keep=1), state(40), {"step": 40})
         with pytest.raises(OSError, match="File too large"):
             saver.publish()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert contents(three) == ["step-10", "step-20", "step-30"]
-    saver.begin(checkpoint.Place(three, 40, keep=1), state(41), {"step": 40})
+    saver.begin(Place(three, 40, keep=1), state(41), {"step": 40})
     saver.close()
     assert newest(three) == (40, 41.0, [])
 

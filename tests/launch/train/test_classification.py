@@ -17,8 +17,9 @@ from launch import engines
 from launch.__main__ import main
 from launch.config.config import ConfigError
 from launch.data.augment import change_picture
+from launch.data.batches import Sampler
 from launch.data.pictures import ImageFiles, fit, open_files, read_labels, read_picture
-from launch.data.sampler import Sampler
+from launch.engines.base import EngineSetup
 from launch.experiments.load import load
 from launch.records.record import read_record
 from launch.train.classification import Classification, resized
@@ -403,7 +404,7 @@ def test_losses_per_size_are_those_of_the_resized_picture(pictures):
     assert task.parts == 2
     torch.manual_seed(0)
     model = build_model(config)
-    engine = engines.build(model, config.engine, device=torch.device("cpu"), precision="fp32")
+    engine = engines.build(model, config.engine, EngineSetup(torch.device("cpu"), "fp32"))
     batch = task.batch([(0, 0), (5, 1), (9, 2)])
     large, small = task.losses(engine.forward, batch, None)
     ce = torch.nn.functional.cross_entropy

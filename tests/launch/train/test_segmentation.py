@@ -15,9 +15,9 @@ from data_prep.tokens.token_set import rebuild
 from launch import engines
 from launch.data.batches import collate, parts_of, take, token_sample
 from launch.data.token_files import TokenFiles
+from launch.engines.base import EngineSetup
 from launch.experiments.load import load
-from launch.train.prediction_pictures import class_gray, paint, picture_side
-from launch.train.segmentation_scores import evaluate
+from launch.train.segmentation import Segmentation, class_gray, paint, picture_side
 from launch.train.trainer import build_model
 from launch.train.trivial_baselines import floors, gray, otsu_threshold
 from tests.helpers.small_runs import LENGTH, PATCH, SIZE, SPLIT, overrides, picture, token_set
@@ -45,14 +45,14 @@ def make(files, kind="tokens", **more):
     return (
         config,
         TokenFiles(config.data),
-        engines.build(model, config.engine, device=torch.device("cpu"), precision="fp32"),
+        engines.build(model, config.engine, EngineSetup(torch.device("cpu"), "fp32")),
     )
 
 
 @pytest.mark.usefixtures("one_rank")
 def test_dice_of_a_model_is_that_of_its_painted_prediction(apf_files, tmp_path):
     config, files, engine = make(apf_files, eval__pictures_px=SIZE)
-    scores = evaluate(engine, config, files, "test", torch.device("cpu"), tmp_path)
+    scores = Segmentation(config, files).evaluate(engine, "test", torch.device("cpu"), tmp_path)
     assert engine.module.training
     expected, pooled = {}, []
     for name, (seed, content_wh) in slides("test").items():
@@ -83,7 +83,7 @@ def test_dice_of_a_model_is_that_of_its_painted_prediction(apf_files, tmp_path):
 @pytest.mark.parametrize("share", [0.5, 0.75, None])
 def test_prediction_in_parts_is_the_weighted_mean_of_what_parts_say(apf_files, share):
     config, files, engine = make(apf_files, data__part=0.5, eval__part=share, model__position="geom")
-    scores = evaluate(engine, config, files, "test", torch.device("cpu"))
+    scores = Segmentation(config, files).evaluate(engine, "test", torch.device("cpu"))
     for name in files.split["test"]:
         tokens = files.load(name)
         total, weight = np.zeros((len(tokens), PATCH, PATCH, 1)), np.zeros(len(tokens))
@@ -124,7 +124,7 @@ def test_pictures_show_the_slide_and_predictions_inside_the_view_only(apf_files,
         more = {"data__fov": "true", "eval__pictures_px": SIZE} | (tiles if kind == "tiles" else {})
         config, files, engine = make(folder, kind, **more)
         files.check()
-        scores = evaluate(engine, config, files, "test", torch.device("cpu"), tmp_path / f"{kind}_out")
+        scores = Segmentation(config, files).evaluate(engine, "test", torch.device("cpu"), tmp_path / f"{kind}_out")
         for k, (name, (_, content_wh)) in enumerate(slides("test").items()):
             shown = [cv2.imread(str(tmp_path / f"{kind}_out" / f"{what}_{name}.png"), 0) for what in ("image", "pred")]
             sides.setdefault(name, set()).update(picture.shape for picture in shown)
@@ -145,7 +145,7 @@ def test_what_was_dropped_is_missed(apf_files, tmp_path):
         meta["mask_pixels"] = tokens.mask_counts.sum((0, 1, 2), dtype=np.int64).tolist()
         write_tokens(token_path(folder, name), drop_or_repeat(tokens, 5, 0), meta)
     config, files, engine = make(folder, data__flips="false")
-    scores = evaluate(engine, config, files, "test", torch.device("cpu"))
+    scores = Segmentation(config, files).evaluate(engine, "test", torch.device("cpu"))
     truth = [int((picture(*place)[1] > 0).sum()) for place in slides("test").values()]
     assert scores.counts[:, 0, 2].tolist() == truth
     best, everything = [], []

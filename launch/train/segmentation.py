@@ -1,32 +1,33 @@
-"""Exact pixel Dice of a model on a split, slides shared over ranks, each counted once; also saves small pictures.
+"""Segmentation: batches, loss, and exact pixel Dice of a split over all ranks, with small pictures for the report.
 
-Knows engines only by `forward`; counts are integers, so the result does not depend on the number of ranks.
+Knows engines only by `forward`. Every slide is scored once. Counts are integers, so the result does not
+depend on the number of ranks.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
+from PIL import Image
 
 from data_prep.system.files import write_atomic
-from data_prep.system.progress import Progress
 from data_prep.tokens.ceiling import ceiling, pixel_dice_from_cells
 from data_prep.tokens.token_set import TokenSet
-from hpc_models.segmentation.unet import sliding_window
 from hpc_models.training import metrics
+from hpc_models.training.losses import bce_dice
 from launch.config.config import Config
-from launch.data.batches import collate, padded_length, parts_of, take, token_sample
+from launch.data.batches import Batch, collate, padded_length, parts_of, take, token_sample, training_batch
 from launch.data.token_files import Raster, TokenFiles
-from launch.engines.base import Engine
-from launch.train.classification import Forward
-from launch.train.prediction_pictures import class_gray, paint, picture_side, save_png
+from launch.engines.base import Engine, Forward
+from launch.train.task import score_items
+from launch.train.trivial_baselines import floors
 
 
 @dataclass(frozen=True)
@@ -76,73 +77,67 @@ class Scores:
         return float(metrics.dice_pooled(self.counts))
 
 
-@torch.no_grad()
-def evaluate(
-    engine: Engine,
-    config: Config,
-    files: TokenFiles,
-    part: str,
-    device: torch.device,
-    pictures: Path | None = None,
-    label: str = "eval",
-) -> Scores:
-    """Dice of the engine's model on one split; every rank must call it.
+class Segmentation:
+    """Exact pixel Dice of token sets, or of crops by sliding window."""
 
-    Args:
-        engine: The wrapped model; left in training mode.
-        config: The run's configuration.
-        files: Its token files.
-        part: train, val or test.
-        device: This rank's device.
-        pictures: Folder for small pictures and counts of each slide; None saves nothing.
-        label: Name on the progress bar.
-    """
-    names = files.split[part]
-    rank, world = engine.data_rank, engine.data_world
-    counts = torch.zeros(len(names), config.data.classes, 3, dtype=torch.int64)
-    extra = torch.zeros(len(names), 2, dtype=torch.float64)
-    engine.module.eval()
-    with Progress(len(names), label, "slides", rank=dist.get_rank()) as bar:
-        for first in range(0, len(names), world):
-            # With parameters spread over ranks all of them must run the model together: in the last round a rank
-            # without a slide of its own repeats the last one and throws the answer away.
-            index = min(first + rank, len(names) - 1)
-            mine = first + rank < len(names) and engine.first_of_share
-            folder = pictures if mine else None
-            result = _slide(engine, config, files, names[index], device, folder)
-            if mine:
-                counts[index] = torch.from_numpy(result[0])
-                extra[index] = torch.tensor(result[1:], dtype=torch.float64)
-            bar.update(min(world, len(names) - first))
-    engine.module.train()
-    dist.all_reduce(counts)
-    dist.all_reduce(extra)
-    return Scores(list(names), counts, extra[:, 0].tolist(), [int(n) for n in extra[:, 1].tolist()])
+    key = "dice"
+    parts = 1
 
+    def __init__(self, config: Config, files: TokenFiles) -> None:
+        self.config, self.files = config, files
 
-def _slide(
-    engine: Engine, config: Config, files: TokenFiles, name: str, device: torch.device, folder: Path | None
-) -> tuple[NDArray[np.int64], float, int]:
-    """Counts (K, 3), ceiling and tokens of one slide."""
-    tokens = files.load(name)
-    assert tokens.mask_counts is not None
-    truth = files.truth_pixels(name, tokens)
-    if config.data.kind == "tiles":
-        raster = files.load_raster(name)
-        # Ranks that share parameters must run the model equally often, whatever their slides hold.
-        logits = raster_logits(engine.forward, config, raster, device, everywhere=engine.data_world > 1)
-        predicted = (logits > 0).permute(1, 2, 0).cpu().numpy()
-        counts = raster_counts(predicted, raster)
-        if folder is not None:
-            _save(folder, name, counts, _raster_pictures(raster, predicted, config.eval.pictures_px))
-    else:
-        predicted = token_logits(engine.forward, config, tokens, device).numpy() > 0
-        counts = np.stack(pixel_dice_from_cells(predicted, tokens.mask_counts, tokens.content_counts), axis=-1)
-        counts[:, 2] = truth  # what lies in no token is missed
-        if folder is not None:
-            _save(folder, name, counts, _token_pictures(tokens, predicted, config.eval.pictures_px))
-    best = ceiling(tokens.mask_counts, tokens.content_counts, truth.tolist())
-    return counts, float(np.mean(best)), len(tokens.tokens)
+    def batch(self, picks: list[tuple[int, int]]) -> Batch:
+        """See `Task`."""
+        return training_batch(self.config, self.files, picks)
+
+    def losses(self, forward: Forward, batch: Batch, teacher: Forward | None) -> Iterator[torch.Tensor]:
+        """See `Task`; there is no teacher."""
+        assert teacher is None
+        yield bce_dice(forward(batch), batch["mask_counts"], batch["content_counts"])
+
+    @torch.no_grad()
+    def evaluate(
+        self, engine: Engine, part: str, device: torch.device, pictures: Path | None = None, label: str = "eval"
+    ) -> Scores:
+        """See `Task`; with `pictures` small pictures and counts of each slide go there."""
+        names, classes = self.files.split[part], self.config.data.classes
+
+        def row_of(index: int, mine: bool) -> torch.Tensor:
+            counts, best, tokens = self._slide(engine, names[index], device, pictures if mine else None)
+            return torch.tensor([best, tokens, *counts.ravel().tolist()], dtype=torch.float64)
+
+        table = score_items(engine, len(names), 2 + 3 * classes, label, "slides", row_of)
+        counts = table[:, 2:].long().view(-1, classes, 3)
+        return Scores(list(names), counts, table[:, 0].tolist(), table[:, 1].long().tolist())
+
+    def floors(self) -> dict[str, float]:
+        """See `Task`."""
+        return floors(self.files)
+
+    def _slide(
+        self, engine: Engine, name: str, device: torch.device, folder: Path | None
+    ) -> tuple[NDArray[np.int64], float, int]:
+        """Counts (K, 3), ceiling and tokens of one slide."""
+        config, files = self.config, self.files
+        tokens = files.load(name)
+        assert tokens.mask_counts is not None
+        truth = files.truth_pixels(name, tokens)
+        if config.data.kind == "tiles":
+            raster = files.load_raster(name)
+            # Ranks that share parameters must run the model equally often, whatever their slides hold.
+            logits = raster_logits(engine.forward, config, raster, device, everywhere=engine.data_world > 1)
+            predicted = (logits > 0).permute(1, 2, 0).cpu().numpy()
+            counts = raster_counts(predicted, raster)
+            if folder is not None:
+                _save(folder, name, counts, _raster_pictures(raster, predicted, config.eval.pictures_px))
+        else:
+            predicted = token_logits(engine.forward, config, tokens, device).numpy() > 0
+            counts = np.stack(pixel_dice_from_cells(predicted, tokens.mask_counts, tokens.content_counts), axis=-1)
+            counts[:, 2] = truth  # what lies in no token is missed
+            if folder is not None:
+                _save(folder, name, counts, _token_pictures(tokens, predicted, config.eval.pictures_px))
+        best = ceiling(tokens.mask_counts, tokens.content_counts, truth.tolist())
+        return counts, float(np.mean(best)), len(tokens.tokens)
 
 
 def token_logits(forward: Forward, config: Config, tokens: TokenSet, device: torch.device) -> torch.Tensor:
@@ -179,6 +174,8 @@ def raster_logits(
     forward: Forward, config: Config, raster: Raster, device: torch.device, everywhere: bool = False
 ) -> torch.Tensor:
     """Logits per pixel, (K, R, R), by sliding windows; those without content are left out unless `everywhere`."""
+    from hpc_models.segmentation.unet import sliding_window
+
     image = torch.from_numpy(raster.image).to(device).permute(2, 0, 1).float() / 255
     data = config.data
     wanted = None if everywhere else torch.from_numpy(raster.content)
@@ -245,3 +242,62 @@ def _save(folder: Path, name: str, counts: NDArray[np.int64], pictures: dict[str
     data = io.BytesIO()
     np.savez(data, counts=counts)
     write_atomic(folder / f"{name}.npz", data.getbuffer())
+
+
+def paint(
+    values: NDArray[Any], leaf_xy: NDArray[Any], leaf_size: NDArray[Any], size_px: int, out_px: int
+) -> NDArray[np.float32]:
+    """Per-cell values as a picture of the frame of `out_px` pixels a side: the box mean of the full-size raster.
+
+    Args:
+        values: (N, p, p, C).
+        leaf_xy: (N, 2) frame pixels.
+        leaf_size: (N,) frame pixels.
+        size_px: R.
+        out_px: R divided by a power of two.
+
+    Returns:
+        (out_px, out_px, C) float32.
+    """
+    factor = size_px // out_px
+    patch, channels = values.shape[1], values.shape[3]
+    out = np.zeros((out_px, out_px, channels), np.float32)
+    for side in np.unique(leaf_size):
+        rows = np.flatnonzero(leaf_size == side)
+        block = max(1, int(side) // factor)  # pixels of the picture that a leaf is wide
+        part = values[rows].astype(np.float32)
+        if block <= patch:
+            cut = patch // block
+            part = part.reshape(len(rows), block, cut, block, cut, channels).mean((2, 4))
+        else:
+            part = part.repeat(block // patch, axis=1).repeat(block // patch, axis=2)
+        x, y = (leaf_xy[rows] // factor).T
+        if side < factor:  # several leaves share one pixel, each with its share of the area
+            np.add.at(out, (y, x), part[:, 0, 0] * (int(side) / factor) ** 2)
+        else:
+            span = np.arange(block)
+            out[y[:, None, None] + span[:, None], x[:, None, None] + span] = part
+    return out
+
+
+def picture_side(size_px: int, limit_px: int) -> int:
+    """Largest R / 2^k that is at most `limit_px`."""
+    side = size_px
+    while side > limit_px and side % 2 == 0:
+        side //= 2
+    return side
+
+
+def save_png(path: Path, values: NDArray[Any]) -> None:
+    """Write (h, w, 3) or (h, w) values 0..255 as a PNG, whole or not at all."""
+    data = io.BytesIO()
+    Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8)).save(data, "PNG")
+    write_atomic(path, data.getbuffer())
+
+
+def class_gray(values: NDArray[Any]) -> NDArray[np.float32]:
+    """(h, w, K) shares of foreground 0..1 as one gray picture 0..255; class k of K is as bright as k / K."""
+    classes = values.shape[-1]
+    levels = np.arange(1, classes + 1, dtype=np.float32) * (255 / classes)
+    gray: NDArray[np.float32] = (values * levels).max(-1)
+    return gray

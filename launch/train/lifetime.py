@@ -1,14 +1,14 @@
-"""Ends a process in which nothing happens any more, with the stacks of all its threads on disk; must not import torch.
+"""What a training process hears and says while it lives: signals that stop it, its log, a watchdog that ends it.
 
-Two guards watch. A thread of Python says what hangs and may write a record. Where a call in C holds the interpreter
-(a read in HDF5 from a file system that is gone) no thread of Python runs: then faulthandler's own thread writes the
-stacks a little later and ends the process with exit code 1.
+Must not import torch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
+import signal
 import sys
 import threading
 import time
@@ -18,9 +18,84 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+CAUGHT = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+STOP_FILE = 99  # stands for the file where others have the number of a signal; those end at 64
+_PATIENCE_S = 5.0
+_LOOK_EVERY_S = 1.0
+
+
+def signal_name(number: int) -> str:
+    """SIGTERM for 15 and so on; "" for 0."""
+    if number == STOP_FILE:
+        return "file STOP"
+    return signal.Signals(number).name if number else ""
+
+
+class StopFlag:
+    """Remembers the number of the first signal that asked this process to stop; 0 before.
+
+    A launcher and the terminal may both deliver Ctrl-C, so a second one only counts after five seconds: then it
+    interrupts at once, for people who do not want to wait for the step to end.
+
+    Args:
+        file: `touch` of this file asks too; None looks for none. One rank looks, and removes it, so that the next start
+            goes on.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self.number = 0
+        self._file = file
+        self._looked_s = 0.0
+        self._since_s = 0.0
+
+    def install(self) -> None:
+        """Take the three signals over; call it in the main thread."""
+        for number in CAUGHT:
+            signal.signal(number, self._note)
+
+    def look(self) -> int:
+        """The number, after a look for the file (at most once a second: file systems may be far away)."""
+        now_s = time.monotonic()
+        if self._file is not None and not self.number and now_s - self._looked_s >= _LOOK_EVERY_S:
+            self._looked_s = now_s
+            if self._file.exists():
+                self._file.unlink(missing_ok=True)
+                self.number = STOP_FILE
+        return self.number
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        now_s = time.monotonic()
+        if not self.number:
+            self.number, self._since_s = number, now_s
+        elif number == signal.SIGINT and now_s - self._since_s > _PATIENCE_S:
+            raise KeyboardInterrupt
+
+
+class Log:
+    """Lines for people, on stderr and in a file of this start; silent but on rank 0.
+
+    Args:
+        logs: Folder of this start.
+        rank: Of this process.
+    """
+
+    def __init__(self, logs: Path, rank: int) -> None:
+        self._file, self._speaks = logs / "rank-0.log", rank == 0
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        if self._speaks:
+            print(text, file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError), self._file.open("a") as log:  # a full disk: go on
+                log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
 
 class Watchdog:
-    """Armed on `start`; whoever works calls `beat`.
+    """Ends a process in which nothing happens any more, with the stacks of all its threads on disk.
+
+    Two guards watch from `start` on; whoever works calls `beat`. A thread of Python says what hangs and may write a
+    record. Where a call in C holds the interpreter (a read in HDF5 from a file system that is gone) no thread of Python
+    runs: then faulthandler's own thread writes the stacks a little later and ends the process with exit code 1.
 
     Args:
         limit_s: Longest time between two beats; None watches nothing.
@@ -44,8 +119,8 @@ class Watchdog:
         self.beat()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def beat(self) -> None:
-        """Something was done."""
+    def beat(self, *_: object) -> None:
+        """Something was done; takes what hooks are given."""
         self._beat_s = time.monotonic()
         if self._file is not None and self._beat_s - self._armed_s > self._pause_s / 2:  # arming starts a thread
             self._armed_s = self._beat_s
