@@ -6,6 +6,7 @@ import math
 import sys
 from pathlib import Path
 
+from analysis.commands.answer import answer
 from analysis.output.formats import Table, csv_text, latex, markdown, write_files
 from analysis.runs.records import RunsError, load
 from analysis.scaling.model import TERMS, assumed_fit, fit_records
@@ -138,10 +139,8 @@ def run(args: argparse.Namespace) -> int:
         from analysis.output.figure_style import save
 
         paths = [p for table in tables for p in _write(table, args.out)]
-        paths += save([predicted_scaling(predictions, args.mode)], args.out)
-        for path in paths:
-            print(f"wrote {path}", file=sys.stderr)
-    return 0
+        return answer("", [*paths, *save([predicted_scaling(predictions, args.mode)], args.out)])
+    return answer("", [])
 
 
 def _write(table: Table, out: Path) -> list[Path]:

@@ -6,10 +6,8 @@ from pathlib import Path
 from analysis.commands.answer import answer
 from analysis.comparison import table as tables
 from analysis.output.formats import Table, csv_text, latex, markdown, write_files
-from analysis.papers.measured_rows import measured_cells
 from analysis.papers.tables import TABLES, cells_csv, contradictions_table, paper_table, table_cells
 from analysis.runs.records import load
-from analysis.scaling.table3 import modelled_cells
 
 COMPARISON, CONTRADICTIONS = "comparison", "contradictions"
 NAMES = (COMPARISON, *TABLES, CONTRADICTIONS)
@@ -109,6 +107,9 @@ def _forms(name: str, source: str, comparison: tables.Comparison | None) -> dict
     if name == CONTRADICTIONS:
         table = contradictions_table()
         return _of(table, csv_text([c.head for c in table.columns], table.rows))
+    from analysis.papers.measured_rows import measured_cells
+    from analysis.scaling.table3 import modelled_cells
+
     cells = [] if source == "records" else table_cells(name)
     remarks: list[str] = []
     if comparison and source != "reference":

@@ -16,6 +16,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from data_prep.edges import AUTO_PERCENT
+from data_prep.system.powers_of_two import is_power_of_two
 
 #: Goes up when the same slide and parameters give other bytes, so that old token files are built again.
 ALGORITHM = 3
@@ -51,134 +52,97 @@ def _percent(text: str) -> int:
     return int(hundredths)
 
 
-# When a token file keeps an option: always, where it differs from the default, or never.
-_Kept = Literal["always", "changed", "never"]
-
-
-def _option(group: str, help: str, kept: _Kept = "changed", **more: Any) -> dict[str, Any]:
+def _option(help: str, kept: Literal["always", "changed", "never"] = "always", **more: Any) -> dict[str, Any]:
     """The metadata of a field: how an option is written.
 
     Args:
-        group: Its heading in a command's help; empty: the command's own.
-        help: What the help says of it.
-        kept: When a token file keeps it.
-        more: `flag` on the command line (default: the name), `key` in token files (default: the name), `as_kept`, a
-            function that makes what a token file keeps, and arguments of `add_argument`.
+        help: What a command's help says of it.
+        kept: When a token file keeps it: always, where it differs from the default, or never.
+        more: `flag` on the command line and `key` in token files, where these are not the name; `as_kept`, a function
+            that makes what a token file keeps; `setting` where a run's data section has one of this name, which files
+            are held against; and arguments of `add_argument`.
     """
-    return {"group": group, "help": help, "kept": kept, **more}
+    return {"help": help, "kept": kept, **more}
 
 
-_FRAME, _TREE, _MASKS = "frame and patches", "quadtree (apf only)", "annotation"
-_PAPER = "for comparison with the paper's code only"
+# The option that begins a group in a command's help, and the group's heading; the last ones have none.
+_HEADINGS = {
+    "resolution": "frame and patches",
+    "length": "quadtree (apf only)",
+    "masks": "annotation",
+    "fit": "for comparison with the paper's code only",
+    "tile_px": "",
+}
 
 
 @dataclass(frozen=True)
 class BuildOptions:
     """Everything that decides the bytes of a token file, plus what does not: `tile_px` and `strict`.
 
-    Attributes:
-        resolution: R, side of the frame in pixels.
-        patch: p, side of a patch; R / p is a power of two.
-        patching: `apf` (quadtree) or `uniform` (equal squares).
-        aspect: `keep` (padding) or `squash` (to a square).
-        length: L, leaves of the budget rule; None with `split_value` or `uniform`. With fit=drop, the tokens kept.
-        split_value: v of the threshold rule: split while a square holds more than v edge pixels.
-        blur: Side of the Gaussian in pixels (odd, 1 = none); None takes the entry of the table for R.
-        thresholds: Canny thresholds (low, high), or `auto`.
-        split_on: What makes a square worth splitting: its `edges`, or `variance` or `entropy` of its luma (see
-            `split_scores`; budget rule and frames in memory only).
-        auto_percent: Of `auto`: the share of a slide's non-zero gradients that the higher threshold reaches, 1 to 99.
-        resample: How a leaf's pixels become p x p: `mean` of every cell, or OpenCV's `cubic` interpolation as in the
-            authors' public code, which looks at 4 x 4 pixels of a cell however many it has (frames in memory only).
-        masks: Folder of mask images or annotations with the slides' stems, or None.
-        mask_kind: Of whole and viable tumour (PAIP): `viable` or `whole` as class 1, `both` as 1 and 2; None takes the
-            only mask there is.
-        mask_classes: Class ids (None: left out) of polygons by name, as `annotations.read_polygons` takes them; None
-            goes by the names that it knows.
-        fov: Folder of fields of view, found and read as masks are: where one is 0, nothing is scored or learned. None:
-            everywhere.
-        classes: K, foreground classes of the masks, ids 1..K.
-        fit: `budget` (exactly the tree's leaves) or `drop` (the paper: the tree of `split_value`, then random drop or
-            duplicate to `length`).
-        packing: `leaf` (token i = leaf i) or `strip` (rows mixed as in the authors' public code).
-        seed: Seed of `fit=drop`.
-        tile_px: Side of the regions that ranks work on, rounded down to a power of two; changes memory and speed, never
-            bytes. None: chosen for the frame.
-        strict: Refuse a slide with a tile that cannot be decoded instead of filling it; never changes bytes.
+    What each is, with its unit, its field says to the help of commands; where it is None, a build chooses.
+    `auto_percent` is in hundredths. `mask_classes` has class ids (None: left out) by name, as
+    `annotations.read_polygons` takes them.
+
+    Raises:
+        OptionError: They cannot work together; one line says why.
     """
 
     # In the order of the help.
     resolution: int = field(
-        metadata=_option(_FRAME, "side of the frame in pixels, p times a power of two", "always", metavar="R")
+        metadata=_option("side of the frame in pixels, p times a power of two", metavar="R", setting=True)
     )
     patch: int = field(
-        metadata=_option(
-            _FRAME, "side of a patch in pixels, a power of two; also the smallest leaf", "always", metavar="p"
-        )
+        metadata=_option("side of a patch in pixels, a power of two; also the smallest leaf", metavar="p", setting=True)
     )
     patching: Literal["apf", "uniform"] = field(
-        default="apf",
-        metadata=_option(_FRAME, "apf: adaptive quadtree; uniform: equal squares (default apf)", "always"),
+        default="apf", metadata=_option("apf: adaptive quadtree; uniform: equal squares (default apf)", setting=True)
     )
     aspect: Literal["keep", "squash"] = field(
         default="keep",
-        metadata=_option(
-            _FRAME,
-            "keep: pad to the square; squash: stretch to it, as the paper's authors did (default keep)",
-            "always",
-        ),
+        metadata=_option("keep: pad to the square; squash: stretch to it, as the paper's authors did (default keep)"),
     )
     length: int | None = field(
         default=None,
         metadata=_option(
-            _TREE,
-            "tokens per slide, at least 4: split the square with most edges until L leaves are reached",
-            "always",
-            metavar="L",
+            "tokens per slide, at least 4: split the square with most edges until L leaves are reached", metavar="L"
         ),
     )
     split_value: int | None = field(
         default=None,
         metadata=_option(
-            _TREE,
-            "instead of --length: split while a square holds more than v edge pixels (the paper's rule)",
-            "always",
-            metavar="v",
+            "instead of --length: split while a square holds more than v edge pixels (the paper's rule)", metavar="v"
         ),
     )
     blur: int | None = field(
         default=None,
         metadata=_option(
-            _TREE,
             "side of the Gaussian before Canny in pixels, odd, 1 for none "
             "(default by R: 3 up to 1K, 7 at 4K, 9 at 8K, 11 at 16K, 13 at 32K, 15 at 64K)",
-            "always",
             metavar="k",
         ),
     )
     thresholds: Literal["auto"] | tuple[int, int] = field(
         default="auto",
         metadata=_option(
-            _TREE,
             "Canny thresholds. auto: from each slide's own gradients, also good on faint images; "
             "the paper: 100,200 (default auto)",
-            "always",
             metavar="LOW,HIGH|auto",
             type=_thresholds,
+            setting=True,
         ),
     )
     split_on: Literal["edges", "variance", "entropy"] = field(
         default="edges",
         metadata=_option(
-            _TREE,
             "with --length: what is counted in a square, its edges, or the variance or entropy of its "
             "luma times its pixels (default edges; others for frames built in memory)",
+            setting=True,
+            kept="changed",
         ),
     )
     auto_percent: int = field(
         default=AUTO_PERCENT,
         metadata=_option(
-            _TREE,
             "of auto: quantile of the slide's non-zero gradients that becomes HIGH (LOW is half of it), "
             f"0.01 to 0.99; lower finds more edges (default {AUTO_PERCENT / 100:.2f})",
             flag="--auto-quantile",
@@ -186,89 +150,86 @@ class BuildOptions:
             as_kept=lambda percent: percent / 100,
             metavar="Q",
             type=_percent,
+            kept="changed",
         ),
     )
     resample: Literal["mean", "cubic"] = field(
         default="mean",
         metadata=_option(
-            _TREE,
             "how a leaf becomes p x p pixels: means of its cells, or OpenCV's bicubic interpolation, "
             "as the paper's code (default mean; cubic for frames built in memory)",
+            setting=True,
+            kept="changed",
         ),
     )
     masks: Path | None = field(
         default=None,
         metadata=_option(
-            _MASKS,
             "folder with a mask per slide, of the same name: .png, .tif, .tiff (same size, pixel "
             "value = class, 0 = background), or polygons, .xml (ImageScope, ASAP), .geojson (level-0 px)",
-            "never",
+            kept="never",
             metavar="DIR",
         ),
     )
     mask_kind: Literal["viable", "whole", "both"] | None = field(
         default=None,
         metadata=_option(
-            _MASKS,
             "of whole and viable tumour, as PAIP has them (<slide>_whole.tif, <slide>_viable.tif, or "
             "layers of an XML): one of them as class 1, or both, whole 1 and viable 2",
+            kept="changed",
         ),
     )
     mask_classes: tuple[tuple[str, int | None], ...] | None = field(
         default=None,
         metadata=_option(
-            _MASKS,
             "class ids of polygons by name, as convert --class: class name, ImageScope layer number or "
             "colour #rrggbb; ID 0 erases, none leaves out; then every class needs one (default: by known "
             "names, see convert)",
             as_kept=dict,
             metavar="NAME=ID,...",
             type=str,
+            kept="changed",
         ),
     )
     fov: Path | None = field(
         default=None,
         metadata=_option(
-            _MASKS,
             "folder with a field of view per slide, found and read as masks are: where it is 0 "
             "(outside), nothing is scored or learned, e.g. around the round picture of a retina",
             as_kept=bool,
             metavar="DIR",
+            setting=True,
+            kept="changed",
         ),
     )
     classes: int = field(
         default=1,
         metadata=_option(
-            _MASKS, "number of foreground classes, values 1..K of the masks (default 1)", "always", metavar="K"
+            "number of foreground classes, values 1..K of the masks (default 1)", metavar="K", setting=True
         ),
     )
     fit: Literal["budget", "drop"] = field(
         default="budget",
         metadata=_option(
-            _PAPER,
             "drop: the tree of --split-value, then random tokens dropped or duplicated to reach "
-            "--length exactly, as the paper (default budget: never)",
-            "always",
+            "--length exactly, as the paper (default budget: never)"
         ),
     )
     packing: Literal["leaf", "strip"] = field(
         default="leaf",
         metadata=_option(
-            _PAPER,
             "strip: tokens mix rows of p leaves, as the public code's reshape does; training puts "
-            "them back, its own switch is model.packing=strip (default leaf)",
-            "always",
+            "them back, its own switch is model.packing=strip (default leaf)"
         ),
     )
-    seed: int = field(default=0, metadata=_option(_PAPER, "seed of --fit drop (default 0)", "always"))
+    seed: int = field(default=0, metadata=_option("seed of --fit drop (default 0)"))
     tile_px: int | None = field(
         default=None,
         metadata=_option(
-            "",
             "side of the regions of a frame that ranks share, rounded down to a power of two, at most "
             "64 x 64 regions: smaller needs less memory, larger reads less twice; never changes the result "
             "(default: frames up to 4096 at once, else 4096, or 8192 for 32K and more on up to 16 ranks)",
-            "never",
+            kept="never",
             flag="--tile",
             metavar="PX",
         ),
@@ -276,10 +237,9 @@ class BuildOptions:
     strict: bool = field(
         default=False,
         metadata=_option(
-            "",
             "refuse a slide with a tile that cannot be decoded (default: such tiles are white, and are "
             "listed in the token file and in the log)",
-            "never",
+            kept="never",
         ),
     )
 
@@ -346,6 +306,7 @@ class BuildOptions:
 
 
 OPTIONS: dict[str, Field[Any]] = {option.name: option for option in fields(BuildOptions)}
+SETTINGS = tuple(name for name, option in OPTIONS.items() if option.metadata.get("setting"))
 
 
 def _flag(name: str) -> str:
@@ -369,9 +330,12 @@ def add_options(
     """
     groups: dict[str, Any] = {"": parser}
     kinds = get_type_hints(BuildOptions)
+    heading, headings = "", {}
+    for name in OPTIONS:
+        headings[name] = heading = _HEADINGS.get(name, heading)
     for name in names:
         option = OPTIONS[name]
-        heading = option.metadata["group"] if grouped else ""
+        heading = headings[name] if grouped else ""
         if heading not in groups:
             groups[heading] = parser.add_argument_group(heading)
         own = {key: value for key, value in option.metadata.items() if key in ("help", "metavar", "type")}
@@ -449,17 +413,13 @@ def changed_parameter(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     return None
 
 
-def _power_of_two(value: int) -> bool:
-    return value > 0 and value & (value - 1) == 0
-
-
 def _check_grid(options: BuildOptions) -> None:
     size_px, patch = options.resolution, options.patch
-    if not _power_of_two(patch):
+    if not is_power_of_two(patch):
         raise OptionError(f"--patch {patch}: must be a power of two, e.g. 8 or 16")
     if size_px < patch:
         raise OptionError(f"--resolution {size_px}: must be at least --patch {patch}")
-    if size_px % patch or not _power_of_two(size_px // patch):
+    if size_px % patch or not is_power_of_two(size_px // patch):
         near = patch << max(0, (size_px // patch).bit_length() - 1)
         raise OptionError(
             f"--resolution {size_px}: must be --patch {patch} times a power of two, e.g. {near} or {2 * near}"

@@ -17,15 +17,7 @@ from data_prep.system.files import write_atomic
 from launch.config.config import Config, ConfigError
 from launch.engines.ranks import find_ranks, pick_device
 from launch.records.record import read_record, write_record
-from launch.score.rescore import (
-    UnfinishedError,
-    load_model,
-    other_files,
-    own_files,
-    read_run,
-    rescore,
-    rescored_record,
-)
+from launch.score.rescore import UnfinishedError, load_model, other_files, own_files, read_run, rescore, rescored_record
 
 if TYPE_CHECKING:
     from launch.data.token_files import TokenFiles

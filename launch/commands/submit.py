@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from data_prep.system.command_line import DONE, FAILED, Command
 from launch.config.config import ConfigError
@@ -65,21 +64,8 @@ def _add_status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="?", default=Path("runs"), help="folder of the runs (run_root)")
 
 
-# Options that --only has no use for, and what they are when nobody gives them.
-_OF_NEW_RUNS: dict[str, Any] = {
-    "site": None,
-    "gpus": (),
-    "patching": ("apf",),
-    "repeat": 1,
-    "vary": [],
-    "zip": False,
-    "exclude": [],
-    "mode": None,
-    "slides": None,
-    "masks": None,
-    "mask_kind": None,
-    "fov": None,
-}
+# Options that --only has no use for.
+_OF_NEW_RUNS = "site gpus patching repeat vary zip exclude mode slides masks mask_kind fov".split()
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -122,7 +108,9 @@ def _submit(args: argparse.Namespace) -> int:
     names = [word for word in args.overrides if "=" not in word]
     if args.only is None:
         return _submit_new(args, names)
-    changed = (name for name, default in _OF_NEW_RUNS.items() if getattr(args, name) != default)
+    unasked = argparse.ArgumentParser()
+    _add_submit(unasked)
+    changed = (name for name in _OF_NEW_RUNS if getattr(args, name) != unasked.get_default(name))
     given = next(itertools.chain(args.overrides, (f"--{name.replace('_', '-')}" for name in changed)), None)
     if given:
         raise ConfigError(f"--only submits runs as they were; leave {given} out, or --only")
