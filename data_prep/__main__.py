@@ -1,16 +1,23 @@
-"""`python -m data_prep`; see `cli`."""
+"""`python -m data_prep`: slides to token files; its commands are the modules of `commands`."""
 
-import signal
-import sys
+from data_prep.commands import COMMANDS
+from data_prep.system.command_line import FAILED, CommandLine
 
-from data_prep.system.ctrl_c import again_if_ignored, interrupt, it_was_answered, loading
+_TOP = """Cut slides into token files for transformers.
+
+Start with:  python -m data_prep inspect SLIDE --out look.png
+Help of one: python -m data_prep build --help
+How it works, and why it is exact: data_prep/README.md"""
+
+COMMAND_LINE = CommandLine(
+    "data_prep",
+    _TOP,
+    COMMANDS,
+    listed={"title": "commands", "metavar": "COMMAND [ARGUMENTS]"},
+    errors={ValueError: FAILED, OSError: FAILED},
+    rank_0_alone=True,
+)
+main = COMMAND_LINE.main
 
 if __name__ == "__main__":
-    with loading():
-        from data_prep.commands.parser import main
-    sys.unraisablehook = again_if_ignored
-    signal.signal(signal.SIGINT, interrupt)
-    code = main()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and said
-    it_was_answered()
-    sys.exit(code)
+    COMMAND_LINE.start()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.commands.answer import answer
 from analysis.comparison.auc import (
     AUC,
     auc_difference,
@@ -20,7 +21,8 @@ from analysis.comparison.auc import (
 from analysis.output.formats import Column, Table, csv_text, latex, markdown, number, write_files
 from analysis.runs.records import RunsError
 
-EPILOG = """\
+HELP = "AUC of a classifier with bootstrap intervals, by finding size and type, against a baseline"
+_EPILOG = """\
 RUN is a run folder (its predictions/scores.csv is read) or such a CSV file: name, label, p0, p1, ...
 FINDINGS is a CSV file with the columns name, size_px (square root of the area of the finding's box; may be empty) and
 types (several separated by semicolons; may be empty). Items that are not in it have no finding on record.
@@ -38,21 +40,15 @@ def _unusable(text: str) -> RunsError:
     return RunsError(text, 1)
 
 
-def add_verb(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the parser of `auc` to the subparsers of `python -m analysis`."""
-    sub = verbs.add_parser(
-        "auc",
-        help="AUC of a classifier with bootstrap intervals, by finding size and type, against a baseline",
-        description="AUC of the test items of one run, or its difference from another run's.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    sub.add_argument("of", type=Path, metavar="RUN", help="run folder or scores.csv")
-    sub.add_argument("--baseline", type=Path, metavar="RUN", help="also RUN minus this one, resampled together")
-    sub.add_argument("--findings", type=Path, metavar="CSV", help="sizes and types of the positives' findings")
-    sub.add_argument("--positive", type=int, default=1, metavar="CLASS", help="class against the rest (default 1)")
-    sub.add_argument("--out", type=Path, metavar="DIR", help="also write auc.md, .csv and .tex there")
-    sub.set_defaults(run=run)
+def add_command(parser: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
+    parser.description = "AUC of the test items of one run, or its difference from another run's."
+    parser.epilog = _EPILOG
+    parser.add_argument("of", type=Path, metavar="RUN", help="run folder or scores.csv")
+    parser.add_argument("--baseline", type=Path, metavar="RUN", help="also RUN minus this one, resampled together")
+    parser.add_argument("--findings", type=Path, metavar="CSV", help="sizes and types of the positives' findings")
+    parser.add_argument("--positive", type=int, default=1, metavar="CLASS", help="class against the rest (default 1)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="also write auc.md, .csv and .tex there")
 
 
 def read_scores(path: Path, positive: int) -> tuple[list[str], NDArray[np.float64], NDArray[np.bool_]]:
@@ -138,8 +134,8 @@ def measure(args: argparse.Namespace) -> list[tuple[str, AUC]]:
     return areas
 
 
-def run(args: argparse.Namespace) -> tuple[str, list[Path]]:
-    """Return what to print, and the files that were written.
+def run(args: argparse.Namespace) -> int:
+    """Run it; returns the exit code.
 
     Raises:
         RunsError: See `measure`.
@@ -157,4 +153,4 @@ def run(args: argparse.Namespace) -> tuple[str, list[Path]]:
         slug="auc",
     )
     files = {"auc.md": markdown(table), "auc.csv": csv_text(heads, numbers), "auc.tex": latex(table)}
-    return files["auc.md"], write_files(args.out, files) if args.out else []
+    return answer(files["auc.md"], write_files(args.out, files) if args.out else [])

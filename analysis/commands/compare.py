@@ -4,10 +4,12 @@ import argparse
 import json
 from pathlib import Path
 
+from analysis.commands.answer import answer
 from analysis.comparison.pair import compare_pair, pair_csv, pair_json, pair_table, read_side
 from analysis.output.formats import latex, markdown, write_files
 
-EPILOG = """\
+HELP = "two runs side by side: refused unless fair, paired over images, at equal quality"
+_EPILOG = """\
 A and B are run folders, record.json files (of any name), or folders with the seeds of one experiment. B / A is how
 many times less A needs; A - B is paired over the test images. Runs whose hardware, GPUs, precision, attention
 backend, data, optimiser, training budget or timing window differ are refused, with every reason.
@@ -21,25 +23,19 @@ exit codes: 0 done; 1 a record cannot be used, or the comparison is not fair; 64
 """
 
 
-def add_verb(verbs) -> None:
-    """Add the parser of `compare` to the subparsers of `python -m analysis`."""
-    sub = verbs.add_parser(
-        "compare",
-        help="two runs side by side: refused unless fair, paired over images, at equal quality",
-        description="Compare run A with run B.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    sub.add_argument("a", type=Path, metavar="A", help="run folder or record")
-    sub.add_argument("b", type=Path, metavar="B", help="the same; the denominator")
-    sub.add_argument("--unfair-ok", action="store_true", help="compare anyway; the caption says what differs")
-    sub.add_argument("--json", action="store_true", help="JSON on the terminal instead of Markdown")
-    sub.add_argument("--out", type=Path, metavar="DIR", help="also write compare.md, .csv, .tex and .json there")
-    sub.set_defaults(run=run)
+def add_command(parser: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
+    parser.description = "Compare run A with run B."
+    parser.epilog = _EPILOG
+    parser.add_argument("a", type=Path, metavar="A", help="run folder or record")
+    parser.add_argument("b", type=Path, metavar="B", help="the same; the denominator")
+    parser.add_argument("--unfair-ok", action="store_true", help="compare anyway; the caption says what differs")
+    parser.add_argument("--json", action="store_true", help="JSON on the terminal instead of Markdown")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="also write compare.md, .csv, .tex and .json there")
 
 
-def run(args: argparse.Namespace) -> tuple[str, list[Path]]:
-    """Return what to print, and the files that were written.
+def run(args: argparse.Namespace) -> int:
+    """Run it; returns the exit code.
 
     Raises:
         RunsError: a side cannot be read, or the comparison is refused.
@@ -54,4 +50,4 @@ def run(args: argparse.Namespace) -> tuple[str, list[Path]]:
         "compare.tex": latex(table),
         "compare.json": data,
     }
-    return data if args.json else files["compare.md"], write_files(args.out, files) if args.out else []
+    return answer(data if args.json else files["compare.md"], write_files(args.out, files) if args.out else [])

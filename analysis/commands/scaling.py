@@ -5,21 +5,22 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
+from analysis.commands.answer import answer
 from analysis.output.formats import Table, csv_text, latex, markdown, write_files
 from analysis.runs.records import RunsError, load
 from analysis.scaling.model import TERMS, assumed_fit, fit_records
 from analysis.scaling.prediction import EXPERIMENTS, fit_table, held_out_table, predict, prediction_table
 from analysis.scaling.table3 import published_table
 from analysis.scaling.work import Measured, measured, read_spread
+from launch.commands.plan import gpu_counts
 from launch.config.config import ConfigError
 from launch.config.sites import load_site
 from launch.experiments.load import load as load_experiment
-from launch.plan.command import gpu_counts
 
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-EPILOG = """\
+HELP = "a model of the step time with named terms: fitted to records, tested, and what it predicts"
+_EPILOG = """\
 The time of a step is a sum of named terms, each its ideal time at the site's peak rates times a factor:
   encoder, decoder     arithmetic of the transformer and of the convolutions (a factor of 2.5 is an MFU of 40 %)
   memory               the optimiser's traffic
@@ -43,44 +44,45 @@ exit codes: 0 done; 1 no record that the model can be fitted to; 64 wrong argume
 """
 
 
-def add_verb(verbs: Any) -> None:
-    """Add `scaling` to the command line."""
-    sub = verbs.add_parser(
-        "scaling",
-        help="a model of the step time with named terms: fitted to records, tested, and what it predicts",
-        description="Fit the model of the step time to records, test it on GPU counts left out and on the published\n"
-        "rows, and predict seconds per image, efficiency and node-hours. Nothing that it predicts is measured.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_command(parser: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
+    parser.description = (
+        "Fit the model of the step time to records, test it on GPU counts left out and on the published\n"
+        "rows, and predict seconds per image, efficiency and node-hours. Nothing that it predicts is measured."
     )
-    sub.add_argument("runs", type=Path, nargs="?", metavar="RUNS", help="folder of runs to fit the factors to")
-    sub.add_argument("--runs-site", default="local", metavar="S", help="site that RUNS ran on (default: local)")
-    sub.add_argument("--site", default="frontier", metavar="S,...", help="sites to predict (default: frontier)")
-    sub.add_argument(
+    parser.epilog = _EPILOG
+    parser.add_argument("runs", type=Path, nargs="?", metavar="RUNS", help="folder of runs to fit the factors to")
+    parser.add_argument("--runs-site", default="local", metavar="S", help="site that RUNS ran on (default: local)")
+    parser.add_argument("--site", default="frontier", metavar="S,...", help="sites to predict (default: frontier)")
+    parser.add_argument(
         "--experiments",
         default=",".join(EXPERIMENTS),
         metavar="E,...",
         help=f"named experiments to predict (default: {','.join(EXPERIMENTS)})",
     )
     counts = ",".join(map(str, GPUS))
-    sub.add_argument("--gpus", default=counts, metavar="N,...", help="GPU counts (default: 1 to 2048)")
-    sub.add_argument(
+    parser.add_argument("--gpus", default=counts, metavar="N,...", help="GPU counts (default: 1 to 2048)")
+    parser.add_argument(
         "--read-mb-s",
         type=float,
         default=2000.0,
         metavar="MB",
         help="MB/s that a node reads; an assumption (default: 2000)",
     )
-    sub.add_argument(
+    parser.add_argument(
         "--lengths",
         type=Path,
         metavar="DIR",
         help="token files whose lengths adaptive experiments shall have, computed without padding (load imbalance)",
     )
-    sub.add_argument("--mode", choices=("weak", "strong"), default="weak", help="what stays (default: images per GPU)")
-    sub.add_argument("--images", type=float, default=1.0, help="images per GPU (weak) or per step (strong; default: 1)")
-    sub.add_argument("--json", action="store_true", help="print everything as JSON")
-    sub.add_argument("--out", type=Path, metavar="DIR", help="folder for the tables and the plot")
+    parser.add_argument(
+        "--mode", choices=("weak", "strong"), default="weak", help="what stays (default: images per GPU)"
+    )
+    parser.add_argument(
+        "--images", type=float, default=1.0, help="images per GPU (weak) or per step (strong; default: 1)"
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the tables and the plot")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -137,10 +139,8 @@ def run(args: argparse.Namespace) -> int:
         from analysis.output.figure_style import save
 
         paths = [p for table in tables for p in _write(table, args.out)]
-        paths += save([predicted_scaling(predictions, args.mode)], args.out)
-        for path in paths:
-            print(f"wrote {path}", file=sys.stderr)
-    return 0
+        return answer("", [*paths, *save([predicted_scaling(predictions, args.mode)], args.out)])
+    return answer("", [])
 
 
 def _write(table: Table, out: Path) -> list[Path]:

@@ -3,12 +3,11 @@
 import argparse
 from pathlib import Path
 
+from analysis.commands.answer import answer
 from analysis.comparison import table as tables
 from analysis.output.formats import Table, csv_text, latex, markdown, write_files
-from analysis.papers.measured_rows import measured_cells
 from analysis.papers.tables import TABLES, cells_csv, contradictions_table, paper_table, table_cells
-from analysis.runs.records import Runs, load
-from analysis.scaling.table3 import modelled_cells
+from analysis.runs.records import load
 
 COMPARISON, CONTRADICTIONS = "comparison", "contradictions"
 NAMES = (COMPARISON, *TABLES, CONTRADICTIONS)
@@ -19,7 +18,8 @@ _TITLES = {
     CONTRADICTIONS: "where the published numbers contradict each other",
     "all": "every one of these",
 }
-EPILOG = f"""\
+HELP = "comparison of the runs and the papers' tables: Markdown, CSV or LaTeX"
+_EPILOG = f"""\
 RUNS is a folder of runs (runs/<experiment>/<run id>/record.json at any depth), or one run folder. Without RUNS the
 published tables are printed.
 
@@ -39,31 +39,27 @@ exit codes: 0 done; 1 there is no finished run to show; 64 wrong arguments (no s
 """
 
 
-def add_verb(verbs) -> None:
-    """Add the parser of `tables` to the subparsers of `python -m analysis`."""
-    sub = verbs.add_parser(
-        "tables",
-        help="comparison of the runs and the papers' tables: Markdown, CSV or LaTeX",
-        description="Tables of measured and published numbers; every row says which it is.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_command(parser: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
+    parser.description = "Tables of measured and published numbers; every row says which it is."
+    parser.epilog = _EPILOG
+    parser.add_argument("runs", type=Path, nargs="?", metavar="RUNS", help="folder of runs")
+    parser.add_argument(
+        "--which", metavar="T,...", help=f"tables (default: {COMPARISON} with RUNS, else all published)"
     )
-    sub.add_argument("runs", type=Path, nargs="?", metavar="RUNS", help="folder of runs")
-    sub.add_argument("--which", metavar="T,...", help=f"tables (default: {COMPARISON} with RUNS, else all published)")
-    sub.add_argument("--source", choices=SOURCES, help="of the papers' tables (default: records with RUNS)")
-    sub.add_argument("--format", choices=("md", "csv", "tex"), default="md", help="on the terminal (default: md)")
-    sub.add_argument("--out", type=Path, metavar="DIR", help="write every form of every table there")
-    sub.add_argument(
+    parser.add_argument("--source", choices=SOURCES, help="of the papers' tables (default: records with RUNS)")
+    parser.add_argument("--format", choices=("md", "csv", "tex"), default="md", help="on the terminal (default: md)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write every form of every table there")
+    parser.add_argument(
         "--baseline",
         metavar="NAME",
         help="experiment that is the denominator of every speedup (default: for each run the fair uniform run of its "
         "resolution with the smallest patch)",
     )
-    sub.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> tuple[str, list[Path], Runs | None]:
-    """Return what to print, the files that were written, and the runs that were read.
+def run(args: argparse.Namespace) -> int:
+    """Run it; returns the exit code.
 
     Raises:
         RunsError: RUNS cannot be read.
@@ -88,7 +84,7 @@ def run(args: argparse.Namespace) -> tuple[str, list[Path], Runs | None]:
         others = [form for name, form in zip(names, forms, strict=True) if name != COMPARISON]
         files = {f"{form['slug']}.{suffix}": form[suffix] for form in others for suffix in ("md", "csv", "tex")}
         written += write_files(args.out, files)
-    return text, written, runs
+    return answer(text, written, runs, args.runs)
 
 
 def _names(args: argparse.Namespace) -> list[str]:
@@ -111,6 +107,9 @@ def _forms(name: str, source: str, comparison: tables.Comparison | None) -> dict
     if name == CONTRADICTIONS:
         table = contradictions_table()
         return _of(table, csv_text([c.head for c in table.columns], table.rows))
+    from analysis.papers.measured_rows import measured_cells
+    from analysis.scaling.table3 import modelled_cells
+
     cells = [] if source == "records" else table_cells(name)
     remarks: list[str] = []
     if comparison and source != "reference":

@@ -3,7 +3,6 @@
 As in table 1 of Taha et al. (MICCAI 2022): the field, its square root, and its sums over columns and over rows.
 """
 
-import argparse
 import json
 import zipfile
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.output.figure_style import COLUMN_IN, PAGE_IN, Drawing, look, new_figure, save, style
+from analysis.output.figure_style import COLUMN_IN, PAGE_IN, Drawing, look, new_figure, style
 from analysis.runs.records import RunsError
 
 if TYPE_CHECKING:
@@ -23,16 +22,6 @@ if TYPE_CHECKING:
 MOST_FIELDS = 5
 _SIDE_PX = 300  # longest side of a map in the figure
 _POINTS = 100  # of a profile, each the mean of neighbours: single rows of a random network are noisy
-EPILOG = """\
-FILE is what `python -m launch erf EXPERIMENT --out DIR` wrote.
-
-example:
-  python -m launch erf gmic_image train.init_from=RUN --out out/erf
-  python -m launch erf hct_image train.init_from=RUN --out out/erf
-  python -m analysis erf out/erf/gmic_image.npz out/erf/hct_image.npz --out out/plots
-
-exit codes: 0 done; 1 a file cannot be used; 64 wrong arguments.
-"""
 
 
 @dataclass(frozen=True)
@@ -164,28 +153,3 @@ def _words(fields: Sequence[Field]) -> str:
         reach = " x ".join(str((np.ptp(np.flatnonzero(field.map.any(axis))) + 1) * field.pixel_px) for axis in (1, 0))
         said.append(f"{field.label} reaches {reach} px of {field.picture_px}")
     return "Maps and profiles of effective receptive fields: " + "; ".join(said) + "."
-
-
-def add_verb(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the parser of `erf` to the subparsers of `python -m analysis`."""
-    sub = verbs.add_parser(
-        "erf",
-        help="draw effective receptive fields side by side",
-        description="Draw what `python -m launch erf` measured.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    sub.add_argument("files", type=Path, nargs="+", metavar="FILE", help=f"npz files, at most {MOST_FIELDS}")
-    sub.add_argument("--out", type=Path, default=Path("plots"), metavar="DIR", help="folder (default: plots)")
-    sub.set_defaults(run=run)
-
-
-def run(args: argparse.Namespace) -> tuple[str, list[Path]]:
-    """Return what to print, and the files that were written.
-
-    Raises:
-        RunsError: A file cannot be used.
-        ValueError: Too many files, or the folder cannot be written.
-    """
-    drawing = draw(read_fields(args.files))
-    return f"{drawing.caption}\n", save([drawing], args.out)

@@ -1,33 +1,17 @@
 """Sequence length against split value and patch (the paper's Figure 3), from token files (no torch)."""
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.output.figure_style import COLUMN_IN, GREY, PAGE_IN, Drawing, look, new_figure, plain_log, save, style
-from analysis.output.formats import Column, Table, markdown, number, whole
+from analysis.output.figure_style import COLUMN_IN, GREY, PAGE_IN, Drawing, look, new_figure, plain_log, style
 from analysis.papers.entries import REFERENCE, read_cells
 from launch.data.token_files import split_lengths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-EPILOG = """\
-DIR is a folder of token files that `python -m data_prep build --split-value V` wrote. Slides that one setting of a line
-lacks are left out of all of it.
-
-example:
-  for v in 20 50 100; do
-    python -m data_prep build IMAGES --out out/v$v --resolution 512 --patch 4 --split-value $v
-  done
-  python -m analysis lengths out/v20 out/v50 out/v100 --out out/plots
-
-exit codes: 0 done; 64 no such folder, or no token file with a split value.
-"""
 
 
 @dataclass(frozen=True)
@@ -190,62 +174,3 @@ def _published() -> np.ndarray:
             rows.setdefault(cell.row, {})[cell.quantity] = cell.value
     pairs = [(r["split_value"], r["tokens"]) for r in rows.values() if "split_value" in r]
     return np.array(sorted(pairs))
-
-
-def add_verb(verbs: Any) -> None:
-    """Add `lengths` to the command line."""
-    sub = verbs.add_parser(
-        "lengths",
-        help="sequence length against split value and patch (Fig. 3), with growth exponents",
-        description="Plot tokens per image against the split value of token files, one line per resolution and patch,\n"
-        "and against the smallest patch where it varies, with growth exponents and their intervals.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    sub.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders of token files")
-    sub.add_argument("--out", type=Path, default=Path("plots"), metavar="DIR", help="default: plots")
-    sub.set_defaults(run=run)
-
-
-def run(args: argparse.Namespace) -> tuple[str, list[Path]]:
-    """Return the tables as text and the written files.
-
-    Raises:
-        ValueError: as `read_rows`, or the folder cannot be written.
-    """
-    rows = read_rows(args.folders)
-    tables = [_table("split value", "p (px)", by_split_value(rows))]
-    patches = [s for s in by_patch(rows) if s.values.size > 1]
-    if patches:
-        tables.append(_table("p (px)", "split value", patches))
-    return "\n".join(markdown(t) for t in tables) + "\n", save([split_values(rows)], args.out)
-
-
-def _table(varied: str, fixed: str, sweeps: list[Sweep]) -> Table:
-    rows = []
-    for sweep in sweeps:
-        fit = sweep.exponent()
-        said = None if fit is None else f"{fit[0]:.2f} [{fit[1]:.2f}, {fit[2]:.2f}]"
-        for x in sweep.values:
-            counts = sweep.lengths[x]
-            rows.append(
-                [
-                    whole(sweep.resolution),
-                    whole(sweep.fixed),
-                    whole(int(x)),
-                    whole(len(counts)),
-                    number(float(counts.mean()), 1),
-                    whole(int(counts.min())),
-                    whole(int(counts.max())),
-                    said,
-                ]
-            )
-    heads = ("R (px)", fixed, varied, "slides", "mean L", "shortest", "longest", "exponent [95 % CI]")
-    return Table(
-        f"Measured: tokens per image by {varied}.",
-        [Column(h, True) for h in heads],
-        rows,
-        ["run"] * len(rows),
-        (),
-        "lengths",
-    )

@@ -1,18 +1,24 @@
 """What a build is asked to do: the parameters of a token file, checked before any slide is opened.
 
+An option is declared once, as a field of `BuildOptions`. Command lines (`add_options`, `options_of`), token files
+(`params`, `built_with`) and the words of `launch prep` (`words_of`) follow from the field.
 Must not import anything heavy (no OpenSlide, no h5py): the command line reads it to print its help.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-#: Goes up when the same slide and parameters give other bytes, so that old token files are built again.
 from data_prep.edges import AUTO_PERCENT
 from data_prep.system.powers_of_two import is_power_of_two
+
+#: Goes up when the same slide and parameters give other bytes, so that old token files are built again.
 
 ALGORITHM = 3
 MAX_TILE_PX = 16384  # regions of this side need about 1 GiB per rank
@@ -23,63 +29,220 @@ MAX_RESOLUTION = 1 << 20  # four times the largest slides that scanners make
 class OptionError(ValueError):
     """An option that cannot work; one line that says which and what would."""
 
+    exit_code = 64
+
+
+def _thresholds(text: str) -> Literal["auto"] | tuple[int, int]:
+    if text == "auto":
+        return "auto"
+    try:
+        low, high = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor LOW,HIGH such as 100,200") from error
+    return low, high
+
+
+def _percent(text: str) -> int:
+    """A quantile such as 0.8 in hundredths, so that thresholds are found with integers."""
+    try:
+        hundredths = 100 * Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        hundredths = Fraction(0)
+    if hundredths.denominator != 1 or not 1 <= hundredths <= 99:
+        raise argparse.ArgumentTypeError(f"{text!r} is no quantile in hundredths, 0.01 to 0.99")
+    return int(hundredths)
+
+
+def _option(help: str, kept: Literal["always", "changed", "never"] = "always", **more: Any) -> dict[str, Any]:
+    """The metadata of a field: how an option is written.
+
+    Args:
+        help: What a command's help says of it.
+        kept: When a token file keeps it: always, where it differs from the default, or never.
+        more: `flag` on the command line and `key` in token files, where these are not the name; `as_kept`, a function
+            that makes what a token file keeps; `setting` where a run's data section has one of this name, which files
+            are held against; and arguments of `add_argument`.
+    """
+    return {"help": help, "kept": kept, **more}
+
+
+# The option that begins a group in a command's help, and the group's heading; the last ones have none.
+_HEADINGS = {
+    "resolution": "frame and patches",
+    "length": "quadtree (apf only)",
+    "masks": "annotation",
+    "fit": "for comparison with the paper's code only",
+    "tile_px": "",
+}
+
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Everything that decides the bytes of a token file, plus the tile side, which does not.
+    """Everything that decides the bytes of a token file, plus what does not: `tile_px` and `strict`.
 
-    Attributes:
-        resolution: R, side of the frame in pixels.
-        patch: p, side of a patch; R / p is a power of two.
-        patching: `apf` (quadtree) or `uniform` (equal squares).
-        length: L, leaves of the budget rule; None with `split_value` or `uniform`. With fit=drop, the tokens kept.
-        split_value: v of the threshold rule: split while a square holds more than v edge pixels.
-        blur: Side of the Gaussian in pixels (odd, 1 = none); None takes the entry of the table for R.
-        thresholds: Canny thresholds (low, high), or `auto`.
-        auto_percent: Of `auto`: the share of a slide's non-zero gradients that the higher threshold reaches, 1 to 99.
-        aspect: `keep` (padding) or `squash` (to a square).
-        fov: Folder of fields of view, found and read as masks are: where one is 0, nothing is scored or learned. None:
-            everywhere.
-        split_on: What makes a square worth splitting: its `edges`, or `variance` or `entropy` of its luma (see
-            `criteria`; budget rule and frames in memory only).
-        resample: How a leaf's pixels become p x p: `mean` of every cell, or OpenCV's `cubic` interpolation as in the
-            authors' public code, which looks at 4 x 4 pixels of a cell however many it has (frames in memory only).
-        fit: `budget` (exactly the tree's leaves) or `drop` (the paper: the tree of `split_value`, then random drop or
-            duplicate to `length`).
-        packing: `leaf` (token i = leaf i) or `strip` (rows mixed as in the authors' public code).
-        classes: K, foreground classes of the masks, ids 1..K.
-        seed: Seed of `fit=drop`.
-        masks: Folder of mask images or annotations with the slides' stems, or None.
-        tile_px: Side of the regions that ranks work on, rounded down to a power of two; changes memory and speed, never
-            bytes. None: chosen for the frame.
-        strict: Refuse a slide with a tile that cannot be decoded instead of filling it; never changes bytes.
-        mask_kind: Of whole and viable tumour (PAIP): `viable` or `whole` as class 1, `both` as 1 and 2; None takes the
-            only mask there is.
-        mask_classes: Class ids (None: left out) of polygons by name, as `annotations.read_polygons` takes them; None
-            goes by the names that it knows.
+    What each is, with its unit, its field says to the help of commands; where it is None, a build chooses.
+    `auto_percent` is in hundredths. `mask_classes` has class ids (None: left out) by name, as
+    `annotations.read_polygons` takes them.
+
+    Raises:
+        OptionError: They cannot work together; one line says why.
     """
 
-    resolution: int
-    patch: int
-    patching: Literal["apf", "uniform"] = "apf"
-    length: int | None = None
-    split_value: int | None = None
-    blur: int | None = None
-    thresholds: Literal["auto"] | tuple[int, int] = "auto"
-    aspect: Literal["keep", "squash"] = "keep"
-    fit: Literal["budget", "drop"] = "budget"
-    packing: Literal["leaf", "strip"] = "leaf"
-    classes: int = 1
-    seed: int = 0
-    masks: Path | None = None
-    tile_px: int | None = None
-    strict: bool = False
-    mask_kind: Literal["viable", "whole", "both"] | None = None
-    mask_classes: tuple[tuple[str, int | None], ...] | None = None
-    split_on: Literal["edges", "variance", "entropy"] = "edges"
-    auto_percent: int = AUTO_PERCENT
-    fov: Path | None = None
-    resample: Literal["mean", "cubic"] = "mean"
+    # In the order of the help.
+    resolution: int = field(
+        metadata=_option("side of the frame in pixels, p times a power of two", metavar="R", setting=True)
+    )
+    patch: int = field(
+        metadata=_option("side of a patch in pixels, a power of two; also the smallest leaf", metavar="p", setting=True)
+    )
+    patching: Literal["apf", "uniform"] = field(
+        default="apf", metadata=_option("apf: adaptive quadtree; uniform: equal squares (default apf)", setting=True)
+    )
+    aspect: Literal["keep", "squash"] = field(
+        default="keep",
+        metadata=_option("keep: pad to the square; squash: stretch to it, as the paper's authors did (default keep)"),
+    )
+    length: int | None = field(
+        default=None,
+        metadata=_option(
+            "tokens per slide, at least 4: split the square with most edges until L leaves are reached", metavar="L"
+        ),
+    )
+    split_value: int | None = field(
+        default=None,
+        metadata=_option(
+            "instead of --length: split while a square holds more than v edge pixels (the paper's rule)", metavar="v"
+        ),
+    )
+    blur: int | None = field(
+        default=None,
+        metadata=_option(
+            "side of the Gaussian before Canny in pixels, odd, 1 for none "
+            "(default by R: 3 up to 1K, 7 at 4K, 9 at 8K, 11 at 16K, 13 at 32K, 15 at 64K)",
+            metavar="k",
+        ),
+    )
+    thresholds: Literal["auto"] | tuple[int, int] = field(
+        default="auto",
+        metadata=_option(
+            "Canny thresholds. auto: from each slide's own gradients, also good on faint images; "
+            "the paper: 100,200 (default auto)",
+            metavar="LOW,HIGH|auto",
+            type=_thresholds,
+            setting=True,
+        ),
+    )
+    split_on: Literal["edges", "variance", "entropy"] = field(
+        default="edges",
+        metadata=_option(
+            "with --length: what is counted in a square, its edges, or the variance or entropy of its "
+            "luma times its pixels (default edges; others for frames built in memory)",
+            setting=True,
+            kept="changed",
+        ),
+    )
+    auto_percent: int = field(
+        default=AUTO_PERCENT,
+        metadata=_option(
+            "of auto: quantile of the slide's non-zero gradients that becomes HIGH (LOW is half of it), "
+            f"0.01 to 0.99; lower finds more edges (default {AUTO_PERCENT / 100:.2f})",
+            flag="--auto-quantile",
+            key="auto_quantile",
+            as_kept=lambda percent: percent / 100,
+            metavar="Q",
+            type=_percent,
+            kept="changed",
+        ),
+    )
+    resample: Literal["mean", "cubic"] = field(
+        default="mean",
+        metadata=_option(
+            "how a leaf becomes p x p pixels: means of its cells, or OpenCV's bicubic interpolation, "
+            "as the paper's code (default mean; cubic for frames built in memory)",
+            setting=True,
+            kept="changed",
+        ),
+    )
+    masks: Path | None = field(
+        default=None,
+        metadata=_option(
+            "folder with a mask per slide, of the same name: .png, .tif, .tiff (same size, pixel "
+            "value = class, 0 = background), or polygons, .xml (ImageScope, ASAP), .geojson (level-0 px)",
+            kept="never",
+            metavar="DIR",
+        ),
+    )
+    mask_kind: Literal["viable", "whole", "both"] | None = field(
+        default=None,
+        metadata=_option(
+            "of whole and viable tumour, as PAIP has them (<slide>_whole.tif, <slide>_viable.tif, or "
+            "layers of an XML): one of them as class 1, or both, whole 1 and viable 2",
+            kept="changed",
+        ),
+    )
+    mask_classes: tuple[tuple[str, int | None], ...] | None = field(
+        default=None,
+        metadata=_option(
+            "class ids of polygons by name, as convert --class: class name, ImageScope layer number or "
+            "colour #rrggbb; ID 0 erases, none leaves out; then every class needs one (default: by known "
+            "names, see convert)",
+            as_kept=dict,
+            metavar="NAME=ID,...",
+            type=str,
+            kept="changed",
+        ),
+    )
+    fov: Path | None = field(
+        default=None,
+        metadata=_option(
+            "folder with a field of view per slide, found and read as masks are: where it is 0 "
+            "(outside), nothing is scored or learned, e.g. around the round picture of a retina",
+            as_kept=bool,
+            metavar="DIR",
+            setting=True,
+            kept="changed",
+        ),
+    )
+    classes: int = field(
+        default=1,
+        metadata=_option(
+            "number of foreground classes, values 1..K of the masks (default 1)", metavar="K", setting=True
+        ),
+    )
+    fit: Literal["budget", "drop"] = field(
+        default="budget",
+        metadata=_option(
+            "drop: the tree of --split-value, then random tokens dropped or duplicated to reach "
+            "--length exactly, as the paper (default budget: never)"
+        ),
+    )
+    packing: Literal["leaf", "strip"] = field(
+        default="leaf",
+        metadata=_option(
+            "strip: tokens mix rows of p leaves, as the public code's reshape does; training puts "
+            "them back, its own switch is model.packing=strip (default leaf)"
+        ),
+    )
+    seed: int = field(default=0, metadata=_option("seed of --fit drop (default 0)"))
+    tile_px: int | None = field(
+        default=None,
+        metadata=_option(
+            "side of the regions of a frame that ranks share, rounded down to a power of two, at most "
+            "64 x 64 regions: smaller needs less memory, larger reads less twice; never changes the result "
+            "(default: frames up to 4096 at once, else 4096, or 8192 for 32K and more on up to 16 ranks)",
+            kept="never",
+            flag="--tile",
+            metavar="PX",
+        ),
+    )
+    strict: bool = field(
+        default=False,
+        metadata=_option(
+            "refuse a slide with a tile that cannot be decoded (default: such tiles are white, and are "
+            "listed in the token file and in the log)",
+            kept="never",
+        ),
+    )
 
     def __post_init__(self) -> None:
         _check_grid(self)
@@ -127,30 +290,101 @@ class BuildOptions:
             low: Lower Canny threshold that was used; None without edges.
             high: Upper Canny threshold that was used; None without edges.
         """
-        thresholds = "auto" if self.thresholds == "auto" else list(self.thresholds)
-        return {
-            "algorithm": ALGORITHM,
-            "resolution": self.resolution,
-            "patch": self.patch,
-            "patching": self.patching,
-            "length": self.length,
-            "split_value": self.split_value,
+        edges = self.patching == "apf" and self.split_on == "edges"
+        found = {
             "blur": blur,
-            "thresholds": thresholds if self.patching == "apf" and self.split_on == "edges" else None,
-            "lo": low,
-            "hi": high,
-            "aspect": self.aspect,
-            "fit": self.fit,
-            "packing": self.packing,
-            "classes": self.classes,
+            "thresholds": (self.thresholds if self.thresholds == "auto" else list(self.thresholds)) if edges else None,
             "seed": self.seed if self.fit == "drop" else None,
-            **({"split_on": self.split_on} if self.split_on != "edges" else {}),
-            **({"resample": self.resample} if self.resample != "mean" else {}),
-            **({"auto_quantile": self.auto_percent / 100} if self.auto_percent != AUTO_PERCENT else {}),
-            **({"mask_kind": self.mask_kind} if self.mask_kind else {}),
-            **({"fov": True} if self.fov else {}),
-            **({"mask_classes": dict(self.mask_classes)} if self.mask_classes else {}),
         }
+        kept: dict[str, Any] = {"algorithm": ALGORITHM, "lo": low, "hi": high}
+        for option in fields(self):
+            value, meta = getattr(self, option.name), option.metadata
+            if meta["kept"] == "always":
+                kept[option.name] = found.get(option.name, value)
+            elif meta["kept"] == "changed" and value and value != option.default:
+                kept[meta.get("key", option.name)] = meta.get("as_kept", lambda same: same)(value)
+        return kept
+
+
+OPTIONS: dict[str, Field[Any]] = {option.name: option for option in fields(BuildOptions)}
+SETTINGS = tuple(name for name, option in OPTIONS.items() if option.metadata.get("setting"))
+
+
+def _flag(name: str) -> str:
+    return str(OPTIONS[name].metadata.get("flag", f"--{name.replace('_', '-')}"))
+
+
+def add_options(
+    parser: argparse.ArgumentParser,
+    names: Iterable[str] = tuple(OPTIONS),
+    changed: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    grouped: bool = True,
+) -> None:
+    """Add options to a command's parser.
+
+    Args:
+        parser: The parser.
+        names: The options, in the order of the help.
+        changed: Arguments of `add_argument` that a command has otherwise; `more_help` is set behind the help.
+        grouped: Under their headings.
+    """
+    groups: dict[str, Any] = {"": parser}
+    kinds = get_type_hints(BuildOptions)
+    heading, headings = "", {}
+    for name in OPTIONS:
+        headings[name] = heading = _HEADINGS.get(name, heading)
+    for name in names:
+        option = OPTIONS[name]
+        heading = headings[name] if grouped else ""
+        if heading not in groups:
+            groups[heading] = parser.add_argument_group(heading)
+        own = {key: value for key, value in option.metadata.items() if key in ("help", "metavar", "type")}
+        own |= {"required": True} if option.default is MISSING else {"default": option.default}
+        own |= {} if "type" in own else _of_type(kinds[name])
+        own |= (changed or {}).get(name, {})
+        own["help"] += own.pop("more_help", "")
+        groups[heading].add_argument(_flag(name), dest=name, **own)
+
+
+def _of_type(kind: Any) -> dict[str, Any]:
+    """What argparse needs to know of a field's type: a literal's choices, or the type itself."""
+    if kind is bool:
+        return {"action": "store_true"}
+    first = kind if get_origin(kind) not in (Union, UnionType) else get_args(kind)[0]  # the other one is None
+    return {"choices": get_args(first)} if get_origin(first) is Literal else {"type": first}
+
+
+def options_of(args: argparse.Namespace, **changed: Any) -> BuildOptions:
+    """The options that parsed arguments hold, but for those that are changed.
+
+    Raises:
+        OptionError: They cannot work.
+    """
+    values = {name: getattr(args, name) for name in OPTIONS if hasattr(args, name)}
+    if isinstance(values.get("mask_classes"), str):
+        values["mask_classes"] = tuple(class_ids(values["mask_classes"].split(","), "--mask-classes").items())
+    return BuildOptions(**{**values, **changed})
+
+
+def words_of(values: Mapping[str, Any], always: Sequence[str] = ()) -> list[str]:
+    """The words of `build` that ask for these options, in their order; without those that are as by default.
+
+    Args:
+        values: Options by name; None: as by default.
+        always: Options that are named also where they are as by default.
+    """
+    words: list[str] = []
+    for name, value in values.items():
+        if value is not None and (name in always or value != OPTIONS[name].default):
+            words += [_flag(name), ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    return words
+
+
+def built_with(params: Mapping[str, Any], name: str) -> Any:
+    """An option as a token file's parameters keep it, or its default."""
+    value = params.get(name, OPTIONS[name].default)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def class_ids(texts: Sequence[str], flag: str) -> dict[str, int | None]:

@@ -1,23 +1,20 @@
-"""Further commands of `python -m data_prep`, one module each with `add_command(commands)`; imported to print help.
+"""The commands of `python -m data_prep`, as `system.command_line` describes them: a module each, imported to run it.
 
-A module here must import nothing heavy at its top: the work lies beside this folder and is imported when it runs.
+Others use `COMMANDS`.
 """
 
-from __future__ import annotations
-
-import importlib
-from typing import Any
-
-# In the order of the help.
-NAMES: tuple[str, ...] = ("synth", "convert", "doctor", "export", "volume", "pack")
-
-
-def add_commands(commands: Any) -> None:
-    """Let every module of this folder add its parser.
-
-    Args:
-        commands: What `ArgumentParser.add_subparsers` returned. A command's parser sets the default `run`, a function
-            of the parsed arguments that returns the exit code.
-    """
-    for name in NAMES:
-        importlib.import_module(f"data_prep.commands.{name}").add_command(commands)
+# Every command and its module, in the order of the help.
+COMMANDS = {
+    "build": "build",
+    "verify": "verify",
+    "inspect": "inspect",
+    "synth": "synth",
+    "convert": "convert",
+    "doctor": "doctor",
+    "export": "export",
+    "volume": "volume",
+    "volume score": "volume_predictions",
+    "volume reassemble": "volume_predictions",
+    "pack": "pack",
+    "unpack": "pack",
+}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from data_prep.build.options import OptionError, class_ids
 from data_prep.system.files import one_line
 
-_HELP = """Convert masks to tiled BigTIFF with a pyramid, OUT/<name>.tif each, which every tool reads by region.
+HELP = "masks and annotations to tiled TIFF"
+_DESCRIPTION = """Convert masks to tiled BigTIFF with a pyramid, OUT/<name>.tif each, which every tool reads by region.
 
 Worth it for masks in one piece or in strips, such as PAIP's (each read decodes the whole file, and
 OpenSlide cannot open them), and to look at what polygons become: ImageScope XML (PAIP), ASAP XML
@@ -35,16 +35,9 @@ _EXAMPLES = """examples:
 exit code: 0 all converted or skipped, 1 some mask failed, 64 bad arguments."""
 
 
-def add_command(commands: Any) -> None:
-    """Add the parser of `convert`."""
-    parser = commands.add_parser(
-        "convert",
-        help="masks and annotations to tiled TIFF",
-        description=_HELP,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_command(parser: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
+    parser.description, parser.epilog = _DESCRIPTION, _EXAMPLES
     parser.add_argument(
         "masks",
         nargs="+",
@@ -74,10 +67,10 @@ def add_command(commands: Any) -> None:
         default="both",
         help="of polygons of whole (1) and viable tumour (2): one of them, as class 1, or both (default both)",
     )
-    parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Run it; returns the exit code."""
     from data_prep.masks.convert import convert_mask, plan
     from data_prep.system.files import remove_stale
     from data_prep.system.progress import Progress

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-_DOCTOR = """Look slides and masks over before a long build: decode every tile of every level, in parallel, check
+HELP = "look slides and masks over"
+_DESCRIPTION = """Look slides and masks over before a long build: decode every tile of every level, in parallel, check
 micrometres per pixel, pyramid factors and names, and with --masks (and --fov) that every slide has a mask (and a field
 of view) of its size. Prints what is wrong and what to do about it. Changes nothing.
 
@@ -21,16 +22,9 @@ _EXAMPLES = """examples:
       --json findings.json"""
 
 
-def add_command(commands: Any) -> None:
-    """Add the parser of `doctor`."""
-    parser = commands.add_parser(
-        "doctor",
-        help="look slides and masks over",
-        description=_DOCTOR,
-        epilog=_EXAMPLES,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_command(parser: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
+    parser.description, parser.epilog = _DESCRIPTION, _EXAMPLES
     add = parser.add_argument
     add("slides", nargs="+", type=Path, metavar="SLIDE_OR_DIR", help="slides, or folders of them")
     add("--masks", type=Path, metavar="DIR", help="folder of the masks, PAIP's _whole and _viable pairs included")
@@ -52,10 +46,10 @@ def add_command(commands: Any) -> None:
     )
     add("--jobs", type=int, default=0, metavar="N", help="processes, 0 for one per core allowed (default 0)")
     add("--json", type=Path, metavar="FILE", help="also write the findings there")
-    parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Run it; returns the exit code."""
     import json
     from dataclasses import asdict
     from functools import partial

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from data_prep.build.options import OptionError
 
-_HELP = """Write the leaves of token files in a form that other tools read, in level-0 pixels.
+HELP = "leaves to GeoJSON or TRIDENT/CLAM coords"
+_DESCRIPTION = """Write the leaves of token files in a form that other tools read, in level-0 pixels.
 
   geojson  OUT/<slide>.geojson for QuPath (drag it onto the slide): one detection per leaf, coloured by
            its side, with its depth in the tree, its size, and the share of each class if there are masks
@@ -28,16 +28,9 @@ _EXAMPLES = """examples:
 exit code: 0 all written, 1 some file bad, 64 bad arguments."""
 
 
-def add_command(commands: Any) -> None:
-    """Add the parser of `export`."""
-    parser = commands.add_parser(
-        "export",
-        help="leaves to GeoJSON or TRIDENT/CLAM coords",
-        description=_HELP,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_command(parser: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
+    parser.description, parser.epilog = _DESCRIPTION, _EXAMPLES
     parser.add_argument("tokens", type=Path, metavar="TOKENS_OR_DIR", help="token file, or a folder of them")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--format", choices=("geojson", "coords"), required=True, help="what to write")
@@ -52,10 +45,10 @@ def add_command(commands: Any) -> None:
         metavar="SIZE",
         help="instead of leaves: equal squares of SIZE level-0 pixels over the whole slide",
     )
-    parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Run it; returns the exit code."""
     from data_prep.system.progress import Progress, counted
     from data_prep.token_files.export import export
     from data_prep.token_files.token_file import StoreError

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Any
+
+from data_prep.system.command_line import Command
 
 _PACK = """Put the token files of a folder into a few large, read-only shards with one index, for training on many
 ranks: a parallel file system serves few large files far better than many small ones. `launch train ... data.dir=PACK`
@@ -29,30 +30,25 @@ def _bytes(text: str) -> int:
     return int(float(found[1]) * 1024 ** "_KMGT".index(found[2].upper() or "_"))
 
 
-def add_command(commands: Any) -> None:
-    """Add the parsers of `pack` and `unpack`."""
-    raw = argparse.RawDescriptionHelpFormatter
-    pack = commands.add_parser(
-        "pack", help="token files to a few large ones", description=_PACK, allow_abbrev=False, formatter_class=raw
-    )
-    pack.add_argument("folder", type=Path, metavar="TOKENS_DIR")
-    pack.add_argument("--out", type=Path, required=True, metavar="PACK_DIR", help="folder of the pack")
-    pack.add_argument(
+def _add_pack(parser: argparse.ArgumentParser) -> None:
+    parser.description = _PACK
+    parser.add_argument("folder", type=Path, metavar="TOKENS_DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="PACK_DIR", help="folder of the pack")
+    parser.add_argument(
         "--shard-size",
         type=_bytes,
         default=2**30,
         metavar="SIZE",
         help="size at which a shard is full, e.g. 512MiB or 4GiB (default 1GiB)",
     )
-    pack.set_defaults(run=_pack)
-    unpack = commands.add_parser(
-        "unpack", help="the inverse of pack", description=_UNPACK, allow_abbrev=False, formatter_class=raw
-    )
-    unpack.add_argument("folder", type=Path, metavar="PACK_DIR")
-    unpack.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
-    unpack.add_argument("--only", nargs="+", default=[], metavar="SLIDE", help="names of slides (default: all files)")
-    unpack.add_argument("--force", action="store_true", help="replace files of the same names that differ")
-    unpack.set_defaults(run=_unpack)
+
+
+def _add_unpack(parser: argparse.ArgumentParser) -> None:
+    parser.description = _UNPACK
+    parser.add_argument("folder", type=Path, metavar="PACK_DIR")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
+    parser.add_argument("--only", nargs="+", default=[], metavar="SLIDE", help="names of slides (default: all files)")
+    parser.add_argument("--force", action="store_true", help="replace files of the same names that differ")
 
 
 def _pack(args: argparse.Namespace) -> int:
@@ -83,3 +79,9 @@ def _unpack(args: argparse.Namespace) -> int:
         raise OptionError(str(error)) from error
     print(f"{counted(len(files), 'file')} -> {args.out}")
     return 0
+
+
+COMMANDS = {
+    "pack": Command("token files to a few large ones", _add_pack, _pack),
+    "unpack": Command("the inverse of pack", _add_unpack, _unpack),
+}

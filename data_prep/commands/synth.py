@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-_SYNTH = """Make a slide to try things on: tissue-like fragments of real kidney texture on a white background,
+HELP = "make a test slide"
+_DESCRIPTION = """Make a slide to try things on: tissue-like fragments of real kidney texture on a white background,
 as a pyramidal, JPEG-tiled BigTIFF that OpenSlide and QuPath open, and a mask of the glomeruli in it.
 
 Written tile by tile in bounded memory; the same seed gives the same bytes. 65536 x 65536 pixels take about two to
@@ -28,16 +28,9 @@ def _size(text: str) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
-def add_command(commands: Any) -> None:
-    """Add the parser of `synth`."""
-    parser = commands.add_parser(
-        "synth",
-        help="make a test slide",
-        description=_SYNTH,
-        epilog=_EXAMPLES,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_command(parser: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
+    parser.description, parser.epilog = _DESCRIPTION, _EXAMPLES
     add = parser.add_argument
     add("--size", type=_size, required=True, metavar="PX", help="side of the slide in pixels, or WIDTH,HEIGHT")
     add("--out", type=Path, required=True, metavar="TIF", help="file of the slide")
@@ -48,10 +41,10 @@ def add_command(commands: Any) -> None:
     add("--quality", type=int, default=87, metavar="Q", help="JPEG quality, 1 to 100 (default 87)")
     add("--mpp", type=float, default=0.5, metavar="UM", help="micrometres per pixel to write down (default 0.5)")
     add("--force", action="store_true", help="replace files that are there")
-    parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Run it; returns the exit code."""
     from data_prep.build.options import OptionError
     from data_prep.synth.pictures import SynthSlide
     from data_prep.synth.tiff import write_slide

@@ -23,6 +23,8 @@ _POLL_S = 0.001
 class LaunchError(RuntimeError):
     """Started under a launcher that does not fit the MPI library; one line with the remedy."""
 
+    exit_code = 64
+
 
 def wants_mpi(env: Mapping[str, str] = os.environ) -> bool:
     """Whether an MPI launcher or a SLURM step of several tasks started this process.

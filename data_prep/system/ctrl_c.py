@@ -6,81 +6,82 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Timer, current_thread, main_thread
+from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
 INTERRUPTED = 130
 _AGAIN_S = 0.01
 _RANK_0_FIRST_S = 1.0
+_PASS_ON_S = 0.3
 
 
 def launcher_rank() -> int:
     """The rank that a launcher gave this process, 0 in a plain run."""
-    rank = os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK")
+    rank = os.environ.get("RANK") if "WORLD_SIZE" in os.environ else None  # torchrun, also inside a SLURM step
+    rank = rank or os.environ.get("PMI_RANK") or os.environ.get("OMPI_COMM_WORLD_RANK")
     if rank is None and "SLURM_STEP_ID" in os.environ:
         rank = os.environ.get("SLURM_PROCID")
     return int(rank) if rank is not None and rank.isdecimal() else 0
 
 
-def let_rank_0_be_first() -> None:
-    """Wait until rank 0 has said that it was interrupted and ended the others; come back if it has not.
+def mpi_abort() -> Callable[[int], None] | None:
+    """`Abort` of the MPI world that this process has joined; None without one, or alone in it."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    return mpi.COMM_WORLD.Abort if mpi is not None and mpi.COMM_WORLD.size > 1 else None
 
-    A launcher ends all ranks as soon as one is gone, also a rank that is about to say why.
+
+def take_over(at_once: bool) -> None:
+    """Answer Ctrl-C from now on: by KeyboardInterrupt, or, with `at_once`, by `end`."""
+    handler = _end_at_once if at_once else _interrupt
+    signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGALRM, handler)
+    sys.unraisablehook = _again
+
+
+def end(text: str = "interrupted") -> NoReturn:
+    """Say that this process was interrupted, and end it with `INTERRUPTED`, and the MPI world that it has joined.
+
+    `os._exit`: a KeyboardInterrupt that passed through `exec` of a text (`dataclass` has one) leaves a mark, by which
+    Python would end itself with SIGINT instead of the exit code.
     """
-    if launcher_rank():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    rank, abort = launcher_rank(), mpi_abort()
+    if rank:  # the first rank says it and ends all others, unless it alone was not interrupted
         time.sleep(_RANK_0_FIRST_S)
-
-
-def leave_at_once(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    """Handler of SIGINT: one line, from one rank of many, and the exit code, without a word to the other ranks."""
-    let_rank_0_be_first()
-    if launcher_rank() == 0:
-        os.write(2, b"interrupted\n")
+    if rank == 0 or abort is not None:
+        os.write(2, f"{text}\n".encode())
+    if abort is not None:
+        end_all(abort, INTERRUPTED)
     os._exit(INTERRUPTED)
 
 
-def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    """Handler of SIGINT: KeyboardInterrupt."""
+def end_all(abort: Callable[[int], None], code: int) -> None:
+    """End all ranks. A launcher that is told to abort drops what it was to pass on, so it is given time before."""
+    time.sleep(_PASS_ON_S)
+    abort(code)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    end()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    """Raise KeyboardInterrupt; inside an import, end at once: there it would be swallowed, or leave a traceback."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            end()
+        frame = frame.f_back
     raise KeyboardInterrupt
 
 
-def again_if_ignored(unraisable: sys.UnraisableHookArgs) -> None:
+def _again(unraisable: sys.UnraisableHookArgs) -> None:
     """Hook of what Python prints and ignores: a KeyboardInterrupt among it comes again a moment later.
 
     What the callback of a weak reference, of ctypes or a finalizer raises has no caller to go to, and such a callback
     is often the first Python code after a long call into C: about one Ctrl-C in fifty was lost there.
     """
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
-        Timer(_AGAIN_S, signal.raise_signal, [signal.SIGINT]).start()
-        return
-    sys.__unraisablehook__(unraisable)
-
-
-def it_was_answered() -> None:
-    """Let the exit code stand although there was a Ctrl-C, which was caught and answered.
-
-    A KeyboardInterrupt that passes through `exec` of a text (as `dataclass` and `namedtuple` have, in a module loaded
-    late) leaves a mark in the interpreter, and at its end it kills itself by SIGINT instead of giving the code
-    (`exit_sigint` in CPython's main.c). The next `exec` of a text takes the mark away.
-    """
-    exec("")
-
-
-@contextmanager
-def loading() -> Iterator[None]:
-    """Ctrl-C inside the block ends the process at once. For imports, before anything is begun.
-
-    An import that is interrupted leaves a traceback, or swallows the interrupt: Python runs handlers in callbacks of
-    its module locks too, where an exception is printed and ignored, and the command would go on.
-    """
-    if current_thread() is not main_thread():
-        yield
-        return
-    handler = signal.signal(signal.SIGINT, leave_at_once)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL if handler is None else handler)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+    else:
+        sys.__unraisablehook__(unraisable)

@@ -1,4 +1,37 @@
-"""The command lines of `python -m launch`.
+"""The commands of `python -m launch`, as `data_prep.system.command_line` describes them: imported to run them.
 
-Others use `jobs.add_job_commands`.
+Others use `COMMANDS`.
+"""
+
+# Every command and its module, in the order of the help.
+COMMANDS = {
+    "experiments": "experiments",
+    "show": "train",
+    "train": "train",
+    "bench": "bench",
+    "render": "jobs",
+    "where": "jobs",
+    "ended": "jobs",
+    "prep": "jobs",
+    "submit": "submit",
+    "status": "submit",
+    "each": "each",
+    "plan": "plan",
+    "preflight": "preflight",
+    "export-weights": "export_weights",
+    "models": "models",
+    "erf": "erf",
+    "rescore": "rescore",
+}
+EXAMPLES = """\
+examples:
+  python -m launch experiments
+  python -m launch show demo_apf train.lr=5e-4          # every key, its value and what it means
+  python -m launch train demo_apf                       # one process
+  torchrun --standalone --nproc-per-node 2 -m launch train demo_apf engine.name=fsdp
+  mpiexec -n 2 python -m launch train demo_apf engine.name=fsdp
+  srun --ntasks-per-node=8 python -m launch train demo_apf engine.name=fsdp
+
+A run lives in RUN_ROOT/EXPERIMENT/RUN_ID. The same command again resumes it, or returns at once when it is finished.
+exit codes: 0 done, 64 bad settings, 75 stopped by a signal after a checkpoint (run me again), else crash
 """

@@ -9,10 +9,9 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from data_prep.system.command_line import DONE, FAILED, Command
 from launch.config.config import ConfigError
-from launch.engines.ranks import EXIT_CRASH, EXIT_OK
 
 _SUBMIT = """\
 Submit runs as jobs and return. The sweep is every combination of experiments, patchings, GPU counts, varied settings
@@ -30,23 +29,18 @@ examples:
 """
 
 
-def add_submit_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add them to the parser; each sets `run`, a function of the parsed arguments that returns an exit code."""
-    raw = argparse.RawDescriptionHelpFormatter
-    submit = commands.add_parser(
-        "submit", help="submit runs as jobs", description=_SUBMIT, epilog=_EXAMPLES, formatter_class=raw
-    )
-    submit.add_argument(
-        "overrides", metavar="EXPERIMENT | key=value", nargs="*", help="experiments, and settings of all runs"
-    )
-    submit.add_argument("--site", help="jobs/sites/NAME.yaml (default: generic-cuda where SLURM answers, else local)")
-    submit.add_argument("--account", help="sbatch -A")
-    submit.add_argument("--gpus", type=_numbers, default=(), metavar="N[,N...]", help="ranks (default: the job's own)")
-    submit.add_argument("--patching", type=_patchings, default=("apf",), metavar="apf,uniform")
-    submit.add_argument("--repeat", type=int, default=1, metavar="N", help="runs of each, with N seeds")
-    submit.add_argument("--vary", type=_axis, action="append", default=[], metavar="key=a,b,c", help="vary a setting")
-    submit.add_argument("--zip", action="store_true", help="walk through the values of all --vary together")
-    submit.add_argument(
+def _add_submit(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = _SUBMIT, _EXAMPLES
+    add = parser.add_argument
+    add("overrides", metavar="EXPERIMENT | key=value", nargs="*", help="experiments, and settings of all runs")
+    add("--site", help="jobs/sites/NAME.yaml (default: generic-cuda where SLURM answers, else local)")
+    add("--account", help="sbatch -A")
+    add("--gpus", type=_numbers, default=(), metavar="N[,N...]", help="ranks (default: the job's own)")
+    add("--patching", type=_patchings, default=("apf",), metavar="apf,uniform")
+    add("--repeat", type=int, default=1, metavar="N", help="runs of each, with N seeds")
+    add("--vary", type=_axis, action="append", default=[], metavar="key=a,b,c", help="vary a setting")
+    add("--zip", action="store_true", help="walk through the values of all --vary together")
+    add(
         "--exclude",
         type=_rule,
         action="append",
@@ -54,40 +48,24 @@ def add_submit_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
         metavar="key=value[,...]",
         help="leave out what matches all: experiment, patching, gpus, train.seed, varied settings",
     )
-    submit.add_argument("--mode", choices=("strong", "weak"), help="with `scaling`: what stays the same")
-    submit.add_argument("--slides", help="make token files that are missing from this folder first")
-    submit.add_argument("--masks", help="with --slides: folder of the masks")
-    submit.add_argument(
-        "--mask-kind", choices=("viable", "whole", "both"), help="with --masks: of whole and viable tumour (PAIP)"
-    )
-    submit.add_argument("--fov", help="with --slides: folder of the fields of view, for data.fov=true")
-    submit.add_argument("--hours", type=float, help="time limit of each job")
-    submit.add_argument("--sbatch", action="append", default=[], metavar="X", help="more for sbatch: --sbatch=-qdebug")
-    submit.add_argument("--dry-run", action="store_true", help="show what would be submitted")
-    submit.add_argument("--only", type=_words, metavar="STATE[,...]", help="submit runs in these states once more")
-    submit.add_argument("--runs", type=Path, default=Path("runs"), help="with --only: folder of the runs (run_root)")
-    submit.set_defaults(run=_submit)
-
-    status = commands.add_parser("status", help="how submitted runs are doing")
-    status.add_argument("runs", type=Path, nargs="?", default=Path("runs"), help="folder of the runs (run_root)")
-    status.set_defaults(run=_status)
+    add("--mode", choices=("strong", "weak"), help="with `scaling`: what stays the same")
+    add("--slides", help="make token files that are missing from this folder first")
+    add("--masks", help="with --slides: folder of the masks")
+    add("--mask-kind", choices=("viable", "whole", "both"), help="with --masks: of whole and viable tumour (PAIP)")
+    add("--fov", help="with --slides: folder of the fields of view, for data.fov=true")
+    add("--hours", type=float, help="time limit of each job")
+    add("--sbatch", action="append", default=[], metavar="X", help="more for sbatch: --sbatch=-qdebug")
+    add("--dry-run", action="store_true", help="show what would be submitted")
+    add("--only", type=_words, metavar="STATE[,...]", help="submit runs in these states once more")
+    add("--runs", type=Path, default=Path("runs"), help="with --only: folder of the runs (run_root)")
 
 
-# Options that --only has no use for, and what they are when nobody gives them.
-_OF_NEW_RUNS: dict[str, Any] = {
-    "site": None,
-    "gpus": (),
-    "patching": ("apf",),
-    "repeat": 1,
-    "vary": [],
-    "zip": False,
-    "exclude": [],
-    "mode": None,
-    "slides": None,
-    "masks": None,
-    "mask_kind": None,
-    "fov": None,
-}
+def _add_status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="?", default=Path("runs"), help="folder of the runs (run_root)")
+
+
+# Options that --only has no use for.
+_OF_NEW_RUNS = "site gpus patching repeat vary zip exclude mode slides masks mask_kind fov".split()
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -124,27 +102,29 @@ def _rule(text: str) -> tuple[tuple[str, str], ...]:
     return tuple(_pair(word) for word in _words(text))
 
 
-def _submit(asked: argparse.Namespace) -> int:
+def _submit(args: argparse.Namespace) -> int:
     from launch.jobs.submit import submit_again
 
-    names = [word for word in asked.overrides if "=" not in word]
-    if asked.only is None:
-        return _submit_new(asked, names)
-    changed = (name for name, default in _OF_NEW_RUNS.items() if getattr(asked, name) != default)
-    given = next(itertools.chain(asked.overrides, (f"--{name.replace('_', '-')}" for name in changed)), None)
+    names = [word for word in args.overrides if "=" not in word]
+    if args.only is None:
+        return _submit_new(args, names)
+    unasked = argparse.ArgumentParser()
+    _add_submit(unasked)
+    changed = (name for name in _OF_NEW_RUNS if getattr(args, name) != unasked.get_default(name))
+    given = next(itertools.chain(args.overrides, (f"--{name.replace('_', '-')}" for name in changed)), None)
     if given:
         raise ConfigError(f"--only submits runs as they were; leave {given} out, or --only")
-    more = [f"--account={asked.account}"] if asked.account else []
-    more += [f"--time={math.ceil(asked.hours * 60)}"] if asked.hours else []
-    lines = submit_again(asked.runs, asked.only, [*more, *asked.sbatch], asked.dry_run)
+    more = [f"--account={args.account}"] if args.account else []
+    more += [f"--time={math.ceil(args.hours * 60)}"] if args.hours else []
+    lines = submit_again(args.runs, args.only, [*more, *args.sbatch], args.dry_run)
     first = next(lines, None)
     if first is None:
-        print(f"nothing under {asked.runs} is {' or '.join(asked.only)}")
-        return EXIT_OK
+        print(f"nothing under {args.runs} is {' or '.join(args.only)}")
+        return DONE
     return _tell(itertools.chain([first], lines))
 
 
-def _submit_new(asked: argparse.Namespace, names: list[str]) -> int:
+def _submit_new(args: argparse.Namespace, names: list[str]) -> int:
     from launch.config.sites import load_site
     from launch.jobs.render import DEFAULT_SITE
     from launch.jobs.slurm import has_slurm, slurm_answers
@@ -153,24 +133,22 @@ def _submit_new(asked: argparse.Namespace, names: list[str]) -> int:
     from launch.jobs.table import JOBS
 
     study = names[:1] == ["scaling"]
-    if study != (asked.mode is not None):
+    if study != (args.mode is not None):
         raise ConfigError("a scaling study is: submit scaling [EXPERIMENT...] --mode strong|weak --gpus 1,2,4")
     names = (names[1:] or [JOBS["scaling"].experiment]) if study else names
     if not names:
         raise ConfigError("submit needs an experiment (python -m launch experiments), or --only failed,missing")
-    site = load_site(asked.site or (DEFAULT_SITE if slurm_answers() else "local"))
-    if site.slurm is not None and not has_slurm() and not asked.dry_run:
+    site = load_site(args.site or (DEFAULT_SITE if slurm_answers() else "local"))
+    if site.slurm is not None and not has_slurm() and not args.dry_run:
         raise ConfigError(f"site {site.name} has SLURM, but there is no sbatch here; use --dry-run, or --site local")
-    axes = Axes(
-        asked.gpus, asked.patching, asked.repeat, tuple(asked.vary), asked.zip, tuple(asked.exclude), asked.mode
-    )
-    found = members(names, axes, [word for word in asked.overrides if "=" in word])
-    hours = asked.hours or (JOBS["scaling"].hours if study else None)  # a point of a study is some tens of steps
-    options = Options(asked.account, hours, asked.slides, asked.masks, asked.mask_kind, asked.fov, tuple(asked.sbatch))
+    axes = Axes(args.gpus, args.patching, args.repeat, tuple(args.vary), args.zip, tuple(args.exclude), args.mode)
+    found = members(names, axes, [word for word in args.overrides if "=" in word])
+    hours = args.hours or (JOBS["scaling"].hours if study else None)  # a point of a study is some tens of steps
+    options = Options(args.account, hours, args.slides, args.masks, args.mask_kind, args.fov, tuple(args.sbatch))
     plan = make_plan(found, site, options)
-    if asked.dry_run:
+    if args.dry_run:
         print("\n".join(describe(plan)))
-        return EXIT_OK
+        return DONE
     return _tell(submit(plan))
 
 
@@ -178,22 +156,28 @@ def _tell(lines: Iterable[tuple[str, str]]) -> int:
     """Print them as they come; exit code 1 when a run that was done here failed."""
     from launch.jobs.submit import NOT_RUN
 
-    code = EXIT_OK
+    code = DONE
     for job, what in lines:
         print(f"{job:>9}  {what}", flush=True)
         if job == NOT_RUN or job.startswith("exit "):
-            code = EXIT_CRASH
+            code = FAILED
     return code
 
 
-def _status(asked: argparse.Namespace) -> int:
+def _status(args: argparse.Namespace) -> int:
     from launch.jobs.submit import states
 
-    rows = states(asked.runs)
+    rows = states(args.runs)
     if not rows:
-        print(f"nothing was submitted under {asked.runs}", file=sys.stderr)
-        return EXIT_OK
+        print(f"nothing was submitted under {args.runs}", file=sys.stderr)
+        return DONE
     for run, state, reason in rows:
         print(f"{state:<10}{run}{'  ' + reason if reason else ''}")
     print(", ".join(f"{count} {state}" for state, count in Counter(state for _, state, _ in rows).items()))
-    return EXIT_OK
+    return DONE
+
+
+COMMANDS = {
+    "submit": Command("submit runs as jobs", _add_submit, _submit),
+    "status": Command("how submitted runs are doing", _add_status, _status),
+}

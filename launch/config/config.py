@@ -59,6 +59,8 @@ SHORT = {"train.steps": "train.max_steps"}
 class ConfigError(ValueError):
     """A setting is wrong. The message is one line that names it and what would be valid; exit code 64."""
 
+    exit_code = 64
+
 
 class TrainConfig(Section):
     """Optimiser, schedule, length and arithmetic of training."""

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.build.log import read_log
+from data_prep.build.options import SETTINGS, built_with
 from data_prep.token_files.token_file import SUFFIX, StoreError, read_meta, read_tokens, token_names, token_path
 from data_prep.tokens.paper_sequences import unpack_strip
 from data_prep.tokens.token_set import TokenSet, positions, rebuild
@@ -237,28 +238,22 @@ class TokenFiles:
             meta = read_meta(path)
         except StoreError as error:
             raise ConfigError(str(error)) from None
-        params = meta["params"]
-        found = {
-            "resolution": meta["frame_px"],
-            "patch": meta["patch"],
-            "patching": params.get("patching", self.config.patching),
-            "classes": meta["classes"],
-            "fov": bool(params.get("fov")),
-            "resample": params.get("resample", "mean"),
-        }
-        if own:
-            found["split_on"] = params.get("split_on", "edges")
-            if self.config.thresholds is not None:
-                cut = params.get("thresholds")
-                found["thresholds"] = tuple(cut) if isinstance(cut, list) else cut
-        if not meta["classes"] and self.config.labels in (None, "mask"):
+        params, config = meta["params"], self.config
+        found = {key: built_with(params, key) for key in SETTINGS}
+        found |= {"resolution": meta["frame_px"], "patch": meta["patch"], "classes": meta["classes"]}
+        found["fov"] = bool(found["fov"])
+        if not meta["classes"] and config.labels in (None, "mask"):
             raise ConfigError(f"{path}: has no mask counts; build it again with --masks DIR")
-        if self.config.labels is not None:
+        if not own:
+            del found["split_on"]
+        if not own or config.thresholds is None:
+            del found["thresholds"]
+        if config.labels is not None:
             del found["classes"]  # data.classes are those of the labels
-            if self.config.labels != "mask":
+            if config.labels != "mask":
                 del found["fov"]  # nothing is read from the masks
         for key, value in found.items():
-            asked = getattr(self.config, key)
+            asked = getattr(config, key)
             if value != asked:
                 cure = f"; build it with{'' if asked else 'out'} --fov" if key == "fov" else ""
                 raise ConfigError(f"{path}: was built with {key} {value}, but data.{key}={asked}{cure}")

@@ -36,6 +36,8 @@ _meeting_place: list[str] = []  # URL of this process's rendezvous, for tidying 
 class RankError(ValueError):
     """The launcher's environment does not say enough; one line, exit code 64."""
 
+    exit_code = 64
+
 
 @dataclass(frozen=True)
 class Ranks:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from data_prep.build.options import SETTINGS, words_of
 from launch.config.config import Config, ConfigError
 from launch.data.pictures import open_files
 from launch.engines.ranks import EXIT_CONFIG
@@ -142,28 +143,11 @@ def prep_arguments(name: str, slides: str, masks: str | None, more: list[str]) -
     data = load(name, settings).data
     if data.kind == "images":
         raise ConfigError(f"{name} reads pictures, not token files: nothing to prepare")
-    words = [
-        "build",
-        slides,
-        "--out",
-        data.dir,
-        "--resolution",
-        str(data.resolution),
-        "--patch",
-        str(data.patch),
-        "--patching",
-        data.patching,
-        "--classes",
-        str(data.classes if data.labels is None else 1),
-    ]
-    if data.patching == "apf":
-        words += ["--length", str(data.length)]
-        if data.split_on != "edges":
-            words += ["--split-on", data.split_on]
-        if data.resample != "mean":
-            words += ["--resample", data.resample]
-        if data.thresholds is not None:
-            words += ["--thresholds", ",".join(map(str, data.thresholds))]
+    asked: dict[str, Any] = {key: getattr(data, key) for key in ("resolution", "patch", "patching")}
+    asked |= {"classes": data.classes if data.labels is None else 1}
+    asked |= {"length": data.length if data.patching == "apf" else None}
+    asked |= {key: getattr(data, key) for key in SETTINGS if key not in (*asked, "fov")}
+    words = ["build", slides, "--out", data.dir, *words_of(asked, always=("patching", "classes"))]
     if masks:
         words += ["--masks", masks]
     has_view = any(word.split("=")[0] == "--fov" for word in more)

@@ -6,7 +6,6 @@ For work that is a function of one item: per-slide looks, evaluation of runs, CP
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import subprocess
@@ -32,26 +31,6 @@ class Outcome:
     item: str
     code: int | None
     tail: str
-
-
-def add_each_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add it to the parser; it sets `run`, a function of the parsed arguments that returns an exit code."""
-    each = commands.add_parser(
-        "each",
-        help="one command for each of many items, as SLURM jobs or here",
-        description="{} in the command becomes the item, {stem} its name without folder and suffix. Exit code 1 when "
-        "some item failed. Example: python -m launch each 'python -m data_prep inspect {} --resolution 1024 --patch 16 "
-        "--length 256 --out out/{stem}.png' slides/*.svs",
-    )
-    each.add_argument("command_text", metavar="COMMAND")
-    each.add_argument("items", metavar="ITEM", nargs="+")
-    each.add_argument("--jobs", type=int, help="jobs that share the items (default: SLURM 64, here one per core)")
-    each.add_argument("--minutes", type=int, default=60, help="time limit of a job")
-    each.add_argument("--cpus", type=int, default=1, help="cores of a job")
-    each.add_argument("--account", help="sbatch -A")
-    each.add_argument("--partition", help="sbatch -p")
-    each.add_argument("--folder", type=Path, default=Path("runs/each"), help="where jobs and their logs go")
-    each.set_defaults(run=run)
 
 
 def fill(command: str, item: str) -> list[str]:
@@ -145,21 +124,3 @@ def _alive(job: Any) -> bool:
         return bool(process.poll() is None)
     number = str(job.job_id).partition("_")[0]
     return number in live_jobs([number])
-
-
-def run(asked: argparse.Namespace) -> int:
-    """Run `each`: a line for every item that failed, then how many did."""
-    fill(asked.command_text, asked.items[0])
-    here = len(os.sched_getaffinity(0))
-    if min(1 if asked.jobs is None else asked.jobs, asked.minutes, asked.cpus) < 1:
-        raise ConfigError("--jobs, --minutes and --cpus must be at least 1")
-    jobs = asked.jobs or (64 if slurm_answers() else here)
-    made = executor(asked.folder, jobs, asked.minutes, asked.cpus, asked.account, asked.partition)
-    outcomes = map_items(made, asked.command_text, asked.items, jobs)
-    failed = [outcome for outcome in outcomes if outcome.code != 0]
-    for outcome in failed:
-        last = outcome.tail.splitlines()[-1] if outcome.tail else ""
-        how = "lost" if outcome.code is None else f"exit {outcome.code}"
-        print(f"error: {outcome.item}: {how}: {last}", file=sys.stderr)
-    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} done; logs in {asked.folder}")
-    return 1 if failed else 0

@@ -7,25 +7,16 @@ Rows that are there already are not run again. Importing it must not import torc
 
 from __future__ import annotations
 
-import argparse
-import fnmatch
-import json
-import math
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_prep.system.files import write_atomic
-from data_prep.system.progress import Progress
 from launch.config.config import Config, ConfigError
 from launch.experiments.load import load
-from launch.records.record import environment, git_commit, now
 from launch.records.text_table import text_table
 
 if TYPE_CHECKING:
@@ -232,66 +223,10 @@ def _times(work: Callable[[], object], device: torch.device, seconds: float) -> 
     return out
 
 
-def add_bench_command(commands: Any) -> None:
-    """Add `bench` to the command line."""
-    text = "time the rows of the paper's Table III on this machine: training steps, forward passes, memory, MFU"
-    command = commands.add_parser(
-        "bench",
-        help=text,
-        description=text + ". Rows that stand in OUT/bench.jsonl already are not run again; what does not fit the "
-        "memory is a row too.",
-        epilog="examples: python -m launch bench --out analysis/measured/h100; "
-        "python -m launch bench --rows 'paip_512*' model.width=64 model.depth=2",
-    )
-    command.add_argument("--rows", default="*", metavar="PATTERN", help="names to run, e.g. 'paip_64k*' (default: all)")
-    command.add_argument("--out", type=Path, default=Path("out/bench"), metavar="DIR", help="default: out/bench")
-    command.add_argument("--seconds", type=float, default=5.0, help="per measurement (default: 5)")
-    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda if there")
-    command.add_argument("--list", action="store_true", help="only print the names of the rows")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every row")
-    command.set_defaults(run=run)
+def _name(device: torch.device) -> str:
+    from launch.engines.ranks import device_name
 
-
-def run(args: argparse.Namespace) -> int:
-    """Run `bench`; returns the exit code.
-
-    Raises:
-        ConfigError: No row has such a name, or a setting is wrong.
-    """
-    asked = [row for row in rows(list(args.overrides)) if fnmatch.fnmatch(row.name, args.rows)]
-    if not asked:
-        raise ConfigError(f"--rows {args.rows}: no such row; `--list` prints them")
-    if not 0 < args.seconds < math.inf:
-        raise ConfigError(f"--seconds must be positive, got {args.seconds:g}")
-    if args.list:
-        print("\n".join(row.name for row in asked))
-        return 0
-    from launch.engines.ranks import device_name, find_ranks, pick_device
-
-    device = pick_device(args.device, find_ranks({}))
-    name = device_name(device)
-    path = args.out / "bench.jsonl"
-    lines = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_atomic(args.out / "env.json", json.dumps(environment(["-"], [name], "alone"), indent=1).encode())
-    have = {line["name"] for line in lines if line.get("overrides") == list(args.overrides)}
-    with Progress(len(asked), "bench", "rows") as bar:
-        for row in asked:
-            if row.name not in have:
-                line = measure(row, device, args.seconds)
-                line |= {
-                    "device_name": name,
-                    "commit": git_commit(),
-                    "at": now(),
-                    "overrides": list(args.overrides),
-                    "warmup_rule": f"the first {WARMUP} steps are left out",
-                }
-                lines.append(line)
-                write_atomic(path, "".join(json.dumps(x) + "\n" for x in lines).encode())
-            bar.update(1, row.name)
-    print(table(lines))
-    print(f"wrote {path}", file=sys.stderr)
-    return 0
+    return device_name(device)
 
 
 def table(lines: list[dict[str, Any]]) -> str:

@@ -5,15 +5,11 @@ Models are built and run on torch's meta device, where nothing is computed: a 64
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from launch.config.config import Config, TrainConfig, apply_overrides, model_class
+from launch.config.config import Config, TrainConfig, model_class
 from launch.config.data import DataConfig
-from launch.config.models.table import MODELS
-from launch.experiments.load import load
 from launch.records.text_table import text_table
 
 if TYPE_CHECKING:
@@ -208,38 +204,3 @@ def table(rows: list[dict[str, Any]]) -> str:
         )
     batches = sorted({row["batch"] for row in rows})
     return f"{text_table(lines, left=4)}\n\nbatch: {', '.join(map(str, batches))}\n{NOTES}"
-
-
-def run(asked: argparse.Namespace) -> int:
-    """The command: 0, or a `ConfigError` for names it does not know."""
-    configs: dict[str, Config] = {}
-    for name in asked.name or ([] if asked.experiment else sorted(MODELS)):
-        configs[name] = apply_overrides(reference(name, asked.batch or 1), asked.overrides)
-    for name in asked.experiment or []:
-        configs[name] = load(name, [f"train.batch={asked.batch or 1}", "train.accumulate=1", *asked.overrides])
-    rows = inventory(configs)
-    print(json.dumps(rows, indent=1) if asked.json else table(rows))
-    return 0
-
-
-def add_models_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `models` to the parser."""
-    text = "list every model: task, input, parameters, MACs, FLOPs, activation memory"
-    command = commands.add_parser("models", help=text, description=f"{text}. {NOTES}")
-    command.add_argument("--name", action="append", metavar="M", help="only this model (repeat it for more)")
-    command.add_argument(
-        "--experiment", action="append", metavar="E", help="the model of an experiment on its own data (repeatable)"
-    )
-    command.add_argument("--batch", type=_positive, metavar="N", help="inputs per forward pass (default 1)")
-    command.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="settings of all of them, e.g. data.image_hw=[1664,1280]"
-    )
-    command.add_argument("--json", action="store_true", help="machine-readable")
-    command.set_defaults(run=run)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value

@@ -1,4 +1,4 @@
 """Passes a trained model on.
 
-Others use `export_weights.add_export_command`.
+Others use `export_weights.export_weights`.
 """

@@ -1,4 +1,4 @@
 """Checks the nodes of a job before it trains: GEMM, memory, all-reduce, disk, clock.
 
-Others use `nodes.add_preflight_command`.
+Others use `nodes.check_nodes`.
 """

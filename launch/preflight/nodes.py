@@ -1,11 +1,10 @@
 """`python -m launch preflight`: is every node as fast as the site's are? Names those that are not; exit code 65.
 
-Must not import torch when it is imported: the parser of the command line asks it.
+Must not import torch when it is imported.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import threading
@@ -15,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.system.files import write_atomic
-from launch.config.config import ConfigError
-from launch.config.sites import Site, load_site
+from launch.config.sites import Site
 from launch.engines import ranks as places
 from launch.engines.ranks import EXIT_OK, Ranks
 from launch.records.text_table import text_table
@@ -50,33 +48,18 @@ class Fault:
     text: str
 
 
-def add_preflight_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add it to the parser; it sets `run`, a function of the parsed arguments that returns an exit code."""
-    command = commands.add_parser(
-        "preflight",
-        help="measure every node for a minute at most; exit 65 names the bad ones",
-        description="GEMM rate, memory and all-reduce bandwidth, disk and clock of every node against the site's "
-        "expectation. Start it as the training is started (torchrun, srun, mpiexec) or alone. Exit codes: 0 all well, "
-        "65 a node is bad, 64 bad arguments.",
-    )
-    command.add_argument("--site", default="local", help="name of jobs/sites/NAME.yaml, or a .yaml file")
-    command.add_argument("--seconds", type=float, default=60, help="time limit of all measurements, 2 to 60")
-    command.add_argument("--bad-nodes", type=Path, metavar="FILE", help="write the names of bad nodes here, one a line")
-    command.add_argument("--folder", type=Path, default=Path("runs"), help="where the disk is tried (run_root)")
-    command.set_defaults(run=run)
-
-
-def run(asked: argparse.Namespace) -> int:
+def check_nodes(site: Site, seconds: float, folder: Path, bad_nodes: Path | None) -> int:
     """Measure, compare, tell; ends the process itself once the ranks are joined.
 
+    Args:
+        site: Its expectations.
+        seconds: Time limit of all measurements.
+        folder: Where the disk is tried.
+        bad_nodes: File for the names of bad nodes.
+
     Raises:
-        ConfigError, RankError: Bad arguments; exit code 64.
+        RankError: The launcher's environment does not say enough.
     """
-    site = load_site(asked.site)
-    if not 2 <= asked.seconds <= 60:
-        raise ConfigError(f"--seconds={asked.seconds:g} must be between 2 and 60")
-    if asked.bad_nodes is not None and not asked.bad_nodes.parent.is_dir():
-        raise ConfigError(f"--bad-nodes={asked.bad_nodes}: folder {asked.bad_nodes.parent} does not exist")
     ranks = places.find_ranks()
     places.end_with_launcher(ranks)
     places.share_threads(ranks, int(os.environ.get("OMP_NUM_THREADS", "0")))
@@ -84,11 +67,11 @@ def run(asked: argparse.Namespace) -> int:
     watch = _Alarm("joining the ranks", _JOIN_S, ranks)
     places.start(ranks, device, _JOIN_S)
     watch.stop()
-    watch = _Alarm("start", asked.seconds, ranks)
-    report = _measure(site, ranks, device, asked.seconds, asked.folder, watch)
+    watch = _Alarm("start", seconds, ranks)
+    report = _measure(site, ranks, device, seconds, folder, watch)
     report.faults += trouble
     watch.at = "collecting the results"
-    code = _verdict(site, ranks, report, asked.bad_nodes)
+    code = _verdict(site, ranks, report, bad_nodes)
     watch.stop()
     return places.finish(code)
 

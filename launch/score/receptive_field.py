@@ -5,20 +5,15 @@ Importing it must import neither torch nor what reads pictures.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
-import sys
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.system.files import write_atomic
 from data_prep.system.progress import Progress
 from launch.config.config import Config, ConfigError
-from launch.engines.ranks import EXIT_CRASH, EXIT_OK, find_ranks, pick_device
-from launch.experiments.load import load
+from launch.engines.ranks import find_ranks, pick_device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,12 +22,6 @@ if TYPE_CHECKING:
     from hpc_models.training.receptive_field import Field
     from launch.data.batches import Sample
 
-_TEXT = """\
-Mean absolute gradient of the output map's centre by the input's pixels (Luo et al. 2016), over pictures of a split.
-Give trained weights as train.init_from=RUN_DIR; without them the model is as initialised. Writes DIR/EXPERIMENT.npz:
-map (H, W), profile_row (H,), profile_col (W,) and about, a JSON text that says what was measured.
-For token sets it is the field in the frame, by the pixels that the tokens were made from; the map's longest side is at
-most 2048, and about.pixel_px says how many pixels of the frame lie along a side of one of its own."""
 LARGEST_MAP = 2048
 
 
@@ -149,70 +138,16 @@ def measure(config: Config, split: str, count: int, noise: bool = False, layer: 
         raise ConfigError(f"erf of {config.experiment}: {error}") from None
 
 
-def run(asked: argparse.Namespace) -> int:
-    """The command: measure, write, and print one line."""
+def to_npz(field: Field, about: dict[str, Any]) -> bytes:
+    """The file's bytes: map, profile_row, profile_col (float64) and about (JSON text)."""
     import numpy as np
 
-    config = load(asked.experiment, asked.overrides)
-    out = Path(asked.out)
-    field = measure(config, asked.split, asked.images, asked.noise, asked.layer)
-    std, support = field.std_hw(), field.support_hw()
-    about = {
-        "experiment": config.experiment,
-        "model": config.model.model_dump(mode="json"),
-        "weights": config.train.init_from,
-        "pictures": "noise" if asked.noise else f"{config.data.dir} ({asked.split})",
-        "images": field.images,
-        "layer": asked.layer,
-        "seed": config.train.seed,
-        "support_hw_px": list(support),
-        "share_nonzero": field.share_nonzero(),
-        "pixel_px": field.pixel_px,
-        "std_hw_px": [None if s != s else s for s in std],
-    }
-    target, packed = out / f"{config.experiment}.npz", io.BytesIO()
-    row, col = field.profile_row.numpy(), field.profile_col.numpy()
-    text = np.array(json.dumps(about))
-    np.savez_compressed(packed, map=field.map.numpy(), profile_row=row, profile_col=col, about=text)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, packed.getvalue())
-    except OSError as error:
-        print(f"error: --out {out}: {error.strerror or error}", file=sys.stderr)
-        return EXIT_CRASH
-    height, width = (side * field.pixel_px for side in field.map.shape)
-    print(
-        f"{target}: {field.images} pictures of {height} x {width} px, support {support[0]} x {support[1]} px "
-        f"({field.share_nonzero():.2%} of the pixels), std {std[0]:.1f} x {std[1]:.1f} px"
+    out = io.BytesIO()
+    np.savez_compressed(
+        out,
+        map=field.map.numpy(),
+        profile_row=field.profile_row.numpy(),
+        profile_col=field.profile_col.numpy(),
+        about=np.array(json.dumps(about)),
     )
-    return EXIT_OK
-
-
-def add_erf_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `erf` to the parser."""
-    command = commands.add_parser(
-        "erf",
-        help="measure a model's effective receptive field",
-        description=_TEXT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_argument("experiment", metavar="EXPERIMENT", help="a name from `python -m launch experiments`")
-    command.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="settings to change, e.g. train.init_from=runs/..."
-    )
-    command.add_argument("--out", required=True, metavar="DIR", help="folder for EXPERIMENT.npz")
-    command.add_argument("--images", type=_positive, default=100, metavar="N", help="pictures (default 100)")
-    command.add_argument("--split", choices=("train", "val", "test"), default="test", help="default test")
-    command.add_argument("--noise", action="store_true", help="noise instead of pictures; needs no data")
-    command.add_argument(
-        "--layer",
-        metavar="NAME",
-        help="output of this layer (a map, or tokens; not a layer norm) instead of the model's own map",
-    )
-    command.set_defaults(run=run)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
+    return out.getvalue()

@@ -7,7 +7,6 @@ of other token files of the same slides, and counted there. Importing it must no
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections.abc import Iterator
@@ -18,11 +17,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import ValidationError
 
-from data_prep.system.files import write_atomic
 from data_prep.system.progress import Progress
 from launch.config.config import Config, ConfigError
-from launch.engines.ranks import EXIT_CRASH, EXIT_OK, find_ranks, pick_device
-from launch.records.record import RECORD_KEYS, new_record, now, read_record, write_record
+from launch.records.record import RECORD_KEYS, new_record, now, read_record
 
 if TYPE_CHECKING:
     import torch
@@ -33,23 +30,6 @@ if TYPE_CHECKING:
 LARGEST_PX = 16_384  # the enlarged logits of a frame lie in memory as a whole
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 TOLERANCE = 0.002  # on another device, or another number of threads, a few pixels fall to the other side
-
-_TEXT = """\
-Score finished runs on frames of another size, so that runs at different resolutions can be compared on the same pixels.
-The run's newest weights (its best ones, its running average, as the run itself was scored) predict every test slide at
-the resolution they were trained at; the logits are enlarged bilinearly (or pooled to fewer) to the frame of the token
-files in --at, which must be of the same slides and masks, cut uniformly with patches of full resolution:
-
-  python -m data_prep build slides --masks masks --out tokens/4k --resolution 4096 --patch 256 --patching uniform
-  python -m launch rescore runs/small/*/ --at tokens/4k --out runs/small_at_4k
-
-Each run gets a folder in --out with a record.json that the tables of `python -m analysis` read: the experiment's name
-ends with _at_4096px (or is --name, which must tell apart what is held against each other), `resolution` is that of the
-pixels scored, times per image are null, the rest is the run's own. What is there is skipped. Runs that did not finish
-are left out with a note.
-
-exit codes: 0 done, 1 some runs were left out, 64 nothing was scored, as something that was asked for is wrong
-"""
 
 # Of a record: all that is asked of a finished run here.
 _NEEDED = ("run_id", "experiment", "config_sha256", "split_sha256", "started_at", "dice", "dice_per_slide")
@@ -302,114 +282,3 @@ def rescored_record(record: dict[str, Any], found: Rescored, name: str, other: T
         "finished_at": now(),
     }
     return new_record(**{**kept, **dict.fromkeys(_OF_OWN_FRAMES), **changed})
-
-
-def run_rescore(asked: argparse.Namespace) -> int:
-    """The command: look at everything first, then score, write, and print one line for each run."""
-    if find_ranks().world > 1:
-        raise ConfigError("rescore runs as one process; start it without torchrun, mpiexec or srun -n")
-    if asked.name is not None and not _NAME.fullmatch(asked.name):
-        raise ConfigError(f"--name {asked.name!r}: a name of letters, digits, _ . and -, not a path")
-    found: list[_Scorable] = []
-    left_out: list[UnfinishedError] = []
-    for run_dir in asked.runs:
-        try:
-            found.append(_scorable(run_dir, asked))
-        except UnfinishedError as error:
-            left_out.append(error)
-    if not found:
-        raise left_out[0]
-    for each in left_out:
-        print(f"left out: {each}", file=sys.stderr)
-    return max([_one(run, asked) for run in found] + [EXIT_CRASH if left_out else EXIT_OK])
-
-
-@dataclass(frozen=True)
-class _Scorable:
-    """A run, checked: where it is, what it is, its files, those to score at, and where the record goes."""
-
-    run_dir: Path
-    config: Config
-    record: dict[str, Any]
-    own: TokenFiles
-    other: TokenFiles
-    folder: Path
-
-
-def _scorable(run_dir: Path, asked: argparse.Namespace) -> _Scorable:
-    config, record = read_run(run_dir, asked.tokens)
-    own = own_files(config, record)
-    other = other_files(config, own.split["test"], asked.at)
-    folder = asked.out / (asked.name or f"{config.experiment}_at_{other.config.resolution}px") / record["run_id"]
-    if folder.resolve() == run_dir.resolve() or (folder / "checkpoints").exists():
-        raise ConfigError(f"{folder}: is a run itself; choose another --out")
-    return _Scorable(run_dir, config, record, own, other, folder)
-
-
-def _one(task: _Scorable, asked: argparse.Namespace) -> int:
-    from data_prep.token_files.token_file import StoreError
-
-    run_dir, config, record, folder = task.run_dir, task.config, task.record, task.folder
-    if not asked.force and _is_there(folder, record, task.other):
-        print(f"already scored: {folder / 'record.json'} (--force scores it again)", file=sys.stderr)
-        return EXIT_OK
-    device = pick_device(asked.device, find_ranks())
-    try:
-        found = rescore(config, load_model(config, run_dir, device), task.own, task.other, device)
-    except StoreError as error:
-        raise ConfigError(str(error)) from None
-    new = rescored_record(record, found, folder.parent.name, task.other)
-    mine = sum(found.own.values()) / len(found.own)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for kept in ("config.yaml", "env.json"):  # tables tell rows apart by their settings
-            if (run_dir / kept).is_file():
-                write_atomic(folder / kept, (run_dir / kept).read_bytes())
-        write_record(folder, new)
-    except OSError as error:
-        print(f"error: --out {asked.out}: {error.strerror or error}", file=sys.stderr)
-        return EXIT_CRASH
-    if abs(mine - record["dice"]) > TOLERANCE:
-        what = f"its own record has dice {record['dice']:.4f}, these weights {mine:.4f}"
-        print(f"warning: {run_dir}: {what}", file=sys.stderr)
-    print(
-        f"{folder / 'record.json'}: dice {new['dice']:.4f} at {task.other.config.resolution:,} px, {mine:.4f} at its "
-        f"own {config.data.resolution:,} px, {len(found.own)} test slides"
-    )
-    return EXIT_OK
-
-
-def _is_there(folder: Path, record: dict[str, Any], other: TokenFiles) -> bool:
-    """Whether a run has been scored there already.
-
-    Raises:
-        ConfigError: What is there is of another run, or of other pixels; it is not overwritten.
-    """
-    there = read_record(folder)
-    if there is None:
-        return False
-    wanted = (record["config_sha256"], record["started_at"], other.config.resolution)
-    if (there.get("config_sha256"), there.get("started_at"), there.get("resolution")) != wanted:
-        why = "is of another run or resolution; give another --name or --out, or --force"
-        raise ConfigError(f"{folder / 'record.json'}: {why}")
-    return True
-
-
-def add_rescore_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `rescore` to the parser."""
-    command = commands.add_parser(
-        "rescore",
-        help="score finished runs on frames of another size",
-        description=_TEXT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    command.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="run directories")
-    command.add_argument("--at", metavar="DIR", type=Path, required=True, help="token files to score at")
-    command.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for the new records")
-    command.add_argument(
-        "--name", metavar="EXPERIMENT", help="experiment of the new records (default: the run's with _at_NNNNpx)"
-    )
-    command.add_argument("--tokens", metavar="DIR", help="the runs' own token files, where they were moved")
-    command.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
-    command.add_argument("--force", action="store_true", help="score again what has been scored")
-    command.set_defaults(run=run_rescore)

@@ -96,7 +96,7 @@ def mpiexec() -> str:
 
 def rank_with_memory() -> None:
     """Run the command line as a rank and leave its peak memory in the file named by the environment."""
-    from data_prep.commands.parser import main
+    from data_prep.__main__ import main
 
     code = main(json.loads(os.environ["BENCH_ARGS"]))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -6,7 +6,9 @@ import shlex
 
 import pytest
 
-from analysis.__main__ import parser
+from analysis.__main__ import COMMAND_LINE
+
+parser = COMMAND_LINE.parser
 
 VERBS = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
 
@@ -31,4 +33,4 @@ def test_every_command_teaches(verb: str):
 @pytest.mark.parametrize("command", sorted({c for p in (parser(), *VERBS.values()) for c in examples(p.format_help())}))
 def test_every_example_parses(command: str):
     args = parser().parse_args(shlex.split(command)[3:])
-    assert args.verb in VERBS
+    assert args.command in VERBS

@@ -7,7 +7,7 @@ import pytest
 
 from analysis.__main__ import main
 from analysis.figures.sweeps import Sweep, by_patch, by_split_value, read_rows, split_values
-from data_prep.commands.parser import main as build
+from data_prep.__main__ import main as build
 from tests.helpers.repository import ROOT
 
 IMAGES = ROOT / "data_prep" / "sample_data" / "glomeruli24" / "images"

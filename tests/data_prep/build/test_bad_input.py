@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
+from data_prep.__main__ import main
 from data_prep.build.run import prepare_out
-from data_prep.commands.parser import main
 from data_prep.system import files
 from tests.helpers.builds import TREE, command, leftovers, plain_env, run, some_slides, token_bytes
 from tests.helpers.repository import GLOMERULI, ROOT, WSI
@@ -25,10 +25,7 @@ IMAGE = str(GLOMERULI / "images" / "10003.jpg")
 
 def cli(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
     """The command line in this process: exit code, stdout, stderr."""
-    try:
-        code = main([*map(str, args)])
-    except SystemExit as leave:
-        code = int(leave.code or 0)
+    code = main([*map(str, args)])
     done = capsys.readouterr()
     return code, done.out, done.err
 
@@ -277,7 +274,7 @@ def test_help_teaches():
 
 def test_a_plain_run_never_loads_mpi_or_torch(tmp_path: Path):
     code = (
-        "import sys; from data_prep.commands.parser import main; code = main(sys.argv[1:]);"
+        "import sys; from data_prep.__main__ import main; code = main(sys.argv[1:]);"
         "print([m for m in ('mpi4py', 'torch', 'matplotlib') if m in sys.modules]); sys.exit(code)"
     )
     args = [sys.executable, "-c", code, "build", IMAGE, "--out", str(tmp_path / "out"), *TREE]

@@ -12,13 +12,13 @@ import cv2
 import numpy as np
 import pytest
 
+from data_prep.__main__ import main
 from data_prep.build import log as build_log
 from data_prep.build.log import read_log
 from data_prep.build.options import BuildOptions
 from data_prep.build.outcome import Outcome, Task
 from data_prep.build.run import summary
 from data_prep.build.slide import build_one
-from data_prep.commands.parser import main
 from data_prep.edges.canny import blur_for, edge_map
 from data_prep.parallel.pool import run_pool
 from data_prep.token_files.token_file import read_meta, read_tokens
@@ -273,7 +273,7 @@ def test_killed_while_writing_leaves_a_temporary_that_the_next_run_removes(slide
     code = (
         "import os, signal, sys\n"
         "from data_prep.system import files\n"
-        "from data_prep.commands.parser import main\n"
+        "from data_prep.__main__ import main\n"
         "sync, calls = os.fsync, []\n"
         "def fsync(fd):\n"
         "    calls.append(fd)\n"

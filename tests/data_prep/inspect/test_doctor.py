@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tifffile
 
+from data_prep.__main__ import main
 from data_prep.commands.doctor import _in_order
-from data_prep.commands.parser import main
 from data_prep.inspect.burdens import read_burdens
 from data_prep.inspect.doctor import _mask_findings, over_the_folder
 from data_prep.slides.base import SlideError

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
+from data_prep.__main__ import main
 from data_prep.build.options import BuildOptions
 from data_prep.build.outcome import Task
 from data_prep.build.slide import build_one
-from data_prep.commands.parser import main
 from data_prep.inspect.figure import caption
 from data_prep.inspect.look import default_resolution, look_at, paint
 from data_prep.token_files.token_file import read_tokens

@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from data_prep.commands.parser import main
+from data_prep.__main__ import main
 from data_prep.masks.convert import convert_mask, level_sizes, plan
 from data_prep.masks.masks import open_mask
 from data_prep.slides.base import SlideError

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tifffile
 
+from data_prep.__main__ import main
 from data_prep.build.options import BuildOptions, OptionError
-from data_prep.commands.parser import main
 from data_prep.masks.annotations import overlap_note, read_polygons
 from data_prep.masks.polygons import Ring
 from data_prep.token_files.token_file import read_tokens, token_path

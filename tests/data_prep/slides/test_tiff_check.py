@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from data_prep.commands.parser import main
+from data_prep.__main__ import main
 from data_prep.slides.base import SlideError
 from data_prep.slides.fast_tiff import FastSlide
 from data_prep.slides.open import open_slide

@@ -12,7 +12,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.commands.parser import main
+from data_prep.__main__ import main
 from data_prep.masks.masks import open_mask
 from data_prep.slides.open import open_slide
 from data_prep.synth.pictures import BACKGROUND, SynthSlide

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.commands.parser import main
+from data_prep.__main__ import main
 from data_prep.masks.masks import open_mask
 from data_prep.slides.open import open_slide
 from data_prep.token_files.export import boxes_level0

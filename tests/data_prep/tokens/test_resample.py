@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
+from data_prep.__main__ import main
 from data_prep.build.options import BuildOptions, OptionError
-from data_prep.commands.parser import main
 from data_prep.inspect.look import look_at
 from data_prep.token_files.token_file import read_meta, read_tokens, token_path
 from data_prep.token_files.verify import verify_file

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep.__main__ import main
 from data_prep.build.options import BuildOptions, OptionError
-from data_prep.commands.parser import main
 from data_prep.edges.canny import blurred, luma
 from data_prep.inspect.look import look_at
 from data_prep.token_files.token_file import read_meta, read_tokens

@@ -14,7 +14,7 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from data_prep.commands.parser import main
+from data_prep.__main__ import main
 from data_prep.slides.base import SlideError
 from data_prep.token_files.token_file import read_tokens, token_path
 from data_prep.token_files.verify import verify_file

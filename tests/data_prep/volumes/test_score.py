@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data_prep.commands.parser import main
+from data_prep.__main__ import main
 from data_prep.token_files.token_file import read_tokens, token_path
 from data_prep.volumes.build import volume_dice
 from data_prep.volumes.read import load_volume

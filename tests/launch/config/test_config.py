@@ -127,7 +127,8 @@ def test_wrong_experiment_lists_the_valid_ones(capsys):
 @pytest.mark.parametrize("words", [[], ["trian"], ["train"]])
 def test_wrong_command_line_is_64(words, capsys):
     assert main(words) == 64
-    assert "usage:" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and said.endswith("--help)\n")
 
 
 def test_lists_shows_and_helps(capsys):

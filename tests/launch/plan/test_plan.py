@@ -8,11 +8,11 @@ import torch
 import yaml
 
 from launch.__main__ import main
+from launch.commands.plan import engine_overrides, saving_changes
 from launch.config.config import apply_overrides
 from launch.config.sites import SITES, load_site
 from launch.data.batches import padded_length
 from launch.experiments.load import load
-from launch.plan.command import engine_overrides, saving_changes
 from launch.plan.cost import collective_s, summed
 from launch.plan.ledger import Collective, Ledger
 from launch.plan.step import count, made_up_batch

@@ -1,4 +1,4 @@
-"""The command line of `python -m launch plan`. Must not import torch when it is imported: the parser asks it."""
+"""`python -m launch plan`: what a training step costs. Must not import torch when it is imported."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from launch.commands.train import add_experiment
 from launch.config.config import Config, ConfigError, apply_overrides
 from launch.config.sites import Site, load_site
 from launch.experiments.load import load
@@ -18,30 +19,28 @@ if TYPE_CHECKING:
     from launch.plan.report import PlanRow
     from launch.plan.step import Counts
 
+HELP = "what a training step costs on any number of gpus: memory, collectives, FLOPs, seconds; needs no gpu"
+_DESCRIPTION = (
+    "Runs one training step of an experiment as rank 0 of N gpus on tensors without numbers, in this "
+    "one process, and counts what it does. With data.part images are parts, and one with about the mean number "
+    "of leaves stands for all. Adaptive images are taken to have data.length tokens, or as many as a tree of that "
+    "length has. Memory is that of tensors; work space inside kernels is the site's reserve."
+)
 ENGINES = ("ddp", "fsdp", "hsdp", "zero0", "zero1", "zero2", "zero3")
 
 
-def add_plan_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add it to the parser; it sets `run`, a function of the parsed arguments that returns an exit code."""
-    command = commands.add_parser(
-        "plan",
-        help="what a training step costs on any number of gpus: memory, collectives, FLOPs, seconds; needs no gpu",
-        description="Runs one training step of an experiment as rank 0 of N gpus on tensors without numbers, in this "
-        "one process, and counts what it does. With data.part images are parts, and one with about the mean number "
-        "of leaves stands for all. Adaptive images are taken to have data.length tokens, or as many as a tree of that "
-        "length has. Memory is that of tensors; work space inside kernels is the site's reserve.",
-    )
-    command.add_argument("experiment", metavar="EXPERIMENT", help="a name from `python -m launch experiments`")
-    command.add_argument("overrides", metavar="key=value", nargs="*", help="settings to change, as for train")
-    command.add_argument("--gpus", default="1", metavar="N[,N...]", help="several numbers print a table")
-    command.add_argument("--engine", choices=ENGINES, help="default: the experiment's own")
-    command.add_argument("--site", default="generic-cuda", help="name of jobs/sites/NAME.yaml, or a .yaml file")
-    command.add_argument(
+def add_command(parser: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
+    parser.description = _DESCRIPTION
+    add_experiment(parser, "settings to change, as for train")
+    parser.add_argument("--gpus", default="1", metavar="N[,N...]", help="several numbers print a table")
+    parser.add_argument("--engine", choices=ENGINES, help="default: the experiment's own")
+    parser.add_argument("--site", default="generic-cuda", help="name of jobs/sites/NAME.yaml, or a .yaml file")
+    parser.add_argument(
         "--micro", type=int, metavar="IMAGES", help="images per gpu and forward pass; sets train.batch for each N"
     )
-    command.add_argument("--json", action="store_true", help="print everything as JSON")
-    command.add_argument("--no-advice", action="store_true", help="do not look for a change that would fit")
-    command.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--no-advice", action="store_true", help="do not look for a change that would fit")
 
 
 def engine_overrides(name: str, world: int) -> list[str]:
@@ -68,17 +67,17 @@ def gpu_counts(text: str) -> list[int]:
     return numbers
 
 
-def run(asked: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Count, print; 0 also when it does not fit, since that is an answer.
 
     Raises:
         ConfigError: Bad arguments or settings; exit code 64.
     """
-    site, numbers = load_site(asked.site), gpu_counts(asked.gpus)
-    if asked.micro is not None and asked.micro < 1:
-        raise ConfigError(f"--micro={asked.micro} must be at least 1")
+    site, numbers = load_site(args.site), gpu_counts(args.gpus)
+    if args.micro is not None and args.micro < 1:
+        raise ConfigError(f"--micro={args.micro} must be at least 1")
     # The weights that a run starts from cost nothing, and need not be there yet.
-    base = apply_overrides(load(asked.experiment, asked.overrides), ["train.init_from=null"])
+    base = apply_overrides(load(args.experiment, args.overrides), ["train.init_from=null"])
     from launch.plan import report
     from launch.train.checks import check_model
 
@@ -86,12 +85,12 @@ def run(asked: argparse.Namespace) -> int:
     with _quiet():
         check_model(base)
         for world in numbers:
-            if not asked.json and len(numbers) > 1 and sys.stderr.isatty():
+            if not args.json and len(numbers) > 1 and sys.stderr.isatty():
                 print(f"counting {world} gpus ...", file=sys.stderr)
-            rows.append(_row(base, site, world, asked, advise=not any(row.advised for row in rows)))
+            rows.append(_row(base, site, world, args, advise=not any(row.advised for row in rows)))
     if all(row.counts is None for row in rows):
         raise ConfigError(rows[0].error)
-    if asked.json:
+    if args.json:
         print(json.dumps(report.as_json(base, site, rows), indent=1))
         return 0
     print(report.table(rows, site))
@@ -118,7 +117,7 @@ def _quiet() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _row(base: Config, site: Site, world: int, asked: argparse.Namespace, advise: bool) -> PlanRow:
+def _row(base: Config, site: Site, world: int, args: argparse.Namespace, advise: bool) -> PlanRow:
     from launch.plan.cost import fits
     from launch.plan.report import PlanRow
     from launch.plan.step import count
@@ -129,14 +128,14 @@ def _row(base: Config, site: Site, world: int, asked: argparse.Namespace, advise
         return count(config, world, local_world, whole_batch=site.hardware.kind == "cpu")
 
     try:
-        config = apply_overrides(base, engine_overrides(asked.engine, world)) if asked.engine else base
-        if asked.micro is not None:
+        config = apply_overrides(base, engine_overrides(args.engine, world)) if args.engine else base
+        if args.micro is not None:
             shares = max(1, world // config.engine.sequence) * config.train.accumulate
-            config = apply_overrides(config, [f"train.batch={asked.micro * shares}"])
+            config = apply_overrides(config, [f"train.batch={args.micro * shares}"])
         counts = counted(config)
     except ConfigError as error:
         return PlanRow(world, None, str(error))
-    if fits(counts, site) or asked.no_advice or not advise:
+    if fits(counts, site) or args.no_advice or not advise:
         return PlanRow(world, counts)
     return PlanRow(world, counts, "", True, _cheapest_change(config, site, world, counted))
 
