@@ -64,7 +64,7 @@ prep() {    # EXPERIMENT SET FOLDER [OPTION...]: token files of a set, once
         --jobs "$cores" data.dir="$3" "${@:4}" | tail -n 1
 }
 step "1/3 token files of ${there[*]}"
-known=$(python -m launch experiments)
+known=$(python -m launch experiments open data)
 for set in "${there[@]}"; do
     declare -A built=()
     for row in $rows; do

@@ -12,7 +12,7 @@ from data_prep.system.ctrl_c import leave_at_once
 from launch.commands.jobs import add_job_commands
 from launch.config.config import Config, ConfigError
 from launch.engines.ranks import EXIT_CONFIG, EXIT_CRASH, EXIT_OK, RankError, find_ranks
-from launch.experiments.load import EXPERIMENTS, describe, load
+from launch.experiments.load import describe, load
 from launch.plan.bench import add_bench_command
 from launch.plan.command import add_plan_command
 from launch.plan.inventory import add_models_command
@@ -23,7 +23,8 @@ from launch.score.rescore import add_rescore_command
 
 _EPILOG = """\
 examples:
-  python -m launch experiments
+  python -m launch experiments                          # the groups
+  python -m launch experiments open data                # what is in one, or any word of a name or description
   python -m launch show demo_apf train.lr=5e-4          # every key, its value and what it means
   python -m launch train demo_apf                       # one process
   torchrun --standalone --nproc-per-node 2 -m launch train demo_apf engine.name=fsdp
@@ -43,7 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    commands.add_parser("experiments", help="list the named experiments")
+    listing = commands.add_parser("experiments", help="list the named experiments")
+    listing.add_argument("word", metavar="WORD", nargs="*", help="a group, or part of a name or description")
     for name, text in (
         ("show", "print an experiment's settings as YAML, each with its meaning"),
         ("train", "train, or resume, an experiment"),
@@ -77,12 +79,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     elif more:
         asked.overrides += more
     return asked
-
-
-def _print_experiments() -> None:
-    width = max(map(len, EXPERIMENTS))
-    for name in EXPERIMENTS:
-        print(f"{name:<{width}}  {describe(name)}")
 
 
 def _train(config: Config) -> int:
@@ -120,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(asked: argparse.Namespace) -> int:
     if asked.command == "experiments":
-        _print_experiments()
+        print("\n".join(describe(" ".join(asked.word))))
         return EXIT_OK
     if hasattr(asked, "run"):
         return int(asked.run(asked))

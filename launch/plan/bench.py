@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from data_prep.system.files import write_atomic
 from data_prep.system.progress import Progress
 from launch.config.config import Config, ConfigError
-from launch.experiments.load import load
+from launch.experiments.load import family, load
 from launch.records.record import environment, git_commit, now
 from launch.records.text_table import text_table
 
@@ -60,10 +60,8 @@ class Row:
 
 def rows(words: list[str]) -> Iterator[Row]:
     """All rows: APF's and UNETR's of Table III, ours against MONAI's at P = 16, packed against padded sequences."""
-    from launch.experiments.load import EXPERIMENTS
-
-    for name in EXPERIMENTS:
-        if name.startswith("paip_") and not name.endswith(("_transunet", "_unet")):
+    for name in family("paip"):
+        if not name.endswith(("_transunet", "_unet")):
             config = load(name, words)
             # What does not fit a GPU is not a row: the convolutional decoder of a 16K frame and above.
             if config.data.patching == "apf" or config.data.resolution <= 1024:

@@ -13,7 +13,7 @@ import yaml
 from data_prep.token_files.token_file import read_meta
 from launch.config.config import ConfigError
 from launch.experiments.load import load
-from launch.experiments.open_data import SETS, VARIANTS, rows_of
+from launch.experiments.open_data import ROWS, SETS, rows_of
 from launch.jobs.body_steps import prep_arguments
 from tests.conftest import ROOT
 
@@ -45,7 +45,7 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
     whole_frames = {"apf_whole", "unetr", "apf_geometric", *in_sequence, *placed}
     left_out = whole_frames if name == "vessels_4k" else set()
     assert left_out == whole_frames - set(configs)
-    assert len(set(whole)) == len(configs) >= len(VARIANTS) - 2 - len(left_out)
+    assert len(set(whole)) == len(configs) >= len(ROWS) - 2 - len(left_out)
     split = json.loads((ROOT / configs["apf"].data.split).read_text())
     parts = [set(split[part]) for part in ("train", "val", "test")]
     assert all(parts) and len(set.union(*parts)) == sum(map(len, parts))
@@ -171,7 +171,7 @@ def test_what_is_not_there_is_said(tmp_path):
 def test_rows_that_run_by_default_are_all_there_are():
     text = (ROOT / "jobs/experiments.sh").read_text()
     words = text.split("rows=${ROWS:-")[1].split("}")[0].split()
-    assert sorted(words) == sorted(VARIANTS)
+    assert sorted(words) == sorted(ROWS)
 
 
 def test_more_runs_than_cores_are_refused():
