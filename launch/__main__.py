@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from data_prep.system.ctrl_c import leave_at_once
+from launch.commands import study
 from launch.commands.jobs import add_job_commands
 from launch.config.config import Config, ConfigError
 from launch.engines.ranks import EXIT_CONFIG, EXIT_CRASH, EXIT_OK, RankError, find_ranks
@@ -57,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "overrides", metavar="key=value", nargs="*", help="settings to change, e.g. train.max_seconds=60"
         )
+    comparison = commands.add_parser("study", help=study.HELP)
+    study.add_command(comparison)
+    comparison.set_defaults(run=study.run)
     add_bench_command(commands)
     add_job_commands(commands)
     add_plan_command(commands)
