@@ -148,7 +148,7 @@ def _submit_new(asked: argparse.Namespace, names: list[str]) -> int:
     from launch.config.sites import load_site
     from launch.jobs.render import DEFAULT_SITE
     from launch.jobs.slurm import has_slurm, slurm_answers
-    from launch.jobs.submit import Options, describe, make_plan, submit
+    from launch.jobs.submit import SubmitOptions, describe, make_plan, submit
     from launch.jobs.sweep import Axes, members
     from launch.jobs.table import JOBS
 
@@ -166,7 +166,8 @@ def _submit_new(asked: argparse.Namespace, names: list[str]) -> int:
     )
     found = members(names, axes, [word for word in asked.overrides if "=" in word])
     hours = asked.hours or (JOBS["scaling"].hours if study else None)  # a point of a study is some tens of steps
-    options = Options(asked.account, hours, asked.slides, asked.masks, asked.mask_kind, asked.fov, tuple(asked.sbatch))
+    folders = (asked.slides, asked.masks, asked.mask_kind, asked.fov)
+    options = SubmitOptions(asked.account, hours, *folders, tuple(asked.sbatch))
     plan = make_plan(found, site, options)
     if asked.dry_run:
         print("\n".join(describe(plan)))

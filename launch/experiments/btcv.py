@@ -12,8 +12,6 @@ Lengths and patches are the ones of Table II at 512 px; epochs and batch, which 
 and right kidney are two classes, so pictures are not mirrored.
 """
 
-from __future__ import annotations
-
 from launch.experiments.experiment import Experiment
 
 SIDE_PX, PATCH_PX = 512, 4

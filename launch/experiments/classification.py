@@ -11,8 +11,6 @@ The paper gives its ViT patches of 4,096 px: a linear embedding of those has 39 
 not known. Ours has the squares that HIPT has, 4,096 of 256 px. Epochs, batch and rate are ours as well.
 """
 
-from __future__ import annotations
-
 from launch.experiments.experiment import Experiment
 
 SLIDES, EPOCHS, BATCH = 168, 200, 8

@@ -6,8 +6,6 @@ at this time. On large uniform patches convolutions are as slow as a U-Net on th
 the linear head.
 """
 
-from __future__ import annotations
-
 from launch.experiments.experiment import Experiment
 
 _COMMON = """

@@ -13,8 +13,6 @@ Each network is trained on patches first; its image runs start from that run's w
 GPUs or with another seed the run has another name: give it). `train.init_from=null` starts from random weights.
 """
 
-from __future__ import annotations
-
 from launch.experiments.experiment import Experiment
 
 NETWORKS = {

@@ -10,8 +10,6 @@ validation and spare training slides. The rows beside apf have its own; TransUNe
 and batch, the convolutional decoders the rate of unetr and half its channels, the rest defaults.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from launch.experiments.experiment import Experiment
@@ -80,21 +78,6 @@ SETS = {
 }
 
 
-@dataclass(frozen=True)
-class OpenRow:
-    """One row of the comparison.
-
-    Attributes:
-        base: The row that it changes.
-        text: What it is, for the list of experiments.
-        settings: What is different from its base; words in braces are facts of the set (`_facts`).
-    """
-
-    base: str
-    text: str
-    settings: str
-
-
 # What every row changes: the network of apf, on whole trees. One transformer block, as more take time for steps and
 # give nothing so soon.
 _BASE = """
@@ -116,102 +99,115 @@ _CROPS = """
 data.kind=tiles data.dir={root}/uniform256 data.patching=uniform data.patch=256 data.length={tokens_256}
 data.crop_px=128 data.window_px=256 data.foreground_crops=0.33
 """
-# In the order in which they run.
+# Every row, in the order in which they run: the row that it changes, what it is, and its settings that are different.
+# Words in braces are facts of the set (`_facts`).
 ROWS = {
-    "apf": OpenRow("", "adaptive tokens, U-Net over the leaves", _PART),
-    "unet": OpenRow(
-        "", "U-Net on crops, sliding windows", f"{_CROPS} model.name=unet_tiled model.widths=[16,16,32,64,128]"
-    ),
-    "apf_std": OpenRow("apf", "as apf, its filters standardised, 2e-3", "train.lr=2e-3 model.standardise=true"),
-    "unet_std": OpenRow("unet", "as unet, its filters standardised, 2e-3", "train.lr=2e-3 model.standardise=true"),
-    "uniform_leaf_unet": OpenRow("apf", "as apf on equal tokens as small as apf's smallest", _EQUAL_32),
-    "uniform_leaf_unet_std": OpenRow("apf_std", "as apf_std on the same equal tokens", _EQUAL_32),
-    "uniform_tokens": OpenRow(
+    "apf": ("", "adaptive tokens, U-Net over the leaves", _PART),
+    "unet": ("", "U-Net on crops, sliding windows", f"{_CROPS} model.name=unet_tiled model.widths=[16,16,32,64,128]"),
+    "apf_std": ("apf", "as apf, its filters standardised, 2e-3", "train.lr=2e-3 model.standardise=true"),
+    "unet_std": ("unet", "as unet, its filters standardised, 2e-3", "train.lr=2e-3 model.standardise=true"),
+    "uniform_leaf_unet": ("apf", "as apf on equal tokens as small as apf's smallest", _EQUAL_32),
+    "uniform_leaf_unet_std": ("apf_std", "as apf_std on the same equal tokens", _EQUAL_32),
+    "uniform_tokens": (
         "",
         "at least as many equal tokens as apf, linear head",
         """data.dir={root}/uniform{equal_px} data.patching=uniform data.patch={equal_px} data.length={tokens_equal}
         data.part={token_part} data.foreground_crops=0.33 model.decoder=token train.batch=2 train.lr=1e-3""",
     ),
-    "unetr": OpenRow(
+    "unetr": (
         "",
         "UNETR: equal patches of 16 px, convolutional decoder",
         """data.dir={root}/uniform16 data.patching=uniform data.patch=16 data.length={tokens_16}
         model.decoder=geometric model.position=slot model.depth=4 train.lr=3e-3""",
     ),
-    "uniform_patch": OpenRow(
-        "uniform_tokens", "equal tokens as small as apf's smallest, linear head", f"{_EQUAL_32} data.patch=32"
+    "uniform_patch": (
+        "uniform_tokens",
+        "equal tokens as small as apf's smallest, linear head",
+        f"{_EQUAL_32} data.patch=32",
     ),
     # The published size, 105 million weights, makes a tenth of the steps on two cores.
-    "transunet": OpenRow(
+    "transunet": (
         "",
         "TransUNet, narrow, on crops, sliding windows",
         f"""{_CROPS} train.lr=1e-3 model.name=transunet model.layout=tiles model.norm=instance model.stem_width=16
         model.units=[1,2,2] model.decoder_widths=[64,64,32,16]
         model.width=192 model.depth=1 model.heads=4 model.mlp_dim=384""",
     ),
-    "swin_unetr": OpenRow(
-        "", "Swin UNETR on crops, sliding windows", f"{_CROPS} train.lr=1e-3 model.name=swin_unetr model.layout=tiles"
+    "swin_unetr": (
+        "",
+        "Swin UNETR on crops, sliding windows",
+        f"{_CROPS} train.lr=1e-3 model.name=swin_unetr model.layout=tiles",
     ),
-    "apf_alone": OpenRow("apf", "as apf, every leaf in zeros", "model.seams=false"),
-    "apf_whole": OpenRow("", "as apf, every step on a whole tree with its white leaves", ""),
-    "apf_blind": OpenRow("apf", "as apf without position code", "model.position=none"),
-    "apf_variance": OpenRow(
-        "apf", "as apf, splits where the luma's variance is largest", "data.dir={root}/variance data.split_on=variance"
+    "apf_alone": ("apf", "as apf, every leaf in zeros", "model.seams=false"),
+    "apf_whole": ("", "as apf, every step on a whole tree with its white leaves", ""),
+    "apf_blind": ("apf", "as apf without position code", "model.position=none"),
+    "apf_variance": (
+        "apf",
+        "as apf, splits where the luma's variance is largest",
+        "data.dir={root}/variance data.split_on=variance",
     ),
-    "apf_entropy": OpenRow(
-        "apf", "as apf, splits where the luma's entropy is largest", "data.dir={root}/entropy data.split_on=entropy"
+    "apf_entropy": (
+        "apf",
+        "as apf, splits where the luma's entropy is largest",
+        "data.dir={root}/entropy data.split_on=entropy",
     ),
-    "apf_fixed": OpenRow(
-        "apf", "as apf, edges by the paper's thresholds 100 and 200", "data.dir={root}/fixed data.thresholds=[100,200]"
+    "apf_fixed": (
+        "apf",
+        "as apf, edges by the paper's thresholds 100 and 200",
+        "data.dir={root}/fixed data.thresholds=[100,200]",
     ),
-    "apf_jittered": OpenRow(
+    "apf_jittered": (
         "apf",
         "as apf, each step's tree from thresholds drawn among three",
         "data.variants=[{root}/apf_q80,{root}/apf_q95]",
     ),
-    "apf_cubic": OpenRow(
-        "apf", "as apf, leaves shrunk by bicubic interpolation", "data.dir={root}/cubic data.resample=cubic"
-    ),
-    "apf_half": OpenRow("apf", "as apf, half as many leaves", "data.dir={root}/half data.length={half}"),
-    "apf_double": OpenRow("apf", "as apf, twice as many leaves", "data.dir={root}/double data.length={double}"),
-    "apf_deep": OpenRow("apf", "as apf, four transformer blocks instead of one", "model.depth=4"),
-    "apf_unturned": OpenRow("apf", "as apf, without flips and turns", "data.flips=false"),
-    "apf_drop": OpenRow(
+    "apf_cubic": ("apf", "as apf, leaves shrunk by bicubic interpolation", "data.dir={root}/cubic data.resample=cubic"),
+    "apf_half": ("apf", "as apf, half as many leaves", "data.dir={root}/half data.length={half}"),
+    "apf_double": ("apf", "as apf, twice as many leaves", "data.dir={root}/double data.length={double}"),
+    "apf_deep": ("apf", "as apf, four transformer blocks instead of one", "model.depth=4"),
+    "apf_unturned": ("apf", "as apf, without flips and turns", "data.flips=false"),
+    "apf_drop": (
         "apf_unturned",
         "as apf_unturned, trees by the paper's rule: split by a threshold, then tokens dropped at random",
         "data.dir={root}/drop",
     ),
-    "apf_leaf": OpenRow(
-        "apf", "adaptive tokens, leaf network", "model.decoder=leaf model.leaf_base=8 train.batch=2 train.lr=1e-3"
+    "apf_leaf": (
+        "apf",
+        "adaptive tokens, leaf network",
+        "model.decoder=leaf model.leaf_base=8 train.batch=2 train.lr=1e-3",
     ),
-    "apf_token": OpenRow("apf", "adaptive tokens, linear head", _LINEAR),
-    "apf_token_still": OpenRow(
+    "apf_token": ("apf", "adaptive tokens, linear head", _LINEAR),
+    "apf_token_still": (
         "",
         "adaptive tokens, linear head, slot positions, every step on a whole tree that is never flipped",
         f"{_SQUARE} {_LINEAR} data.flips=false model.position=slot",
     ),
-    "apf_token_placed": OpenRow(
-        "apf_token_still", "as apf_token_still with the code of centre and scale", "model.position=geom"
+    "apf_token_placed": (
+        "apf_token_still",
+        "as apf_token_still with the code of centre and scale",
+        "model.position=geom",
     ),
-    "apf_token_blind": OpenRow("apf_token_still", "as apf_token_still without position code", "model.position=none"),
-    "apf_token_strip": OpenRow(
+    "apf_token_blind": ("apf_token_still", "as apf_token_still without position code", "model.position=none"),
+    "apf_token_strip": (
         "apf_token_still",
         "as apf_token_still, leaves mixed as by the packing of the authors' code",
         "model.packing=strip",
     ),
-    "apf_geometric": OpenRow(
+    "apf_geometric": (
         "",
         "adaptive tokens, convolutional decoder on the grid of the frame",
         f"{_SQUARE} {_CONV} model.decoder=geometric",
     ),
-    "apf_raster": OpenRow(
+    "apf_raster": (
         "",
         "adaptive tokens, the paper's decoder on the sequence as a picture, slot positions",
         f"{_SQUARE} {_CONV} model.decoder=raster model.position=slot",
     ),
-    "apf_still": OpenRow("apf_raster", "as apf_raster without flips and turns", "data.flips=false"),
-    "apf_strip": OpenRow(
-        "apf_still", "as apf_still, leaves mixed as by the packing of the authors' code", "model.packing=strip"
+    "apf_still": ("apf_raster", "as apf_raster without flips and turns", "data.flips=false"),
+    "apf_strip": (
+        "apf_still",
+        "as apf_still, leaves mixed as by the packing of the authors' code",
+        "model.packing=strip",
     ),
 }
 # Options of `data_prep build` that settings do not have, by folder of token files.
@@ -241,7 +237,10 @@ def _facts(name: str) -> dict[str, object]:
 
 def row_settings(key: str) -> str:
     """The settings of a row over those of its base, with the words in braces."""
-    return f"{row_settings(ROWS[key].base)} {ROWS[key].settings}" if key else _BASE
+    if not key:
+        return _BASE
+    base, _, settings = ROWS[key]
+    return f"{row_settings(base)} {settings}"
 
 
 def prep_options(name: str, folder: str) -> list[str]:
@@ -273,7 +272,7 @@ def _of_set(name: str) -> dict[str, Experiment]:
     facts = _facts(name)
     what = f"{name.replace('_', ' ')} at {SETS[name].px:,} px, {SECONDS} s"
     return {
-        f"open_{name}_{key}": Experiment(f"{what}: {ROWS[key].text}.", row_settings(key).format_map(facts))
+        f"open_{name}_{key}": Experiment(f"{what}: {ROWS[key][1]}.", row_settings(key).format_map(facts))
         for key in rows_of(name)
     }
 

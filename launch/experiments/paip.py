@@ -14,9 +14,7 @@ the learning rate as in the authors' scripts. How TransUNet and U-Net were run o
 see crops, and whole slides by a sliding window.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from launch.experiments.experiment import Experiment
 
@@ -29,8 +27,7 @@ CROP_PX = 1024
 TILE_PX = 256
 
 
-@dataclass(frozen=True)
-class TableRow:
+class TableRow(NamedTuple):
     """A row of Table III: p, GPUs it was run on, L."""
 
     patch: int
@@ -38,8 +35,7 @@ class TableRow:
     length: int
 
 
-@dataclass(frozen=True)
-class TableSize:
+class TableSize(NamedTuple):
     """What Table III has for one resolution.
 
     Attributes:

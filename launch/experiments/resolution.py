@@ -3,8 +3,6 @@
 Both read folders of pictures, one folder per class: ImageNet-1K for HIRI-ViT, Imagenette for RIViT (short side 320).
 """
 
-from __future__ import annotations
-
 from launch.experiments.experiment import Experiment
 
 # 300 epochs of 1,281,167 pictures in batches of 1024. Decay and weight of the average are not known: ours.
