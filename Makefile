@@ -22,8 +22,8 @@ demo: $(STAMP)   ## real images -> tokens -> four trained models -> table, plots
 demo-slurm: $(STAMP)  ## a real SLURM of four nodes on this machine runs the job scripts (root, slurm-wlm, munge; 1 min)
 	@source $(VENV)/bin/activate && bash jobs/demo_slurm.sh
 
-experiments: $(STAMP)   ## APF against its rivals on open data, three seeds (hours on two cores; DATA, SETS, ROWS, SEEDS)
-	@source $(VENV)/bin/activate && bash jobs/experiments.sh
+experiments: $(STAMP)   ## APF against its rivals on open data, three seeds (hours on two cores; python -m launch study --help)
+	@source $(VENV)/bin/activate && python -m launch study
 
 test: $(STAMP)   ## the default tests, as CI runs them
 	@source $(VENV)/bin/activate && python -m pytest -m "not slow" -n $(TEST_JOBS) --durations=20 --durations-min=5 $(PYTEST_ARGS)

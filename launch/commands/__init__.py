@@ -8,6 +8,7 @@ COMMANDS = {
     "experiments": "experiments",
     "show": "train",
     "train": "train",
+    "study": "study",
     "bench": "bench",
     "render": "jobs",
     "where": "jobs",
@@ -25,7 +26,8 @@ COMMANDS = {
 }
 EXAMPLES = """\
 examples:
-  python -m launch experiments
+  python -m launch experiments                          # the groups
+  python -m launch experiments open data                # what is in one, or any word of a name or description
   python -m launch show demo_apf train.lr=5e-4          # every key, its value and what it means
   python -m launch train demo_apf                       # one process
   torchrun --standalone --nproc-per-node 2 -m launch train demo_apf engine.name=fsdp

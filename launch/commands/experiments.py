@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-from launch.experiments.load import EXPERIMENTS, describe
+from launch.experiments.load import describe
 
 HELP = "list the named experiments"
 
 
 def add_command(parser: argparse.ArgumentParser) -> None:
-    """It has no arguments."""
+    """Add its argument."""
+    parser.add_argument("word", metavar="WORD", nargs="*", help="a group, or part of a name or description")
 
 
-def run(args: argparse.Namespace) -> int:  # noqa: ARG001
-    """Print a line for each; returns the exit code."""
-    width = max(map(len, EXPERIMENTS))
-    for name in EXPERIMENTS:
-        print(f"{name:<{width}}  {describe(name)}")
+def run(args: argparse.Namespace) -> int:
+    """Print the groups, or a line for each experiment with the word; returns the exit code."""
+    print("\n".join(describe(" ".join(args.word))))
     return 0

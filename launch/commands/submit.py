@@ -128,7 +128,7 @@ def _submit_new(args: argparse.Namespace, names: list[str]) -> int:
     from launch.config.sites import load_site
     from launch.jobs.render import DEFAULT_SITE
     from launch.jobs.slurm import has_slurm, slurm_answers
-    from launch.jobs.submit import Options, describe, make_plan, submit
+    from launch.jobs.submit import SubmitOptions, describe, make_plan, submit
     from launch.jobs.sweep import Axes, members
     from launch.jobs.table import JOBS
 
@@ -144,7 +144,7 @@ def _submit_new(args: argparse.Namespace, names: list[str]) -> int:
     axes = Axes(args.gpus, args.patching, args.repeat, tuple(args.vary), args.zip, tuple(args.exclude), args.mode)
     found = members(names, axes, [word for word in args.overrides if "=" in word])
     hours = args.hours or (JOBS["scaling"].hours if study else None)  # a point of a study is some tens of steps
-    options = Options(args.account, hours, args.slides, args.masks, args.mask_kind, args.fov, tuple(args.sbatch))
+    options = SubmitOptions(args.account, hours, args.slides, args.masks, args.mask_kind, args.fov, tuple(args.sbatch))
     plan = make_plan(found, site, options)
     if args.dry_run:
         print("\n".join(describe(plan)))

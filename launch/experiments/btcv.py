@@ -1,4 +1,4 @@
-"""BTCV: 13 organs on the axial slices of abdominal CT, as in Table IV of APF (SC24); must not import torch.
+"""BTCV: 13 organs on the axial slices of abdominal CT, as in Table IV of APF (SC24).
 
 30 volumes of 512 x 512 slices, one token file per slice:
 
@@ -8,101 +8,48 @@
         --out data/btcv/uniform_p4
 
 `data/btcv/split.json` must keep all slices of a volume in one part: {"train": [names], "val": [...], "test": [...]}.
-Lengths and patches are Table II's of 512 px; epochs and batch, which the paper does not give, are ours. Left and right
-kidney are two classes, so pictures are not mirrored. Volumes as such are for `hpc_models.segmentation.volumetric` only.
+Lengths and patches are the ones of Table II at 512 px; epochs and batch, which the paper does not give, are ours. Left
+and right kidney are two classes, so pictures are not mirrored.
 """
 
-from __future__ import annotations
-
-from typing import Literal
-
-from launch.config.base import ModelConfig
-from launch.config.config import CheckpointConfig, Config, EvalConfig, TrainConfig
-from launch.config.data import DataConfig
-from launch.config.models.segmentation import SwinUNETRConfig, TransUNetConfig, ViTSegConfig
-from launch.config.models.spine import UNETRConfig, UNetTiledConfig
-from launch.experiments.registry import experiment
+from launch.experiments.experiment import Experiment
 
 SIDE_PX, PATCH_PX = 512, 4
 # 200 epochs of the 2,212 slices of 18 training volumes (the split of TransUNet's authors), 16 at a time.
 STEPS = 27_650
 
+_APF = Experiment(
+    "APF-UNETR-4 on BTCV's slices of 512 px, 13 organs: 1024 adaptive tokens.",
+    f"""data.dir=data/btcv/apf_p{PATCH_PX} data.split=data/btcv/split.json data.resolution={SIDE_PX}
+    data.patch={PATCH_PX} data.length=1024 data.classes=13 data.flips=false data.crop_px={SIDE_PX}
+    model.name=unetr model.decoder=raster
+    train.batch=16 train.lr=1e-4 train.weight_decay=0.01 train.schedule=step train.decay_at=[0.5,0.75,0.875]
+    train.warmup=0 train.max_steps={STEPS} train.precision=bf16 train.log_every=10
+    checkpoint.every_seconds=600 eval.every_steps={STEPS // 10}""",
+)
+_UNIFORM = f"""data.dir=data/btcv/uniform_p{PATCH_PX} data.patching=uniform
+data.length={(SIDE_PX // PATCH_PX) ** 2}"""
+_TILES = f"{_UNIFORM} data.kind=tiles"
 
-def _config(
-    name: str,
-    model: ModelConfig,
-    folder: Literal["apf", "uniform"],
-    length: int,
-    kind: Literal["tokens", "tiles"] = "tokens",
-) -> Config:
-    data = DataConfig(
-        dir=f"data/btcv/{folder}_p{PATCH_PX}",
-        split="data/btcv/split.json",
-        kind=kind,
-        patching=folder,
-        resolution=SIDE_PX,
-        patch=PATCH_PX,
-        length=length,
-        classes=13,
-        flips=False,
-        crop_px=SIDE_PX,
-    )
-    return Config(
-        experiment=name,
-        data=data,
-        model=model,
-        train=TrainConfig(
-            batch=16,
-            lr=1e-4,
-            weight_decay=0.01,
-            schedule="step",
-            decay_at=(0.5, 0.75, 0.875),
-            warmup=0.0,
-            max_steps=STEPS,
-            precision="bf16",
-            log_every=10,
-        ),
-        checkpoint=CheckpointConfig(every_seconds=600),
-        eval=EvalConfig(every_steps=STEPS // 10),
-    )
-
-
-def _uniform(name: str, model: ModelConfig, kind: Literal["tokens", "tiles"]) -> Config:
-    return _config(name, model, "uniform", (SIDE_PX // PATCH_PX) ** 2, kind)
-
-
-@experiment
-def btcv() -> Config:
-    """APF-UNETR-4 on BTCV's slices of 512 px, 13 organs: 1024 adaptive tokens."""
-    return _config("btcv", UNETRConfig(decoder="raster"), "apf", 1024)
-
-
-@experiment
-def btcv_uniform() -> Config:
-    """UNETR-4 on BTCV's slices of 512 px, 13 organs: 16384 equal tokens."""
-    return _uniform("btcv_uniform", UNETRConfig(decoder="raster", checkpointing=True), "tokens")
-
-
-@experiment
-def btcv_vit_seg() -> Config:
-    """ViT with a linear head per token on BTCV: the 1024 adaptive tokens of `btcv`, no convolutions."""
-    model = ViTSegConfig(position="both")
-    return _config("btcv_vit_seg", model, "apf", 1024)
-
-
-@experiment
-def btcv_transunet() -> Config:
-    """TransUNet R50-ViT-B16 on BTCV's whole slices of 512 px, 13 organs."""
-    return _uniform("btcv_transunet", TransUNetConfig(layout="tiles", norm="instance", dropout=0.1), "tiles")
-
-
-@experiment
-def btcv_swin_unetr() -> Config:
-    """Swin UNETR (48 features, not pre-trained, unlike the paper's) on BTCV's whole slices of 512 px, 13 organs."""
-    return _uniform("btcv_swin_unetr", SwinUNETRConfig(layout="tiles", feature_size=48), "tiles")
-
-
-@experiment
-def btcv_unet() -> Config:
-    """U-Net (2015 widths, instance norm) on BTCV's whole slices of 512 px, 13 organs."""
-    return _uniform("btcv_unet", UNetTiledConfig(widths=(64, 128, 256, 512, 1024), norm="instance"), "tiles")
+EXPERIMENTS = {
+    "btcv": _APF,
+    "btcv_uniform": _APF.but(
+        "UNETR-4 on BTCV's slices of 512 px, 13 organs: 16384 equal tokens.", f"{_UNIFORM} model.checkpointing=true"
+    ),
+    "btcv_vit_seg": _APF.but(
+        "ViT with a linear head per token on BTCV: the 1024 adaptive tokens of `btcv`, no convolutions.",
+        "model.name=vit_seg model.position=both",
+    ),
+    "btcv_transunet": _APF.but(
+        "TransUNet R50-ViT-B16 on BTCV's whole slices of 512 px, 13 organs.",
+        f"{_TILES} model.name=transunet model.layout=tiles model.norm=instance model.dropout=0.1",
+    ),
+    "btcv_swin_unetr": _APF.but(
+        "Swin UNETR (48 features, not pre-trained, unlike the paper's) on BTCV's whole slices of 512 px, 13 organs.",
+        f"{_TILES} model.name=swin_unetr model.layout=tiles model.feature_size=48",
+    ),
+    "btcv_unet": _APF.but(
+        "U-Net (2015 widths, instance norm) on BTCV's whole slices of 512 px, 13 organs.",
+        f"{_TILES} model.name=unet_tiled model.widths=[64,128,256,512,1024] model.norm=instance",
+    ),
+}

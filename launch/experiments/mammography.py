@@ -1,4 +1,4 @@
-"""Experiments of HCT, GMIC and Def-GMIC on mammograms (Taha et al., MICCAI 2022); must not import torch.
+"""Experiments of HCT, GMIC and Def-GMIC on mammograms (Taha et al., MICCAI 2022).
 
 OPTIMAM, the paper's data, is given out on application only; any mammograms will do. The user makes, below
 `data/mammography`, as gray PNG files of 8 or 16 bits:
@@ -13,83 +13,56 @@ Each network is trained on patches first; its image runs start from that run's w
 GPUs or with another seed the run has another name: give it). `train.init_from=null` starts from random weights.
 """
 
-from __future__ import annotations
+from launch.experiments.experiment import Experiment
 
-from typing import Literal
-
-from launch.config.base import ModelConfig
-from launch.config.config import Config, EvalConfig, TrainConfig
-from launch.config.data import DataConfig
-from launch.config.models.mammography import DefGMICConfig, GMICConfig, HCTConfig
-from launch.experiments.registry import register
-
-Stage = Literal["patch", "image", "half"]
-Optimiser = Literal["adam", "asam"]
-
-FOLDER = "data/mammography"
-NETWORKS: dict[str, tuple[ModelConfig, str]] = {
-    "gmic": (GMICConfig(), "GMIC's global network"),
-    "def_gmic": (DefGMICConfig(), "GMIC with deformable convolutions"),
-    "hct": (HCTConfig(), "HCT with Performer-ReLU attention"),
-    "hct_softmax": (HCTConfig(attention="performer_softmax"), "HCT with Performer-softmax attention"),
-    "hct_nystrom": (HCTConfig(attention="nystrom"), "HCT with Nystrom attention"),
+NETWORKS = {
+    "gmic": ("model.name=gmic", "GMIC's global network"),
+    "def_gmic": ("model.name=def_gmic", "GMIC with deformable convolutions"),
+    "hct": ("model.name=hct", "HCT with Performer-ReLU attention"),
+    "hct_softmax": ("model.name=hct model.attention=performer_softmax", "HCT with Performer-softmax attention"),
+    "hct_nystrom": ("model.name=hct model.attention=nystrom", "HCT with Nystrom attention"),
 }
-FULL_HW, HALF_HW = (3328, 2560), (1664, 1280)
 IMAGES = 58_376  # OPTIMAM's training images (table 2). How many patches the authors cut is not told: one of each here.
 EPOCHS = 80
-STEPS = {"patch": EPOCHS * IMAGES // 160, "image": EPOCHS * IMAGES // 32, "half": EPOCHS * IMAGES // 32}
 
 
-def _data(stage: Stage) -> DataConfig:
-    part = "patches" if stage == "patch" else "images"
-    return DataConfig(
-        dir=f"{FOLDER}/{part}",
-        kind="images",
-        labels=f"{FOLDER}/{part}.csv",
-        split=f"{FOLDER}/{part}_split.json",
-        classes=2,
-        channels=1,
-        resolution=512 if stage == "patch" else max(FULL_HW if stage == "image" else HALF_HW),
-        image_hw={"patch": None, "image": FULL_HW, "half": HALF_HW}[stage],
-        flips=True,
-        noise=0.02,  # the paper names flips and Gaussian noise, but no strength
-    )
+def _stage(part: str, batch: int, more: str) -> str:
+    """Training on `part`; warm-up, decay and clipping are not mentioned in the paper, hence none."""
+    steps = EPOCHS * IMAGES // batch
+    # The paper names flips and Gaussian noise, but no strength.
+    return f"""data.dir=data/mammography/{part} data.kind=images data.labels=data/mammography/{part}.csv
+    data.split=data/mammography/{part}_split.json data.classes=2 data.channels=1 data.flips=true data.noise=0.02
+    train.batch={batch} train.max_steps={steps} train.warmup=0 train.weight_decay=0 train.clip=0 train.log_every=50
+    eval.every_steps={steps // EPOCHS} eval.pictures_px=1 {more}"""
 
 
-def _make(network: str, stage: Stage, optimiser: Optimiser) -> Config:
-    # Warm-up, decay and clipping are not mentioned in the paper, hence none.
-    recipe = {"schedule": "cosine", "warmup": 0.0, "weight_decay": 0.0, "clip": 0.0, "optimiser": optimiser}
-    recipe |= {"max_steps": STEPS[stage], "log_every": 50}
-    if stage == "patch":
-        recipe |= {"batch": 160, "lr": 6e-4}
-    else:
-        recipe |= {"batch": 32, "lr": 2e-5, "init_from": str(_make(network, "patch", optimiser).run_dir(1))}
-    return Config(
-        experiment=_name(network, stage, optimiser),
-        data=_data(stage),
-        model=NETWORKS[network][0],
-        train=TrainConfig.model_validate(recipe),
-        eval=EvalConfig(every_steps=STEPS[stage] // EPOCHS, pictures_px=1),
-    )
+_PATCH = _stage("patches", 160, "data.resolution=512 train.lr=6e-4")
+_IMAGE = _stage("images", 32, "data.resolution=3328 data.image_hw=[3328,2560] train.lr=2e-5")
+_HALF = f"{_IMAGE} data.resolution=1664 data.image_hw=[1664,1280]"
 
 
-def _name(network: str, stage: str, optimiser: str) -> str:
-    return f"{network}_{stage}" + ("_asam" if optimiser == "asam" else "")
+def _network(name: str, model: str, text: str) -> dict[str, Experiment]:
+    """Six experiments: patches, whole images and images of half the size, each by Adam and by ASAM."""
+    found: dict[str, Experiment] = {}
+    for ending, optimiser, by in (("", "adam", "Adam"), ("_asam", "asam", "Adam with ASAM")):
+        before = f"{name}_patch{ending}"
+        model_by = f"{model} train.optimiser={optimiser}"
+        patches = Experiment(
+            f"{text} on patches of 512 px, {by}: pretraining for whole mammograms.", f"{_PATCH} {model_by}"
+        )
+        model_by += f" train.init_from={patches.config(before).run_dir(1)}"
+        found |= {
+            before: patches,
+            f"{name}_image{ending}": Experiment(
+                f"{text} on whole mammograms of 3328 x 2560 px, {by}, from the weights of {before}.",
+                f"{_IMAGE} {model_by}",
+            ),
+            f"{name}_half{ending}": Experiment(
+                f"{text} on mammograms at half resolution, 1664 x 1280 px, {by}, from the weights of {before}.",
+                f"{_HALF} {model_by}",
+            ),
+        }
+    return found
 
 
-def _register(network: str, stage: Stage, optimiser: Optimiser) -> None:
-    text = NETWORKS[network][1]
-    by = "Adam" if optimiser == "adam" else "Adam with ASAM"
-    before = _name(network, "patch", optimiser)
-    what = {
-        "patch": f"{text} on patches of 512 px, {by}: pretraining for whole mammograms.",
-        "image": f"{text} on whole mammograms of 3328 x 2560 px, {by}, from the weights of {before}.",
-        "half": f"{text} on mammograms at half resolution, 1664 x 1280 px, {by}, from the weights of {before}.",
-    }[stage]
-    register(_name(network, stage, optimiser), lambda: _make(network, stage, optimiser), what)
-
-
-for _network in NETWORKS:
-    for _stage in ("patch", "image", "half"):
-        for _optimiser in ("adam", "asam"):
-            _register(_network, _stage, _optimiser)  # type: ignore[arg-type]
+EXPERIMENTS = {key: made for name, facts in NETWORKS.items() for key, made in _network(name, *facts).items()}

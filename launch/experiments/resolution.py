@@ -1,165 +1,67 @@
-"""Experiments of HIRI-ViT (with its ablation ladder) and of the resolution-invariant ViT; must not import torch.
+"""Experiments of HIRI-ViT (with its ablation ladder) and of the resolution-invariant ViT.
 
 Both read folders of pictures, one folder per class: ImageNet-1K for HIRI-ViT, Imagenette for RIViT (short side 320).
 """
 
-from __future__ import annotations
+from launch.experiments.experiment import Experiment
 
-from typing import Literal
-
-from launch.config.config import Config, EvalConfig, TrainConfig
-from launch.config.data import DataConfig
-from launch.config.models.resolution import HIRIBodyConfig, HIRIViTConfig, RIViTConfig
-from launch.experiments.registry import experiment, register
-
-Position = Literal["learned", "sinusoidal", "relative"]
-
-
-@experiment
-def hiri_vit() -> Config:
-    """HIRI-ViT-S (a reconstruction) on pictures of 448 px, 300 epochs of ImageNet-1K, with averaged-teacher targets."""
-    return Config(
-        experiment="hiri_vit",
-        data=DataConfig(
-            dir="data/imagenet",
-            kind="images",
-            labels="folders",
-            classes=1000,
-            resolution=448,
-            fit="crop",
-            flips=False,
-            mirror=True,
-            jitter=0.4,
-        ),
-        model=HIRIViTConfig(variant="s"),
-        # 300 epochs of 1,281,167 pictures in batches of 1024. Decay and weight of the average are not known: ours.
-        train=TrainConfig(
-            batch=1024,
-            lr=1e-3,
-            weight_decay=0.05,
-            max_steps=375_342,
-            warmup=5 / 300,
-            label_smoothing=0.1,
-            ema_decay=0.9999,
-            distill=1.0,
-            precision="bf16",
-            log_every=50,
-        ),
-        eval=EvalConfig(every_steps=12_512, pictures_px=1),
+# 300 epochs of 1,281,167 pictures in batches of 1024. Decay and weight of the average are not known: ours.
+_HIRI_VIT = Experiment(
+    "HIRI-ViT-S (a reconstruction) on pictures of 448 px, 300 epochs of ImageNet-1K, with averaged-teacher targets.",
+    f"""data.dir=data/imagenet data.kind=images data.labels=folders data.classes=1000 data.resolution=448 data.fit=crop
+    data.flips=false data.mirror=true data.jitter=0.4 model.name=hiri_vit model.variant=s
+    train.batch=1024 train.lr=1e-3 train.weight_decay=0.05 train.max_steps=375342 train.warmup={5 / 300}
+    train.label_smoothing=0.1 train.ema_decay=0.9999 train.distill=1.0 train.precision=bf16 train.log_every=50
+    eval.every_steps=12512 eval.pictures_px=1""",
+)
+EXPERIMENTS = {"hiri_vit": _HIRI_VIT}
+for _variant in ("b", "l"):
+    EXPERIMENTS[f"hiri_vit_{_variant}"] = _HIRI_VIT.but(
+        f"The same with HIRI-ViT-{_variant.upper()}: wider and deeper (a reconstruction).", f"model.variant={_variant}"
     )
+# 30 epochs in batches of 512. Batch and rate are lost: ours, a twentieth of the rate per picture before.
+EXPERIMENTS["hiri_vit_768"] = _HIRI_VIT.but(
+    "HIRI-ViT-S (a reconstruction) on pictures of 768 px, 30 epochs from the weights of hiri_vit.",
+    f"""data.resolution=768 train.batch=512 train.lr=2.5e-5 train.max_steps=75068 train.warmup=0
+    train.init_from={_HIRI_VIT.config("hiri_vit").run_dir(1)}""",
+)
 
-
-def _larger(variant: Literal["b", "l"]) -> None:
-    name = f"hiri_vit_{variant}"
-
-    def make() -> Config:
-        return hiri_vit().model_copy(update={"experiment": name, "model": HIRIViTConfig(variant=variant)})
-
-    register(name, make, f"The same with HIRI-ViT-{variant.upper()}: wider and deeper (a reconstruction).")
-
-
-_larger("b")
-_larger("l")
-
-
-@experiment
-def hiri_vit_768() -> Config:
-    """HIRI-ViT-S (a reconstruction) on pictures of 768 px, 30 epochs from the weights of hiri_vit."""
-    base = hiri_vit()
-    # 30 epochs in batches of 512. Batch and rate are lost: ours, a twentieth of the rate per picture before.
-    update = {"batch": 512, "lr": 2.5e-5, "max_steps": 75_068, "warmup": 0.0, "init_from": str(base.run_dir(1))}
-    return base.model_copy(
-        update={
-            "experiment": "hiri_vit_768",
-            "data": base.data.model_copy(update={"resolution": 768}),
-            "train": base.train.model_copy(update=update),
-        }
-    )
-
-
-def hiri_vit_row(row: int) -> Config:
-    """Row 1 to 10 of the ablation, without the averaged teacher."""
-    base = hiri_vit()
-    model = HIRIViTConfig.model_validate({"variant": f"row{row}"})
-    data = base.data.model_copy(update={"resolution": 448 if row >= 7 else 224})
-    train = base.train.model_copy(update={"distill": 0.0, "ema_decay": None})
-    return base.model_copy(update={"experiment": f"hiri_vit_row{row}", "model": model, "data": data, "train": train})
-
-
-def _ladder(row: int) -> None:
-    text = f"Row {row} of HIRI-ViT's ablation (Table VII; a reconstruction), no teacher."
-    register(f"hiri_vit_row{row}", lambda: hiri_vit_row(row), text)
-
-
+# The ladder of the ablation, without the averaged teacher.
 for _row in range(1, 11):
-    _ladder(_row)
-
-
-Body = Literal["pvt_v2_b2", "davit_tiny", "hrnet_w18"]
-
-
-def _body(body: Body, five_stages: bool) -> None:
-    name = f"hiri_{body}" + ("_448" if five_stages else "_224")
-
-    def make() -> Config:
-        base = hiri_vit_row(10)
-        model = HIRIBodyConfig(body=body, five_stages=five_stages)
-        data = base.data.model_copy(update={"resolution": 448 if five_stages else 224})
-        return base.model_copy(update={"experiment": name, "model": model, "data": data})
-
-    what = "with HIRI-ViT's front (a reconstruction) at 448 px" if five_stages else "as published at 224 px"
-    register(name, make, f"{body} {what}: HIRI-ViT's Table IX.")
-
-
-for _name in ("pvt_v2_b2", "davit_tiny", "hrnet_w18"):
-    for _five in (False, True):
-        _body(_name, _five)  # type: ignore[arg-type]
-
-
-@experiment
-def rivit() -> Config:
-    """Resolution-invariant ViT, learned positions, trained at 160, 128 and 96 px together, 85 epochs of Imagenette."""
-    return _rivit("rivit", True, "learned")
-
-
-@experiment
-def rivit_resformer() -> Config:
-    """The same with ResFormer's third part: each size also learns the class token of the next larger one."""
-    base = _rivit("rivit_resformer", True, "learned")
-    return base.model_copy(update={"train": base.train.model_copy(update={"scale_distill": 1.0})})
-
-
-def _rivit(name: str, conv: bool, position: Position) -> Config:
-    return Config(
-        experiment=name,
-        data=DataConfig(
-            dir="data/imagenette",
-            kind="images",
-            labels="folders",
-            classes=10,
-            resolution=160,
-            fit="crop",
-            sizes=(160, 128, 96),
-            flips=False,
-            mirror=True,
-            jitter=0.2,
-            rotate_deg=15,
-        ),
-        model=RIViTConfig(conv=conv, position=position),
-        # Optimiser and rate are not known; 85 epochs of 9,400 pictures in batches of 64.
-        train=TrainConfig(batch=64, lr=5e-4, weight_decay=0.05, max_steps=12_500, log_every=10),
-        # Sizes that no training saw; a stock ViT's learned table ends at 160 px.
-        eval=EvalConfig(every_steps=1_470, pictures_px=1, sizes=(256, 320) if conv else ()),
+    EXPERIMENTS[f"hiri_vit_row{_row}"] = _HIRI_VIT.but(
+        f"Row {_row} of HIRI-ViT's ablation (Table VII; a reconstruction), no teacher.",
+        f"model.variant=row{_row} data.resolution={448 if _row >= 7 else 224} train.distill=0 train.ema_decay=null",
     )
+for _body in ("pvt_v2_b2", "davit_tiny", "hrnet_w18"):
+    for _px, _five, _what in (
+        (224, "false", "as published at 224 px"),
+        (448, "true", "with HIRI-ViT's front (a reconstruction) at 448 px"),
+    ):
+        EXPERIMENTS[f"hiri_{_body}_{_px}"] = EXPERIMENTS["hiri_vit_row10"].but(
+            f"{_body} {_what}: HIRI-ViT's Table IX.",
+            f"model.name=hiri_body model.body={_body} model.five_stages={_five} data.resolution={_px}",
+        )
 
-
-def _variant(conv: bool, position: Position) -> None:
-    name = f"rivit_{'conv' if conv else 'plain'}_{position}"
-    front = "behind convolutions" if conv else "without them (the stock ViT)"
-    register(name, lambda: _rivit(name, conv, position), f"The study around RIViT: {position} codes, {front}.")
-
-
+# Optimiser and rate are not known; 85 epochs of 9,400 pictures in batches of 64. It is scored at sizes that no training
+# saw as well; a stock ViT's learned table ends at 160 px.
+_RIVIT = Experiment(
+    "Resolution-invariant ViT, learned positions, trained at 160, 128 and 96 px together, 85 epochs of Imagenette.",
+    """data.dir=data/imagenette data.kind=images data.labels=folders data.classes=10 data.resolution=160 data.fit=crop
+    data.sizes=[160,128,96] data.flips=false data.mirror=true data.jitter=0.2 data.rotate_deg=15
+    model.name=rivit train.batch=64 train.lr=5e-4 train.weight_decay=0.05 train.max_steps=12500 train.log_every=10
+    eval.every_steps=1470 eval.pictures_px=1 eval.sizes=[256,320]""",
+)
+EXPERIMENTS["rivit"] = _RIVIT
+EXPERIMENTS["rivit_resformer"] = _RIVIT.but(
+    "The same with ResFormer's third part: each size also learns the class token of the next larger one.",
+    "train.scale_distill=1.0",
+)
 for _position in ("learned", "sinusoidal", "relative"):
-    for _conv in (False, True):
-        if (_conv, _position) != (True, "learned"):
-            _variant(_conv, _position)  # type: ignore[arg-type]
+    EXPERIMENTS[f"rivit_plain_{_position}"] = _RIVIT.but(
+        f"The study around RIViT: {_position} codes, without them (the stock ViT).",
+        f"model.position={_position} model.conv=false eval.sizes=[]",
+    )
+    if _position != "learned":  # which is rivit itself
+        EXPERIMENTS[f"rivit_conv_{_position}"] = _RIVIT.but(
+            f"The study around RIViT: {_position} codes, behind convolutions.", f"model.position={_position}"
+        )

@@ -25,7 +25,7 @@ _LOOKS = 5
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ItemOutcome:
     """How the command of one item ended: its exit code, or None when its job ended without a word."""
 
     item: str
@@ -48,7 +48,7 @@ def fill(command: str, item: str) -> list[str]:
     return [word.replace("{}", item).replace("{stem}", Path(item).stem) for word in words]
 
 
-def run_commands(items: Sequence[str], commands: Sequence[list[str]]) -> list[Outcome]:
+def run_commands(items: Sequence[str], commands: Sequence[list[str]]) -> list[ItemOutcome]:
     """Run commands one after the other; this is what a job does. A failed one does not stop the rest."""
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"  # `python` is the one that submitted
     found = []
@@ -61,7 +61,7 @@ def run_commands(items: Sequence[str], commands: Sequence[list[str]]) -> list[Ou
         except OSError as error:
             code, text = 127, f"{words[0]}: {error.strerror or error}"
         print(text, end="", flush=True)
-        found.append(Outcome(item, code, text.strip()[-500:]))
+        found.append(ItemOutcome(item, code, text.strip()[-500:]))
     return found
 
 
@@ -85,26 +85,28 @@ def executor(folder: Path, jobs: int, minutes: int, cpus: int, account: str | No
     return made
 
 
-def map_items(made: Any, command: str, items: Sequence[str], jobs: int) -> list[Outcome]:
+def map_items(made: Any, command: str, items: Sequence[str], jobs: int) -> list[ItemOutcome]:
     """Run the command for every item in at most `jobs` jobs; outcomes in the order of the items."""
     words = [fill(command, item) for item in items]
     parts = [range(i, len(items), jobs) for i in range(min(jobs, len(items)))]
     submitted = made.map_array(
         run_commands, [[items[i] for i in part] for part in parts], [[words[i] for i in part] for part in parts]
     )
-    found: dict[int, Outcome] = {}
+    found: dict[int, ItemOutcome] = {}
     for part, answer in zip(parts, _answers(submitted), strict=True):
         for place, index in enumerate(part):
-            found[index] = answer[place] if answer else Outcome(items[index], None, "its job ended without an answer")
+            found[index] = (
+                answer[place] if answer else ItemOutcome(items[index], None, "its job ended without an answer")
+            )
     return [found[index] for index in range(len(items))]
 
 
-def _answers(submitted: Sequence[Any]) -> list[list[Outcome] | None]:
+def _answers(submitted: Sequence[Any]) -> list[list[ItemOutcome] | None]:
     """What each job returned; None for one that was cancelled or whose node died.
 
     submitit would wait for those for ever where the cluster has no accounting, so squeue is asked.
     """
-    answers: list[list[Outcome] | None] = []
+    answers: list[list[ItemOutcome] | None] = []
     for job in submitted:
         looks = 0
         while not job.paths.result_pickle.exists() and looks < _LOOKS:

@@ -5,13 +5,12 @@ Must not import torch: it runs on login nodes.
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
 import shlex
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 from data_prep.system.files import write_atomic
 from launch.config.config import ConfigError
@@ -25,15 +24,14 @@ DEFAULT_SITE = "generic-cuda"
 CHAIN = 20
 
 
-@dataclass(frozen=True)
-class Shape:
+class JobShape(NamedTuple):
     """How ranks are shared over nodes."""
 
     nodes: int
     tasks_per_node: int
 
 
-def shape(gpus: int, site: Site) -> Shape:
+def shape(gpus: int, site: Site) -> JobShape:
     """Nodes and ranks on each for `gpus` ranks: whole nodes, or a part of one.
 
     Raises:
@@ -41,21 +39,16 @@ def shape(gpus: int, site: Site) -> Shape:
     """
     per_node = site.hardware.gpus_per_node
     if gpus <= per_node:
-        return Shape(1, gpus)
+        return JobShape(1, gpus)
     if gpus % per_node:
         near = f"{gpus // per_node * per_node} or {-(-gpus // per_node) * per_node}"
         raise ConfigError(f"{gpus} gpus are not whole nodes of {site.name} ({per_node} gpus each); use {near}")
-    return Shape(gpus // per_node, per_node)
+    return JobShape(gpus // per_node, per_node)
 
 
-def limited_hours(hours: float, place: Shape, slurm: Slurm | None) -> float:
+def limited_hours(hours: float, place: JobShape, slurm: Slurm | None) -> float:
     """The hours that a job may have, where it asks for `hours`."""
     return min(hours, (slurm.hours(place.nodes) if slurm else None) or hours)
-
-
-def _time(hours: float) -> str:
-    minutes = max(1, math.ceil(hours * 60))
-    return f"{minutes // 60:02d}:{minutes % 60:02d}:00"
 
 
 def directives(job: Job, site: Site, slurm: Slurm, output: str = "%x-%j.out") -> list[str]:
@@ -74,25 +67,22 @@ def directives(job: Job, site: Site, slurm: Slurm, output: str = "%x-%j.out") ->
     if slurm.hours(place.nodes) is None:
         most = max(item.nodes for item in slurm.time_limits)
         raise ConfigError(f"{job.name}: {job.gpus} gpus are {place.nodes} nodes; {site.name} runs at most {most}")
+    minutes = max(1, math.ceil(limited_hours(job.hours, place, slurm) * 60))
     part = slurm.shared_nodes and place.nodes == 1 and place.tasks_per_node < site.hardware.gpus_per_node
     own = [
         f"--job-name={job.name}",
         f"--nodes={place.nodes}",
         f"--ntasks-per-node={place.tasks_per_node}",
         f"--cpus-per-task={site.hardware.cpus_per_gpu}",
-        f"--time={_time(limited_hours(job.hours, place, slurm))}",
+        f"--time={minutes // 60:02d}:{minutes % 60:02d}:00",
         f"--output={output}",
         "--open-mode=append",  # a requeued job would overwrite the log of its last life
         f"--signal=B:USR1@{slurm.grace_s}",  # to the batch shell, which tells the ranks to save
     ]
-    if slurm.partition:
-        own.append(f"--partition={slurm.partition}")
-    if slurm.requeue:
-        own.append("--requeue")
-    else:
-        own.append("--no-requeue")
-        if job.kind == "train":  # a chain of preparations would never satisfy the afterok of what waits for it
-            own.append(f"--array=1-{CHAIN}%1")
+    own += [f"--partition={slurm.partition}"] if slurm.partition else []
+    own.append("--requeue" if slurm.requeue else "--no-requeue")
+    if not slurm.requeue and job.kind == "train":  # of preparations, a chain would never satisfy an afterok
+        own.append(f"--array=1-{CHAIN}%1")
     for line in slurm.directives:
         if not part:  # a whole node has all its gpus: recipes of binding count on that
             own.append(line)
@@ -207,18 +197,14 @@ def write_all(site: Site, folder: Path) -> list[Path]:
     return written
 
 
-def differences(site: Site, folder: Path, names: Sequence[str] = ()) -> list[str]:
+def differences(site: Site, folder: Path) -> list[str]:
     """One line for each script in `folder` that is not what would be rendered now: its name and first changed line."""
     found = []
     for job in JOBS.values():
         path = folder / f"{job.name}.sh"
-        if names and job.name not in names:
-            continue
         if not path.is_file():
             found.append(f"{path}: missing")
             continue
-        old, new = path.read_text().splitlines(), render(job, site).splitlines()
-        changed = [line for line in difflib.ndiff(old, new) if re.match(r"[-+] ", line)]
-        if changed:
-            found.append(f"{path}: {changed[0]}")
+        lines = zip_longest(path.read_text().splitlines(), render(job, site).splitlines(), fillvalue="(end)")
+        found += [f"{path}: {old}, not {new}" for old, new in lines if old != new][:1]
     return found

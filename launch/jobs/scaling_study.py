@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from launch.config.config import Config, ConfigError
+from launch.config.config import ConfigError
 from launch.experiments.load import load
 
 Mode = Literal["strong", "weak"]
@@ -16,13 +16,14 @@ Mode = Literal["strong", "weak"]
 STEPS = 30
 
 
-def scaling_overrides(config: Config, mode: Mode, ranks: int, largest: int) -> list[str]:
-    """Settings of one point of a scaling study.
+def scaling_point(name: str, overrides: Sequence[str], mode: Mode, ranks: int, largest: int) -> list[str]:
+    """All settings of one point of a study for the command line: the caller's, then the study's own.
 
     Strong: the same global batch at every size, one image per rank of the largest. Weak: one image per rank.
 
     Args:
-        config: The experiment, with the settings of the command line.
+        name: The experiment.
+        overrides: The caller's settings.
         mode: strong or weak.
         ranks: Of this point.
         largest: Ranks of the study's largest point.
@@ -30,22 +31,11 @@ def scaling_overrides(config: Config, mode: Mode, ranks: int, largest: int) -> l
     Raises:
         ConfigError: The batch of a strong study cannot be shared by so many ranks.
     """
+    config = load(name, overrides)
     batch = ranks if mode == "weak" else largest
     if batch % ranks:
         raise ConfigError(f"strong scaling: {ranks} ranks do not divide the {largest} of the largest point")
     steps = min(STEPS, config.train.max_steps or STEPS)
-    return [
-        f"train.batch={batch}",
-        f"train.max_steps={steps}",
-        "train.max_seconds=null",
-        "eval.every_steps=null",
-        "eval.every_seconds=null",
-        "checkpoint.every_steps=null",
-        "eval.pictures_px=0",
-        f"run_root={config.run_root}/scaling-{mode}",
-    ]
-
-
-def scaling_point(name: str, overrides: Sequence[str], mode: Mode, ranks: int, largest: int) -> list[str]:
-    """All settings of a point for the command line: the caller's, then the study's own."""
-    return [*overrides, *scaling_overrides(load(name, overrides), mode, ranks, largest)]
+    own = f"""train.batch={batch} train.max_steps={steps} train.max_seconds=null eval.every_steps=null
+    eval.every_seconds=null checkpoint.every_steps=null eval.pictures_px=0"""
+    return [*overrides, *own.split(), f"run_root={config.run_root}/scaling-{mode}"]

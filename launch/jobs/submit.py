@@ -39,7 +39,7 @@ STATES = ("pending", "running", "ok", "oom", "failed", "timeout", "preempted", "
 
 
 @dataclass(frozen=True)
-class Options:
+class SubmitOptions:
     """How jobs are submitted, besides what the site says.
 
     Attributes:
@@ -62,18 +62,18 @@ class Options:
 
 
 @dataclass
-class Plan:
+class SubmitPlan:
     """What will be submitted: scripts by run directory, and the preparation jobs before them by data folder."""
 
     site: Site
-    options: Options
+    options: SubmitOptions
     members: list[Member]
     scripts: dict[Path, str] = field(default_factory=dict)
     prep: dict[str, str] = field(default_factory=dict)
     files: dict[str, tuple[Path, list[str]]] = field(default_factory=dict)  # who asked first for a folder, and for what
 
 
-def _hours(member: Member, options: Options) -> float:
+def _hours(member: Member, options: SubmitOptions) -> float:
     job = JOBS.get(member.experiment.removesuffix("_uniform"))
     return options.hours or (job.hours if job else 12.0)
 
@@ -83,7 +83,7 @@ def _script(job: Job, site: Site, folder: Path) -> str:
     return render(job, site if site.slurm else load_site(DEFAULT_SITE), f"{folder.absolute()}/slurm/%j.out")
 
 
-def make_plan(members: Sequence[Member], site: Site, options: Options) -> Plan:
+def make_plan(members: Sequence[Member], site: Site, options: SubmitOptions) -> SubmitPlan:
     """Check every member and make its script; nothing is written or submitted.
 
     Raises:
@@ -101,7 +101,7 @@ def make_plan(members: Sequence[Member], site: Site, options: Options) -> Plan:
         raise ConfigError(f"--fov {options.fov}: only with --slides")
     if options.fov is not None and not any(member.config.data.fov for member in members):
         raise ConfigError(f"--fov {options.fov}: none of these runs has data.fov=true")
-    plan = Plan(site, options, list(members))
+    plan = SubmitPlan(site, options, list(members))
     _refuse_duplicates(plan.members)
     for member in plan.members:
         check_world(member.config, member.gpus)
@@ -112,16 +112,8 @@ def make_plan(members: Sequence[Member], site: Site, options: Options) -> Plan:
             _plan_prep(plan, member)
         else:
             open_files(member.config.data)
-        job = Job(
-            member.experiment,
-            f"{member.run_dir.name}, submitted by `python -m launch submit`.",
-            member.gpus,
-            _hours(member, options),
-            "train",
-            member.experiment,
-            member.experiment,
-            member.overrides,
-        )
+        name, text = member.experiment, f"{member.run_dir.name}, submitted by `python -m launch submit`."
+        job = Job(name, text, member.gpus, _hours(member, options), uniform=name, overrides=member.overrides)
         plan.scripts[member.run_dir] = _script(job, site, member.run_dir)
     _check_models(plan.members)
     return plan
@@ -172,7 +164,7 @@ def _prep_folder(member: Member) -> Path:
     return Path(member.config.run_root) / "prep" / f"{name}_{hashlib.sha256(folder.encode()).hexdigest()[:8]}"
 
 
-def _plan_prep(plan: Plan, member: Member) -> None:
+def _plan_prep(plan: SubmitPlan, member: Member) -> None:
     """The job that makes the member's token files, once per folder."""
     options, folder = plan.options, member.config.data.dir
     words = ["--slides", str(options.slides), *(["--masks", options.masks] if options.masks else [])]
@@ -188,16 +180,8 @@ def _plan_prep(plan: Plan, member: Member) -> None:
             "give each its data.dir, e.g. --zip --vary data.length=256,512 --vary data.dir=tokens/256,tokens/512"
         )
     if folder not in plan.prep:
-        job = Job(
-            f"prep_{Path(folder).name}",
-            f"Token files for {member.experiment}.",
-            plan.site.hardware.gpus_per_node,
-            12.0,
-            "prep",
-            member.experiment,
-            member.experiment,
-            (*words, *more),
-        )
+        name, text, gpus = member.experiment, f"Token files for {member.experiment}.", plan.site.hardware.gpus_per_node
+        job = Job(f"prep_{Path(folder).name}", text, gpus, 12.0, "prep", name, name, (*words, *more))
         plan.prep[folder] = _script(job, plan.site, _prep_folder(member))
 
 
@@ -214,7 +198,7 @@ def _refuse_duplicates(members: Sequence[Member]) -> None:
             raise ConfigError(f"{member.run_dir} is job {submission['job']} already ({state}); exclude it or scancel")
 
 
-def describe(plan: Plan) -> Iterator[str]:
+def describe(plan: SubmitPlan) -> Iterator[str]:
     """What would be submitted, one line per job, and a sum."""
     for data in plan.prep:
         yield f"     prep  {data}"
@@ -227,7 +211,7 @@ def describe(plan: Plan) -> Iterator[str]:
     yield f"{len(plan.members)} runs on {plan.site.name} ({how}); a dry run, nothing was written"
 
 
-def submit(plan: Plan) -> Iterator[tuple[str, str]]:
+def submit(plan: SubmitPlan) -> Iterator[tuple[str, str]]:
     """Write the run directories and submit, preparation first.
 
     Yields:
@@ -269,7 +253,7 @@ def submit(plan: Plan) -> Iterator[tuple[str, str]]:
         yield number, str(member.run_dir)
 
 
-def _options(plan: Plan, wait_for: str) -> list[str]:
+def _options(plan: SubmitPlan, wait_for: str) -> list[str]:
     options = [f"--account={plan.options.account}"] if plan.options.account else []
     return [*options, *_after(wait_for), *plan.options.sbatch]
 
@@ -278,20 +262,20 @@ def _after(job: str) -> list[str]:
     return [f"--dependency=afterok:{job}", "--kill-on-invalid-dep=yes"] if job else []
 
 
-def _start(folder: Path, script: str, plan: Plan, wait_for: str, gpus: int) -> str:
+def _start(folder: Path, script: str, plan: SubmitPlan, wait_for: str, gpus: int) -> str:
     (folder / "slurm").mkdir(parents=True, exist_ok=True)
-    path = folder / "job.sh"
-    write_atomic(path, script.encode())
-    path.chmod(0o755)
-    if plan.site.slurm is not None:
-        return sbatch(path.absolute(), _options(plan, wait_for))
-    return _run_here(path, gpus)
+    write_atomic(folder / "job.sh", script.encode())
+    (folder / "job.sh").chmod(0o755)
+    return _start_again(folder, _options(plan, wait_for), plan.site.slurm is not None, gpus)
 
 
-def _run_here(script: Path, gpus: int, words: Sequence[str] = ()) -> str:
-    """Without a scheduler: run it now, and wait. Its exit code is in its record; the others go on."""
+def _start_again(folder: Path, options: Sequence[str], with_slurm: bool, gpus: int, words: Sequence[str] = ()) -> str:
+    """Submit the script of a folder. Without a scheduler run it now, and wait: its record has its exit code."""
+    script = (folder / "job.sh").absolute()
+    if with_slurm:
+        return sbatch(script, options, words)
     env = script_environment() | {"RANKS": str(gpus)}
-    done = subprocess.run(["bash", str(script.absolute()), *words], cwd=ROOT, env=env, check=False)
+    done = subprocess.run(["bash", str(script), *words], cwd=ROOT, env=env, check=False)
     return DONE if done.returncode == 0 else f"exit {done.returncode}"
 
 
@@ -389,13 +373,6 @@ def submit_again(
 
 # Options of the first submission that say what it waited for.
 _ONCE = ("--dependency=afterok:", "--kill-on-invalid-dep")
-
-
-def _start_again(
-    folder: Path, options: Sequence[str], with_slurm: bool, gpus: int, settings: Sequence[str] = ()
-) -> str:
-    script = (folder / "job.sh").absolute()
-    return sbatch(script, options, settings) if with_slurm else _run_here(script, gpus, settings)
 
 
 def bad_nodes(run_dir: Path) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.config.config import Config, ConfigError
-from launch.experiments.load import EXPERIMENTS, load
+from launch.experiments.load import all_experiments, load
 from launch.jobs.scaling_study import Mode, scaling_point
 from launch.jobs.table import JOBS
 
@@ -62,7 +62,7 @@ def uniform_of(experiment: str) -> str:
         ConfigError: There is none.
     """
     name = next((job.uniform for job in JOBS.values() if job.experiment == experiment), "") or f"{experiment}_uniform"
-    if name not in EXPERIMENTS:
+    if name not in all_experiments():
         raise ConfigError(f"--patching uniform: {experiment} has no uniform variant")
     return name
 
@@ -99,8 +99,7 @@ def members(experiments: Sequence[str], axes: Axes, overrides: Sequence[str] = (
     found: list[Member] = []
     unused = set(axes.exclude)
     for name, patching in itertools.product(experiments, axes.patching):
-        if name not in EXPERIMENTS:
-            load(name)  # says what there is
+        load(name)  # an unknown name is said before its patching
         chosen = uniform_of(name) if patching == "uniform" else name
         counts = axes.gpus or (JOBS[name].gpus if name in JOBS else 1,)
         for gpus, pairs in itertools.product(counts, _combinations(axes)):

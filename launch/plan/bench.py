@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from launch.config.config import Config, ConfigError
-from launch.experiments.load import load
+from launch.experiments.load import family, load
 from launch.records.text_table import text_table
 
 if TYPE_CHECKING:
@@ -50,10 +50,8 @@ class BenchRow:
 
 def rows(words: list[str]) -> Iterator[BenchRow]:
     """All rows: APF's and UNETR's of Table III, ours against MONAI's at P = 16, packed against padded sequences."""
-    from launch.experiments.load import EXPERIMENTS
-
-    for name in EXPERIMENTS:
-        if name.startswith("paip_") and not name.endswith(("_transunet", "_unet")):
+    for name in family("paip"):
+        if not name.endswith(("_transunet", "_unet")):
             config = load(name, words)
             # What does not fit a GPU is not a row: the convolutional decoder of a 16K frame and above.
             if config.data.patching == "apf" or config.data.resolution <= 1024:

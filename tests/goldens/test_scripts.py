@@ -64,8 +64,10 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]
     folder = tmp_path_factory.mktemp("scripts")
     make_inputs(folder)
     env = {"PYTHONPATH": str(folder), "PATH": f"{folder}/bin:{os.environ['PATH']}"}
-    ((_, listed, _),) = said_in_process([["launch", "experiments"]], folder, **env)
-    names = [line.split()[0] for line in listed.splitlines()]
+    ((_, groups, _),) = said_in_process([["launch", "experiments"]], folder, **env)
+    words = [line[:15].split() for line in groups.splitlines()[:-1]]
+    listed = said_in_process([["launch", "experiments", *group] for group in words], folder, **env)
+    names = [line.split()[0] for _, out, _ in listed for line in out.splitlines()]
     shown = said_in_process([["launch", "show", name] for name in names], folder, **env)
     settings = {name: yaml.safe_load(out) for name, (_, out, _) in zip(names, shown, strict=True)}
     found = {"settings": {name: json.dumps(tree, indent=1, sort_keys=True) for name, tree in settings.items()}}

@@ -13,7 +13,7 @@ import pytest
 
 from launch.config.config import ConfigError
 from launch.config.sites import load_site, names
-from launch.experiments.load import EXPERIMENTS
+from launch.experiments.load import all_experiments
 from launch.jobs.render import DEFAULT_SITE, FOLDER, differences, directives, render, shape, write_all
 from launch.jobs.table import JOBS
 from tests.helpers.repository import ROOT
@@ -99,7 +99,7 @@ def test_a_part_of_a_node_has_all_its_gpus_where_nodes_are_not_shared():
 
 def test_the_experiments_of_every_job_exist():
     wanted = {name for job in JOBS.values() for name in (job.experiment, job.uniform) if name}
-    assert wanted <= set(EXPERIMENTS), sorted(wanted - set(EXPERIMENTS))
+    assert wanted <= set(all_experiments()), sorted(wanted - set(all_experiments()))
 
 
 def test_a_site_without_requeue_gets_a_chain(tmp_path: Path):

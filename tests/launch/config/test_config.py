@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 
@@ -13,16 +14,16 @@ from launch.__main__ import main
 from launch.config.base import FROM_DATA
 from launch.config.config import ADDED, NOT_COMPARED, ConfigError, differing_keys, flatten, validate
 from launch.config.models.table import MODELS
-from launch.experiments.load import EXPERIMENTS, describe, load
+from launch.experiments.load import FAMILIES, all_experiments, load
 from launch.train.checks import check_world
 from tests.helpers.repository import ROOT
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", all_experiments())
 def test_every_experiment_is_complete_named_and_described(name: str):
     config = load(name)
     assert config.experiment == name
-    assert len(describe(name)) > 30
+    assert len(all_experiments()[name].text) > 30
     assert validate(yaml.safe_load(config.to_yaml())) == config
     assert validate(yaml.safe_load(config.to_yaml(comments=True))) == config
     assert "# None" not in config.to_yaml(comments=True), "a key without description"
@@ -116,10 +117,14 @@ def test_wrong_setting_is_one_line_and_64(words, parts, capsys):
     assert all(part in err for part in parts), err
 
 
-def test_wrong_experiment_lists_the_valid_ones(capsys):
+def test_wrong_experiment_names_a_few_close_ones(capsys):
     assert main(["train", "demo_afp"]) == 64
     err = capsys.readouterr().err
-    assert "did you mean demo_apf?" in err and "demo_tiled_unet" in err and err.count("\n") == 1
+    assert "did you mean demo_apf?" in err and "launch experiments" in err and err.count("\n") == 1
+    assert main(["train", "paip_16k_p7"]) == 64
+    err = capsys.readouterr().err
+    named = [name for name in all_experiments() if re.search(rf"\b{name}\b", err)]
+    assert {"paip_16k_p8", "paip_16k_p4"} < set(named) and len(named) == 5
     assert main(["show", "unetr"]) == 64
     assert capsys.readouterr().err.startswith("error: unetr is a model: give an experiment and model.name=unetr; ")
 
@@ -133,8 +138,21 @@ def test_wrong_command_line_is_64(words, capsys):
 
 def test_lists_shows_and_helps(capsys):
     assert main(["experiments"]) == 0
-    out = capsys.readouterr().out
-    assert all(name in out for name in EXPERIMENTS)
+    *groups, _ = capsys.readouterr().out.splitlines()
+    counts = {words[0].strip(): int(words[-1]) for line in groups if (words := line[:19].rsplit(maxsplit=1))}
+    assert [*counts] == [family.replace("_", " ") for family in FAMILIES]
+    assert sum(counts.values()) == len(all_experiments()) > len(groups)
+    listed = []
+    for group, count in counts.items():
+        assert main(["experiments", *group.split()]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == count
+        listed += [line.split()[0] for line in lines]
+    assert listed == [*all_experiments()]
+    assert main(["experiments", "Table V)"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["classify_paip", "classify_paip_hipt"]
+    assert main(["experiments", "kidneys"]) == 64
+    assert "kidneys" in capsys.readouterr().err
     assert main(["show", "demo_apf", "train.lr=0.5"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["train"]["lr"] == 0.5
     assert main(["train", "--help"]) == 0
@@ -152,6 +170,14 @@ def test_showing_imports_nothing_heavy():
     code = (
         "import sys; from launch.__main__ import main; main(['experiments']); main(['show', 'smoke']); "
         "sys.exit(any(m in sys.modules for m in ('torch', 'cv2', 'h5py', 'openslide', 'mpi4py')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_families_are_imported_until_the_name_is_found():
+    code = (
+        "import sys; from launch.__main__ import main; main(['show', 'smoke']); "
+        "sys.exit('launch.experiments.demo' not in sys.modules or 'launch.experiments.paip' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
 

@@ -1,10 +1,11 @@
-"""The comparison on open data: every row of a set gets the same images and time; the script that runs it."""
+"""The comparison on open data: every row of a set gets the same images and time; the command that runs it."""
 
 import json
 import math
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -12,9 +13,10 @@ import yaml
 
 from data_prep.token_files.token_file import read_meta
 from launch.config.config import ConfigError
-from launch.experiments.load import load
-from launch.experiments.open_data import SETS, VARIANTS, rows_of
+from launch.experiments.load import all_experiments, load
+from launch.experiments.open_data import ROWS, SETS, rows_of
 from launch.jobs.body_steps import prep_arguments
+from launch.jobs.study import Study
 from tests.helpers.repository import ROOT
 
 SPLITS = {
@@ -25,9 +27,12 @@ SPLITS = {
 }
 
 
+STUDY = [sys.executable, "-m", "launch", "study"]
+
+
 def script(**env: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        ["bash", "jobs/experiments.sh"],
+        STUDY,
         cwd=ROOT,
         env={**os.environ, **env},
         capture_output=True,
@@ -45,7 +50,7 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
     whole_frames = {"apf_whole", "unetr", "apf_geometric", *in_sequence, *placed}
     left_out = whole_frames if name == "vessels_4k" else set()
     assert left_out == whole_frames - set(configs)
-    assert len(set(whole)) == len(configs) >= len(VARIANTS) - 2 - len(left_out)
+    assert len(set(whole)) == len(configs) >= len(ROWS) - 2 - len(left_out)
     split = json.loads((ROOT / configs["apf"].data.split).read_text())
     parts = [set(split[part]) for part in ("train", "val", "test")]
     assert all(parts) and len(set.union(*parts)) == sum(map(len, parts))
@@ -169,9 +174,13 @@ def test_what_is_not_there_is_said(tmp_path):
 
 
 def test_rows_that_run_by_default_are_all_there_are():
-    text = (ROOT / "jobs/experiments.sh").read_text()
-    words = text.split("rows=${ROWS:-")[1].split("}")[0].split()
-    assert sorted(words) == sorted(VARIANTS)
+    study = Study(ROOT / "data_prep/sample_data", ("glomeruli",))
+    found = study.experiments()
+    assert [*found] == [name for name in all_experiments() if name.startswith("open_glomeruli_")]
+    runs = study.members(found)
+    assert [run.run_dir for run in runs] == [
+        load(name, [f"train.seed={seed}"]).run_dir(1) for seed in (0, 1, 2) for name in found
+    ]
 
 
 def test_more_runs_than_cores_are_refused():
@@ -194,7 +203,7 @@ def test_a_signal_saves_the_runs_and_the_same_command_goes_on(sent, tmp_path):
     }
     with (tmp_path / "log").open("w") as log:
         run = subprocess.Popen(
-            ["bash", "jobs/experiments.sh"],
+            STUDY,
             cwd=ROOT,
             env=env,
             stdout=log,

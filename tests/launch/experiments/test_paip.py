@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from launch.config.config import ConfigError
-from launch.experiments.load import EXPERIMENTS, load
+from launch.experiments.load import all_experiments, load
 from launch.experiments.paip import SIZES
 from launch.plan.inventory import meta_inputs
 from launch.train.checks import check_model, check_world
 from launch.train.trainer import build_model
 
-MINE = [name for name in EXPERIMENTS if name.startswith(("paip_", "btcv", "classify_paip"))]
+MINE = [name for name in all_experiments() if name.startswith(("paip_", "btcv", "classify_paip"))]
 
 
 def test_rows_of_table_iii():

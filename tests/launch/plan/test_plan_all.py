@@ -5,7 +5,7 @@ import json
 import pytest
 
 from launch.__main__ import main
-from launch.experiments.load import EXPERIMENTS, load
+from launch.experiments.load import all_experiments, load
 from launch.experiments.paip import SIZES
 
 # Table V of APF (SC24), and HIRI-ViT's recipe; other papers tell of no number.
@@ -23,7 +23,7 @@ def gpus(name: str) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", all_experiments())
 def test_every_experiment_on_the_papers_gpus(name, capsys):
     # Batches that the paper does not tell may be smaller than its number of gpus.
     micro = ["--micro", "1"] if load(name).train.batch % gpus(name) else []
@@ -43,4 +43,4 @@ def test_every_experiment_on_the_papers_gpus(name, capsys):
 
 def test_the_papers_gpus_are_known():
     assert gpus("paip_64k") == 2048 and gpus("paip_1k_uniform_p16") == 16 and gpus("hiri_vit_row3") == 8
-    assert {name for name in GPUS if name[-1] != "_"} <= set(EXPERIMENTS)
+    assert {name for name in GPUS if name[-1] != "_"} <= set(all_experiments())

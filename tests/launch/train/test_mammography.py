@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from analysis.comparison.auc import auc
-from launch.experiments.load import EXPERIMENTS, load
+from launch.experiments.load import all_experiments, load
 from launch.records.record import read_record
 from tests.helpers.mammography import MODELS
 from tests.helpers.repository import GLOMERULI, ROOT
@@ -135,4 +135,4 @@ def test_experiments_are_the_papers_recipe():
     attentions = {load(f"{name}_patch", []).model.attention for name in MODELS if name.startswith("hct")}
     assert attentions == {"performer_relu", "performer_softmax", "nystrom"}
     names = {f"{m}_{s}{o}" for m in MODELS for s in ("patch", "image", "half") for o in ("", "_asam")}
-    assert names <= set(EXPERIMENTS)
+    assert names <= set(all_experiments())
