@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hpc_models.blocks.conv import conv_norm, plain_conv
 from hpc_models.blocks.sdpa import attend
 
 STEMS = ("vit", "conv", "hr")
-DOWNSAMPLINGS = ("conv", "irds_a", "irds_b")
-BLOCKS = ("hr", "cffn", "transformer")
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -27,16 +26,6 @@ class ChannelNorm(nn.LayerNorm):
 def norm(kind: str, channels: int) -> nn.Module:
     """Batch norm ("bn") or layer norm over channels ("ln")."""
     return nn.BatchNorm2d(channels) if kind == "bn" else ChannelNorm(channels)
-
-
-def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the side (divided by the stride), without bias: a norm follows."""
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
-
-
-def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """Convolution and batch norm."""
-    return nn.Sequential(conv(in_channels, out_channels, kernel, stride, groups), nn.BatchNorm2d(out_channels))
 
 
 class Stem(nn.Module):
@@ -54,6 +43,8 @@ class Stem(nn.Module):
 
     def __init__(self, kind: str, in_channels: int, width: int, out_channels: int) -> None:
         super().__init__()
+        if kind not in STEMS:
+            raise ValueError(f"stem must be one of {', '.join(STEMS)}, got {kind!r}")
         self.kind = kind
         if kind == "vit":
             self.body = nn.Sequential(nn.Conv2d(in_channels, out_channels, 7, 4, 3, bias=False))
@@ -61,21 +52,19 @@ class Stem(nn.Module):
             layers: list[nn.Module] = []
             for i in range(3):
                 layers += [conv_norm(in_channels if i == 0 else width, width, 3, 2 if i == 0 else 1), nn.GELU()]
-            self.body = nn.Sequential(*layers, conv(width, out_channels, 3, 2))
-        elif kind == "hr":
+            self.body = nn.Sequential(*layers, plain_conv(width, out_channels, 3, 2))
+        else:
             self.body = nn.Sequential(conv_norm(in_channels, width, 3, 2), nn.GELU())
             self.high = nn.Sequential(
-                conv_norm(width, width, 3, groups=width), nn.GELU(), conv(width, out_channels, 3, 2)
+                conv_norm(width, width, 3, groups=width), nn.GELU(), plain_conv(width, out_channels, 3, 2)
             )
             self.low = nn.Sequential(
                 conv_norm(width, width, 3, 2),
                 nn.GELU(),
                 conv_norm(width, width, 3),
                 nn.GELU(),
-                conv(width, out_channels, 1),
+                plain_conv(width, out_channels, 1),
             )
-        else:
-            raise ValueError(f"stem must be one of {', '.join(STEMS)}, got {kind!r}")
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -104,15 +93,13 @@ class Downsample(nn.Module):
             self.body = conv_norm(in_channels, out_channels, 3, 2)
         elif kind == "irds_a":
             self.body = nn.Sequential(conv_norm(in_channels, inner, 3, 2), nn.GELU(), conv_norm(inner, out_channels, 1))
-        elif kind == "irds_b":
+        else:
             self.body = nn.Sequential(
                 conv_norm(in_channels, inner, 1),
                 nn.GELU(),
-                conv(inner, inner, 3, 2, groups=inner),
+                plain_conv(inner, inner, 3, 2, groups=inner),
                 nn.Conv2d(inner, out_channels, 1),
             )
-        else:
-            raise ValueError(f"downsampling must be one of {', '.join(DOWNSAMPLINGS)}, got {kind!r}")
         if kind != "conv":
             self.shortcut = nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), conv_norm(in_channels, out_channels, 1))
 
@@ -138,7 +125,7 @@ class FeedForward(nn.Module):
         batch = kind == "bn"
         self.expand = nn.Conv2d(channels, inner, 1, bias=not batch)
         self.norm1 = nn.BatchNorm2d(inner) if batch else nn.Identity()
-        self.mix = conv(inner, inner, 3, groups=inner) if convolve else nn.Identity()
+        self.mix = plain_conv(inner, inner, 3, groups=inner) if convolve else nn.Identity()
         self.norm2 = nn.BatchNorm2d(inner) if batch and convolve else nn.Identity()
         self.shrink = nn.Conv2d(inner, channels, 1, bias=not batch)
         self.norm3 = nn.BatchNorm2d(channels) if batch else nn.Identity()
@@ -176,7 +163,7 @@ def repeat2(x: Tensor, side_hw: torch.Size) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest")[..., : side_hw[0], : side_hw[1]]
 
 
-class ConvBlock(nn.Module):
+class FeedBlock(nn.Module):
     """x + (C)FFN(norm(x)), the block of stages without attention."""
 
     def __init__(self, channels: int, expansion: int, convolve: bool, inner: str, outer: str) -> None:

@@ -105,6 +105,10 @@ class ConvDecoder(nn.Module):
         k = patch.bit_length() - 1
         return [min(i * depth // k, depth - 1) for i in range(1, k)]
 
+    def fsdp_units(self) -> list[nn.Module]:
+        """Modules to shard one by one, in forward order; what is left belongs to the root."""
+        return [self.image, *self.projections, *self.ups]
+
     def _run(self, module: nn.Module, *args: Tensor) -> Tensor:
         y: Tensor = maybe_recompute(self, module, *args)
         return y

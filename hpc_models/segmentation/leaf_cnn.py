@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_models.blocks.checkpointing import maybe_recompute
+from hpc_models.tokens.batch import Batch
+from hpc_models.tokens.geometry import halo_patches
 
 
 def leaf_widths(patch: int, base: int = 16) -> tuple[int, ...]:
@@ -76,8 +78,7 @@ class LeafEncoder(nn.Module):
 
     def __init__(self, patch: int, in_channels: int, width: int, widths: tuple[int, ...], halo: int = 0) -> None:
         super().__init__()
-        if halo not in (0, 1, 2):
-            raise ValueError(f"halo must be 0, 1 or 2 cells, got {halo}")
+        self.halo = halo
         first = widths[0]
         self.stem1 = nn.Conv2d(in_channels, first, 3, padding=0 if halo > 0 else 1)
         self.stem2 = nn.Conv2d(first, first, 3, padding=0 if halo > 1 else 1)
@@ -87,6 +88,13 @@ class LeafEncoder(nn.Module):
         self.project = nn.Linear(widths[-1] * side * side, width)
         _initialise(self)
         self.checkpoint = False
+
+    def around(self, tokens: Tensor, batch: Batch, _valid: Tensor | None, size_px: int) -> tuple[Tensor, tuple[()]]:
+        """Patches with their halo, and nothing more that encoder and decoder need; see `LeafUNetEncoder.around`."""
+        if self.halo:
+            xy, size = batch["leaf_xy"], batch["leaf_size"]
+            tokens = halo_patches(tokens, xy, size, batch["valid"], size_px, self.halo)
+        return tokens, ()
 
     def _forward(self, patches: Tensor) -> tuple[Tensor, ...]:
         x = self.stem2(F.relu(self.stem1(patches)))

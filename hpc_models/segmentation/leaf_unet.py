@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_models.blocks.checkpointing import maybe_recompute
-from hpc_models.blocks.std_conv import conv3x3
+from hpc_models.blocks.conv import conv3x3
+from hpc_models.tokens.batch import Batch
 from hpc_models.tokens.geometry import ring_cells, ring_steps
 
 _THRESHOLD_BACKWARD = torch.ops.aten.threshold_backward
@@ -195,18 +196,39 @@ class LeafUNetEncoder(nn.Module):
         width: D of the tokens.
         widths: channels per level, finest first.
         standardise: filters of the convolutions are brought to mean 0 and variance 1; see `StdConv2d`.
+        across: convolutions read across the borders of leaves; False: zeros lie around every leaf.
     """
 
     def __init__(
-        self, patch: int, in_channels: int, width: int, widths: tuple[int, ...], standardise: bool = False
+        self,
+        patch: int,
+        in_channels: int,
+        width: int,
+        widths: tuple[int, ...],
+        standardise: bool = False,
+        *,
+        across: bool = True,
     ) -> None:
         super().__init__()
+        self.sides, self.across = [patch >> level for level in range(len(widths))], across
         self.blocks = nn.ModuleList(_Double(a, b, standardise) for a, b in pairwise((in_channels, *widths)))
         side = patch >> (len(widths) - 1)
         self.project = nn.Linear(widths[-1] * side * side, width)
         nn.init.normal_(self.project.weight, std=self.project.in_features**-0.5)
         nn.init.zeros_(self.project.bias)
         self.checkpoint = False
+
+    def around(self, tokens: Tensor, batch: Batch, valid: Tensor | None, size_px: int) -> tuple[Tensor, tuple[Seams]]:
+        """Patches as they are, and what else encoder and decoder need: the places around every leaf.
+
+        Args:
+            tokens: (B, L, p, p, C).
+            batch: where the leaves lie.
+            valid: (B, L) bool, or None when every row is a leaf.
+            size_px: side R of the frame.
+        """
+        seams = Seams(batch["leaf_xy"], batch["leaf_size"], valid, size_px, self.sides, self.across)
+        return tokens, (seams,)
 
     def _forward(self, patches: Tensor, seams: Seams) -> tuple[Tensor, ...]:
         levels = []

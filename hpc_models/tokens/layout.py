@@ -12,8 +12,22 @@ import math
 import torch
 from torch import Tensor
 
+from hpc_models.settings import DataShape
 from hpc_models.tokens.batch import Batch, cut_patches, join_patches
 from hpc_models.tokens.geometry import is_power_of_two, owner_map, paint, raster_to_cells, tokens_to_grid
+
+
+def cells_of(data: DataShape) -> int:
+    """Smallest leaves per side of the frame, R / p.
+
+    Raises:
+        ValueError: no such tree, or no token.
+    """
+    if data.length < 1:
+        raise ValueError(f"length must be at least 1, got {data.length}")
+    if data.size_px % data.patch or not is_power_of_two(data.size_px // data.patch):
+        raise ValueError(f"size_px must be patch * 2^k, got {data.size_px} with patch {data.patch}")
+    return data.size_px // data.patch
 
 
 def grid_side(length: int, cells: int, grid: int | None = None) -> int:

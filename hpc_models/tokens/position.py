@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-POSITIONS = ("slot", "geom", "both", "none")
+from hpc_models.settings import DataShape
 
 
 class LeafPosition(nn.Module):
@@ -60,18 +60,14 @@ class Position(nn.Module):
     Args:
         kind: "slot" (a learned table, one row per slot of the sequence, as ViT and the APF authors do), "geom"
             (`LeafPosition`), "both" or "none".
-        size_px: side R of the frame.
-        patch: p.
-        length: rows of the slot table.
+        data: frame and patch, and the rows of the slot table (`length`).
         width: D.
     """
 
-    def __init__(self, kind: str, size_px: int, patch: int, length: int, width: int) -> None:
+    def __init__(self, kind: str, data: DataShape, width: int) -> None:
         super().__init__()
-        if kind not in POSITIONS:
-            raise ValueError(f"position must be one of {', '.join(POSITIONS)}, got {kind!r}")
-        self.table = nn.Parameter(torch.zeros(1, length, width)) if kind in ("slot", "both") else None
-        self.geom = LeafPosition(size_px, patch, width) if kind in ("geom", "both") else None
+        self.table = nn.Parameter(torch.zeros(1, data.length, width)) if kind in ("slot", "both") else None
+        self.geom = LeafPosition(data.size_px, data.patch, width) if kind in ("geom", "both") else None
         if self.table is not None:
             nn.init.trunc_normal_(self.table, std=0.02)
 

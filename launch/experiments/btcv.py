@@ -9,18 +9,23 @@
 
 `data/btcv/split.json` must keep all slices of a volume in one part: {"train": [names], "val": [...], "test": [...]}.
 Lengths and patches are Table II's of 512 px; epochs and batch, which the paper does not give, are ours. Left and right
-kidney are two classes, so pictures are not mirrored. Volumes as such are for `hpc_models.segmentation.volumetric` only.
+kidney are two classes, so pictures are not mirrored.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-from launch.config.base import ModelConfig
+from hpc_models.segmentation.settings import (
+    SwinUNETRSettings,
+    TransUNetSettings,
+    UNETRSettings,
+    UNetSettings,
+    ViTSegSettings,
+)
+from hpc_models.settings import ModelSettings
 from launch.config.config import CheckpointConfig, Config, EvalConfig, TrainConfig
 from launch.config.data import DataConfig
-from launch.config.models.segmentation import SwinUNETRConfig, TransUNetConfig, ViTSegConfig
-from launch.config.models.spine import UNETRConfig, UNetTiledConfig
 from launch.experiments.registry import experiment
 
 SIDE_PX, PATCH_PX = 512, 4
@@ -30,7 +35,7 @@ STEPS = 27_650
 
 def _config(
     name: str,
-    model: ModelConfig,
+    model: ModelSettings,
     folder: Literal["apf", "uniform"],
     length: int,
     kind: Literal["tokens", "tiles"] = "tokens",
@@ -67,42 +72,42 @@ def _config(
     )
 
 
-def _uniform(name: str, model: ModelConfig, kind: Literal["tokens", "tiles"]) -> Config:
+def _uniform(name: str, model: ModelSettings, kind: Literal["tokens", "tiles"]) -> Config:
     return _config(name, model, "uniform", (SIDE_PX // PATCH_PX) ** 2, kind)
 
 
 @experiment
 def btcv() -> Config:
     """APF-UNETR-4 on BTCV's slices of 512 px, 13 organs: 1024 adaptive tokens."""
-    return _config("btcv", UNETRConfig(decoder="raster"), "apf", 1024)
+    return _config("btcv", UNETRSettings(decoder="raster"), "apf", 1024)
 
 
 @experiment
 def btcv_uniform() -> Config:
     """UNETR-4 on BTCV's slices of 512 px, 13 organs: 16384 equal tokens."""
-    return _uniform("btcv_uniform", UNETRConfig(decoder="raster", checkpointing=True), "tokens")
+    return _uniform("btcv_uniform", UNETRSettings(decoder="raster", checkpointing=True), "tokens")
 
 
 @experiment
 def btcv_vit_seg() -> Config:
     """ViT with a linear head per token on BTCV: the 1024 adaptive tokens of `btcv`, no convolutions."""
-    model = ViTSegConfig(position="both")
+    model = ViTSegSettings(position="both")
     return _config("btcv_vit_seg", model, "apf", 1024)
 
 
 @experiment
 def btcv_transunet() -> Config:
     """TransUNet R50-ViT-B16 on BTCV's whole slices of 512 px, 13 organs."""
-    return _uniform("btcv_transunet", TransUNetConfig(layout="tiles", norm="instance", dropout=0.1), "tiles")
+    return _uniform("btcv_transunet", TransUNetSettings(layout="tiles", norm="instance", dropout=0.1), "tiles")
 
 
 @experiment
 def btcv_swin_unetr() -> Config:
     """Swin UNETR (48 features, not pre-trained, unlike the paper's) on BTCV's whole slices of 512 px, 13 organs."""
-    return _uniform("btcv_swin_unetr", SwinUNETRConfig(layout="tiles", feature_size=48), "tiles")
+    return _uniform("btcv_swin_unetr", SwinUNETRSettings(layout="tiles", feature_size=48), "tiles")
 
 
 @experiment
 def btcv_unet() -> Config:
     """U-Net (2015 widths, instance norm) on BTCV's whole slices of 512 px, 13 organs."""
-    return _uniform("btcv_unet", UNetTiledConfig(widths=(64, 128, 256, 512, 1024), norm="instance"), "tiles")
+    return _uniform("btcv_unet", UNetSettings(widths=(64, 128, 256, 512, 1024), norm="instance"), "tiles")

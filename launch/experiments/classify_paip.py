@@ -15,16 +15,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from launch.config.base import ModelConfig
+from hpc_models.classification.settings import APFViTSettings, HIPTSettings
+from hpc_models.settings import ModelSettings
 from launch.config.config import CheckpointConfig, Config, EvalConfig, TrainConfig
 from launch.config.data import DataConfig
-from launch.config.models.classification import APFViTConfig, HIPTConfig
 from launch.experiments.registry import experiment
 
 SLIDES, EPOCHS, BATCH = 168, 200, 8
 
 
-def _config(name: str, model: ModelConfig, patching: Literal["apf", "uniform"], patch: int, length: int) -> Config:
+def _config(name: str, model: ModelSettings, patching: Literal["apf", "uniform"], patch: int, length: int) -> Config:
     data = DataConfig(
         dir=f"data/paip_organs/{patching}_16k_p{patch}",
         labels="data/paip_organs/labels.csv",
@@ -49,17 +49,17 @@ def _config(name: str, model: ModelConfig, patching: Literal["apf", "uniform"], 
 @experiment
 def classify_paip() -> Config:
     """APF-ViT-2 names the organ of PAIP's slides at 16K: 16384 adaptive tokens, ViT-B (Table V)."""
-    return _config("classify_paip", APFViTConfig(checkpointing=True), "apf", 2, 16384)
+    return _config("classify_paip", APFViTSettings(checkpointing=True), "apf", 2, 16384)
 
 
 @experiment
 def classify_paip_uniform() -> Config:
     """ViT-B names the organ of PAIP's slides at 16K: 4096 equal tokens of 256 px, learned positions, class token."""
-    model = APFViTConfig(pool="cls", position="slot", checkpointing=True)
+    model = APFViTSettings(pool="cls", position="slot", checkpointing=True)
     return _config("classify_paip_uniform", model, "uniform", 256, 4096)
 
 
 @experiment
 def classify_paip_hipt() -> Config:
     """HIPT names the organ of PAIP's slides at 16K: patches of 16, 256 and 4096 px, all levels trained (Table V)."""
-    return _config("classify_paip_hipt", HIPTConfig(checkpointing=True), "uniform", 256, 4096)
+    return _config("classify_paip_hipt", HIPTSettings(checkpointing=True), "uniform", 256, 4096)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Literal
 
+from hpc_models.segmentation.settings import UNETRSettings, UNetSettings
 from launch.config.config import CheckpointConfig, Config, EvalConfig, TrainConfig
 from launch.config.data import DataConfig
-from launch.config.models.spine import UNETRConfig, UNetTiledConfig
 from launch.experiments.registry import experiment
 
 DEMO_SPLIT = "data_prep/sample_data/glomeruli24/split.json"
 DEMO_SECONDS = 130.0
 
 
-def _demo_network(decoder: Literal["leaf_unet", "token"]) -> UNETRConfig:
+def _demo_network(decoder: Literal["leaf_unet", "token"]) -> UNETRSettings:
     """The transformer that all three token rows of the demo share: small, for what counts in two minutes is steps.
 
     Each row has the decoder that served it better on held-out training slides at this time: on large uniform patches
     convolutions are as slow as a U-Net on the whole frame, so the uniform rows have the linear head.
     """
-    return UNETRConfig(decoder=decoder, position="geom", width=128, depth=4, heads=4, mlp_dim=256, leaf_base=16)
+    return UNETRSettings(decoder=decoder, position="geom", width=128, depth=4, heads=4, mlp_dim=256, leaf_base=16)
 
 
 def _demo_train(lr: float, batch: int = 2) -> TrainConfig:
@@ -77,7 +77,7 @@ def demo_tiled_unet() -> Config:
             crop_px=256,
             foreground_crops=0.33,
         ),
-        model=UNetTiledConfig(widths=(16, 16, 32, 64, 128)),
+        model=UNetSettings(widths=(16, 16, 32, 64, 128)),
         train=_demo_train(lr=1e-3, batch=4),
         checkpoint=CheckpointConfig(every_seconds=20),
         eval=EvalConfig(every_seconds=45),
@@ -91,7 +91,7 @@ def smoke() -> Config:
     return base.model_copy(
         update={
             "experiment": "smoke",
-            "model": UNETRConfig(decoder="leaf", position="both", width=32, depth=2, heads=2, mlp_dim=64),
+            "model": UNETRSettings(decoder="leaf", position="both", width=32, depth=2, heads=2, mlp_dim=64),
             "train": TrainConfig(batch=2, max_steps=6, warmup=0.2),
             "eval": EvalConfig(every_steps=3, pictures_px=256),
         }

@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Sequence
 
 from launch.config.config import Config, ConfigError, apply_overrides, suggest
-from launch.config.models.table import MODELS
+from launch.config.model import MODELS
 from launch.experiments.registry import EXPERIMENTS, describe
 
 __all__ = ["EXPERIMENTS", "describe", "load"]

@@ -17,22 +17,22 @@ from __future__ import annotations
 
 from typing import Literal
 
-from launch.config.base import ModelConfig
+from hpc_models.classification.settings import DefGMICSettings, GMICSettings, HCTSettings
+from hpc_models.settings import ModelSettings
 from launch.config.config import Config, EvalConfig, TrainConfig
 from launch.config.data import DataConfig
-from launch.config.models.mammography import DefGMICConfig, GMICConfig, HCTConfig
 from launch.experiments.registry import register
 
 Stage = Literal["patch", "image", "half"]
 Optimiser = Literal["adam", "asam"]
 
 FOLDER = "data/mammography"
-NETWORKS: dict[str, tuple[ModelConfig, str]] = {
-    "gmic": (GMICConfig(), "GMIC's global network"),
-    "def_gmic": (DefGMICConfig(), "GMIC with deformable convolutions"),
-    "hct": (HCTConfig(), "HCT with Performer-ReLU attention"),
-    "hct_softmax": (HCTConfig(attention="performer_softmax"), "HCT with Performer-softmax attention"),
-    "hct_nystrom": (HCTConfig(attention="nystrom"), "HCT with Nystrom attention"),
+NETWORKS: dict[str, tuple[ModelSettings, str]] = {
+    "gmic": (GMICSettings(), "GMIC's global network"),
+    "def_gmic": (DefGMICSettings(), "GMIC with deformable convolutions"),
+    "hct": (HCTSettings(), "HCT with Performer-ReLU attention"),
+    "hct_softmax": (HCTSettings(attention="performer_softmax"), "HCT with Performer-softmax attention"),
+    "hct_nystrom": (HCTSettings(attention="nystrom"), "HCT with Nystrom attention"),
 }
 FULL_HW, HALF_HW = (3328, 2560), (1664, 1280)
 IMAGES = 58_376  # OPTIMAM's training images (table 2). How many patches the authors cut is not told: one of each here.

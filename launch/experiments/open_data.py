@@ -11,14 +11,13 @@ rate of unetr and half its channels, the rest defaults.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from launch.config.base import ModelConfig
+from hpc_models.segmentation.settings import SwinUNETRSettings, TransUNetSettings, UNETRSettings, UNetSettings
+from hpc_models.settings import ModelSettings
 from launch.config.config import CheckpointConfig, Config, EvalConfig, TrainConfig
 from launch.config.data import DataConfig
-from launch.config.models.segmentation import SwinUNETRConfig, TransUNetConfig
-from launch.config.models.spine import UNETRConfig, UNetTiledConfig
 from launch.experiments.registry import register
 
 SECONDS = 150.0
@@ -90,7 +89,7 @@ class Variant:
 
     text: str
     cut: str
-    model: ModelConfig
+    model: ModelSettings
     batch: int = 2
     lr: float = 1e-3
     part: Literal["", "part", "token_part"] = ""
@@ -98,9 +97,9 @@ class Variant:
     quantiles: tuple[int, ...] = ()
 
 
-def _vit(**other: Any) -> UNETRConfig:
+def _vit(**other: Any) -> UNETRSettings:
     """The transformer of the token rows; more blocks take time for steps and give nothing so soon."""
-    return UNETRConfig(**({"width": 192, "depth": 1, "heads": 4, "mlp_dim": 384, "leaf_base": 16} | other))
+    return UNETRSettings(**({"width": 192, "depth": 1, "heads": 4, "mlp_dim": 384, "leaf_base": 16} | other))
 
 
 def _over_leaves(
@@ -118,9 +117,9 @@ def _over_leaves(
 
 _DEEP = 4  # blocks that the convolutional decoders take features from
 _CONVOLUTIONS = {"depth": _DEEP, "feature_size": 8}  # with 16 a step takes seconds of a core
-_UNET = UNetTiledConfig(widths=(16, 16, 32, 64, 128))
+_UNET = UNetSettings(widths=(16, 16, 32, 64, 128))
 # The published size, 105 million weights, makes a tenth of the steps on two cores.
-_TRANSUNET = TransUNetConfig(
+_TRANSUNET = TransUNetSettings(
     layout="tiles",
     norm="instance",
     stem_width=16,
@@ -222,14 +221,14 @@ VARIANTS = {
     "unet_std": Variant(
         "as unet, its filters standardised, 2e-3",
         "crops",
-        _UNET.model_copy(update={"standardise": True}),
+        replace(_UNET, standardise=True),
         batch=1,
         lr=2e-3,
         crop_px=128,
     ),
     "transunet": Variant("TransUNet, narrow, on crops, sliding windows", "crops", _TRANSUNET, batch=1, crop_px=128),
     "swin_unetr": Variant(
-        "Swin UNETR on crops, sliding windows", "crops", SwinUNETRConfig(layout="tiles"), batch=1, crop_px=128
+        "Swin UNETR on crops, sliding windows", "crops", SwinUNETRSettings(layout="tiles"), batch=1, crop_px=128
     ),
 }
 

@@ -18,11 +18,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launch.config.base import ModelConfig
+from hpc_models.segmentation.settings import TransUNetSettings, UNETRSettings, UNetSettings
+from hpc_models.settings import ModelSettings
 from launch.config.config import CheckpointConfig, Config, EvalConfig, TrainConfig
 from launch.config.data import DataConfig
-from launch.config.models.segmentation import TransUNetConfig
-from launch.config.models.spine import UNETRConfig, UNetTiledConfig
 from launch.experiments.registry import register
 
 EPOCHS, SLIDES = 1000, 1719
@@ -129,7 +128,7 @@ def _train(gpus: int) -> TrainConfig:
     )
 
 
-def _config(name: str, data: DataConfig, model: ModelConfig, gpus: int) -> Config:
+def _config(name: str, data: DataConfig, model: ModelSettings, gpus: int) -> Config:
     train = _train(gpus)
     assert train.max_steps is not None
     return Config(
@@ -150,7 +149,7 @@ def _apf(name: str, label: str, size: Size, row: Row) -> Config:
         patch=row.patch,
         length=row.length,
     )
-    return _config(name, data, UNETRConfig(decoder="raster", checkpointing=row.length >= 4096), row.gpus)
+    return _config(name, data, UNETRSettings(decoder="raster", checkpointing=row.length >= 4096), row.gpus)
 
 
 def _uniform(name: str, label: str, size: Size, row: Row) -> Config:
@@ -162,10 +161,10 @@ def _uniform(name: str, label: str, size: Size, row: Row) -> Config:
         length=row.length,
     )
     decoder = "raster" if size.px <= WIDEST_PICTURE_PX else "token"
-    return _config(name, data, UNETRConfig(decoder=decoder, checkpointing=True), row.gpus)  # type: ignore[arg-type]
+    return _config(name, data, UNETRSettings(decoder=decoder, checkpointing=True), row.gpus)  # type: ignore[arg-type]
 
 
-def _crops(name: str, label: str, size: Size, model: ModelConfig, gpus: int) -> Config:
+def _crops(name: str, label: str, size: Size, model: ModelSettings, gpus: int) -> Config:
     data = DataConfig(
         dir=f"data/paip/uniform_{label}_p{TILE_PX}",
         patching="uniform",
@@ -181,11 +180,13 @@ def _crops(name: str, label: str, size: Size, model: ModelConfig, gpus: int) -> 
 
 def _transunet(name: str, label: str, size: Size) -> Config:
     # Batch statistics would differ between ranks, so the decoder has instance norm.
-    return _crops(name, label, size, TransUNetConfig(layout="tiles", norm="instance", dropout=0.1), size.transunet_gpus)
+    return _crops(
+        name, label, size, TransUNetSettings(layout="tiles", norm="instance", dropout=0.1), size.transunet_gpus
+    )
 
 
 def _unet(name: str, label: str, size: Size) -> Config:
-    model = UNetTiledConfig(widths=(64, 128, 256, 512, 1024), norm="instance")
+    model = UNetSettings(widths=(64, 128, 256, 512, 1024), norm="instance")
     return _crops(name, label, size, model, size.unet_gpus)
 
 

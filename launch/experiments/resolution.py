@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from hpc_models.classification.settings import HIRIBodySettings, HIRIViTSettings, RIViTSettings
 from launch.config.config import Config, EvalConfig, TrainConfig
 from launch.config.data import DataConfig
-from launch.config.models.resolution import HIRIBodyConfig, HIRIViTConfig, RIViTConfig
 from launch.experiments.registry import experiment, register
 
 Position = Literal["learned", "sinusoidal", "relative"]
@@ -31,7 +31,7 @@ def hiri_vit() -> Config:
             mirror=True,
             jitter=0.4,
         ),
-        model=HIRIViTConfig(variant="s"),
+        model=HIRIViTSettings(variant="s"),
         # 300 epochs of 1,281,167 pictures in batches of 1024. Decay and weight of the average are not known: ours.
         train=TrainConfig(
             batch=1024,
@@ -53,7 +53,7 @@ def _larger(variant: Literal["b", "l"]) -> None:
     name = f"hiri_vit_{variant}"
 
     def make() -> Config:
-        return hiri_vit().model_copy(update={"experiment": name, "model": HIRIViTConfig(variant=variant)})
+        return hiri_vit().model_copy(update={"experiment": name, "model": HIRIViTSettings(variant=variant)})
 
     register(name, make, f"The same with HIRI-ViT-{variant.upper()}: wider and deeper (a reconstruction).")
 
@@ -80,7 +80,7 @@ def hiri_vit_768() -> Config:
 def hiri_vit_row(row: int) -> Config:
     """Row 1 to 10 of the ablation, without the averaged teacher."""
     base = hiri_vit()
-    model = HIRIViTConfig.model_validate({"variant": f"row{row}"})
+    model = HIRIViTSettings(variant=f"row{row}")  # type: ignore[arg-type]
     data = base.data.model_copy(update={"resolution": 448 if row >= 7 else 224})
     train = base.train.model_copy(update={"distill": 0.0, "ema_decay": None})
     return base.model_copy(update={"experiment": f"hiri_vit_row{row}", "model": model, "data": data, "train": train})
@@ -103,7 +103,7 @@ def _body(body: Body, five_stages: bool) -> None:
 
     def make() -> Config:
         base = hiri_vit_row(10)
-        model = HIRIBodyConfig(body=body, five_stages=five_stages)
+        model = HIRIBodySettings(body=body, five_stages=five_stages)
         data = base.data.model_copy(update={"resolution": 448 if five_stages else 224})
         return base.model_copy(update={"experiment": name, "model": model, "data": data})
 
@@ -145,7 +145,7 @@ def _rivit(name: str, conv: bool, position: Position) -> Config:
             jitter=0.2,
             rotate_deg=15,
         ),
-        model=RIViTConfig(conv=conv, position=position),
+        model=RIViTSettings(conv=conv, position=position),
         # Optimiser and rate are not known; 85 epochs of 9,400 pictures in batches of 64.
         train=TrainConfig(batch=64, lr=5e-4, weight_decay=0.05, max_steps=12_500, log_every=10),
         # Sizes that no training saw; a stock ViT's learned table ends at 160 px.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from launch.config.config import Config, TrainConfig, apply_overrides, model_class
 from launch.config.data import DataConfig
-from launch.config.models.table import MODELS
+from launch.config.model import MODELS
 from launch.experiments.load import load
 from launch.records.text_table import text_table
 
@@ -150,7 +150,7 @@ def reference(name: str, batch: int = 1) -> Config:
             length=(FRAME_PX // PATCH_PX) ** 2,
             crop_px=FRAME_PX,
         )
-    return Config(experiment="-", data=data, model=settings(name=name), train=TrainConfig(batch=batch, max_steps=1))
+    return Config(experiment="-", data=data, model=settings(), train=TrainConfig(batch=batch, max_steps=1))
 
 
 def describe_input(config: Config) -> str:
@@ -179,12 +179,11 @@ def inventory(configs: dict[str, Config]) -> list[dict[str, Any]]:
             "inputs": list(config.model.inputs),
             "input": describe_input(config),
             "batch": config.train.batch,
-            "reconstruction": False,
+            "reconstruction": config.model.reconstruction,
         }
         try:
             with torch.device("meta"):
                 model = build_model(config)
-                row["reconstruction"] = bool(getattr(model, "reconstruction", False))
                 row |= asdict(measure(model, meta_inputs(config)))
         except ValueError as error:
             row["error"] = str(error)
@@ -213,7 +212,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def run(asked: argparse.Namespace) -> int:
     """The command: 0, or a `ConfigError` for names it does not know."""
     configs: dict[str, Config] = {}
-    for name in asked.name or ([] if asked.experiment else sorted(MODELS)):
+    for name in asked.name or ([] if asked.experiment else MODELS):
         configs[name] = apply_overrides(reference(name, asked.batch or 1), asked.overrides)
     for name in asked.experiment or []:
         configs[name] = load(name, [f"train.batch={asked.batch or 1}", "train.accumulate=1", *asked.overrides])

@@ -178,7 +178,7 @@ def run(asked: argparse.Namespace) -> int:
     std, support = field.std_hw(), field.support_hw()
     about = {
         "experiment": config.experiment,
-        "model": config.model.model_dump(mode="json"),
+        "model": config.model_dump(mode="json")["model"],
         "weights": config.train.init_from,
         "pictures": "noise" if asked.noise else f"{config.data.dir} ({asked.split})",
         "images": field.images,

@@ -19,7 +19,7 @@ from data_prep.system.files import write_atomic
 from data_prep.system.progress import Progress
 from data_prep.tokens.ceiling import ceiling, pixel_dice_from_cells
 from data_prep.tokens.token_set import TokenSet
-from hpc_models.segmentation.unet import sliding_window
+from hpc_models.segmentation.sliding_window import sliding_window
 from hpc_models.training import metrics
 from launch.config.config import Config
 from launch.data.batches import collate, padded_length, parts_of, take, token_sample

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_models.blocks.std_conv import StdConv2d
+from hpc_models.blocks.conv import StdConv2d
 from hpc_models.segmentation.leaf_unet import (
     LeafConv,
     LeafUNetDecoder,

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.tokens.paper_sequences import pack_strip, unpack_strip
-from hpc_models.blocks.std_conv import StdConv2d
+from hpc_models.blocks.conv import StdConv2d
 from hpc_models.blocks.vit_encoder import ViTEncoder
 from hpc_models.registry import build
 from hpc_models.segmentation.leaf_cnn import leaf_widths
 from hpc_models.segmentation.leaf_unet import LeafConv
-from hpc_models.segmentation.monai_weights import load_monai_unetr
 from hpc_models.tokens.batch import uniform_batch
 from hpc_models.tokens.layout import leaves_to_strip, strip_to_leaves
+from tests.helpers.monai_weights import load_monai_unetr
 from tests.helpers.trees import random_batch
 
 

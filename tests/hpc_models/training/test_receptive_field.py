@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from hpc_models.classification.hct import GMIC, HCT
 from hpc_models.registry import build
 from hpc_models.tokens.batch import uniform_batch
 from hpc_models.tokens.geometry import owner_of
@@ -171,11 +170,11 @@ def small_field(model: nn.Module, side: int) -> Field:
 
 def test_gmic_sees_its_theoretical_field_and_hct_all_of_the_picture():
     torch.manual_seed(0)
-    gmic = GMIC(strides=(1, 1, 2, 1, 1), normalise=False)
+    gmic = build("gmic", strides=(1, 1, 2, 1, 1), normalise=False)
     size = theoretical_field((1, 1, 2, 1, 1))
     assert size == 259
     assert small_field(gmic, 320).support_hw() == (size, size)
-    hct = HCT(strides=(1, 1, 2, 1, 1), normalise=False)
+    hct = build("hct", strides=(1, 1, 2, 1, 1), normalise=False)
     assert small_field(hct, 320).share_nonzero() > 0.99
 
 
@@ -184,11 +183,11 @@ def test_gmic_sees_its_theoretical_field_and_hct_all_of_the_picture():
 def test_gmic_at_2048_px_sees_its_theoretical_field(strides):
     torch.manual_seed(0)
     size = theoretical_field(strides)
-    assert small_field(GMIC(strides=strides, normalise=False), 2048).support_hw() == (size, size)
+    assert small_field(build("gmic", strides=strides, normalise=False), 2048).support_hw() == (size, size)
 
 
 @pytest.mark.slow
 def test_hct_at_2048_px_sees_the_whole_picture():
     torch.manual_seed(0)
-    field = small_field(HCT(normalise=False), 2048)
+    field = small_field(build("hct", normalise=False), 2048)
     assert field.support_hw() == (2048, 2048) and field.share_nonzero() > 0.99
