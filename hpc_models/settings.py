@@ -119,12 +119,13 @@ def _check(name: str, value: Any, hint: Any, bounds: Mapping[str, Any]) -> None:
     kept = {_BOUNDS[key]: bounds[key] for key in _BOUNDS if key in bounds}
     if all(holds(value, limit) for (_, holds), limit in kept.items()):
         return
-    if bounds.keys() >= {"ge", "le"}:
+    words = "be " + " and ".join(f"{word} {limit}" for (word, _), limit in kept.items())
+    if bounds.keys() >= {"gt", "lt"}:
+        words = f"lie between {bounds['gt']} and {bounds['lt']}"
+    elif bounds.keys() >= {"ge", "le"}:
         *most, last = range(bounds["ge"], bounds["le"] + 1)
-        words = f"{', '.join(map(str, most))} or {last}" if len(most) < 3 else f"{bounds['ge']} to {bounds['le']}"
-    else:
-        words = " and ".join(f"{word} {limit}" for (word, _), limit in kept.items())
-    raise ValueError(f"{name} must be {words}, got {value!r}")
+        words = f"be {', '.join(map(str, most))} or {last}" if len(most) < 3 else f"be {most[0]} to {last}"
+    raise ValueError(f"{name} must {words}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypedDict, Unpack
+from typing import Protocol, TypedDict, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -189,7 +189,7 @@ class Block(nn.Module):
     def _forward(self, x: Tensor, key_mask: Tensor | None, lengths: Tensor | None) -> Tensor:
         more = () if lengths is None else (lengths,)  # only softmax attention packs
         x = x + self.attn(self.norm1(x), key_mask, *more)
-        return x + self.mlp(self.norm2(x))
+        return cast(Tensor, x + self.mlp(self.norm2(x)))
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """(B, L, D) or packed (T, D) to the same; see `Attention` for mask and lengths."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,8 @@ class PooledViT(nn.Module):
         self.cls = nn.Parameter(torch.zeros(1, 1, width)) if pool == "cls" else None
         rows = 0 if table_hw is None else table_hw[0] * table_hw[1] + (pool == "cls")
         self.table = nn.Parameter(torch.zeros(1, rows, width)) if rows else None
-        self.vit = ViTEncoder(width, depth, heads, mlp_dim or 4 * width, qkv_bias=True, **options)
+        options["qkv_bias"] = True
+        self.vit = ViTEncoder(width, depth, heads, mlp_dim or 4 * width, **options)
         init_linears(self.vit)
         set_norm_eps(self.vit, 1e-6)
         for parameter in (self.cls, self.table):
@@ -87,7 +88,7 @@ class PooledViT(nn.Module):
             first = self.cls if self.table is None else self.cls + self.table[:, :1]
             x = torch.cat((first.expand(len(x), -1, -1).to(x.dtype), x), dim=1)
             mask = None if valid is None else torch.cat((valid.new_ones(len(valid), 1), valid), dim=1)
-            return self.vit(x, mask)[0][:, 0]
+            return cast(Tensor, self.vit(x, mask)[0][:, 0])
         x, _ = self.vit(x, valid)
         if valid is None:
             return x.mean(dim=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class ResidualConv(nn.Module):
         """(B, C, H, W) to (B, D, H / stride, W / stride), rounded up."""
         y = F.relu(self.norm1(x))
         beside = x if self.shortcut is None else self.shortcut(y)
-        return self.conv2(F.relu(self.norm2(self.conv1(y)))) + beside
+        return cast(Tensor, self.conv2(F.relu(self.norm2(self.conv1(y)))) + beside)
 
 
 class ACBlock(nn.Module):
@@ -88,13 +88,13 @@ class ACBlock(nn.Module):
             tokens = self.attn(tokens, landmarks=max(x.shape[-2:]))
         else:
             tokens = self.attn(tokens)
-        return tokens.transpose(1, 2).unflatten(2, x.shape[-2:])
+        return cast(Tensor, tokens.transpose(1, 2).unflatten(2, x.shape[-2:]))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, D, H / stride, W / stride), rounded up."""
         y = F.relu(self.norm1(x))
         beside = x if self.shortcut is None else self.shortcut(y)
-        return self.conv(F.relu(self.norm2(self._attend(y) + x))) + beside
+        return cast(Tensor, self.conv(F.relu(self.norm2(self._attend(y) + x))) + beside)
 
 
 class ResNet22(Network):
@@ -150,7 +150,7 @@ class ResNet22(Network):
 
     def forward(self, batch: Batch | Tensor) -> Tensor:
         """Class logits (B, classes) of pictures (B, C, H, W) in [0, 1], as such or in a batch."""
-        return self.head(self.feature_map(images_of(batch)).mean((2, 3)))
+        return cast(Tensor, self.head(self.feature_map(images_of(batch)).mean((2, 3))))
 
 
 class HCT(ResNet22):

@@ -8,6 +8,8 @@ authors train the lower two without labels beforehand; here all three learn toge
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,7 +37,7 @@ class SquareLevel(nn.Module):
         """(N, s, s, C) to (N, D)."""
         side = squares.shape[1] // self.patch_px
         patches = cut_patches(squares.permute(0, 3, 1, 2), self.patch_px)
-        return self.body(self.embed(patches), grid_hw=(side, side))
+        return cast(Tensor, self.body(self.embed(patches), grid_hw=(side, side)))
 
 
 class RegionLevel(nn.Module):
@@ -49,7 +51,7 @@ class RegionLevel(nn.Module):
 
     def forward(self, x: Tensor, side: int) -> Tensor:
         """(N, side * side, D_in) in raster order to (N, D)."""
-        return self.body(F.gelu(self.project(x)), grid_hw=(side, side))
+        return cast(Tensor, self.body(F.gelu(self.project(x)), grid_hw=(side, side)))
 
 
 class GatedPool(nn.Module):
@@ -66,7 +68,7 @@ class GatedPool(nn.Module):
         """(B, N, D) to (B, D)."""
         a = F.dropout(torch.tanh(self.tanh(x)), self.dropout, self.training)
         b = F.dropout(torch.sigmoid(self.gate(x)), self.dropout, self.training)
-        return (self.score(a * b).softmax(dim=1) * x).sum(dim=1)
+        return cast(Tensor, (self.score(a * b).softmax(dim=1) * x).sum(dim=1))
 
 
 class SlideLevel(nn.Module):
@@ -90,7 +92,7 @@ class SlideLevel(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = F.dropout(F.relu(self.last(self.pool(x))), self.dropout, self.training)
-        return self.head(x)
+        return cast(Tensor, self.head(x))
 
 
 class HIPT(Network):
@@ -145,7 +147,7 @@ class HIPT(Network):
         regions = cut_patches(image, self.region)
         b, n = regions.shape[:2]
         squares = cut_patches(regions.flatten(0, 1).permute(0, 3, 1, 2), self.square)
-        return squares.unflatten(0, (b, n))
+        return cast(Tensor, squares.unflatten(0, (b, n)))
 
     def _from_tokens(self, batch: Batch) -> Tensor:
         """Bring uniform tokens, whatever their order, to the order of regions and squares."""
@@ -157,7 +159,7 @@ class HIPT(Network):
         order = rank.argsort(dim=1)
         b = len(order)
         tokens = batch["tokens"][torch.arange(b, device=order.device)[:, None], order]
-        return tokens.unflatten(1, (across**2, per_side**2))
+        return cast(Tensor, tokens.unflatten(1, (across**2, per_side**2)))
 
     def forward(self, batch: Batch | Tensor) -> Tensor:
         """Class logits (B, classes) of pictures (B, C, H, W) in [0, 1] or of uniform token sets."""

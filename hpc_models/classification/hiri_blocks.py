@@ -5,6 +5,8 @@ Yao, Li, Pan, Mei: HIRI-ViT, IEEE TPAMI 2024 (arXiv 2403.11999), section 4. Chan
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -70,7 +72,7 @@ class Stem(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """(B, C_in, H, W) to (B, C, H / 4, W / 4)."""
         x = self.body(image)
-        return self.norm(self.high(x) + self.low(x) if self.kind == "hr" else x)
+        return cast(Tensor, self.norm(self.high(x) + self.low(x) if self.kind == "hr" else x))
 
 
 class Downsample(nn.Module):
@@ -106,7 +108,7 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) to (B, C_out, ceil(H / 2), ceil(W / 2))."""
         y = self.body(x)
-        return y if self.shortcut is None else y + self.shortcut(x)
+        return cast(Tensor, y if self.shortcut is None else y + self.shortcut(x))
 
 
 class FeedForward(nn.Module):
@@ -133,7 +135,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
         x = self.norm2(self.mix(self.norm1(self.expand(x))))
-        return self.norm3(self.shrink(F.gelu(x)))
+        return cast(Tensor, self.norm3(self.shrink(F.gelu(x))))
 
 
 class HRBlock(nn.Module):
@@ -151,11 +153,11 @@ class HRBlock(nn.Module):
     def low(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, ceil(H / 2), ceil(W / 2))."""
         x = self.down(x)
-        return x + self.feed(x)
+        return cast(Tensor, x + self.feed(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
-        return x + self.high(x) + repeat2(self.low(x), x.shape[-2:])
+        return cast(Tensor, x + self.high(x) + repeat2(self.low(x), x.shape[-2:]))
 
 
 def repeat2(x: Tensor, side_hw: torch.Size) -> Tensor:
@@ -173,7 +175,7 @@ class FeedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
-        return x + self.feed(self.norm(x))
+        return cast(Tensor, x + self.feed(self.norm(x)))
 
 
 class ReducedAttention(nn.Module):
@@ -211,7 +213,7 @@ class ReducedAttention(nn.Module):
         q = self.q(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(keys).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         out = attend(q, k, v).transpose(1, 2).flatten(2)
-        return self.proj(out).transpose(1, 2).unflatten(2, size)
+        return cast(Tensor, self.proj(out).transpose(1, 2).unflatten(2, size))
 
 
 class TransformerBlock(nn.Module):
@@ -238,4 +240,4 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
         x = x + self.attn(self.norm1(x))
-        return x + self.feed(self.norm2(x))
+        return cast(Tensor, x + self.feed(self.norm2(x)))

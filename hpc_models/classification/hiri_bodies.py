@@ -9,6 +9,7 @@ stages one octave lower than before.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class DepthwiseMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
-        return self.fc2(F.gelu(self.dwconv(self.fc1(x))))
+        return cast(Tensor, self.fc2(F.gelu(self.dwconv(self.fc1(x)))))
 
 
 class PVTBlock(nn.Module):
@@ -50,7 +51,7 @@ class PVTBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        return cast(Tensor, x + self.mlp(self.norm2(x)))
 
 
 class PVTStage(nn.Module):
@@ -79,7 +80,7 @@ class PVTStage(nn.Module):
         x = x if self.embed is None else self.embed(x)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        return cast(Tensor, self.norm(x))
 
 
 class WindowAttention(nn.Module):
@@ -103,7 +104,7 @@ class WindowAttention(nn.Module):
             # Channels are the tokens and pixels their features: the scale stays that of the channels of a group.
             scores = (q * q.shape[2] ** -0.5) @ k.transpose(-1, -2)
             out = (scores.softmax(dim=-1) @ v).permute(0, 3, 1, 2).flatten(2)
-            return self.proj(out).transpose(1, 2).unflatten(2, x.shape[-2:])
+            return cast(Tensor, self.proj(out).transpose(1, 2).unflatten(2, x.shape[-2:]))
         b, c, h, w = x.shape
         n = self.window
         x = F.pad(x, (0, -w % n, 0, -h % n))
@@ -112,7 +113,7 @@ class WindowAttention(nn.Module):
         q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         out = self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
         out = out.reshape(b, rows, cols, n, n, c).permute(0, 5, 1, 3, 2, 4).reshape(b, c, rows * n, cols * n)
-        return out[..., :h, :w]
+        return cast(Tensor, out[..., :h, :w])
 
 
 class DaViTBlock(nn.Module):
@@ -130,7 +131,7 @@ class DaViTBlock(nn.Module):
         x = x + self.cpe1(x)
         x = x + self.attn(self.norm1(x))
         x = x + self.cpe2(x)
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return cast(Tensor, x + self.fc2(F.gelu(self.fc1(self.norm2(x)))))
 
 
 class DaViTStage(nn.Module):
@@ -221,4 +222,4 @@ class TwoBranchBody(Network):
         x = self.centred(images_of(batch))
         for stage in self.stages:
             x = recompute(self, stage, x)
-        return self.head(self.norm(x.mean(dim=(-2, -1))))
+        return cast(Tensor, self.head(self.norm(x.mean(dim=(-2, -1)))))

@@ -8,6 +8,7 @@ were chosen so that the costs which survive (Table VII: 4.7, 21.5, 5.1 and 5.0 b
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -167,4 +168,4 @@ class HIRIViT(Network):
             (B, classes).
         """
         last = self.maps(images_of(batch))[-1]
-        return self.head(self.norm(F.adaptive_avg_pool2d(last, 1).flatten(1)))
+        return cast(Tensor, self.head(self.norm(F.adaptive_avg_pool2d(last, 1).flatten(1))))

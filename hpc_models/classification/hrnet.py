@@ -5,6 +5,8 @@ Wang et al., Deep High-Resolution Representation Learning (TPAMI 2020), the clas
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -126,4 +128,4 @@ class HRNetBody(nn.Module):
         y = self.widen[0](maps[0])
         for i, join in enumerate(self.join):
             y = self.widen[i + 1](maps[i + 1]) + join(y)
-        return self.last(y)
+        return cast(Tensor, self.last(y))

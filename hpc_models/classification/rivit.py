@@ -7,6 +7,7 @@ front of attention, heads of a width of their own. The width of the two convolut
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +69,7 @@ class StockAttention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         bias = None if self.relative is None else self.relative(q) / math.sqrt(self.head_width)
         y = attend(q, k, v, bias=bias)
-        return self.out_proj(y.transpose(1, 2).flatten(2))
+        return cast(Tensor, self.out_proj(y.transpose(1, 2).flatten(2)))
 
 
 class StockBlock(nn.Module):
@@ -84,7 +85,7 @@ class StockBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to the same."""
         x = x + self.attn(x)
-        return x + self.linear2(F.gelu(self.linear1(self.norm(x))))
+        return cast(Tensor, x + self.linear2(F.gelu(self.linear1(self.norm(x)))))
 
 
 class RIViT(Network):
@@ -140,10 +141,10 @@ class RIViT(Network):
         if self.table is not None:
             if x.shape[1] > self.table.shape[1]:
                 raise ValueError(f"{x.shape[1]} patches, but the learned table has tokens={self.table.shape[1]}")
-            return x + self.table[:, : x.shape[1]]
+            return cast(Tensor, x + self.table[:, : x.shape[1]])
         if self.position == "sinusoidal":
-            return x + sinusoidal(x.shape[1], x.shape[2], x.device).to(x.dtype)
-        return x
+            return cast(Tensor, x + sinusoidal(x.shape[1], x.shape[2], x.device).to(x.dtype))
+        return cast(Tensor, x)
 
     def forward(self, batch: Batch | Tensor) -> Tensor:
         """Class logits.
@@ -163,4 +164,4 @@ class RIViT(Network):
         logits = self.head(self.norm(first))
         if isinstance(batch, dict) and batch.get("features"):
             return torch.cat((logits, first), dim=1)
-        return logits
+        return cast(Tensor, logits)

@@ -6,7 +6,7 @@ quadtree, so a whole slide has one label and a few thousand tokens.
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,6 @@ class _Classifier(Network):
             mlp_dim=settings.mlp_dim,
             pool=settings.pool,
             table_hw=table_hw if position in ("slot", "both") else None,
-            dropout=settings.dropout,
             **options,
         )
         self.head = nn.Linear(width, data.classes)
@@ -83,7 +82,9 @@ class ViT(_Classifier):
     def __init__(self, settings: ViTSettings, data: DataShape) -> None:
         sides = data.image_hw or (data.size_px, data.size_px)
         grid = _grid(sides, settings.patch_px)
-        super().__init__(settings, data, patch=settings.patch_px, side_px=max(sides), table_hw=grid)
+        super().__init__(
+            settings, data, patch=settings.patch_px, side_px=max(sides), table_hw=grid, dropout=settings.dropout
+        )
 
     def forward(self, batch: Batch | Tensor) -> Tensor:
         """Class logits (B, classes) of pictures (B, C, H, W) in [0, 1], as such or in a batch."""
@@ -94,7 +95,7 @@ class ViT(_Classifier):
             index = torch.arange(rows * cols, device=x.device)
             xy = torch.stack((index % cols, index // cols), dim=-1)[None] * self.patch
             x = x + self.geom(xy, torch.full((1, rows * cols), self.patch, device=x.device))
-        return self.head(self.body(x, grid_hw=(rows, cols)))
+        return cast(Tensor, self.head(self.body(x, grid_hw=(rows, cols))))
 
 
 def _grid(image_hw: tuple[int, int], patch_px: int) -> tuple[int, int]:
@@ -119,6 +120,7 @@ class APFViT(_Classifier):
             patch=data.patch,
             side_px=data.size_px,
             table_hw=(1, data.length),
+            dropout=settings.dropout,
             kind=settings.attention,
             window=settings.window,
         )
@@ -137,4 +139,4 @@ class APFViT(_Classifier):
         x = self.embed(tokens)
         if self.geom is not None:
             x = x + self.geom(xy, batch["leaf_size"])
-        return self.head(self.body(x, valid, slot))
+        return cast(Tensor, self.head(self.body(x, valid, slot)))

@@ -7,6 +7,7 @@ answer goes back to the cells of the tokens.
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -105,7 +106,7 @@ class PictureModel(Network):
 
 def _pad_tokens(batch: Batch, length: int) -> Batch:
     keys = ("tokens", "leaf_xy", "leaf_size", "valid")
-    return Batch(**{k: _longer(batch[k], length) for k in keys})  # type: ignore[typeddict-item,literal-required]
+    return cast(Batch, {key: _longer(batch[key], length) for key in keys})  # type: ignore[literal-required]
 
 
 def _longer(values: Tensor, length: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ def sliding_window(
     h, w = image.shape[-2:]
     wh, ww = min(window, h), min(window, w)
     if (wh, ww) == (h, w):
-        return model(image[None])[0].float()
+        return cast(Tensor, model(image[None])[0].float())
     corners = [(y, x) for y in _starts(h, wh, overlap) for x in _starts(w, ww, overlap)]
     if wanted is not None:
         corners = [(y, x) for y, x in corners if wanted[y : y + wh, x : x + ww].any()] or corners[:1]

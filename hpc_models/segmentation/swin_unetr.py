@@ -5,6 +5,8 @@ Hatamizadeh et al., Swin UNETR (2022). MONAI itself (the extra `monai`) is loade
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from hpc_models.blocks.init import set_prior
@@ -63,4 +65,4 @@ class SwinUNETR(PictureModel):
 
     def network(self, image: Tensor) -> Tensor:
         """See `PictureModel`."""
-        return self.net(image)
+        return cast(Tensor, self.net(image))

@@ -7,6 +7,7 @@ the description; layer by layer the published counts are met (105,277,081 weight
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +45,7 @@ class UpStage(nn.Module):
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
         """(N, C_in, h, w) and (N, C_skip, 2h, 2w) or None to (N, C_out, 2h, 2w)."""
         x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
-        return self.conv2(self.conv1(x if skip is None else torch.cat((x, skip), dim=1)))
+        return cast(Tensor, self.conv2(self.conv1(x if skip is None else torch.cat((x, skip), dim=1))))
 
 
 class TransUNet(PictureModel):
@@ -110,4 +111,4 @@ class TransUNet(PictureModel):
         x = recompute(self, self.bridge, x)
         for up, skip in zip(self.ups, (eighth, quarter, stem, None), strict=True):
             x = recompute(self, up, x, skip)
-        return self.out(x)
+        return cast(Tensor, self.out(x))

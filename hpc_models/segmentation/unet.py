@@ -7,6 +7,7 @@ The rival people really use. With widths (64, 128, 256, 512, 1024), norm "none" 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(N, C_in, h, w) and (N, C_out, 2h, 2w) to (N, C_out, 2h, 2w)."""
-        return self.conv(torch.cat((skip, self.up(x)), dim=1))
+        return cast(Tensor, self.conv(torch.cat((skip, self.up(x)), dim=1)))
 
 
 class UNet(Network):
@@ -101,4 +102,4 @@ class UNet(Network):
             skips.append(x)
         for up, skip in zip(self.ups, reversed(skips[:-1]), strict=True):
             x = recompute(self, up, x, skip)
-        return self.out(x)[..., :h, :w]
+        return cast(Tensor, self.out(x)[..., :h, :w])

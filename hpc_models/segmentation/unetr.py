@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from hpc_models.blocks.init import init_linears, set_prior
@@ -18,7 +17,7 @@ from hpc_models.blocks.patch_embedding import PatchEmbedding
 from hpc_models.blocks.vit_encoder import ViTEncoder
 from hpc_models.segmentation.settings import UNETRSettings
 from hpc_models.settings import DataShape
-from hpc_models.tokens.batch import Batch, all_valid, cut_patches, join_patches, pack, unpack
+from hpc_models.tokens.batch import Batch, all_valid, pack, unpack
 from hpc_models.tokens.geometry import is_power_of_two
 from hpc_models.tokens.layout import (
     GeometricLayout,
@@ -32,60 +31,58 @@ from hpc_models.tokens.position import Position
 
 PICTURE = ("raster", "geometric")  # decoders that see the tokens as a picture
 BY_LEAF = ("leaf", "leaf_unet")  # decoders that compute valid leaves only, packed
-# What stands before the transformer, the blocks whose states the decoder taps, and what makes the decoder.
-Ends = tuple[nn.Module, list[int], Callable[[], nn.Module]]
+Part = Callable[[UNETRSettings, DataShape], nn.Module]
 
 
 class TokenHead(nn.Module):
     """One linear map per token to its p x p logits."""
 
-    def __init__(self, patch: int, width: int, classes: int) -> None:
+    def __init__(self, settings: UNETRSettings, data: DataShape) -> None:
         super().__init__()
-        self.shape = (patch, patch, classes)
-        self.out = nn.Linear(width, patch * patch * classes)
+        self.shape = (data.patch, data.patch, data.classes)
+        self.out = nn.Linear(settings.width, data.patch**2 * data.classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) to (B, L, p, p, K)."""
-        x = self.out(x)
-        return x.unflatten(-1, self.shape)
+        return cast(Tensor, self.out(x).unflatten(-1, self.shape))
 
 
-def _picture_ends(settings: UNETRSettings, data: DataShape) -> Ends:
+def _embedding(settings: UNETRSettings, data: DataShape) -> nn.Module:
+    return PatchEmbedding(data.patch, data.in_channels, settings.width)
+
+
+def _picture_parts() -> tuple[Part, Part]:
     from hpc_models.segmentation.conv_decoder import ConvDecoder
 
-    embed = PatchEmbedding(data.patch, data.in_channels, settings.width)
-    sizes = (data.patch, data.in_channels, settings.width, settings.feature_size, data.classes)
-    return embed, ConvDecoder.taps(data.patch, settings.depth), lambda: ConvDecoder(*sizes)
+    return _embedding, ConvDecoder
 
 
-def _token_ends(settings: UNETRSettings, data: DataShape) -> Ends:
-    embed = PatchEmbedding(data.patch, data.in_channels, settings.width)
-    return embed, [], lambda: TokenHead(data.patch, settings.width, data.classes)
+def _leaf_parts() -> tuple[Part, Part]:
+    from hpc_models.segmentation.leaf_cnn import LeafDecoder, LeafEncoder
+
+    return LeafEncoder, LeafDecoder
 
 
-def _leaf_ends(settings: UNETRSettings, data: DataShape) -> Ends:
-    from hpc_models.segmentation.leaf_cnn import LeafDecoder, LeafEncoder, leaf_widths
+def _leaf_unet_parts() -> tuple[Part, Part]:
+    from hpc_models.segmentation.leaf_unet import LeafUNetDecoder, LeafUNetEncoder
 
-    p, width, widths = data.patch, settings.width, leaf_widths(data.patch, settings.leaf_base)
-    embed = LeafEncoder(p, data.in_channels, width, widths, settings.halo)
-    return embed, [], lambda: LeafDecoder(p, width, widths, data.classes)
+    return LeafUNetEncoder, LeafUNetDecoder
 
 
-def _leaf_unet_ends(settings: UNETRSettings, data: DataShape) -> Ends:
-    from hpc_models.segmentation.leaf_unet import LeafUNetDecoder, LeafUNetEncoder, leaf_unet_widths
-
-    p, width, widths = data.patch, settings.width, leaf_unet_widths(data.patch, settings.leaf_base)
-    embed = LeafUNetEncoder(p, data.in_channels, width, widths, settings.standardise, across=settings.seams)
-    return embed, [], lambda: LeafUNetDecoder(p, width, widths, data.classes, settings.standardise)
-
-
-DECODERS: dict[str, Callable[[UNETRSettings, DataShape], Ends]] = {
-    "raster": _picture_ends,
-    "geometric": _picture_ends,
-    "token": _token_ends,
-    "leaf": _leaf_ends,
-    "leaf_unet": _leaf_unet_ends,
+# Decoder: what gives the part before the transformer, and the part behind it; only these are loaded.
+DECODERS: dict[str, Callable[[], tuple[Part, Part]]] = {
+    "raster": _picture_parts,
+    "geometric": _picture_parts,
+    "token": lambda: (_embedding, TokenHead),
+    "leaf": _leaf_parts,
+    "leaf_unet": _leaf_unet_parts,
 }
+
+
+def _taps(patch: int, depth: int) -> list[int]:
+    """0-based blocks that feed the projections of `ConvDecoder`, finest first: every depth / log2(p) blocks."""
+    k = patch.bit_length() - 1
+    return [min(i * depth // k, depth - 1) for i in range(1, k)]
 
 
 class UNETR(Network):
@@ -116,21 +113,23 @@ class UNETR(Network):
             SequenceLayout(data.length, data.patch)  # refuses a length that is not a square now, not at the first step
 
         # 2. The parts, in the order of the data; their weights are drawn in this order.
-        self.embed, taps, make_decoder = DECODERS[settings.decoder](settings, data)
+        make_embed, make_decoder = DECODERS[settings.decoder]()
+        picture = settings.decoder in PICTURE
+        self.embed = make_embed(settings, data)
         self.position = Position(settings.position, data, settings.width)
         self.vit = ViTEncoder(
             settings.width,
             settings.depth,
             settings.heads,
             settings.mlp_dim or 4 * settings.width,
-            taps=taps,
-            spare_norm=settings.decoder in PICTURE,
+            taps=_taps(data.patch, settings.depth) if picture else [],
+            spare_norm=picture,
             qkv_bias=settings.qkv_bias,
             dropout=settings.dropout,
             kind=settings.attention,
             window=settings.window,
         )
-        self.decoder = make_decoder()
+        self.decoder = make_decoder(settings, data)
 
         # 3. How training starts.
         init_linears(self.vit)
@@ -152,18 +151,12 @@ class UNETR(Network):
         """
         return [*self.vit.blocks] if self.decoder_kind in BY_LEAF else []
 
-    def forward(self, batch: Batch | Tensor) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """Per-cell logits of every token.
-
-        Args:
-            batch: see `Batch`. A tensor is taken as `forward_image` takes it, so that wrappers (which only see
-                `forward`) serve both.
 
         Returns:
             (B, L, p, p, K). Rows of padding are finite and mean nothing; what stands in them has no influence.
         """
-        if isinstance(batch, Tensor):
-            return self.forward_image(batch)
         slot = None
         if self.uniform:
             place = batch["leaf_xy"] // self.patch
@@ -178,38 +171,6 @@ class UNETR(Network):
             return self._logits(batch, slot, layout)
         batch = Batch(**{**batch, "tokens": leaves_to_strip(batch["tokens"], batch["valid"])})
         return strip_to_leaves(self._logits(batch, slot, layout), batch["valid"])
-
-    def forward_image(self, image: Tensor) -> Tensor:
-        """Segment whole images by uniform patching, tokens in raster order, as UNETR does.
-
-        Args:
-            image: (B, C, R, R) in [0, 1] (any range with normalise=False).
-
-        Returns:
-            (B, K, R, R) logits.
-
-        Raises:
-            ValueError: the model was not built for uniform patching of this size.
-        """
-        b, _, h, w = image.shape
-        cells = self.cells
-        if (h, w) != (self.size_px, self.size_px) or not self.uniform:
-            raise ValueError(
-                f"forward_image takes {self.size_px}x{self.size_px} images of a model with length={cells**2}; "
-                f"got {h}x{w} and length={self.length}"
-            )
-        index = torch.arange(cells * cells, device=image.device)
-        xy = torch.stack((index % cells, index // cells), dim=-1) * self.patch
-        batch = Batch(
-            tokens=cut_patches(image, self.patch),
-            leaf_xy=xy.expand(b, -1, -1),
-            leaf_size=torch.full((b, cells * cells), self.patch, dtype=torch.int64, device=image.device),
-            valid=torch.ones((b, cells * cells), dtype=torch.bool, device=image.device),
-        )
-        layout: GeometricLayout | SequenceLayout = SequenceLayout(cells * cells, self.patch)
-        if self.decoder_kind == "geometric" and self.grid != cells:
-            layout = GeometricLayout(batch, self.size_px, self.patch, self.grid)
-        return join_patches(self._logits(batch, None, layout), cells, cells)
 
     def _logits(self, batch: Batch, slot: Tensor | None, layout: GeometricLayout | SequenceLayout | None) -> Tensor:
         # Tokens to vectors. What stands in padding is cleared wherever it could reach a valid token.

@@ -8,6 +8,7 @@ leaves as their packing does.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ class SequenceLayout:
 
     def to_grid(self, x: Tensor) -> Tensor:
         """(B, L, D) to (B, D, g, g)."""
-        return x.transpose(1, 2).unflatten(2, (self.side, self.side))
+        return cast(Tensor, x.transpose(1, 2).unflatten(2, (self.side, self.side)))
 
     def to_cells(self, logits: Tensor) -> Tensor:
         """(B, K, g*p, g*p) to (B, L, p, p, K)."""
@@ -139,4 +140,4 @@ def _transpose_rows(x: Tensor, valid: Tensor, height: Tensor | int) -> Tensor:
     rows = _leaves(valid) * p
     row = torch.arange(length * p, device=x.device)
     source = torch.where(row < rows, row % height * (rows // height) + row // height, row)
-    return x.flatten(1, 2).take_along_dim(source[..., None, None], 1).unflatten(1, (length, p))
+    return cast(Tensor, x.flatten(1, 2).take_along_dim(source[..., None, None], 1).unflatten(1, (length, p)))

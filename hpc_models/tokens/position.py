@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,7 @@ class LeafPosition(nn.Module):
     def forward(self, leaf_xy: Tensor, leaf_size: Tensor) -> Tensor:
         """(B, L, 2) and (B, L) int64 to (B, L, D)."""
         # The angles are computed in float32; under sharded mixed precision the weights are bf16 from here on.
-        return self.mlp(self.features(leaf_xy, leaf_size).to(next(self.mlp.parameters()).dtype))
+        return cast(Tensor, self.mlp(self.features(leaf_xy, leaf_size).to(next(self.mlp.parameters()).dtype)))
 
 
 class Position(nn.Module):
