@@ -1,43 +1,36 @@
-"""Models by name, so that a config can ask for one; imports this folder only."""
+"""Models by name, so that a config can ask for one; only the model asked for is loaded, and torch with it."""
 
 from __future__ import annotations
 
-import inspect
+import importlib
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from hpc_models.settings import DataShape, ModelSettings
 
-from hpc_models.classification.hct import GMIC, HCT, DefGMIC
-from hpc_models.classification.hipt import HIPT
-from hpc_models.classification.hiri_bodies import TwoBranchBody
-from hpc_models.classification.hiri_vit import HIRIViT
-from hpc_models.classification.rivit import RIViT
-from hpc_models.classification.vit import APFViT, ViT
-from hpc_models.segmentation.swin_unetr import SwinUNETR
-from hpc_models.segmentation.transunet import TransUNet
-from hpc_models.segmentation.unet import UNet
-from hpc_models.segmentation.unetr import UNETR
+if TYPE_CHECKING:
+    from torch import nn
 
-# Each class says what it answers (`task`: segmentation, classification) and on what (`inputs`: tokens, tiles, images).
-MODELS: dict[str, type[nn.Module]] = {
-    "apf_vit": APFViT,
-    "def_gmic": DefGMIC,
-    "gmic": GMIC,
-    "hct": HCT,
-    "hipt": HIPT,
-    "hiri_body": TwoBranchBody,
-    "hiri_vit": HIRIViT,
-    "rivit": RIViT,
-    "swin_unetr": SwinUNETR,
-    "transunet": TransUNet,
-    "unet": UNet,
-    "unetr": UNETR,
-    "vit": ViT,
+# Name: its settings, its network.
+MODELS: dict[str, tuple[str, str]] = {
+    "apf_vit": ("classification.settings:APFViTSettings", "classification.vit:APFViT"),
+    "def_gmic": ("classification.settings:DefGMICSettings", "classification.hct:DefGMIC"),
+    "gmic": ("classification.settings:GMICSettings", "classification.hct:GMIC"),
+    "hct": ("classification.settings:HCTSettings", "classification.hct:HCT"),
+    "hipt": ("classification.settings:HIPTSettings", "classification.hipt:HIPT"),
+    "hiri_body": ("classification.settings:HIRIBodySettings", "classification.hiri_bodies:TwoBranchBody"),
+    "hiri_vit": ("classification.settings:HIRIViTSettings", "classification.hiri_vit:HIRIViT"),
+    "rivit": ("classification.settings:RIViTSettings", "classification.rivit:RIViT"),
+    "swin_unetr": ("segmentation.settings:SwinUNETRSettings", "segmentation.swin_unetr:SwinUNETR"),
+    "transunet": ("segmentation.settings:TransUNetSettings", "segmentation.transunet:TransUNet"),
+    "unet": ("segmentation.settings:UNetSettings", "segmentation.unet:UNet"),
+    "unetr": ("segmentation.settings:UNETRSettings", "segmentation.unetr:UNETR"),
+    "vit": ("classification.settings:ViTSettings", "classification.vit:ViT"),
 }
-# Other names, each with the defaults that make it what it is: ViT with a linear head per token is UNETR without its
-# decoder, and has the biases that UNETR's attention lacks.
-ALIASES: dict[str, tuple[str, dict[str, object]]] = {
-    "unet_tiled": ("unet", {}),
-    "vit_seg": ("unetr", {"decoder": "token", "qkv_bias": True}),
+# Further names of networks above, with settings of their own.
+ALIASES: dict[str, tuple[str, str]] = {
+    "unet_tiled": MODELS["unet"],
+    "vit_seg": ("segmentation.settings:ViTSegSettings", "segmentation.unetr:UNETR"),
 }
 
 
@@ -46,30 +39,39 @@ def names() -> list[str]:
     return sorted(MODELS)
 
 
-def model_class(name: str) -> type[nn.Module]:
-    """The class of a model.
+def _load(name: str, which: int) -> Any:
+    if name not in MODELS | ALIASES:
+        raise ValueError(f"unknown model {name!r}; valid: {', '.join(names())}")
+    module, _, attribute = (MODELS | ALIASES)[name][which].partition(":")
+    return getattr(importlib.import_module(f"hpc_models.{module}"), attribute)
+
+
+def settings_class(name: str) -> type[ModelSettings]:
+    """The settings of a model, without torch.
 
     Raises:
         ValueError: unknown model (the message lists the valid ones).
     """
-    name = ALIASES.get(name, (name,))[0]
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; valid: {', '.join(names())}")
-    return MODELS[name]
+    found: type[ModelSettings] = _load(name, 0)
+    return found
 
 
-def options(name: str) -> dict[str, object]:
-    """Keyword arguments of a model with their defaults (`inspect.Parameter.empty` for required ones)."""
-    parameters = list(inspect.signature(model_class(name).__init__).parameters.values())[1:]
-    return {parameter.name: parameter.default for parameter in parameters} | ALIASES.get(name, ("", {}))[1]
+def make(settings: ModelSettings, data: DataShape) -> nn.Module:
+    """The model of these settings for data of this shape, in training mode, on torch's default device.
+
+    Raises:
+        ValueError: settings and data do not fit each other.
+    """
+    model: nn.Module = _load(settings.name, 1)(settings, data)
+    return model
 
 
-def build(name: str, **config: object) -> nn.Module:
+def build(name: str, **options: Any) -> nn.Module:
     """Build a model.
 
     Args:
         name: one of `names()`, or an alias.
-        **config: keyword arguments of its class.
+        **options: fields of its settings, and of `DataShape` those that it reads.
 
     Returns:
         The module, in training mode, on the CPU (or inside `torch.device("meta")`, there).
@@ -77,11 +79,13 @@ def build(name: str, **config: object) -> nn.Module:
     Raises:
         ValueError: unknown model or unknown keyword (the message lists the valid ones), or a value the model refuses.
     """
-    valid = options(name)
-    unknown = sorted(set(config) - set(valid))
+    settings = settings_class(name)
+    valid = [*settings.data, *(item.name for item in fields(settings))]
+    unknown = sorted(set(options) - set(valid))
     if unknown:
         raise ValueError(f"unknown option {', '.join(unknown)} for model {name!r}; valid: {', '.join(valid)}")
-    missing = [key for key, default in valid.items() if default is inspect.Parameter.empty and key not in config]
+    missing = [key for key, value in settings.data.items() if value is ... and key not in options]
     if missing:
         raise ValueError(f"model {name!r} needs {', '.join(missing)}")
-    return model_class(name)(**{**ALIASES.get(name, ("", {}))[1], **config})
+    data = {key: options.pop(key, value) for key, value in settings.data.items()}
+    return make(settings(**options), DataShape(**data))

@@ -100,7 +100,7 @@ def experiment_work(
     if lengths and config.data.patching == "apf" and hasattr(config.model, "attention"):
         scale = config.data.length / max(lengths)
         scaled = [max(1, round(n * scale)) for n in lengths]
-        packed = config.model_copy(update={"model": config.model.model_copy(update={"attention": "packed"})})
+        packed = config.model_copy(update={"model": replace(config.model, attention="packed")})
         found, tokens = cost_over(packed, scaled), float(np.mean(scaled))
     elif (cost := cost_of(config)) is not None:
         found = cost, ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypedDict, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,22 @@ from hpc_models.blocks.sdpa import KINDS, attend, attend_packed, attend_window
 
 LINEAR = ("performer_relu", "performer_softmax", "nystrom")
 ALL_KINDS = (*KINDS, *LINEAR)
+
+
+class AttentionOptions(TypedDict, total=False):
+    """What a block's attention can be told; see `make_attention`.
+
+    qkv_bias: whether q, k and v have a bias (MONAI's ViT: no, the default); linear kinds have those of their papers.
+    dropout: on the attention weights and on the output, and after both maps of the MLP; 0 by default.
+    kind: full (every token attends to every valid one, the default), packed (the same, computed on valid tokens only),
+    window (within `window` consecutive tokens), performer_relu, performer_softmax (random features, FAVOR+) or nystrom.
+    window: tokens per window, 256 by default; for nystrom the number of landmarks.
+    """
+
+    qkv_bias: bool
+    dropout: float
+    kind: str
+    window: int
 
 
 class Exchange(Protocol):
@@ -41,11 +57,10 @@ class Attention(nn.Module):
     Args:
         width: D, a multiple of `heads`.
         heads: number of heads.
-        qkv_bias: whether q, k and v have a bias (MONAI's ViT: no).
-        dropout: on the attention weights and on the output.
-        kind: "full" (every token attends to every valid one), "packed" (the same, computed on valid tokens only) or
-            "window" (within `window` consecutive tokens).
-        window: tokens per window.
+        qkv_bias: see `AttentionOptions`.
+        dropout: see `AttentionOptions`.
+        kind: full, packed or window; see `AttentionOptions`.
+        window: see `AttentionOptions`.
 
     Attributes:
         exchange: None, or how this rank's share of the tokens meets the others' (`Exchange`); set by the launcher.
@@ -55,6 +70,7 @@ class Attention(nn.Module):
         self,
         width: int,
         heads: int,
+        *,
         qkv_bias: bool = False,
         dropout: float = 0.0,
         kind: str = "full",
@@ -107,27 +123,23 @@ class Attention(nn.Module):
         return x if self.exchange is None else self.exchange.to_tokens(x)
 
 
-def make_attention(
-    width: int, heads: int, qkv_bias: bool = False, dropout: float = 0.0, kind: str = "full", window: int = 256
-) -> nn.Module:
+def make_attention(width: int, heads: int, **options: Unpack[AttentionOptions]) -> nn.Module:
     """The attention of a block: softmax attention in one of its forms, or one that is linear in the tokens.
 
     Args:
         width: D.
         heads: number of heads.
-        qkv_bias: see `Attention`; the linear kinds have those of their papers.
-        dropout: see `Attention`.
-        kind: as `Attention`'s, or "performer_relu", "performer_softmax" (random features, FAVOR+) or "nystrom".
-        window: tokens per window; for "nystrom" the number of landmarks.
+        **options: see `AttentionOptions`.
 
     Raises:
         ValueError: unknown kind, or a width that the heads do not divide.
     """
+    kind, dropout = options.get("kind", "full"), options.get("dropout", 0.0)
     if kind.startswith("performer_") and kind in LINEAR:
         return Performer(width, heads, kind.removeprefix("performer_"), dropout=dropout)
     if kind == "nystrom":
-        return Nystrom(width, heads, window, dropout)
-    return Attention(width, heads, qkv_bias, dropout, kind, window)
+        return Nystrom(width, heads, options.get("window", 256), dropout)
+    return Attention(width, heads, **options)
 
 
 class MLP(nn.Module):
@@ -152,12 +164,9 @@ class Block(nn.Module):
         width: D.
         heads: number of heads.
         mlp_dim: hidden width of the MLP.
-        qkv_bias: see `Attention`.
-        dropout: see `Attention`.
-        kind: see `make_attention`.
-        window: see `make_attention`.
         spare_norm: keep the cross-attention norm that MONAI's ViT block owns and never uses. It is frozen, and here so
             that MONAI's weights load one to one and parameter counts agree.
+        **options: see `AttentionOptions`.
     """
 
     def __init__(
@@ -165,24 +174,22 @@ class Block(nn.Module):
         width: int,
         heads: int,
         mlp_dim: int,
-        qkv_bias: bool = False,
-        dropout: float = 0.0,
+        *,
         spare_norm: bool = False,
-        kind: str = "full",
-        window: int = 256,
+        **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attn = make_attention(width, heads, qkv_bias, dropout, kind, window)
+        self.attn = make_attention(width, heads, **options)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = MLP(width, mlp_dim, dropout)
+        self.mlp = MLP(width, mlp_dim, options.get("dropout", 0.0))
         self.norm_cross_attn = nn.LayerNorm(width).requires_grad_(False) if spare_norm else None
         self.checkpoint = False
 
     def _forward(self, x: Tensor, key_mask: Tensor | None, lengths: Tensor | None) -> Tensor:
         more = () if lengths is None else (lengths,)  # only softmax attention packs
         x = x + self.attn(self.norm1(x), key_mask, *more)
-        return x + self.mlp(self.norm2(x))
+        return cast(Tensor, x + self.mlp(self.norm2(x)))
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """(B, L, D) or packed (T, D) to the same; see `Attention` for mask and lengths."""

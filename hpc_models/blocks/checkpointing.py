@@ -43,9 +43,11 @@ def maybe_recompute(owner: nn.Module, function: Callable[..., Any], *args: Any) 
 
 def recompute(owner: nn.Module, module: nn.Module, *args: Any) -> Tensor:
     """As `maybe_recompute`, for a module that may have batch norm: running statistics count a batch once."""
+    y: Tensor
     if owner.checkpoint and owner.training:
-        return checkpoint(
+        y = checkpoint(
             module, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen_statistics(module))
         )
-    y: Tensor = module(*args)
+    else:
+        y = module(*args)
     return y

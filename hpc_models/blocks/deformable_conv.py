@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,7 +59,7 @@ def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor, stride: int = 1, pa
         grid = (2 * points + 1) / size - 1
         taps = F.grid_sample(x.float(), grid.flatten(1, 2), padding_mode="zeros", align_corners=False)
     columns = taps.unflatten(2, (kernel * kernel, rows)).flatten(3).flatten(1, 2)  # (B, C * k * k, H' * W')
-    return (weight.flatten(1) @ columns.to(x.dtype)).unflatten(-1, (rows, cols))
+    return cast(Tensor, (weight.flatten(1) @ columns.to(x.dtype)).unflatten(-1, (rows, cols)))
 
 
 class DeformConv2d(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 
@@ -14,16 +13,9 @@ def set_prior(bias: Tensor | None, prior: float | None) -> None:
     Args:
         bias: the bias to fill.
         prior: share in (0, 1), or None to leave the bias as it is.
-
-    Raises:
-        ValueError: prior outside (0, 1).
     """
-    if prior is None or bias is None:
-        return
-    if not 0 < prior < 1:
-        raise ValueError(f"prior must lie between 0 and 1, got {prior}")
-    with torch.no_grad():
-        bias.fill_(math.log(prior / (1 - prior)))
+    if prior is not None and bias is not None:
+        nn.init.constant_(bias, math.log(prior / (1 - prior)))
 
 
 def set_norm_eps(module: nn.Module, eps: float) -> None:

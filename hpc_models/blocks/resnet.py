@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_models.blocks.checkpointing import recompute
-from hpc_models.blocks.std_conv import StdConv2d
+from hpc_models.blocks.conv import StdConv2d
 
 GROUPS = 32
 

@@ -5,6 +5,8 @@ Which kernel ran is noted, since a speedup between two runs means nothing when o
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -141,4 +143,4 @@ def attend_window(
     out = attend(q, k, v, None if mask is None or empty is None else mask | empty, dropout)
     if empty is not None:
         out = out.masked_fill(empty[:, None, :, None], 0)
-    return out.unflatten(0, (b, -1)).transpose(1, 2).flatten(2, 3)[:, :, :n]
+    return cast(Tensor, out.unflatten(0, (b, -1)).transpose(1, 2).flatten(2, 3)[:, :, :n])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Unpack, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpc_models.blocks.attention import Attention, Block, Exchange
+from hpc_models.blocks.attention import Attention, AttentionOptions, Block, Exchange
 from hpc_models.tokens.batch import pack, unpack
 
 
@@ -22,11 +22,8 @@ class ViTEncoder(nn.Module):
         heads: heads per block.
         mlp_dim: hidden width of the MLPs.
         taps: 0-based blocks whose outputs are returned (un-normed), in the order given.
-        qkv_bias: see `Attention`.
-        dropout: see `Attention`.
         spare_norm: see `Block`.
-        kind: see `Attention`. "packed" runs norms, maps and attention on the valid tokens alone.
-        window: see `Attention`.
+        **options: see `AttentionOptions`. Packed runs norms and maps on the valid tokens alone, too.
 
     Attributes:
         blocks: the `nn.ModuleList` of blocks, the natural units of sharding.
@@ -38,19 +35,17 @@ class ViTEncoder(nn.Module):
         depth: int,
         heads: int,
         mlp_dim: int,
+        *,
         taps: Sequence[int] = (),
-        qkv_bias: bool = False,
-        dropout: float = 0.0,
         spare_norm: bool = False,
-        kind: str = "full",
-        window: int = 256,
+        **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
         self.taps = tuple(taps)
-        self.kind = kind
+        self.kind = options.get("kind", "full")
         self.exchange: Exchange | None = None
         self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_dim, qkv_bias, dropout, spare_norm, kind, window) for _ in range(depth)
+            Block(width, heads, mlp_dim, spare_norm=spare_norm, **options) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width)
 

@@ -8,15 +8,19 @@ authors train the lower two without labels beforehand; here all three learn toge
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpc_models.blocks.attention import Block
 from hpc_models.blocks.checkpointing import recompute
 from hpc_models.blocks.init import init_linears
-from hpc_models.classification.vit import PooledViT
-from hpc_models.segmentation.unetr import PatchEmbedding
+from hpc_models.blocks.network import Network
+from hpc_models.blocks.patch_embedding import PatchEmbedding
+from hpc_models.blocks.pooled_vit import PooledViT
+from hpc_models.classification.settings import HIPTSettings
+from hpc_models.settings import DataShape
 from hpc_models.tokens.batch import Batch, cut_patches, images_of
 
 
@@ -33,7 +37,7 @@ class SquareLevel(nn.Module):
         """(N, s, s, C) to (N, D)."""
         side = squares.shape[1] // self.patch_px
         patches = cut_patches(squares.permute(0, 3, 1, 2), self.patch_px)
-        return self.body(self.embed(patches), grid_hw=(side, side))
+        return cast(Tensor, self.body(self.embed(patches), grid_hw=(side, side)))
 
 
 class RegionLevel(nn.Module):
@@ -47,7 +51,7 @@ class RegionLevel(nn.Module):
 
     def forward(self, x: Tensor, side: int) -> Tensor:
         """(N, side * side, D_in) in raster order to (N, D)."""
-        return self.body(F.gelu(self.project(x)), grid_hw=(side, side))
+        return cast(Tensor, self.body(F.gelu(self.project(x)), grid_hw=(side, side)))
 
 
 class GatedPool(nn.Module):
@@ -64,7 +68,7 @@ class GatedPool(nn.Module):
         """(B, N, D) to (B, D)."""
         a = F.dropout(torch.tanh(self.tanh(x)), self.dropout, self.training)
         b = F.dropout(torch.sigmoid(self.gate(x)), self.dropout, self.training)
-        return (self.score(a * b).softmax(dim=1) * x).sum(dim=1)
+        return cast(Tensor, (self.score(a * b).softmax(dim=1) * x).sum(dim=1))
 
 
 class SlideLevel(nn.Module):
@@ -88,80 +92,41 @@ class SlideLevel(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = F.dropout(F.relu(self.last(self.pool(x))), self.dropout, self.training)
-        return self.head(x)
+        return cast(Tensor, self.head(x))
 
 
-class HIPT(nn.Module):
-    """Three levels from pixels to a label.
+class HIPT(Network):
+    """Three levels from pixels to a label; with `checkpointing` each block is recomputed (256 squares per region).
 
     Args:
-        size_px: side R of the frame of token sets, a multiple of the region.
-        patch: p of token sets; must be the square's side, since a token is a square of level 1.
-        length: L of token sets; must be (R / p)^2, uniform patching.
-        classes: classes.
-        in_channels: channels of the input.
-        image_hw: (H, W) of pictures, multiples of the region; None: not known yet.
-        scales: sides of patch, square and region in pixels, each a multiple of the one before.
-        widths: D of the levels.
-        depths: blocks of the levels.
-        heads: attention heads of the levels.
-        table_side: the tables of positions of levels 1 and 2 have table_side^2 rows, interpolated to the grid at hand
-            (14, since the authors trained at 224 px).
-        dropout: in level 3.
-        normalise: map the input by (x - 0.5) / 0.5 first.
-        checkpointing: recompute each block in the backward pass; squares are 256 images per region.
+        settings: scales, widths, ...
+        data: pictures have sides (`image_hw`) that are multiples of the region. Or uniform tokens are squares of level
+            1: patch is the square's side, length (R / p)^2, and size_px a multiple of the region.
 
     Raises:
         ValueError: sizes that do not fit each other.
     """
 
-    task = "classification"
-    inputs = ("images", "tokens")
-
-    def __init__(
-        self,
-        size_px: int = 4096,
-        patch: int = 1,
-        length: int = 1,
-        classes: int = 2,
-        in_channels: int = 3,
-        image_hw: tuple[int, int] | None = None,
-        scales: tuple[int, int, int] = (16, 256, 4096),
-        widths: tuple[int, int] = (384, 192),
-        depths: tuple[int, int, int] = (12, 6, 2),
-        heads: tuple[int, int, int] = (6, 6, 3),
-        table_side: int = 14,
-        dropout: float = 0.25,
-        normalise: bool = True,
-        checkpointing: bool = False,
-    ) -> None:
+    def __init__(self, settings: HIPTSettings, data: DataShape) -> None:
         super().__init__()
-        small, square, region = scales
-        if small < 1 or square % small or region % square:
-            raise ValueError(f"scales must divide each other, got {list(scales)}")
-        if length > 1:
-            if patch != square or length != (size_px // square) ** 2:
+        small, square, region = settings.scales
+        count = (data.size_px // square) ** 2
+        if data.length > 1:
+            if data.patch != square or data.length != count:
                 raise ValueError(
-                    f"hipt takes uniform tokens of {square} px, {(size_px // square) ** 2} of them at {size_px} px; "
-                    f"got patch {patch} and length {length}"
+                    f"hipt takes uniform tokens of {square} px, {count} of them at {data.size_px} px; "
+                    f"got patch {data.patch} and length {data.length}"
                 )
-            if size_px % region:
-                raise ValueError(f"size_px {size_px} is not a multiple of the region of {region} px")
-        elif image_hw is not None:
-            self._check_sides(image_hw, region)
-        self.size_px, self.square, self.region, self.normalise = size_px, square, region, normalise
-        self.squares = SquareLevel(small, in_channels, widths[0], depths[0], heads[0], table_side)
-        self.regions = RegionLevel(widths[0], widths[1], depths[1], heads[1], table_side)
-        self.slide = SlideLevel(widths[1], depths[2], heads[2], classes, dropout)
-        self.checkpoint = False
-        self.set_checkpointing(checkpointing)
-
-    def set_checkpointing(self, on: bool) -> None:
-        """Switch activation checkpointing; results do not change."""
-        self.checkpoint = on
-        for module in self.modules():
-            if isinstance(module, Block):
-                module.checkpoint = on
+            if data.size_px % region:
+                raise ValueError(f"size_px {data.size_px} is not a multiple of the region of {region} px")
+        elif data.image_hw is not None:
+            self._check_sides(data.image_hw, region)
+        self.size_px, self.square, self.region, self.normalise = data.size_px, square, region, settings.normalise
+        widths, depths, heads, side = settings.widths, settings.depths, settings.heads, settings.table_side
+        self.squares = SquareLevel(small, data.in_channels, widths[0], depths[0], heads[0], side)
+        self.regions = RegionLevel(widths[0], widths[1], depths[1], heads[1], side)
+        self.slide = SlideLevel(widths[1], depths[2], heads[2], data.classes, settings.dropout)
+        self.set_checkpointing(settings.checkpointing)
 
     def fsdp_units(self) -> list[nn.Module]:
         """Modules to shard one by one, in forward order; what is left belongs to the root."""
@@ -182,7 +147,7 @@ class HIPT(nn.Module):
         regions = cut_patches(image, self.region)
         b, n = regions.shape[:2]
         squares = cut_patches(regions.flatten(0, 1).permute(0, 3, 1, 2), self.square)
-        return squares.unflatten(0, (b, n))
+        return cast(Tensor, squares.unflatten(0, (b, n)))
 
     def _from_tokens(self, batch: Batch) -> Tensor:
         """Bring uniform tokens, whatever their order, to the order of regions and squares."""
@@ -194,13 +159,11 @@ class HIPT(nn.Module):
         order = rank.argsort(dim=1)
         b = len(order)
         tokens = batch["tokens"][torch.arange(b, device=order.device)[:, None], order]
-        return tokens.unflatten(1, (across**2, per_side**2))
+        return cast(Tensor, tokens.unflatten(1, (across**2, per_side**2)))
 
     def forward(self, batch: Batch | Tensor) -> Tensor:
         """Class logits (B, classes) of pictures (B, C, H, W) in [0, 1] or of uniform token sets."""
-        squares = self._squares_of(batch)
-        if self.normalise:
-            squares = (squares - 0.5) / 0.5
+        squares = self.centred(self._squares_of(batch))
         b, n, m = squares.shape[:3]
         x = self.squares(squares.flatten(0, 2)).unflatten(0, (b * n, m))
         x = self.regions(x, self.region // self.square).unflatten(0, (b, n))

@@ -5,15 +5,16 @@ Yao, Li, Pan, Mei: HIRI-ViT, IEEE TPAMI 2024 (arXiv 2403.11999), section 4. Chan
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hpc_models.blocks.conv import conv_norm, plain_conv
 from hpc_models.blocks.sdpa import attend
 
 STEMS = ("vit", "conv", "hr")
-DOWNSAMPLINGS = ("conv", "irds_a", "irds_b")
-BLOCKS = ("hr", "cffn", "transformer")
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -27,16 +28,6 @@ class ChannelNorm(nn.LayerNorm):
 def norm(kind: str, channels: int) -> nn.Module:
     """Batch norm ("bn") or layer norm over channels ("ln")."""
     return nn.BatchNorm2d(channels) if kind == "bn" else ChannelNorm(channels)
-
-
-def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the side (divided by the stride), without bias: a norm follows."""
-    return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
-
-
-def conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """Convolution and batch norm."""
-    return nn.Sequential(conv(in_channels, out_channels, kernel, stride, groups), nn.BatchNorm2d(out_channels))
 
 
 class Stem(nn.Module):
@@ -54,6 +45,8 @@ class Stem(nn.Module):
 
     def __init__(self, kind: str, in_channels: int, width: int, out_channels: int) -> None:
         super().__init__()
+        if kind not in STEMS:
+            raise ValueError(f"stem must be one of {', '.join(STEMS)}, got {kind!r}")
         self.kind = kind
         if kind == "vit":
             self.body = nn.Sequential(nn.Conv2d(in_channels, out_channels, 7, 4, 3, bias=False))
@@ -61,27 +54,25 @@ class Stem(nn.Module):
             layers: list[nn.Module] = []
             for i in range(3):
                 layers += [conv_norm(in_channels if i == 0 else width, width, 3, 2 if i == 0 else 1), nn.GELU()]
-            self.body = nn.Sequential(*layers, conv(width, out_channels, 3, 2))
-        elif kind == "hr":
+            self.body = nn.Sequential(*layers, plain_conv(width, out_channels, 3, 2))
+        else:
             self.body = nn.Sequential(conv_norm(in_channels, width, 3, 2), nn.GELU())
             self.high = nn.Sequential(
-                conv_norm(width, width, 3, groups=width), nn.GELU(), conv(width, out_channels, 3, 2)
+                conv_norm(width, width, 3, groups=width), nn.GELU(), plain_conv(width, out_channels, 3, 2)
             )
             self.low = nn.Sequential(
                 conv_norm(width, width, 3, 2),
                 nn.GELU(),
                 conv_norm(width, width, 3),
                 nn.GELU(),
-                conv(width, out_channels, 1),
+                plain_conv(width, out_channels, 1),
             )
-        else:
-            raise ValueError(f"stem must be one of {', '.join(STEMS)}, got {kind!r}")
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C_in, H, W) to (B, C, H / 4, W / 4)."""
         x = self.body(image)
-        return self.norm(self.high(x) + self.low(x) if self.kind == "hr" else x)
+        return cast(Tensor, self.norm(self.high(x) + self.low(x) if self.kind == "hr" else x))
 
 
 class Downsample(nn.Module):
@@ -104,22 +95,20 @@ class Downsample(nn.Module):
             self.body = conv_norm(in_channels, out_channels, 3, 2)
         elif kind == "irds_a":
             self.body = nn.Sequential(conv_norm(in_channels, inner, 3, 2), nn.GELU(), conv_norm(inner, out_channels, 1))
-        elif kind == "irds_b":
+        else:
             self.body = nn.Sequential(
                 conv_norm(in_channels, inner, 1),
                 nn.GELU(),
-                conv(inner, inner, 3, 2, groups=inner),
+                plain_conv(inner, inner, 3, 2, groups=inner),
                 nn.Conv2d(inner, out_channels, 1),
             )
-        else:
-            raise ValueError(f"downsampling must be one of {', '.join(DOWNSAMPLINGS)}, got {kind!r}")
         if kind != "conv":
             self.shortcut = nn.Sequential(nn.AvgPool2d(2, ceil_mode=True), conv_norm(in_channels, out_channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) to (B, C_out, ceil(H / 2), ceil(W / 2))."""
         y = self.body(x)
-        return y if self.shortcut is None else y + self.shortcut(x)
+        return cast(Tensor, y if self.shortcut is None else y + self.shortcut(x))
 
 
 class FeedForward(nn.Module):
@@ -138,7 +127,7 @@ class FeedForward(nn.Module):
         batch = kind == "bn"
         self.expand = nn.Conv2d(channels, inner, 1, bias=not batch)
         self.norm1 = nn.BatchNorm2d(inner) if batch else nn.Identity()
-        self.mix = conv(inner, inner, 3, groups=inner) if convolve else nn.Identity()
+        self.mix = plain_conv(inner, inner, 3, groups=inner) if convolve else nn.Identity()
         self.norm2 = nn.BatchNorm2d(inner) if batch and convolve else nn.Identity()
         self.shrink = nn.Conv2d(inner, channels, 1, bias=not batch)
         self.norm3 = nn.BatchNorm2d(channels) if batch else nn.Identity()
@@ -146,7 +135,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
         x = self.norm2(self.mix(self.norm1(self.expand(x))))
-        return self.norm3(self.shrink(F.gelu(x)))
+        return cast(Tensor, self.norm3(self.shrink(F.gelu(x))))
 
 
 class HRBlock(nn.Module):
@@ -164,11 +153,11 @@ class HRBlock(nn.Module):
     def low(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, ceil(H / 2), ceil(W / 2))."""
         x = self.down(x)
-        return x + self.feed(x)
+        return cast(Tensor, x + self.feed(x))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
-        return x + self.high(x) + repeat2(self.low(x), x.shape[-2:])
+        return cast(Tensor, x + self.high(x) + repeat2(self.low(x), x.shape[-2:]))
 
 
 def repeat2(x: Tensor, side_hw: torch.Size) -> Tensor:
@@ -176,7 +165,7 @@ def repeat2(x: Tensor, side_hw: torch.Size) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest")[..., : side_hw[0], : side_hw[1]]
 
 
-class ConvBlock(nn.Module):
+class FeedBlock(nn.Module):
     """x + (C)FFN(norm(x)), the block of stages without attention."""
 
     def __init__(self, channels: int, expansion: int, convolve: bool, inner: str, outer: str) -> None:
@@ -186,7 +175,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
-        return x + self.feed(self.norm(x))
+        return cast(Tensor, x + self.feed(self.norm(x)))
 
 
 class ReducedAttention(nn.Module):
@@ -224,7 +213,7 @@ class ReducedAttention(nn.Module):
         q = self.q(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(keys).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         out = attend(q, k, v).transpose(1, 2).flatten(2)
-        return self.proj(out).transpose(1, 2).unflatten(2, size)
+        return cast(Tensor, self.proj(out).transpose(1, 2).unflatten(2, size))
 
 
 class TransformerBlock(nn.Module):
@@ -251,4 +240,4 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
         x = x + self.attn(self.norm1(x))
-        return x + self.feed(self.norm2(x))
+        return cast(Tensor, x + self.feed(self.norm2(x)))

@@ -9,15 +9,19 @@ stages one octave lower than before.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_models.blocks.checkpointing import recompute
 from hpc_models.blocks.init import init_linears
+from hpc_models.blocks.network import Network
 from hpc_models.blocks.sdpa import attend
 from hpc_models.classification.hiri_blocks import ChannelNorm, Downsample, HRBlock, ReducedAttention, Stem
 from hpc_models.classification.hrnet import HRNetBody
+from hpc_models.classification.settings import HIRIBodySettings
+from hpc_models.settings import DataShape
 from hpc_models.tokens.batch import Batch, images_of
 
 
@@ -32,7 +36,7 @@ class DepthwiseMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
-        return self.fc2(F.gelu(self.dwconv(self.fc1(x))))
+        return cast(Tensor, self.fc2(F.gelu(self.dwconv(self.fc1(x)))))
 
 
 class PVTBlock(nn.Module):
@@ -47,7 +51,7 @@ class PVTBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        return cast(Tensor, x + self.mlp(self.norm2(x)))
 
 
 class PVTStage(nn.Module):
@@ -76,7 +80,7 @@ class PVTStage(nn.Module):
         x = x if self.embed is None else self.embed(x)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        return cast(Tensor, self.norm(x))
 
 
 class WindowAttention(nn.Module):
@@ -100,7 +104,7 @@ class WindowAttention(nn.Module):
             # Channels are the tokens and pixels their features: the scale stays that of the channels of a group.
             scores = (q * q.shape[2] ** -0.5) @ k.transpose(-1, -2)
             out = (scores.softmax(dim=-1) @ v).permute(0, 3, 1, 2).flatten(2)
-            return self.proj(out).transpose(1, 2).unflatten(2, x.shape[-2:])
+            return cast(Tensor, self.proj(out).transpose(1, 2).unflatten(2, x.shape[-2:]))
         b, c, h, w = x.shape
         n = self.window
         x = F.pad(x, (0, -w % n, 0, -h % n))
@@ -109,7 +113,7 @@ class WindowAttention(nn.Module):
         q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         out = self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
         out = out.reshape(b, rows, cols, n, n, c).permute(0, 5, 1, 3, 2, 4).reshape(b, c, rows * n, cols * n)
-        return out[..., :h, :w]
+        return cast(Tensor, out[..., :h, :w])
 
 
 class DaViTBlock(nn.Module):
@@ -127,7 +131,7 @@ class DaViTBlock(nn.Module):
         x = x + self.cpe1(x)
         x = x + self.attn(self.norm1(x))
         x = x + self.cpe2(x)
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return cast(Tensor, x + self.fc2(F.gelu(self.fc1(self.norm2(x)))))
 
 
 class DaViTStage(nn.Module):
@@ -191,47 +195,23 @@ BODIES: dict[str, Callable[[bool, int], tuple[list[nn.Module], int]]] = {
 }
 
 
-class TwoBranchBody(nn.Module):
+class TwoBranchBody(Network):
     """A published body, or the same with HIRI-ViT's front; mean over pixels and a linear head.
 
     Args:
-        classes: of the head.
-        in_channels: of the image.
-        body: pvt_v2_b2, davit_tiny or hrnet_w18.
-        five_stages: HIRI-ViT's front (a reconstruction, see the module) instead of the body's own.
-        normalise: map the input by (x - 0.5) / 0.5 first.
-        checkpointing: recompute every stage in the backward pass.
-
-    Raises:
-        ValueError: unknown body.
+        settings: the body, and whether HIRI-ViT's front (a reconstruction, see the module) stands before it.
+        data: classes and channels.
     """
 
-    task = "classification"
-    inputs = ("images", "tiles")
-
-    def __init__(
-        self,
-        classes: int = 1000,
-        in_channels: int = 3,
-        body: str = "pvt_v2_b2",
-        five_stages: bool = False,
-        normalise: bool = True,
-        checkpointing: bool = False,
-    ) -> None:
+    def __init__(self, settings: HIRIBodySettings, data: DataShape) -> None:
         super().__init__()
-        if body not in BODIES:
-            raise ValueError(f"body must be one of {', '.join(BODIES)}, got {body!r}")
-        stages, width = BODIES[body](five_stages, in_channels)
+        stages, width = BODIES[settings.body](settings.five_stages, data.in_channels)
         self.stages = nn.ModuleList(stages)
-        self.normalise, self.checkpoint, self.reconstruction = normalise, checkpointing, five_stages
+        self.normalise, self.checkpoint = settings.normalise, settings.checkpointing
         # PVTv2 norms each stage itself, HRNet is batch-normed throughout.
-        self.norm = nn.LayerNorm(width) if body == "davit_tiny" else nn.Identity()
-        self.head = nn.Linear(width, classes)
+        self.norm = nn.LayerNorm(width) if settings.body == "davit_tiny" else nn.Identity()
+        self.head = nn.Linear(width, data.classes)
         init_linears(self)
-
-    def set_checkpointing(self, on: bool) -> None:
-        """Switch activation checkpointing; results do not change."""
-        self.checkpoint = on
 
     def fsdp_units(self) -> list[nn.Module]:
         """Modules to shard one by one, in forward order; what is left belongs to the root."""
@@ -239,8 +219,7 @@ class TwoBranchBody(nn.Module):
 
     def forward(self, batch: Batch | Tensor) -> Tensor:
         """Class logits (B, classes) of pictures (B, C, H, W) in [0, 1], as such or in a batch."""
-        x = images_of(batch)
-        x = (x - 0.5) / 0.5 if self.normalise else x
+        x = self.centred(images_of(batch))
         for stage in self.stages:
             x = recompute(self, stage, x)
-        return self.head(self.norm(x.mean(dim=(-2, -1))))
+        return cast(Tensor, self.head(self.norm(x.mean(dim=(-2, -1)))))

@@ -8,18 +8,22 @@ were chosen so that the costs which survive (Table VII: 4.7, 21.5, 5.1 and 5.0 b
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_models.blocks.checkpointing import recompute
 from hpc_models.blocks.init import init_linears
-from hpc_models.classification.hiri_blocks import ConvBlock, Downsample, HRBlock, Stem, TransformerBlock
+from hpc_models.blocks.network import Network
+from hpc_models.classification.hiri_blocks import Downsample, FeedBlock, HRBlock, Stem, TransformerBlock
+from hpc_models.classification.settings import HIRIViTSettings
+from hpc_models.settings import DataShape
 from hpc_models.tokens.batch import Batch, images_of
 
 
 @dataclass(frozen=True)
-class Plan:
+class StagePlan:
     """What the stages are made of; one entry per stage.
 
     Attributes:
@@ -53,8 +57,8 @@ class Plan:
     size_px: int = 224
 
 
-def _s() -> Plan:
-    return Plan(
+def _s() -> StagePlan:
+    return StagePlan(
         widths=(32, 64, 128, 256, 384),
         blocks=("hr", "hr", "cffn", "transformer", "transformer"),
         depths=(4, 6, 5, 12, 4),
@@ -66,7 +70,7 @@ def _s() -> Plan:
     )
 
 
-def _ladder() -> dict[str, Plan]:
+def _ladder() -> dict[str, StagePlan]:
     """Rows 1 to 10 of Table VII, from a multi-stage ViT to HIRI-ViT-S without distillation."""
     row10 = _s()
     row9 = replace(
@@ -93,7 +97,7 @@ def _ladder() -> dict[str, Plan]:
     return {f"row{i}": plan for i, plan in enumerate(rows, 1)}
 
 
-PLANS: dict[str, Plan] = {
+PLANS: dict[str, StagePlan] = {
     "s": _s(),
     "b": replace(_s(), widths=(48, 96, 192, 320, 512), depths=(4, 6, 6, 14, 5)),
     "l": replace(_s(), widths=(64, 128, 256, 448, 640), depths=(4, 8, 8, 18, 6)),
@@ -101,41 +105,19 @@ PLANS: dict[str, Plan] = {
 }
 
 
-class HIRIViT(nn.Module):
+class HIRIViT(Network):
     """HIRI-ViT and the steps of its ablation (a reconstruction, see the module).
 
     Args:
-        classes: of the linear head after global average pooling.
-        in_channels: of the image.
-        variant: "s", "b", "l", or "row1" to "row10" of Table VII.
-        normalise: map the input by (x - 0.5) / 0.5 first.
-        checkpointing: recompute every block in the backward pass.
-
-    Raises:
-        ValueError: unknown variant.
+        settings: variant "s", "b", "l", or "row1" to "row10" of Table VII.
+        data: classes and channels.
     """
 
-    task = "classification"
-    inputs = ("images", "tiles")
-    reconstruction = True
-
-    def __init__(
-        self,
-        classes: int = 1000,
-        in_channels: int = 3,
-        variant: str = "s",
-        normalise: bool = True,
-        checkpointing: bool = False,
-    ) -> None:
+    def __init__(self, settings: HIRIViTSettings, data: DataShape) -> None:
         super().__init__()
-        if variant not in PLANS:
-            raise ValueError(f"variant must be one of {', '.join(PLANS)}, got {variant!r}")
-        self.build_plan(PLANS[variant], classes, in_channels, normalise, checkpointing)
-
-    def build_plan(self, plan: Plan, classes: int, in_channels: int, normalise: bool, checkpointing: bool) -> None:
-        """Make the modules of a plan."""
-        self.plan, self.normalise, self.checkpoint = plan, normalise, checkpointing
-        self.stem = Stem(plan.stem, in_channels, plan.stem_width, plan.widths[0])
+        self.plan = plan = PLANS[settings.variant]
+        self.normalise, self.checkpoint = settings.normalise, settings.checkpointing
+        self.stem = Stem(plan.stem, data.in_channels, plan.stem_width, plan.widths[0])
         self.downs = nn.ModuleList(
             Downsample(kind, plan.widths[i], plan.widths[i + 1], plan.irds_expansion)
             for i, kind in enumerate(plan.downs)
@@ -144,22 +126,18 @@ class HIRIViT(nn.Module):
             nn.ModuleList(self._block(plan, i) for _ in range(depth)) for i, depth in enumerate(plan.depths)
         )
         self.norm = nn.LayerNorm(plan.widths[-1])
-        self.head = nn.Linear(plan.widths[-1], classes)
+        self.head = nn.Linear(plan.widths[-1], data.classes)
         init_linears(self)
 
     @staticmethod
-    def _block(plan: Plan, stage: int) -> nn.Module:
+    def _block(plan: StagePlan, stage: int) -> nn.Module:
         width, expansion, outer = plan.widths[stage], plan.expansions[stage], plan.outer[stage]
         if plan.blocks[stage] == "hr":
             return HRBlock(width, expansion)
         if plan.blocks[stage] == "cffn":
-            return ConvBlock(width, expansion, plan.convolve, plan.inner, outer)
+            return FeedBlock(width, expansion, plan.convolve, plan.inner, outer)
         reduction = plan.reductions[stage] if stage < len(plan.reductions) else 1
         return TransformerBlock(width, expansion, plan.convolve, plan.inner, outer, reduction)
-
-    def set_checkpointing(self, on: bool) -> None:
-        """Switch activation checkpointing; results do not change."""
-        self.checkpoint = on
 
     def fsdp_units(self) -> list[nn.Module]:
         """Modules to shard one by one, in forward order; what is left belongs to the root."""
@@ -171,8 +149,7 @@ class HIRIViT(nn.Module):
 
     def maps(self, image: Tensor) -> list[Tensor]:
         """The maps after each stage, finest first: strides 4, 8, 16, 32 and 64."""
-        x = (image - 0.5) / 0.5 if self.normalise else image
-        x = self.stem(x)
+        x = self.stem(self.centred(image))
         out = []
         for i, stage in enumerate(self.stages):
             x = self.downs[i - 1](x) if i else x
@@ -191,4 +168,4 @@ class HIRIViT(nn.Module):
             (B, classes).
         """
         last = self.maps(images_of(batch))[-1]
-        return self.head(self.norm(F.adaptive_avg_pool2d(last, 1).flatten(1)))
+        return cast(Tensor, self.head(self.norm(F.adaptive_avg_pool2d(last, 1).flatten(1))))

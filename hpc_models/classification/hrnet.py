@@ -5,14 +5,17 @@ Wang et al., Deep High-Resolution Representation Learning (TPAMI 2020), the clas
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from hpc_models.blocks.conv import conv_norm
 
 
 def conv_bn(a: int, b: int, kernel: int, stride: int = 1, act: bool = True) -> nn.Sequential:
     """Convolution without bias, batch norm and, with `act`, ReLU."""
-    layers: list[nn.Module] = [nn.Conv2d(a, b, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(b)]
-    return nn.Sequential(*layers, *([nn.ReLU()] if act else []))
+    return nn.Sequential(*conv_norm(a, b, kernel, stride), *([nn.ReLU()] if act else []))
 
 
 class Basic(nn.Module):
@@ -41,7 +44,7 @@ class Bottleneck(nn.Module):
         return F.relu(self.shortcut(x) + self.body(x))
 
 
-class Exchange(nn.Module):
+class FuseBlock(nn.Module):
     """Four basic blocks on every resolution, then every resolution is the sum of all, brought to its size."""
 
     def __init__(self, widths: tuple[int, ...]) -> None:
@@ -102,7 +105,7 @@ class HRNetBody(nn.Module):
             ]
         )
         self.stages = nn.ModuleList(
-            nn.ModuleList(Exchange(widths[: i + 2]) for _ in range(modules)) for i, modules in enumerate((1, 4, 3))
+            nn.ModuleList(FuseBlock(widths[: i + 2]) for _ in range(modules)) for i, modules in enumerate((1, 4, 3))
         )
         planes = (32, 64, 128, 256)
         self.widen = nn.ModuleList(Bottleneck(w, p) for w, p in zip(widths, planes, strict=True))
@@ -125,4 +128,4 @@ class HRNetBody(nn.Module):
         y = self.widen[0](maps[0])
         for i, join in enumerate(self.join):
             y = self.widen[i + 1](maps[i + 1]) + join(y)
-        return self.last(y)
+        return cast(Tensor, self.last(y))

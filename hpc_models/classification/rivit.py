@@ -7,16 +7,18 @@ front of attention, heads of a width of their own. The width of the two convolut
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_models.blocks.checkpointing import maybe_recompute
+from hpc_models.blocks.network import Network
 from hpc_models.blocks.sdpa import attend
+from hpc_models.classification.settings import RIViTSettings
+from hpc_models.settings import DataShape
 from hpc_models.tokens.batch import Batch, images_of
-
-POSITIONS = ("learned", "sinusoidal", "relative")
 
 
 def sinusoidal(length: int, width: int, device: torch.device | None = None) -> Tensor:
@@ -67,7 +69,7 @@ class StockAttention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         bias = None if self.relative is None else self.relative(q) / math.sqrt(self.head_width)
         y = attend(q, k, v, bias=bias)
-        return self.out_proj(y.transpose(1, 2).flatten(2))
+        return cast(Tensor, self.out_proj(y.transpose(1, 2).flatten(2)))
 
 
 class StockBlock(nn.Module):
@@ -83,88 +85,46 @@ class StockBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to the same."""
         x = x + self.attn(x)
-        return x + self.linear2(F.gelu(self.linear1(self.norm(x))))
+        return cast(Tensor, x + self.linear2(F.gelu(self.linear1(self.norm(x)))))
 
 
-class RIViT(nn.Module):
+class RIViT(Network):
     """The stock ViT, plain or behind convolutions that make every resolution the same number of tokens.
 
     Args:
-        classes: of the head.
-        in_channels: of the image.
-        conv: two 3x3 convolutions with ReLU and adaptive mean pooling to `grid_px` first; every image then has
-            (grid_px / patch_px)^2 tokens.
-        position: learned, sinusoidal or relative.
-        patch_px: side of a patch.
-        grid_px: side that `conv` pools to.
-        tokens: rows of the learned table of a plain model, its largest number of patches.
-        conv_width: channels of both convolutions.
-        width: D.
-        depth: layers.
-        heads: heads per layer.
-        head_width: d of each head.
-        mlp_dim: hidden width.
-        reach: relative positions: offsets beyond it count as it.
-        normalise: map the input by (x - 0.5) / 0.5 first.
-        checkpointing: recompute every layer in the backward pass.
-
-    Raises:
-        ValueError: unknown position, or sizes that do not fit.
+        settings: with `conv`, every image has (grid_px / patch_px)^2 tokens; without, a learned table has
+            `tokens` rows, its largest number of patches.
+        data: classes and channels.
     """
 
-    task = "classification"
-    inputs = ("images", "tiles")
-    features = True  # forward can append the class token, for self-distillation between sizes
-
-    def __init__(
-        self,
-        classes: int = 10,
-        in_channels: int = 3,
-        conv: bool = True,
-        position: str = "learned",
-        patch_px: int = 4,
-        grid_px: int = 64,
-        tokens: int = 1600,
-        conv_width: int = 32,
-        width: int = 128,
-        depth: int = 6,
-        heads: int = 3,
-        head_width: int = 64,
-        mlp_dim: int = 128,
-        reach: int = 256,
-        normalise: bool = True,
-        checkpointing: bool = False,
-    ) -> None:
+    def __init__(self, settings: RIViTSettings, data: DataShape) -> None:
         super().__init__()
-        if position not in POSITIONS:
-            raise ValueError(f"position must be one of {', '.join(POSITIONS)}, got {position!r}")
-        if grid_px % patch_px:
-            raise ValueError(f"grid_px {grid_px} is not a multiple of patch_px {patch_px}")
-        self.patch_px, self.grid_px, self.normalise, self.checkpoint = patch_px, grid_px, normalise, checkpointing
-        self.front = None
-        if conv:
+        width, channels = settings.width, data.in_channels
+        self.patch_px, self.normalise = settings.patch_px, settings.normalise
+        self.checkpoint, self.position = settings.checkpointing, settings.position
+        self.front, rows = None, settings.tokens
+        if settings.conv:
+            inner, rows = settings.conv_width, (settings.grid_px // self.patch_px) ** 2
             self.front = nn.Sequential(
-                nn.Conv2d(in_channels, conv_width, 3, padding=1),
+                nn.Conv2d(channels, inner, 3, padding=1),
                 nn.ReLU(),
-                nn.Conv2d(conv_width, conv_width, 3, padding=1),
+                nn.Conv2d(inner, inner, 3, padding=1),
                 nn.ReLU(),
-                nn.AdaptiveAvgPool2d(grid_px),
+                nn.AdaptiveAvgPool2d(settings.grid_px),
             )
-        self.embed = nn.Conv2d(conv_width if conv else in_channels, width, patch_px, patch_px)
+            channels = inner
+        self.embed = nn.Conv2d(channels, width, self.patch_px, self.patch_px)
         self.cls = nn.Parameter(torch.zeros(1, 1, width))
-        rows = (grid_px // patch_px) ** 2 if conv else tokens
-        self.table = nn.Parameter(torch.zeros(1, rows, width)) if position == "learned" else None
-        self.position = position
-        own_reach = reach if position == "relative" else None
-        self.blocks = nn.ModuleList(StockBlock(width, heads, head_width, mlp_dim, own_reach) for _ in range(depth))
+        self.table = nn.Parameter(torch.zeros(1, rows, width)) if self.position == "learned" else None
+        reach = settings.reach if self.position == "relative" else None
+        self.blocks = nn.ModuleList(
+            StockBlock(width, settings.heads, settings.head_width, settings.mlp_dim, reach)
+            for _ in range(settings.depth)
+        )
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, classes)
+        self.head = nn.Linear(width, data.classes)
         for parameter in (self.cls, *([] if self.table is None else [self.table])):
             nn.init.trunc_normal_(parameter, std=0.02)
-
-    def set_checkpointing(self, on: bool) -> None:
-        """Switch activation checkpointing; results do not change."""
-        self.checkpoint = on
 
     def fsdp_units(self) -> list[nn.Module]:
         """Modules to shard one by one, in forward order; what is left belongs to the root."""
@@ -172,7 +132,7 @@ class RIViT(nn.Module):
 
     def tokens_of(self, image: Tensor) -> Tensor:
         """(B, C, H, W) to patch vectors (B, N, D) with their position code."""
-        x = (image - 0.5) / 0.5 if self.normalise else image
+        x = self.centred(image)
         if self.front is not None:
             x = self.front(x)
         elif image.shape[-1] % self.patch_px or image.shape[-2] % self.patch_px:
@@ -181,10 +141,10 @@ class RIViT(nn.Module):
         if self.table is not None:
             if x.shape[1] > self.table.shape[1]:
                 raise ValueError(f"{x.shape[1]} patches, but the learned table has tokens={self.table.shape[1]}")
-            return x + self.table[:, : x.shape[1]]
+            return cast(Tensor, x + self.table[:, : x.shape[1]])
         if self.position == "sinusoidal":
-            return x + sinusoidal(x.shape[1], x.shape[2], x.device).to(x.dtype)
-        return x
+            return cast(Tensor, x + sinusoidal(x.shape[1], x.shape[2], x.device).to(x.dtype))
+        return cast(Tensor, x)
 
     def forward(self, batch: Batch | Tensor) -> Tensor:
         """Class logits.
@@ -204,4 +164,4 @@ class RIViT(nn.Module):
         logits = self.head(self.norm(first))
         if isinstance(batch, dict) and batch.get("features"):
             return torch.cat((logits, first), dim=1)
-        return logits
+        return cast(Tensor, logits)

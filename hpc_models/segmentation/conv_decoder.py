@@ -8,12 +8,15 @@ rises from the token grid by k - i doublings to width f * 2^i, and the image its
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_models.blocks.checkpointing import maybe_recompute
+from hpc_models.segmentation.settings import UNETRSettings
+from hpc_models.settings import DataShape
 
 SLOPE = 0.01
 
@@ -74,36 +77,30 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(B, C_in, h, w) and (B, C_out, 2h, 2w) to (B, C_out, 2h, 2w)."""
-        return self.mix(torch.cat((self.up(x), skip), dim=1))
+        return cast(Tensor, self.mix(torch.cat((self.up(x), skip), dim=1)))
 
 
 class ConvDecoder(nn.Module):
     """Token grid and its skips to logits at `patch` times the side of the grid.
 
     Args:
-        patch: P, a power of two of at least 2.
-        in_channels: channels of the image skip.
-        width: D of the hidden states.
-        feature_size: channels f of the finest level.
-        classes: K.
+        settings: channels f of the finest level (`feature_size`), ...
+        data: P, a power of two of at least 2, K, and the channels of the image skip.
     """
 
-    def __init__(self, patch: int, in_channels: int, width: int, feature_size: int, classes: int) -> None:
+    def __init__(self, settings: UNETRSettings, data: DataShape) -> None:
         super().__init__()
-        k = patch.bit_length() - 1
-        f = feature_size
-        self.image = ResBlock(in_channels, f)
-        self.projections = nn.ModuleList(ProjectUp(width, f << i, k - 1 - i) for i in range(1, k))
-        channels = [width, *(f << i for i in range(k - 1, -1, -1))]
+        k, f = data.patch.bit_length() - 1, settings.feature_size
+        self.image = ResBlock(data.in_channels, f)
+        self.projections = nn.ModuleList(ProjectUp(settings.width, f << i, k - 1 - i) for i in range(1, k))
+        channels = [settings.width, *(f << i for i in range(k - 1, -1, -1))]
         self.ups = nn.ModuleList(UpBlock(a, b) for a, b in pairwise(channels))
-        self.out = nn.Conv2d(f, classes, 1)
+        self.out = nn.Conv2d(f, data.classes, 1)
         self.checkpoint = False
 
-    @staticmethod
-    def taps(patch: int, depth: int) -> list[int]:
-        """0-based blocks whose outputs feed the k - 1 projections, finest first: every depth / k blocks."""
-        k = patch.bit_length() - 1
-        return [min(i * depth // k, depth - 1) for i in range(1, k)]
+    def fsdp_units(self) -> list[nn.Module]:
+        """Modules to shard one by one, in forward order; what is left belongs to the root."""
+        return [self.image, *self.projections, *self.ups]
 
     def _run(self, module: nn.Module, *args: Tensor) -> Tensor:
         y: Tensor = maybe_recompute(self, module, *args)
@@ -125,4 +122,4 @@ class ConvDecoder(nn.Module):
         x = last
         for up, skip in zip(self.ups, reversed(skips), strict=True):
             x = self._run(up, x, skip)
-        return self.out(x)
+        return cast(Tensor, self.out(x))

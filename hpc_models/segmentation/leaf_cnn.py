@@ -11,12 +11,17 @@ branches made no clear difference in short trials on glomeruli. The starting wei
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_models.blocks.checkpointing import maybe_recompute
+from hpc_models.segmentation.settings import UNETRSettings
+from hpc_models.settings import DataShape
+from hpc_models.tokens.batch import Batch
+from hpc_models.tokens.geometry import halo_patches
 
 
 def leaf_widths(patch: int, base: int = 16) -> tuple[int, ...]:
@@ -38,7 +43,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(M, C, h, w) to the same."""
-        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+        return cast(Tensor, x + self.conv2(F.relu(self.conv1(F.relu(x)))))
 
 
 def _initialise(module: nn.Module) -> None:
@@ -67,26 +72,30 @@ class LeafEncoder(nn.Module):
     """Patches to token vectors, keeping the features of each level for the decoder.
 
     Args:
-        patch: p.
-        in_channels: channels of a patch.
-        width: D of the tokens.
-        widths: channels per level, finest first.
-        halo: cells of neighbouring leaves around each patch (0, 1 or 2); the first `halo` convolutions use them up.
+        settings: width D of the tokens; `halo`, which the first convolutions use up; ...
+        data: p and the channels of a patch.
     """
 
-    def __init__(self, patch: int, in_channels: int, width: int, widths: tuple[int, ...], halo: int = 0) -> None:
+    def __init__(self, settings: UNETRSettings, data: DataShape) -> None:
         super().__init__()
-        if halo not in (0, 1, 2):
-            raise ValueError(f"halo must be 0, 1 or 2 cells, got {halo}")
+        self.halo = halo = settings.halo
+        widths = leaf_widths(data.patch, settings.leaf_base)
         first = widths[0]
-        self.stem1 = nn.Conv2d(in_channels, first, 3, padding=0 if halo > 0 else 1)
+        self.stem1 = nn.Conv2d(data.in_channels, first, 3, padding=0 if halo > 0 else 1)
         self.stem2 = nn.Conv2d(first, first, 3, padding=0 if halo > 1 else 1)
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
         self.mixes = nn.ModuleList(Residual(b) for b in widths[1:])
-        side = patch >> (len(widths) - 1)
-        self.project = nn.Linear(widths[-1] * side * side, width)
+        side = data.patch >> (len(widths) - 1)
+        self.project = nn.Linear(widths[-1] * side * side, settings.width)
         _initialise(self)
         self.checkpoint = False
+
+    def around(self, tokens: Tensor, batch: Batch, _valid: Tensor | None, size_px: int) -> tuple[Tensor, tuple[()]]:
+        """Patches with their halo, and nothing more that encoder and decoder need; see `LeafUNetEncoder.around`."""
+        if self.halo:
+            xy, size = batch["leaf_xy"], batch["leaf_size"]
+            tokens = halo_patches(tokens, xy, size, batch["valid"], size_px, self.halo)
+        return tokens, ()
 
     def _forward(self, patches: Tensor) -> tuple[Tensor, ...]:
         x = self.stem2(F.relu(self.stem1(patches)))
@@ -110,25 +119,19 @@ class LeafEncoder(nn.Module):
 
 
 class LeafDecoder(nn.Module):
-    """Token vectors and the encoder's features to p x p logits.
+    """Token vectors and the encoder's features to p x p logits; settings and data as the encoder's."""
 
-    Args:
-        patch: p.
-        width: D of the tokens.
-        widths: channels per level, finest first, as the encoder's.
-        classes: K.
-    """
-
-    def __init__(self, patch: int, width: int, widths: tuple[int, ...], classes: int) -> None:
+    def __init__(self, settings: UNETRSettings, data: DataShape) -> None:
         super().__init__()
-        self.side = patch >> (len(widths) - 1)
-        self.project = nn.Linear(width, widths[-1] * self.side * self.side)
+        widths = leaf_widths(data.patch, settings.leaf_base)
+        side = data.patch >> (len(widths) - 1)
+        self.project = nn.Linear(settings.width, widths[-1] * side * side)
         self.mix = Residual(widths[-1])
         pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.ups = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
         self.joins = nn.ModuleList(nn.Conv2d(2 * b, b, 3, padding=1) for _, b in pairs)
         self.mixes = nn.ModuleList(Residual(b) for _, b in pairs)
-        self.out = nn.Conv2d(widths[0], classes, 1)
+        self.out = nn.Conv2d(widths[0], data.classes, 1)
         _initialise(self)
         nn.init.normal_(self.out.weight, std=0.5 * widths[0] ** -0.5)  # first logits of order one
         self.checkpoint = False
@@ -138,7 +141,7 @@ class LeafDecoder(nn.Module):
         x = self.mix(bottleneck + self.project(token).unflatten(1, bottleneck.shape[1:]))
         for up, join, mix, skip in zip(self.ups, self.joins, self.mixes, levels[-2::-1], strict=True):
             x = mix(join(F.relu(torch.cat((up(F.relu(x)), skip), dim=1))))
-        return self.out(F.relu(x))
+        return cast(Tensor, self.out(F.relu(x)))
 
     def forward(self, token: Tensor, levels: list[Tensor]) -> Tensor:
         """(M, D) and the encoder's levels to (M, K, p, p)."""

@@ -15,14 +15,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_models.blocks.checkpointing import maybe_recompute
-from hpc_models.blocks.std_conv import conv3x3
+from hpc_models.blocks.conv import conv3x3
+from hpc_models.segmentation.settings import UNETRSettings
+from hpc_models.settings import DataShape
+from hpc_models.tokens.batch import Batch
 from hpc_models.tokens.geometry import ring_cells, ring_steps
 
 _THRESHOLD_BACKWARD = torch.ops.aten.threshold_backward
@@ -190,23 +193,31 @@ class LeafUNetEncoder(nn.Module):
     """Patches to token vectors, keeping the features of each level for the decoder.
 
     Args:
-        patch: p.
-        in_channels: channels of a patch.
-        width: D of the tokens.
-        widths: channels per level, finest first.
-        standardise: filters of the convolutions are brought to mean 0 and variance 1; see `StdConv2d`.
+        settings: width D of the tokens, channels, `seams`, `standardise` (see `StdConv2d`).
+        data: p and the channels of a patch.
     """
 
-    def __init__(
-        self, patch: int, in_channels: int, width: int, widths: tuple[int, ...], standardise: bool = False
-    ) -> None:
+    def __init__(self, settings: UNETRSettings, data: DataShape) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(_Double(a, b, standardise) for a, b in pairwise((in_channels, *widths)))
-        side = patch >> (len(widths) - 1)
-        self.project = nn.Linear(widths[-1] * side * side, width)
+        widths, standardise = leaf_unet_widths(data.patch, settings.leaf_base), settings.standardise
+        self.sides, self.across = [data.patch >> level for level in range(len(widths))], settings.seams
+        self.blocks = nn.ModuleList(_Double(a, b, standardise) for a, b in pairwise((data.in_channels, *widths)))
+        self.project = nn.Linear(widths[-1] * self.sides[-1] ** 2, settings.width)
         nn.init.normal_(self.project.weight, std=self.project.in_features**-0.5)
         nn.init.zeros_(self.project.bias)
         self.checkpoint = False
+
+    def around(self, tokens: Tensor, batch: Batch, valid: Tensor | None, size_px: int) -> tuple[Tensor, tuple[Seams]]:
+        """Patches as they are, and what else encoder and decoder need: the places around every leaf.
+
+        Args:
+            tokens: (B, L, p, p, C).
+            batch: where the leaves lie.
+            valid: (B, L) bool, or None when every row is a leaf.
+            size_px: side R of the frame.
+        """
+        seams = Seams(batch["leaf_xy"], batch["leaf_size"], valid, size_px, self.sides, self.across)
+        return tokens, (seams,)
 
     def _forward(self, patches: Tensor, seams: Seams) -> tuple[Tensor, ...]:
         levels = []
@@ -223,36 +234,27 @@ class LeafUNetEncoder(nn.Module):
 
 
 class LeafUNetDecoder(nn.Module):
-    """Token vectors and the encoder's features to p x p logits.
+    """Token vectors and the encoder's features to p x p logits; settings and data as the encoder's."""
 
-    Args:
-        patch: p.
-        width: D of the tokens.
-        widths: channels per level, finest first, as the encoder's.
-        classes: K.
-        standardise: as the encoder's.
-    """
-
-    def __init__(
-        self, patch: int, width: int, widths: tuple[int, ...], classes: int, standardise: bool = False
-    ) -> None:
+    def __init__(self, settings: UNETRSettings, data: DataShape) -> None:
         super().__init__()
-        side = patch >> (len(widths) - 1)
-        self.project = nn.Linear(width, widths[-1] * side * side)
+        widths, standardise = leaf_unet_widths(data.patch, settings.leaf_base), settings.standardise
+        side = data.patch >> (len(widths) - 1)
+        self.project = nn.Linear(settings.width, widths[-1] * side * side)
         # A quarter of the bottleneck's variance: what the token says must not drown what the leaf shows.
-        nn.init.normal_(self.project.weight, std=0.5 * width**-0.5)
+        nn.init.normal_(self.project.weight, std=0.5 * settings.width**-0.5)
         nn.init.zeros_(self.project.bias)
         pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.ups = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
         self.blocks = nn.ModuleList(_Double(2 * b, b, standardise) for _, b in pairs)
-        self.out = nn.Conv2d(widths[0], classes, 1)
+        self.out = nn.Conv2d(widths[0], data.classes, 1)
         self.checkpoint = False
 
     def _forward(self, token: Tensor, seams: Seams, *levels: Tensor) -> Tensor:
         x = levels[-1] + self.project(token).unflatten(1, levels[-1].shape[1:])
         for up, block, skip in zip(self.ups, self.blocks, levels[-2::-1], strict=True):
             x = block(skip, seams, up(x))
-        return self.out(x)
+        return cast(Tensor, self.out(x))
 
     def forward(self, token: Tensor, levels: list[Tensor], seams: Seams) -> Tensor:
         """(M, D) and the encoder's levels to (M, K, p, p)."""

@@ -5,11 +5,15 @@ Hatamizadeh et al., Swin UNETR (2022). MONAI itself (the extra `monai`) is loade
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from hpc_models.blocks.init import set_prior
 from hpc_models.segmentation.monai_nets import build_net
-from hpc_models.tokens.pictures import PictureModel
+from hpc_models.segmentation.picture_model import PictureModel
+from hpc_models.segmentation.settings import SwinUNETRSettings
+from hpc_models.settings import DataShape
 
 STRIDE = 32
 
@@ -17,63 +21,29 @@ STRIDE = 32
 class SwinUNETR(PictureModel):
     """MONAI's SwinUNETR in two dimensions.
 
-    Args:
-        size_px: see `PictureModel`.
-        patch: see `PictureModel`.
-        length: see `PictureModel`.
-        classes: K.
-        in_channels: channels of the input.
-        layout: see `PictureModel`.
-        grid: see `PictureModel`.
-        feature_size: channels of the finest level, a multiple of 12.
-        depths: blocks of the four stages.
-        heads: attention heads of the four stages.
-        window: side of an attention window.
-        dropout: of the transformer.
-        normalise: see `PictureModel`.
-        checkpointing: recompute the transformer's blocks in the backward pass.
-        prior: expected share of foreground; sets the last bias to its logit. None leaves it as is.
-
     Raises:
         ValueError: MONAI is missing, or sizes that do not fit each other. Pictures whose sides are no multiples of 32
             are padded; they must be larger than 32, since its norms need more than one pixel at the bottom.
     """
 
-    def __init__(
-        self,
-        size_px: int,
-        patch: int,
-        length: int,
-        classes: int = 1,
-        in_channels: int = 3,
-        layout: str = "geometric",
-        grid: int | None = None,
-        feature_size: int = 24,
-        depths: tuple[int, int, int, int] = (2, 2, 2, 2),
-        heads: tuple[int, int, int, int] = (3, 6, 12, 24),
-        window: int = 7,
-        dropout: float = 0.0,
-        normalise: bool = True,
-        checkpointing: bool = False,
-        prior: float | None = None,
-    ) -> None:
-        super().__init__(size_px, patch, length, layout, grid, normalise, STRIDE)
+    def __init__(self, settings: SwinUNETRSettings, data: DataShape) -> None:
+        super().__init__(settings, data, STRIDE)
         if self.picture_px <= STRIDE:
             raise ValueError(f"swin_unetr needs pictures larger than {STRIDE} px, got {self.picture_px}")
         self.net = build_net(
             "SwinUNETR",
-            in_channels=in_channels,
-            out_channels=classes,
-            feature_size=feature_size,
-            depths=tuple(depths),
-            num_heads=tuple(heads),
-            window_size=window,
-            drop_rate=dropout,
-            attn_drop_rate=dropout,
+            in_channels=data.in_channels,
+            out_channels=data.classes,
+            feature_size=settings.feature_size,
+            depths=tuple(settings.depths),
+            num_heads=tuple(settings.heads),
+            window_size=settings.window,
+            drop_rate=settings.dropout,
+            attn_drop_rate=settings.dropout,
             spatial_dims=2,
         )
-        set_prior(self.out.bias, prior)
-        self.set_checkpointing(checkpointing)
+        set_prior(self.out.bias, settings.prior)
+        self.set_checkpointing(settings.checkpointing)
 
     @property
     def out(self) -> nn.Conv2d:
@@ -95,4 +65,4 @@ class SwinUNETR(PictureModel):
 
     def network(self, image: Tensor) -> Tensor:
         """See `PictureModel`."""
-        return self.net(image)
+        return cast(Tensor, self.net(image))

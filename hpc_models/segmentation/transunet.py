@@ -7,17 +7,20 @@ the description; layer by layer the published counts are met (105,277,081 weight
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_models.blocks.checkpointing import recompute
+from hpc_models.blocks.conv import norm2d
 from hpc_models.blocks.init import set_norm_eps, set_prior
 from hpc_models.blocks.resnet import ResNet
 from hpc_models.blocks.vit_encoder import ViTEncoder
-from hpc_models.segmentation.unet import norm2d
-from hpc_models.tokens.pictures import PictureModel
+from hpc_models.segmentation.picture_model import PictureModel
+from hpc_models.segmentation.settings import TransUNetSettings
+from hpc_models.settings import DataShape
 from hpc_models.tokens.position import resize_table
 
 STRIDE = 16
@@ -42,80 +45,41 @@ class UpStage(nn.Module):
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
         """(N, C_in, h, w) and (N, C_skip, 2h, 2w) or None to (N, C_out, 2h, 2w)."""
         x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
-        return self.conv2(self.conv1(x if skip is None else torch.cat((x, skip), dim=1)))
+        return cast(Tensor, self.conv2(self.conv1(x if skip is None else torch.cat((x, skip), dim=1))))
 
 
 class TransUNet(PictureModel):
     """TransUNet on pictures, crops or token sets laid out as a picture.
 
     Args:
-        size_px: see `PictureModel`; the table of positions has (S / 16)^2 rows for its pictures of side S, and is
-            interpolated for pictures of another size.
-        patch: see `PictureModel`.
-        length: see `PictureModel`.
-        classes: K.
-        in_channels: channels of the input.
-        layout: see `PictureModel`.
-        grid: see `PictureModel`.
-        width: D of the transformer.
-        depth: transformer blocks.
-        heads: attention heads per block.
-        mlp_dim: hidden width of the blocks' MLPs; 4 * width when None.
-        stem_width: channels of the ResNet's stem.
-        units: units of the ResNet's three stages.
-        decoder_widths: channels after each of the four doublings.
-        norm: of the decoder: "batch" (the paper's; its statistics depend on which images share a rank), "instance" or
-            "none".
-        dropout: in the MLPs and behind the embedding (the paper: 0.1).
-        normalise: see `PictureModel`.
-        checkpointing: recompute units, blocks and decoder stages in the backward pass.
-        prior: expected share of foreground; sets the last bias to its logit. None leaves it as is.
+        settings: norm "batch" of the decoder is the paper's; its statistics depend on which images share a rank.
+        data: the table of positions has (S / 16)^2 rows for pictures of side S, and is interpolated for others.
 
     Raises:
         ValueError: sizes that do not fit each other.
     """
 
-    def __init__(
-        self,
-        size_px: int,
-        patch: int,
-        length: int,
-        classes: int = 1,
-        in_channels: int = 3,
-        layout: str = "geometric",
-        grid: int | None = None,
-        width: int = 768,
-        depth: int = 12,
-        heads: int = 12,
-        mlp_dim: int | None = None,
-        stem_width: int = 64,
-        units: tuple[int, int, int] = (3, 4, 9),
-        decoder_widths: tuple[int, int, int, int] = (256, 128, 64, 16),
-        norm: str = "batch",
-        dropout: float = 0.0,
-        normalise: bool = True,
-        checkpointing: bool = False,
-        prior: float | None = None,
-    ) -> None:
-        super().__init__(size_px, patch, length, layout, grid, normalise, STRIDE)
+    def __init__(self, settings: TransUNetSettings, data: DataShape) -> None:
+        super().__init__(settings, data, STRIDE)
+        width, widths, norm = settings.width, settings.decoder_widths, settings.norm
         self.side = -(-self.picture_px // STRIDE)
-        self.resnet = ResNet(in_channels, stem_width, units)
+        self.resnet = ResNet(data.in_channels, settings.stem_width, settings.units)
         self.embed = nn.Conv2d(self.resnet.widths[-1], width, 1)
         self.table = nn.Parameter(torch.zeros(1, self.side**2, width))
-        self.dropout = dropout
-        self.vit = ViTEncoder(width, depth, heads, mlp_dim or 4 * width, (), qkv_bias=True, dropout=dropout)
+        self.dropout = settings.dropout
+        mlp_dim = settings.mlp_dim or 4 * width
+        self.vit = ViTEncoder(width, settings.depth, settings.heads, mlp_dim, qkv_bias=True, dropout=self.dropout)
         set_norm_eps(self.vit, 1e-6)
         for block in self.vit.blocks:
             block.attn.dropout = 0.0  # type: ignore[union-attr,assignment]
-        first = 2 * decoder_widths[0]
+        first = 2 * widths[0]
         self.bridge = ConvNorm(width, first, norm)
         skips = [*reversed(self.resnet.widths[:3]), 0]
-        steps = pairwise((first, *decoder_widths))
+        steps = pairwise((first, *widths))
         self.ups = nn.ModuleList(UpStage(a, s, b, norm) for (a, b), s in zip(steps, skips, strict=True))
-        self.out = nn.Conv2d(decoder_widths[-1], classes, 3, padding=1)
-        self._initialise(prior)
-        self.checkpoint = False
-        self.set_checkpointing(checkpointing)
+        self.out = nn.Conv2d(widths[-1], data.classes, 3, padding=1)
+        self._initialise(settings.prior)
+        self.set_checkpointing(settings.checkpointing)
 
     def _initialise(self, prior: float | None) -> None:
         nn.init.trunc_normal_(self.table, std=0.02)
@@ -128,12 +92,6 @@ class TransUNet(PictureModel):
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
         set_prior(self.out.bias, prior)
-
-    def set_checkpointing(self, on: bool) -> None:
-        """Switch activation checkpointing; results do not change."""
-        self.checkpoint = self.resnet.checkpoint = on
-        for block in self.vit.blocks:
-            block.checkpoint = on  # type: ignore[assignment]
 
     def fsdp_units(self) -> list[nn.Module]:
         """Modules to shard one by one, in forward order; what is left belongs to the root."""
@@ -153,4 +111,4 @@ class TransUNet(PictureModel):
         x = recompute(self, self.bridge, x)
         for up, skip in zip(self.ups, (eighth, quarter, stem, None), strict=True):
             x = recompute(self, up, x, skip)
-        return self.out(x)
+        return cast(Tensor, self.out(x))

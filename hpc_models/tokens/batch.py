@@ -5,7 +5,7 @@ Shapes use one letter per axis: B images, L tokens, p cells per token side, K cl
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ def pack(x: Tensor, valid: Tensor | None) -> Tensor:
 def unpack(rows: Tensor, like: Tensor, valid: Tensor | None) -> Tensor:
     """(M, ...) back to (B, L, ...), zeros in padding; `like` only gives B and L."""
     if valid is None:
-        return rows.unflatten(0, like.shape[:2])
+        return cast(Tensor, rows.unflatten(0, like.shape[:2]))
     full = rows.new_zeros(*valid.shape, *rows.shape[1:])
     full[valid] = rows
     return full

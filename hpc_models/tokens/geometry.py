@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import cast
 
 import numpy as np
 import torch
@@ -91,7 +92,7 @@ def owner_map(leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor, size_px: int, s
         (B, side, side) int64, -1 where no leaf covers the centre.
     """
     points = centres_xy(size_px, side, leaf_xy.device)
-    return owner_of(points, leaf_xy, leaf_size, valid).unflatten(1, (side, side))
+    return cast(Tensor, owner_of(points, leaf_xy, leaf_size, valid).unflatten(1, (side, side)))
 
 
 def tokens_to_grid(x: Tensor, owner: Tensor) -> Tensor:
@@ -100,7 +101,7 @@ def tokens_to_grid(x: Tensor, owner: Tensor) -> Tensor:
     flat = owner.reshape(b, -1)
     rows = torch.gather(x, 1, flat.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1]))
     rows = rows.masked_fill((flat < 0)[..., None], 0)
-    return rows.transpose(1, 2).unflatten(2, (g, g))
+    return cast(Tensor, rows.transpose(1, 2).unflatten(2, (g, g)))
 
 
 def paint(values: Tensor, leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor, size_px: int, side: int) -> Tensor:
@@ -133,7 +134,7 @@ def paint(values: Tensor, leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor, siz
 
     if side < size_px:
         painted = _add_small_cells(painted, flat, leaf_xy, leaf_size * valid, size_px, side, p)
-    return painted.transpose(1, 2).unflatten(2, (side, side))
+    return cast(Tensor, painted.transpose(1, 2).unflatten(2, (side, side)))
 
 
 def _add_small_cells(

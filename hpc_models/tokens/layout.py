@@ -8,12 +8,27 @@ leaves as their packing does.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from hpc_models.settings import DataShape
 from hpc_models.tokens.batch import Batch, cut_patches, join_patches
 from hpc_models.tokens.geometry import is_power_of_two, owner_map, paint, raster_to_cells, tokens_to_grid
+
+
+def cells_of(data: DataShape) -> int:
+    """Smallest leaves per side of the frame, R / p.
+
+    Raises:
+        ValueError: no such tree, or no token.
+    """
+    if data.length < 1:
+        raise ValueError(f"length must be at least 1, got {data.length}")
+    if data.size_px % data.patch or not is_power_of_two(data.size_px // data.patch):
+        raise ValueError(f"size_px must be patch * 2^k, got {data.size_px} with patch {data.patch}")
+    return data.size_px // data.patch
 
 
 def grid_side(length: int, cells: int, grid: int | None = None) -> int:
@@ -57,7 +72,7 @@ class SequenceLayout:
 
     def to_grid(self, x: Tensor) -> Tensor:
         """(B, L, D) to (B, D, g, g)."""
-        return x.transpose(1, 2).unflatten(2, (self.side, self.side))
+        return cast(Tensor, x.transpose(1, 2).unflatten(2, (self.side, self.side)))
 
     def to_cells(self, logits: Tensor) -> Tensor:
         """(B, K, g*p, g*p) to (B, L, p, p, K)."""
@@ -125,4 +140,4 @@ def _transpose_rows(x: Tensor, valid: Tensor, height: Tensor | int) -> Tensor:
     rows = _leaves(valid) * p
     row = torch.arange(length * p, device=x.device)
     source = torch.where(row < rows, row % height * (rows // height) + row // height, row)
-    return x.flatten(1, 2).take_along_dim(source[..., None, None], 1).unflatten(1, (length, p))
+    return cast(Tensor, x.flatten(1, 2).take_along_dim(source[..., None, None], 1).unflatten(1, (length, p)))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-POSITIONS = ("slot", "geom", "both", "none")
+from hpc_models.settings import DataShape
 
 
 class LeafPosition(nn.Module):
@@ -51,7 +52,7 @@ class LeafPosition(nn.Module):
     def forward(self, leaf_xy: Tensor, leaf_size: Tensor) -> Tensor:
         """(B, L, 2) and (B, L) int64 to (B, L, D)."""
         # The angles are computed in float32; under sharded mixed precision the weights are bf16 from here on.
-        return self.mlp(self.features(leaf_xy, leaf_size).to(next(self.mlp.parameters()).dtype))
+        return cast(Tensor, self.mlp(self.features(leaf_xy, leaf_size).to(next(self.mlp.parameters()).dtype)))
 
 
 class Position(nn.Module):
@@ -60,18 +61,14 @@ class Position(nn.Module):
     Args:
         kind: "slot" (a learned table, one row per slot of the sequence, as ViT and the APF authors do), "geom"
             (`LeafPosition`), "both" or "none".
-        size_px: side R of the frame.
-        patch: p.
-        length: rows of the slot table.
+        data: frame and patch, and the rows of the slot table (`length`).
         width: D.
     """
 
-    def __init__(self, kind: str, size_px: int, patch: int, length: int, width: int) -> None:
+    def __init__(self, kind: str, data: DataShape, width: int) -> None:
         super().__init__()
-        if kind not in POSITIONS:
-            raise ValueError(f"position must be one of {', '.join(POSITIONS)}, got {kind!r}")
-        self.table = nn.Parameter(torch.zeros(1, length, width)) if kind in ("slot", "both") else None
-        self.geom = LeafPosition(size_px, patch, width) if kind in ("geom", "both") else None
+        self.table = nn.Parameter(torch.zeros(1, data.length, width)) if kind in ("slot", "both") else None
+        self.geom = LeafPosition(data.size_px, data.patch, width) if kind in ("geom", "both") else None
         if self.table is not None:
             nn.init.trunc_normal_(self.table, std=0.02)
 

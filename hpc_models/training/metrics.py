@@ -33,21 +33,6 @@ def counts_from_logits(logits: Tensor, mask_counts: Tensor, content_counts: Tens
     )
 
 
-def constant_counts(mask_counts: Tensor, content_counts: Tensor, foreground: bool) -> Tensor:
-    """Counts of the prediction "everything is foreground" (or nothing is): the floors any model has to pass.
-
-    Args:
-        mask_counts: (B, L, p, p, K).
-        content_counts: (B, L, p, p).
-        foreground: True: all of the content is predicted; False: nothing is.
-
-    Returns:
-        (B, K, 3) int64: [I, P, T].
-    """
-    value = 1.0 if foreground else -1.0
-    return counts_from_logits(torch.full_like(mask_counts, value, dtype=torch.float32), mask_counts, content_counts)
-
-
 def dice(counts: Tensor) -> Tensor:
     """2 I / (P + T) for counts (..., 3), float64.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +43,6 @@ class Field:
     def profile_col(self) -> Tensor:
         """(W,): one number per column, the sum over its rows."""
         return self.map.sum(0)
-
-    def square_root(self) -> Tensor:
-        """(H, W) in [0, 1]: the root of the map over its largest value, which shows what is weak but not zero."""
-        top = self.map.max()
-        return (self.map / top).sqrt() if top > 0 else self.map
 
     def support_hw(self) -> tuple[int, int]:
         """Height and width (px) of the smallest rectangle that holds every pixel with any influence at all."""
@@ -121,7 +116,7 @@ def _as_map(output: Tensor, image: Tensor, name: str) -> Tensor:
             tokens = output.shape[1] - first
             rows = round(math.sqrt(tokens * height / width))
             if rows and tokens % rows == 0 and rows * width == tokens // rows * height:
-                return output[:, first:].transpose(1, 2).unflatten(2, (rows, tokens // rows))
+                return cast(Tensor, output[:, first:].transpose(1, 2).unflatten(2, (rows, tokens // rows)))
     raise ValueError(
         f"{name} gives {tuple(output.shape)}, which is no map of a {image.shape[-2]} x {image.shape[-1]} picture; "
         "name a layer that has one"

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     std, support = field.std_hw(), field.support_hw()
     about = {
         "experiment": config.experiment,
-        "model": config.model.model_dump(mode="json"),
+        "model": config.model_dump(mode="json")["model"],
         "weights": config.train.init_from,
         "pictures": "noise" if args.noise else f"{config.data.dir} ({args.split})",
         "images": field.images,

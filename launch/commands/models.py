@@ -7,7 +7,7 @@ import json
 
 from data_prep.system.command_line import positive
 from launch.config.config import Config, apply_overrides
-from launch.config.models.table import MODELS
+from launch.config.model import MODELS
 from launch.experiments.load import load
 from launch.plan.inventory import NOTES, inventory, reference, table
 

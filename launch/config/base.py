@@ -1,10 +1,10 @@
-"""What the settings of every model share: frozen sections, empty values, the base class; must not import torch."""
+"""What all sections share: frozen groups of settings, empty values of the command line; must not import torch."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 
 def none_from_text(value: Any) -> Any:
@@ -29,36 +29,3 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", coerce_numbers_to_str=True, validate_default=True, allow_inf_nan=False
     )
-
-
-Attention = Literal["full", "packed", "window", "performer_relu", "performer_softmax", "nystrom"]
-Task = Literal["segmentation", "classification"]
-Inputs = Literal["tokens", "tiles", "images"]
-
-# Arguments of the models that the data section gives, each only to models that have it.
-FROM_DATA = ("size_px", "patch", "length", "classes", "in_channels", "image_hw")
-
-
-class ModelConfig(Section):
-    """What every model has; sizes, channels and the number of classes come from the data section.
-
-    Attributes:
-        task: what the model answers, as its class in `hpc_models` says.
-        inputs: the kinds of data it can be trained on (`data.kind`).
-        has_attention: whether it has attention whose kernel a record should name.
-    """
-
-    task: ClassVar[Task] = "segmentation"
-    inputs: ClassVar[tuple[Inputs, ...]] = ("tokens",)
-    has_attention: ClassVar[bool] = True
-
-    name: str = Field(description="registered name of the model")
-
-    @property
-    def decoder_name(self) -> str:
-        """The decoder as records name it."""
-        return str(getattr(self, "decoder", "conv"))
-
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments for `hpc_models.registry.build`, without those that the data section gives."""
-        return self.model_dump(exclude={"name"})

@@ -13,20 +13,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
-
-from launch.config.base import (
-    ModelConfig,
-    OptionalBool,
-    OptionalFloat,
-    OptionalInt,
-    OptionalText,
-    Section,
-    number_from_text,
+from pydantic import (
+    BeforeValidator,
+    Field,
+    InstanceOf,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
 )
+
+from hpc_models.registry import settings_class
+from hpc_models.settings import ModelSettings
+from launch.config.base import OptionalBool, OptionalFloat, OptionalInt, OptionalText, Section, number_from_text
 from launch.config.data import DataConfig as DataConfig
 from launch.config.log import LogConfig
-from launch.config.models.table import MODELS
+from launch.config.model import MODELS, checked, rows
 
 # Keys that say where and how often to write, not what is computed: they may differ between the lives of one run.
 NOT_COMPARED = (
@@ -200,7 +202,7 @@ class Config(Section):
 
     experiment: str = Field(description="name of the experiment this came from")
     data: DataConfig
-    model: SerializeAsAny[ModelConfig]
+    model: InstanceOf[ModelSettings]
     train: TrainConfig
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -218,8 +220,12 @@ class Config(Section):
     @classmethod
     def _pick_model(cls, value: Any) -> Any:
         if isinstance(value, dict):
-            return model_class(str(value.get("name", ""))).model_validate(value)
+            return checked(model_class(str(value.get("name", ""))), value)
         return value
+
+    @field_serializer("model")
+    def _dump_model(self, model: ModelSettings) -> dict[str, Any]:
+        return {key: value for key, value, _ in rows(model)}
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -286,9 +292,9 @@ class Config(Section):
         lines: list[str] = []
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            if isinstance(value, Section):
+            if isinstance(value, Section | ModelSettings):
                 lines.append(f"{name}:")
-                lines += [_yaml_line(k, getattr(value, k), f.description, 2) for k, f in _fields(value)]
+                lines += [_yaml_line(*row, 2) for row in (_rows(value) if isinstance(value, Section) else rows(value))]
             else:
                 lines.append(_yaml_line(name, value, field.description, 0))
         return "\n".join(lines) + "\n"
@@ -300,8 +306,8 @@ class Config(Section):
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def _fields(section: Section) -> Iterable[tuple[str, Any]]:
-    return type(section).model_fields.items()
+def _rows(section: Section) -> list[tuple[str, Any, str | None]]:
+    return [(key, getattr(section, key), field.description) for key, field in type(section).model_fields.items()]
 
 
 def _yaml_line(key: str, value: Any, description: str | None, indent: int) -> str:
@@ -314,7 +320,7 @@ def _ignored(key: str) -> bool:
     return any(key == name or key.startswith(name + ".") for name in NOT_COMPARED)
 
 
-def model_class(name: str) -> type[ModelConfig]:
+def model_class(name: str) -> type[ModelSettings]:
     """The settings class of a registered model.
 
     Raises:
@@ -322,7 +328,7 @@ def model_class(name: str) -> type[ModelConfig]:
     """
     if name not in MODELS:
         raise ConfigError(f"model.name={name!r} is unknown{suggest(name, MODELS)}; valid: {', '.join(sorted(MODELS))}")
-    return MODELS[name]
+    return settings_class(name)
 
 
 def suggest(word: str, valid: Iterable[str]) -> str:
@@ -369,7 +375,7 @@ def apply_overrides(base: Config, overrides: Sequence[str]) -> Config:
     tree = base.model_dump(mode="json")
     name = dict(pairs).get("model.name", tree["model"]["name"])
     if name != tree["model"]["name"]:
-        tree["model"] = model_class(name)(name=name).model_dump(mode="json")
+        tree["model"] = {key: value for key, value, _ in rows(model_class(name)())}
     valid = flatten(tree)
     for key, value in pairs:
         if key not in valid:

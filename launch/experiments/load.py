@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Iterator, Sequence
 
 from launch.config.config import Config, ConfigError, apply_overrides
-from launch.config.models.table import MODELS
+from launch.config.model import MODELS
 from launch.experiments.experiment import Experiment
 
 # The files of this room that have experiments, in the order of the list and of the search.

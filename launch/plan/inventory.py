@@ -146,7 +146,7 @@ def reference(name: str, batch: int = 1) -> Config:
             length=(FRAME_PX // PATCH_PX) ** 2,
             crop_px=FRAME_PX,
         )
-    return Config(experiment="-", data=data, model=settings(name=name), train=TrainConfig(batch=batch, max_steps=1))
+    return Config(experiment="-", data=data, model=settings(), train=TrainConfig(batch=batch, max_steps=1))
 
 
 def describe_input(config: Config) -> str:
@@ -175,12 +175,11 @@ def inventory(configs: dict[str, Config]) -> list[dict[str, Any]]:
             "inputs": list(config.model.inputs),
             "input": describe_input(config),
             "batch": config.train.batch,
-            "reconstruction": False,
+            "reconstruction": config.model.reconstruction,
         }
         try:
             with torch.device("meta"):
                 model = build_model(config)
-                row["reconstruction"] = bool(getattr(model, "reconstruction", False))
                 row |= asdict(measure(model, meta_inputs(config)))
         except ValueError as error:
             row["error"] = str(error)

@@ -45,7 +45,7 @@ def check_model(config: Config) -> None:
             model = build_model(config)
     except ValueError as error:
         raise ConfigError(f"model.name={config.model.name}: {error}") from None
-    in_sequence = getattr(model, "decoder_kind", "") == "raster" or getattr(model, "layout", "") == "sequence"
+    in_sequence = config.model.decoder_name == "raster" or getattr(config.model, "layout", "") == "sequence"
     if in_sequence and config.data.patching == "apf" and getattr(model, "uniform", False):
         raise ConfigError(
             f"data.length={config.data.length} is (resolution / patch)^2, which a model that takes the sequence as a "

@@ -18,7 +18,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from data_prep.system.files import write_atomic
-from hpc_models import registry
 from hpc_models.training import metrics
 from hpc_models.training.distill import scale_loss, teacher_loss
 from launch.config.config import Config, ConfigError
@@ -91,7 +90,7 @@ class Classification:
     def __init__(self, config: Config, files: TokenFiles | ImageFiles) -> None:
         self.config, self.files = config, files
         self.parts = max(1, len(config.data.sizes))
-        if config.train.scale_distill and not getattr(registry.model_class(config.model.name), "features", False):
+        if config.train.scale_distill and not config.model.gives_token:
             raise ConfigError(f"train.scale_distill: model {config.model.name} has no class token to learn from")
         self._labels = files.labels if isinstance(files, ImageFiles) else slide_labels(config.data, files)
 

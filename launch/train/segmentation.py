@@ -174,7 +174,7 @@ def raster_logits(
     forward: Forward, config: Config, raster: Raster, device: torch.device, everywhere: bool = False
 ) -> torch.Tensor:
     """Logits per pixel, (K, R, R), by sliding windows; those without content are left out unless `everywhere`."""
-    from hpc_models.segmentation.unet import sliding_window
+    from hpc_models.segmentation.sliding_window import sliding_window
 
     image = torch.from_numpy(raster.image).to(device).permute(2, 0, 1).float() / 255
     data = config.data

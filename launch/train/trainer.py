@@ -13,6 +13,7 @@ import torch
 
 from data_prep.system.progress import Progress
 from hpc_models import registry
+from hpc_models.settings import DataShape
 from launch import engines
 from launch.config.config import CheckpointConfig, Config, EvalConfig
 from launch.data.batches import Prefetch, Sampler
@@ -383,14 +384,13 @@ def make_task(config: Config, files: Files) -> Task:
 
 def build_model(config: Config) -> torch.nn.Module:
     """The single-device model that a configuration names."""
-    data, options = config.data, config.model.options()
-    given = {
-        "classes": data.classes,
-        "size_px": data.crop_px if data.kind == "tiles" else data.resolution,
-        "patch": data.patch,
-        "length": data.length,
-        "in_channels": data.channels,
-        "image_hw": (data.crop_px,) * 2 if data.kind == "tiles" else data.image_hw or (data.resolution,) * 2,
-    }
-    known = registry.options(config.model.name)
-    return registry.build(config.model.name, **options, **{k: v for k, v in given.items() if k in known})
+    data = config.data
+    shape = DataShape(
+        size_px=data.crop_px if data.kind == "tiles" else data.resolution,
+        patch=data.patch,
+        length=data.length,
+        classes=data.classes,
+        in_channels=data.channels,
+        image_hw=(data.crop_px,) * 2 if data.kind == "tiles" else data.image_hw or (data.resolution,) * 2,
+    )
+    return registry.make(config.model, shape)

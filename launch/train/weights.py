@@ -55,7 +55,7 @@ def other_settings(config: Config) -> list[str]:
     source = Path(config.train.init_from or "")
     try:
         there = yaml.safe_load((source / "config.yaml").read_text())
-        found = differing_keys({"model": dict(there["model"])}, {"model": config.model.model_dump(mode="json")})
+        found = differing_keys({"model": dict(there["model"])}, {"model": config.model_dump(mode="json")["model"]})
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return []
     return [line for line in found if line.split(":")[0] not in UNLEARNED]

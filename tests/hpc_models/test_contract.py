@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hpc_models.registry import build, model_class, names, options
+from hpc_models.registry import build, names, settings_class
 from hpc_models.segmentation.unet import UNet
 from hpc_models.segmentation.unetr import TokenHead
 from hpc_models.training.losses import bce_dice
@@ -78,7 +78,7 @@ def full(batch):
 
 
 def test_the_cases_cover_every_registered_model_and_decoder():
-    known = {n for n in names() if model_class(n).task == "segmentation"}
+    known = {n for n in names() if settings_class(n).task == "segmentation"}
     assert {kind for kind, _ in MODELS.values()} == known == {MODELS[name][0] for name in COMPILED}
     assert {c.get("decoder") for _, c in MODELS.values()} >= {"raster", "geometric", "token", "leaf", "leaf_unet"}
 
@@ -287,8 +287,8 @@ def test_registry_refuses_what_it_does_not_know():
     with pytest.raises(ValueError, match="needs size_px, patch, length"):
         build("unetr")
     assert isinstance(build("unet_tiled", widths=(4, 8)), UNet)
-    assert options("unet")["norm"] == "instance"
-    assert (options("vit_seg")["decoder"], options("unetr")["decoder"]) == ("token", "raster")
+    assert settings_class("unet")().norm == "instance"
+    assert (settings_class("vit_seg")().decoder, settings_class("unetr")().decoder) == ("token", "raster")
     vit = build("vit_seg", size_px=32, patch=8, length=16, width=16, depth=1, heads=2)
     assert isinstance(vit.decoder, TokenHead) and vit.vit.blocks[0].attn.qkv.bias is not None
 

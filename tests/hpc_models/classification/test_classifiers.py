@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hpc_models.registry import build, model_class, names
+from hpc_models.registry import build, names, settings_class
 from tests.helpers.trees import random_batch
 
 # name: (registered name, small settings, shape of the picture (C, H, W), or None for tokens)
@@ -80,7 +80,7 @@ def loss_of(model, batch):
 
 
 def test_the_cases_cover_every_registered_classifier():
-    known = {n for n in names() if model_class(n).task == "classification"}
+    known = {n for n in names() if settings_class(n).task == "classification"}
     assert {kind for kind, _, _ in MODELS.values()} == known == {MODELS[name][0] for name in COMPILED}
     assert {kind for name, (kind, _, _) in MODELS.items() if name not in LARGE} == known
 

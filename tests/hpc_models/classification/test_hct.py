@@ -1,5 +1,7 @@
 """HCT, GMIC and Def-GMIC: weights, costs, map sizes and memory at their real sizes on meta, values on small ones."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,8 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hpc_models.blocks.deformable_conv import DeformConv2d
 from hpc_models.blocks.linear_attention import Nystrom, Performer
-from hpc_models.classification.hct import GMIC, HCT, ACBlock, ConvBlock, DefGMIC
+from hpc_models.classification.hct import ACBlock, ResidualConv
+from hpc_models.registry import build
 
+HCT, GMIC, DefGMIC = (partial(build, name) for name in ("hct", "gmic", "def_gmic"))
 PATCH, HALF, FULL = (512, 512), (1664, 1280), (3328, 2560)
 
 
@@ -133,7 +137,7 @@ def bn(norm, x):
 @pytest.mark.parametrize(("first", "stride", "outputs"), [(True, 2, 32), (True, 1, 16), (False, 1, 16)])
 def test_conv_block_is_its_definition(first, stride, outputs):
     torch.manual_seed(0)
-    block, x = seeded(ConvBlock(16, outputs, stride, first)), torch.randn(2, 16, 9, 8)
+    block, x = seeded(ResidualConv(16, outputs, stride, first)), torch.randn(2, 16, 9, 8)
     y = bn(block.norm1, x).relu()
     beside = F.conv2d(y, block.shortcut.weight, stride=stride) if first else x
     z = bn(block.norm2, F.conv2d(y, block.conv1.weight, stride=stride, padding=1)).relu()
@@ -165,7 +169,7 @@ def test_stem_has_no_norm_and_its_pool_no_padding():
     expected = F.max_pool2d(F.conv2d(x, model.stem.weight, stride=2, padding=3), 3, 2)
     assert torch.equal(seen[0], expected) and expected.shape[-2:] == (15, 12)
     torch.testing.assert_close(logits, model.head(model.feature_map(x).mean((2, 3))))
-    torch.testing.assert_close(GMIC.forward(model, {"image": x}), logits)
+    torch.testing.assert_close(model.forward({"image": x}), logits)
 
 
 def test_new_def_gmic_is_gmic():

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from hpc_models.classification.hiri_blocks import ReducedAttention
-from hpc_models.classification.hiri_bodies import BODIES, TwoBranchBody, WindowAttention
-from hpc_models.classification.hrnet import Exchange
+from hpc_models.classification.hiri_bodies import BODIES, WindowAttention
+from hpc_models.classification.hrnet import FuseBlock
+from hpc_models.registry import build, settings_class
 
 # weights, then billion multiply-accumulates at 224 and at 448 px
 PUBLISHED = {
@@ -28,20 +29,20 @@ def gmacs(model: torch.nn.Module, side: int) -> float:
 @pytest.mark.parametrize("body", BODIES)
 def test_plain_bodies_have_their_published_weights_and_costs(body):
     with torch.device("meta"):
-        model = TwoBranchBody(body=body).eval()
+        model = build("hiri_body", body=body).eval()
     weights, small, large = PUBLISHED[body]
     assert sum(p.numel() for p in model.parameters()) == weights
     assert (gmacs(model, 224), gmacs(model, 448)) == pytest.approx((small, large), abs=1e-3)
-    assert not model.reconstruction
+    assert not settings_class("hiri_body")(body=body).reconstruction
 
 
 @pytest.mark.parametrize("body", BODIES)
 def test_five_stages_at_448_cost_about_what_the_body_costs_at_224(body):
     """That is the point of the treatment: four times the pixels for at most a quarter more arithmetic."""
     with torch.device("meta"):
-        model = TwoBranchBody(body=body, five_stages=True).eval()
+        model = build("hiri_body", body=body, five_stages=True).eval()
     assert gmacs(model, 448) < 1.25 * PUBLISHED[body][1]
-    assert model.reconstruction
+    assert settings_class("hiri_body")(body=body, five_stages=True).reconstruction
     maps, x = [], torch.zeros(1, 3, 448, 448, device="meta")
     for stage in model.stages:
         x = stage(x)
@@ -101,7 +102,7 @@ def test_a_picture_whose_map_cannot_shrink_is_refused():
 
 def test_exchange_lets_every_resolution_reach_every_other():
     torch.manual_seed(0)
-    layer = Exchange((4, 8, 16)).eval()
+    layer = FuseBlock((4, 8, 16)).eval()
     maps = [torch.randn(1, 4, 8, 8), torch.randn(1, 8, 4, 4), torch.randn(1, 16, 2, 2)]
     before = layer(maps)
     assert [tuple(m.shape) for m in before] == [tuple(m.shape) for m in maps]
@@ -112,4 +113,4 @@ def test_exchange_lets_every_resolution_reach_every_other():
 
 def test_unknown_body_is_refused():
     with pytest.raises(ValueError, match="body must be one of pvt_v2_b2, davit_tiny, hrnet_w18"):
-        TwoBranchBody(body="resnet")
+        build("hiri_body", body="resnet")

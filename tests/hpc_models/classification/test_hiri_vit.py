@@ -5,13 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from hpc_models.classification.hiri_blocks import ConvBlock, Downsample, HRBlock, Stem, TransformerBlock, repeat2
-from hpc_models.classification.hiri_vit import PLANS, HIRIViT
+from hpc_models.classification.hiri_blocks import Downsample, FeedBlock, HRBlock, Stem, TransformerBlock, repeat2
+from hpc_models.classification.hiri_vit import PLANS
+from hpc_models.registry import build, settings_class
 
 
 def gmacs(variant: str, side: int) -> float:
     with torch.device("meta"):
-        model, image = HIRIViT(variant=variant).eval(), torch.zeros(1, 3, side, side)
+        model, image = build("hiri_vit", variant=variant).eval(), torch.zeros(1, 3, side, side)
     with FlopCounterMode(display=False) as counter:
         model(image)
     return counter.get_total_flops() / 2e9
@@ -38,7 +39,7 @@ def test_ratios_of_the_ablation():
 
 
 def test_row_3_has_fewer_weights_than_row_2_and_no_attention_in_stages_1_and_2():
-    counts = {row: sum(p.numel() for p in HIRIViT(variant=row).parameters()) for row in ("row2", "row3")}
+    counts = {row: sum(p.numel() for p in build("hiri_vit", variant=row).parameters()) for row in ("row2", "row3")}
     assert counts["row3"] < counts["row2"]
     assert PLANS["row3"].blocks[:2] == ("cffn", "cffn") and PLANS["row3"].expansions[0] > PLANS["row2"].expansions[0]
 
@@ -47,17 +48,19 @@ def test_row_3_has_fewer_weights_than_row_2_and_no_attention_in_stages_1_and_2()
 def test_the_base_model_has_fewer_keys_where_its_maps_are_large(row):
     """Section 5.4: strided convolutions before keys and values in the first two stages, none in the last two."""
     with torch.device("meta"):
-        model, keys = HIRIViT(variant=row), []
+        model, keys = build("hiri_vit", variant=row), []
         for stage in model.stages:
             stage[0].attn.kv.register_forward_pre_hook(lambda _m, given: keys.append(given[0].shape[1]))
         model(torch.zeros(1, 3, 224, 224))
     assert keys == [7 * 7, 7 * 7, 14 * 14, 7 * 7]
-    assert not any(isinstance(m, TransformerBlock) for stage in HIRIViT(variant="row3").stages[:2] for m in stage)
+    assert not any(
+        isinstance(m, TransformerBlock) for stage in build("hiri_vit", variant="row3").stages[:2] for m in stage
+    )
 
 
 def test_five_stages_have_strides_4_to_64():
     with torch.device("meta"):
-        maps = HIRIViT().maps(torch.zeros(1, 3, 448, 448))
+        maps = build("hiri_vit").maps(torch.zeros(1, 3, 448, 448))
     assert [tuple(m.shape[-2:]) for m in maps] == [(s, s) for s in (112, 56, 28, 14, 7)]
     assert [m.shape[1] for m in maps] == list(PLANS["s"].widths)
 
@@ -65,7 +68,7 @@ def test_five_stages_have_strides_4_to_64():
 @pytest.mark.parametrize("side", [224, 384, 448, 768])
 def test_every_published_resolution_passes(side):
     with torch.device("meta"):
-        assert HIRIViT()(torch.zeros(2, 3, side, side)).shape == (2, 1000)
+        assert build("hiri_vit")(torch.zeros(2, 3, side, side)).shape == (2, 1000)
 
 
 @pytest.mark.parametrize(("channels", "expansion", "side"), [(16, 2, 8), (32, 4, 16)])
@@ -73,7 +76,7 @@ def test_two_hr_blocks_against_one_cffn(channels, expansion, side):
     """22.5 C N + 2 E C^2 N against 2 E C^2 N + 9 E C N, with twice the expansion in the HR blocks."""
     n = side * side
     hr = 2 * block_macs(HRBlock(channels, 2 * expansion), channels, side)
-    cffn = block_macs(ConvBlock(channels, expansion, True, "bn", "bn"), channels, side)
+    cffn = block_macs(FeedBlock(channels, expansion, True, "bn", "bn"), channels, side)
     assert hr == 22.5 * channels * n + 2 * expansion * channels**2 * n
     assert cffn == 2 * expansion * channels**2 * n + 9 * expansion * channels * n
 
@@ -115,15 +118,15 @@ def test_hr_stem_has_two_branches_and_wrong_names_are_refused():
     with pytest.raises(ValueError, match="stem must be one of"):
         Stem("patch", 3, 8, 16)
     with pytest.raises(ValueError, match="variant must be one of s, b, l, row1"):
-        HIRIViT(variant="xl")
+        build("hiri_vit", variant="xl")
 
 
 def test_norms_are_where_the_paper_puts_them():
-    model = HIRIViT()
+    model = build("hiri_vit")
     for i, stage in enumerate(model.stages):
         for block in stage:
             layer = {type(m).__name__ for key, m in block.named_modules() if key in ("norm", "norm1", "norm2")}
             assert layer <= ({"BatchNorm2d"} if i < 3 else {"ChannelNorm"})
             inside = [m for key, m in block.named_modules() if key.startswith("feed.norm")]
             assert all(isinstance(m, torch.nn.BatchNorm2d | torch.nn.Identity) for m in inside)
-    assert HIRIViT.reconstruction
+    assert settings_class("hiri_vit")().reconstruction

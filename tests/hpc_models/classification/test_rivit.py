@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from hpc_models.blocks import sdpa
-from hpc_models.classification.rivit import RelativeBias, RIViT, StockAttention, sinusoidal
+from hpc_models.classification.rivit import RelativeBias, StockAttention, sinusoidal
+from hpc_models.registry import build
 from hpc_models.training.distill import scale_loss, teacher_loss
 
 
@@ -17,16 +18,16 @@ def weights(model: torch.nn.Module) -> int:
 
 
 def test_weights_of_the_stock_vit():
-    assert weights(RIViT(conv=False, position="sinusoidal")) == 801_674
-    assert weights(RIViT(conv=False, position="learned")) == 1_006_474
-    assert weights(RIViT(conv=False, position="learned", tokens=256)) == 834_442
-    assert weights(RIViT(conv=False).blocks[0]) == 132_288
+    assert weights(build("rivit", conv=False, position="sinusoidal")) == 801_674
+    assert weights(build("rivit", conv=False, position="learned")) == 1_006_474
+    assert weights(build("rivit", conv=False, position="learned", tokens=256)) == 834_442
+    assert weights(build("rivit", conv=False).blocks[0]) == 132_288
 
 
 @pytest.mark.parametrize(("side", "gflop"), [(64, 0.709), (96, 2.442), (128, 6.453), (160, 14.329)])
 def test_cost_of_the_stock_encoder(side, gflop):
     with torch.device("meta"):
-        model, image = RIViT(conv=False, position="sinusoidal"), torch.zeros(1, 3, side, side)
+        model, image = build("rivit", conv=False, position="sinusoidal"), torch.zeros(1, 3, side, side)
     patches = (side // 4) ** 2
     with FlopCounterMode(display=False) as counter:
         model(image)
@@ -37,14 +38,14 @@ def test_cost_of_the_stock_encoder(side, gflop):
 @pytest.mark.parametrize("side", [64, 96, 128, 160, 256, 320])
 def test_every_size_becomes_256_tokens_and_the_plain_model_does_not(side):
     with torch.device("meta"):
-        assert RIViT().tokens_of(torch.zeros(1, 3, side, side)).shape == (1, 256, 128)
-        plain = RIViT(conv=False, position="sinusoidal").tokens_of(torch.zeros(1, 3, side, side))
+        assert build("rivit").tokens_of(torch.zeros(1, 3, side, side)).shape == (1, 256, 128)
+        plain = build("rivit", conv=False, position="sinusoidal").tokens_of(torch.zeros(1, 3, side, side))
     assert plain.shape[1] == (side // 4) ** 2
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4, 5])
 def test_pooling_is_the_mean_over_squares(factor):
-    pool = RIViT().front[-1]
+    pool = build("rivit").front[-1]
     x = torch.randn(1, 2, 64 * factor, 64 * factor)
     torch.testing.assert_close(pool(x), F.avg_pool2d(x, factor), atol=1e-6, rtol=1e-6)
 
@@ -83,7 +84,7 @@ def test_relative_attention_is_softmax_of_both_scores_over_the_root():
 
 
 def test_features_are_the_class_token_whose_norm_gives_the_logits():
-    model = RIViT(depth=1, grid_px=16).eval()
+    model = build("rivit", depth=1, grid_px=16).eval()
     image = torch.rand(2, 3, 32, 32)
     both = model({"image": image, "features": True})
     logits, cls = both[:, :10], both[:, 10:]
@@ -107,10 +108,10 @@ def test_self_distillation_losses():
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="position must be one of"):
-        RIViT(position="rope")
+        build("rivit", position="rope")
     with pytest.raises(ValueError, match="not a multiple of patch_px"):
-        RIViT(grid_px=30)
+        build("rivit", grid_px=30)
     with pytest.raises(ValueError, match="2304 patches, but the learned table has tokens=1600"):
-        RIViT(conv=False, depth=1)(torch.zeros(1, 3, 192, 192))
+        build("rivit", conv=False, depth=1)(torch.zeros(1, 3, 192, 192))
     with pytest.raises(ValueError, match="no multiples of patch_px 4"):
-        RIViT(conv=False, depth=1)(torch.zeros(1, 3, 66, 64))
+        build("rivit", conv=False, depth=1)(torch.zeros(1, 3, 66, 64))

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_models.blocks.std_conv import StdConv2d
+from hpc_models.blocks.conv import StdConv2d
 from hpc_models.segmentation.leaf_unet import (
     LeafConv,
     LeafUNetDecoder,
@@ -15,6 +15,8 @@ from hpc_models.segmentation.leaf_unet import (
     leaf_unet_widths,
     surround,
 )
+from hpc_models.segmentation.settings import UNETRSettings
+from hpc_models.settings import DataShape
 from hpc_models.tokens.batch import join_patches, uniform_batch
 from hpc_models.tokens.geometry import ring_cells, ring_steps
 from tests.helpers.trees import random_batch
@@ -87,7 +89,9 @@ def test_encoder_and_decoder_of_uniform_leaves_are_a_unet_of_the_picture(standar
     torch.manual_seed(0)
     widths = leaf_unet_widths(p, 4)
     assert widths == (4, 4, 8, 16)
-    encoder, decoder = LeafUNetEncoder(p, 3, 24, widths, standardise), LeafUNetDecoder(p, 24, widths, 2, standardise)
+    settings = UNETRSettings(width=24, leaf_base=4, decoder="leaf_unet", standardise=standardise)
+    data = DataShape(patch=p, classes=2)
+    encoder, decoder = LeafUNetEncoder(settings, data), LeafUNetDecoder(settings, data)
     convs = [m.conv for part in (encoder, decoder) for m in part.modules() if isinstance(m, LeafConv)]
     assert len(convs) == 14 and all(isinstance(conv, StdConv2d) is standardise for conv in convs)
     torch.nn.init.zeros_(decoder.project.weight)  # the token says nothing: what is left is a plain U-Net

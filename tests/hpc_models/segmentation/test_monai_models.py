@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hpc_models.registry import build
 from hpc_models.segmentation.monai_nets import build_net, monai_nets
-from hpc_models.segmentation.volumetric import unetr3d
 from hpc_models.tokens.batch import uniform_batch
+from tests.helpers.monai_weights import OnPictures
 
 pytest.importorskip("monai", reason="MONAI is the oracle: pip install the test extra")
 SMALL = {"classes": 2, "feature_size": 12, "depths": (1, 1, 1, 1), "heads": (1, 2, 3, 4), "window": 4}
@@ -40,23 +40,11 @@ def test_unetr_grows_by_one_row_per_token(size, parameters, gflop):
     with torch.device("meta"):
         nets = [build_net("UNETR", in_channels=3, out_channels=1, img_size=size, spatial_dims=2, norm_name="instance")]
         if size != 224:
-            nets.append(build("unetr", size_px=size, patch=16, length=(size // 16) ** 2))
+            nets.append(OnPictures(build("unetr", size_px=size, patch=16, length=(size // 16) ** 2)))
     for net in nets:
         count, cost, _ = counted(net, 1, 3, size, size)
         assert count == parameters == 88_317_169 + 768 * ((size // 16) ** 2 - 1024)
         assert cost == pytest.approx(gflop, abs=0.01)
-
-
-def test_volumes():
-    with torch.device("meta"):
-        model = unetr3d()
-        count, cost, shape = counted(model, 1, 1, 96, 96, 96)
-        assert (count, shape) == (92_802_478, (1, 14, 96, 96, 96)) and cost == pytest.approx(146.45, abs=0.01)
-        for features, parameters in ((24, 15_703_304), (48, 62_187_296)):
-            swin = build_net("SwinUNETR", in_channels=1, out_channels=14, feature_size=features, spatial_dims=3)
-            assert sum(p.numel() for p in swin.parameters()) == parameters
-    with pytest.raises(ValueError, match="multiples of 16"):
-        unetr3d((96, 96, 100))
 
 
 def test_basic_unet_is_near_the_unet_of_2015():

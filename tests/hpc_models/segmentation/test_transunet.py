@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hpc_models.blocks.conv import StdConv2d
 from hpc_models.blocks.resnet import ResNet, Unit
-from hpc_models.blocks.std_conv import StdConv2d
 from hpc_models.registry import build
 from hpc_models.tokens.batch import uniform_batch
 from hpc_models.tokens.position import resize_table

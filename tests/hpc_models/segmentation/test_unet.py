@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from hpc_models.blocks.std_conv import StdConv2d
+from hpc_models.blocks.conv import StdConv2d
 from hpc_models.registry import build
-from hpc_models.segmentation.unet import DoubleConv, UNet, sliding_window
+from hpc_models.segmentation.sliding_window import sliding_window
+from hpc_models.segmentation.unet import DoubleConv
 from hpc_models.tokens.batch import uniform_batch
 
 
@@ -52,7 +53,7 @@ def test_scale_and_offset_of_standardised_filters_do_not_matter():
     torch.manual_seed(0)
     image = torch.rand(1, 3, 32, 32)
     for standardise in (True, False):
-        model = UNet(widths=(4, 8), standardise=standardise).eval()
+        model = build("unet", widths=(4, 8), standardise=standardise).eval()
         convs = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)]
         assert len(convs) == 6 and all(isinstance(m, StdConv2d) is standardise for m in convs)
         with torch.no_grad():
@@ -64,13 +65,13 @@ def test_scale_and_offset_of_standardised_filters_do_not_matter():
 
 @pytest.mark.parametrize("size", [(64, 64), (37, 53), (16, 1), (65, 31)])
 def test_any_size_goes_in_and_comes_out(size):
-    model = UNet(widths=(4, 8, 16, 32), classes=2).eval()
+    model = build("unet", widths=(4, 8, 16, 32), classes=2).eval()
     assert model(torch.rand(2, 3, *size)).shape == (2, 2, *size)
 
 
 def test_tiles_are_images_of_their_own():
     torch.manual_seed(0)
-    model = UNet(widths=(4, 8, 16)).eval()
+    model = build("unet", widths=(4, 8, 16)).eval()
     image = torch.rand(1, 3, 64, 64)
     batch = uniform_batch(image, 32)
     logits = model(batch)
@@ -81,7 +82,7 @@ def test_tiles_are_images_of_their_own():
 
 @pytest.mark.parametrize("window", [40, 53, 64, 1000])
 def test_a_window_as_large_as_the_image_is_one_forward_pass(window):
-    model = UNet(widths=(4, 8)).eval()
+    model = build("unet", widths=(4, 8)).eval()
     image = torch.rand(3, 40, 33)
     expected = model(image[None])[0].detach()
     assert torch.equal(sliding_window(model, image, window), expected)
@@ -125,7 +126,7 @@ def test_windows_cover_everything_and_average_to_what_they_agree_on(size, window
 def test_windows_without_wanted_pixels_are_left_out_and_change_nothing_elsewhere(overlap):
     image, wanted = torch.rand(3, 64, 80), torch.zeros(64, 80, dtype=torch.bool)
     wanted[5:20, 30:33], wanted[63, 79] = True, True
-    model = UNet(widths=(4, 8)).eval()
+    model = build("unet", widths=(4, 8)).eval()
     some, every = Pointwise(), Pointwise()
     sliding_window(some, image, 16, overlap, batch=1, wanted=wanted)
     sliding_window(every, image, 16, overlap, batch=1)
@@ -157,8 +158,8 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="weighting"):
         sliding_window(Constant(), image, 16, weighting="hann")
     with pytest.raises(ValueError, match="norm must be one of"):
-        UNet(norm="layer")
+        build("unet", norm="layer")
     with pytest.raises(ValueError, match="standardise=True needs a norm"):
-        UNet(norm="none", standardise=True)
+        build("unet", norm="none", standardise=True)
     with pytest.raises(ValueError, match="two levels"):
-        UNet(widths=(8,))
+        build("unet", widths=(8,))

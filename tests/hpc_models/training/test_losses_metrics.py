@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hpc_models.training.losses import bce_dice
-from hpc_models.training.metrics import constant_counts, counts_from_logits, dice, dice_per_slide, dice_pooled
+from hpc_models.training.metrics import counts_from_logits, dice, dice_per_slide, dice_pooled
 from tests.helpers.trees import painted, random_batch
 
 CASES = [
@@ -85,15 +85,6 @@ def test_counts_are_those_of_the_painted_mask(spec, dtype):
         for k in range(spec["classes"]):
             expected = [(on & mask[b])[..., k].sum(), on[..., k].sum(), mask[b, ..., k].sum()]
             assert counts[b, k].tolist() == expected
-
-
-def test_constant_predictions_are_the_floors():
-    batch, mask, content, _ = case(CASES[1])
-    everything = constant_counts(batch["mask_counts"], batch["content_counts"], foreground=True)
-    nothing = constant_counts(batch["mask_counts"], batch["content_counts"], foreground=False)
-    truth = torch.from_numpy(mask.sum((1, 2)))
-    assert torch.equal(everything, torch.stack((truth, torch.full_like(truth, content.sum()), truth), -1))
-    assert torch.equal(nothing, torch.stack((0 * truth, 0 * truth, truth), -1))
 
 
 def test_a_logit_of_zero_is_background():

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from hpc_models.classification.hct import GMIC, HCT
 from hpc_models.registry import build
 from hpc_models.tokens.batch import uniform_batch
 from hpc_models.tokens.geometry import owner_of
 from hpc_models.training.receptive_field import Field, effective_receptive_field, map_of, token_field
+from tests.helpers.monai_weights import OnPictures
 from tests.helpers.trees import painted, random_batch
 
 
@@ -37,13 +37,12 @@ def test_all_ones_convolutions_have_support_2n_plus_1_and_std_sqrt_2n_over_3(n):
         assert (field.map > 0).sum() == 9 and field.map.max() == 1
 
 
-def test_profiles_and_root_of_a_known_map():
+def test_profiles_of_a_known_map():
     field = Field(torch.tensor([[0.0, 4.0, 0.0], [1.0, 16.0, 0.0]], dtype=torch.float64), 1)
     assert field.profile_row.tolist() == [4, 17] and field.profile_col.tolist() == [1, 20, 0]
-    assert field.square_root().tolist() == [[0, 0.5, 0], [0.25, 1, 0]]
     assert field.support_hw() == (2, 2) and field.share_nonzero() == 0.5
     empty = Field(torch.zeros(2, 3, dtype=torch.float64), 1)
-    assert empty.support_hw() == (0, 0) and math.isnan(empty.std_hw()[0]) and not empty.square_root().any()
+    assert empty.support_hw() == (0, 0) and math.isnan(empty.std_hw()[0])
 
 
 def test_it_is_the_mean_of_absolute_gradients_and_leaves_the_model_as_it_was():
@@ -100,7 +99,7 @@ def test_equal_tokens_have_the_field_of_the_picture(decoder):
     torch.manual_seed(0)
     model = build("unetr", **UNETR_SIZES, length=64, decoder=decoder, feature_size=4)
     images = torch.rand(2, 3, 64, 64)
-    expected = effective_receptive_field(model, images)
+    expected = effective_receptive_field(OnPictures(model), images)
     found = token_field(model, [uniform_batch(image[None], 8) for image in images], 64, 64)
     torch.testing.assert_close(found.map, expected.map, atol=1e-7, rtol=1e-4)
     assert found.images == 2 and found.pixel_px == 1
@@ -171,11 +170,11 @@ def small_field(model: nn.Module, side: int) -> Field:
 
 def test_gmic_sees_its_theoretical_field_and_hct_all_of_the_picture():
     torch.manual_seed(0)
-    gmic = GMIC(strides=(1, 1, 2, 1, 1), normalise=False)
+    gmic = build("gmic", strides=(1, 1, 2, 1, 1), normalise=False)
     size = theoretical_field((1, 1, 2, 1, 1))
     assert size == 259
     assert small_field(gmic, 320).support_hw() == (size, size)
-    hct = HCT(strides=(1, 1, 2, 1, 1), normalise=False)
+    hct = build("hct", strides=(1, 1, 2, 1, 1), normalise=False)
     assert small_field(hct, 320).share_nonzero() > 0.99
 
 
@@ -184,11 +183,11 @@ def test_gmic_sees_its_theoretical_field_and_hct_all_of_the_picture():
 def test_gmic_at_2048_px_sees_its_theoretical_field(strides):
     torch.manual_seed(0)
     size = theoretical_field(strides)
-    assert small_field(GMIC(strides=strides, normalise=False), 2048).support_hw() == (size, size)
+    assert small_field(build("gmic", strides=strides, normalise=False), 2048).support_hw() == (size, size)
 
 
 @pytest.mark.slow
 def test_hct_at_2048_px_sees_the_whole_picture():
     torch.manual_seed(0)
-    field = small_field(HCT(normalise=False), 2048)
+    field = small_field(build("hct", normalise=False), 2048)
     assert field.support_hw() == (2048, 2048) and field.share_nonzero() > 0.99

@@ -9,11 +9,8 @@ import sys
 import pytest
 import yaml
 
-from hpc_models import registry
 from launch.__main__ import main
-from launch.config.base import FROM_DATA
 from launch.config.config import ADDED, NOT_COMPARED, ConfigError, differing_keys, flatten, validate
-from launch.config.models.table import MODELS
 from launch.experiments.load import FAMILIES, all_experiments, load
 from launch.train.checks import check_world
 from tests.helpers.repository import ROOT
@@ -27,16 +24,6 @@ def test_every_experiment_is_complete_named_and_described(name: str):
     assert validate(yaml.safe_load(config.to_yaml())) == config
     assert validate(yaml.safe_load(config.to_yaml(comments=True))) == config
     assert "# None" not in config.to_yaml(comments=True), "a key without description"
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_model_settings_are_the_arguments_of_the_model(name: str):
-    asked = set(MODELS[name].model_fields) - {"name"}
-    known = registry.options(name)
-    assert asked == set(known) - set(FROM_DATA)
-    assert MODELS[name](name=name).options() == {key: known[key] for key in asked}, "the same defaults"
-    model = registry.model_class(name)
-    assert (MODELS[name].task, MODELS[name].inputs) == (model.task, model.inputs)
 
 
 def test_override_changes_one_key_and_its_type():

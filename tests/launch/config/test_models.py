@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from launch.__main__ import main
-from launch.config.config import ConfigError
-from launch.config.models.table import MODELS
+from launch.config.config import ConfigError, model_class
+from launch.config.model import MODELS
 from launch.experiments.load import all_experiments, load
 from launch.plan.inventory import inventory, measure, meta_inputs, reference
 from launch.records.text_table import text_table
@@ -86,7 +86,7 @@ def test_every_model_is_listed_with_its_cost(capsys):
     assert set(rows) == set(MODELS)
     for name, row in rows.items():
         assert "error" not in row, row
-        assert row["task"] == MODELS[name].task and row["inputs"] == list(MODELS[name].inputs)
+        assert row["task"] == model_class(name).task and row["inputs"] == list(model_class(name).inputs)
         assert row["flops"] == 2 * row["macs"] > 0 and row["activation_bytes"] > 0
         assert row["parameters"] >= row["trainable"] > 0
     assert rows["hiri_vit"]["reconstruction"] and not rows["transunet"]["reconstruction"]

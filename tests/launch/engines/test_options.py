@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hpc_models.segmentation.unetr import UNETR
+from hpc_models import registry
 from launch import engines
 from launch.config.config import ConfigError, EngineConfig
 from launch.engines.base import EngineSetup, compiled_units, repeated, units_of
@@ -59,7 +59,8 @@ def test_only_repeated_blocks_are_compiled():
 
 
 def test_a_single_transformer_block_is_compiled_without_the_leaf_networks():
-    model = UNETR(
+    model = registry.build(
+        "unetr",
         size_px=64,
         patch=8,
         length=16,

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -85,10 +86,10 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
     for plain in ("apf", "unet", "uniform_leaf_unet"):
         one, other = configs[f"{plain}_std"], configs[plain]
         assert one.data == other.data and (one.train.lr, other.train.lr) == (2e-3, 5e-3)
-        assert one.model == other.model.model_copy(update={"standardise": True}) != other.model
+        assert one.model == replace(other.model, standardise=True) != other.model
     changes = {"apf_deep": {"depth": 4}, "apf_alone": {"seams": False}, "apf_blind": {"position": "none"}}
     for row, other in changes.items():
-        assert configs[row].model == configs["apf"].model.model_copy(update=other) != configs["apf"].model
+        assert configs[row].model == replace(configs["apf"].model, **other) != configs["apf"].model
     seen = {row: config.eval.part for row, config in configs.items() if config.data.part == SETS[name].part}
     assert dict.fromkeys(leaves, SETS[name].seen) == {row: seen[row] for row in leaves}
     assert all(config.eval.part is None for row, config in configs.items() if row not in leaves)
@@ -106,12 +107,12 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
     if not left_out:
         for strip, still in (("apf_strip", "apf_still"), ("apf_token_strip", "apf_token_still")):
             one, other = configs[strip], configs[still]
-            assert one.model == other.model.model_copy(update={"packing": "strip"}) != other.model
+            assert one.model == replace(other.model, packing="strip") != other.model
             assert (one.data, one.train) == (other.data, other.train) and not other.data.flips
             assert other.data.dir == configs["apf_raster"].data.dir
         for row, position in placed.items():
             one, other = configs[row], configs["apf_token_still"]
-            assert one.model == other.model.model_copy(update={"position": position}) != other.model
+            assert one.model == replace(other.model, position=position) != other.model
             assert (one.data, one.train) == (other.data, other.train)
     # Of three of them the sequence is a picture; with as many leaves as the grid has it would be read as the grid.
     for row in {"apf_geometric", *in_sequence} - left_out:

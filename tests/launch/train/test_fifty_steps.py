@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from launch.config.models.table import MODELS
+from launch.config.model import MODELS
 from launch.experiments.load import load
 from launch.records.record import read_record
 from tests.helpers.mammography import MODELS as MAMMOGRAPHY

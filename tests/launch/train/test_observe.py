@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from hpc_models.segmentation.unetr import UNETR
+from hpc_models.registry import build
 from launch.records.flops import COUNT_EVERY, Speed, peak_tflops
 from launch.records.record import read_record
 from tests.helpers.repository import ROOT
@@ -69,7 +69,7 @@ def step_of(speed: Speed, rows: int, taught: int = 0) -> float:
     return (speed.flops - before) / (2 * 8 * 24)
 
 
-SHAPE = {"width": 32, "depth": 2, "heads": 2, "mlp_dim": 64}
+SHAPE = {"size_px": 128, "patch": 8, "length": 100, "width": 32, "depth": 2, "heads": 2, "mlp_dim": 64}
 ATEN = torch.ops.aten
 ON_CPU = {  # torch itself has nothing for them; the scores that the backward pass computes again are left out
     ATEN._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *args, **more: sdpa_flop_count(q, k, v),
@@ -78,9 +78,9 @@ ON_CPU = {  # torch itself has nothing for them; the scores that the backward pa
     ),
 }
 COUNTED = {
-    "leaf_unet": lambda: UNETR(128, 8, 100, decoder="leaf_unet", position="geom", leaf_base=4, **SHAPE),
-    "token": lambda: UNETR(128, 8, 100, decoder="token", position="geom", **SHAPE),
-    "geometric": lambda: UNETR(128, 8, 100, decoder="geometric", position="slot", feature_size=4, **SHAPE),
+    "leaf_unet": lambda: build("unetr", **SHAPE, decoder="leaf_unet", position="geom", leaf_base=4),
+    "token": lambda: build("unetr", **SHAPE, decoder="token", position="geom"),
+    "geometric": lambda: build("unetr", **SHAPE, decoder="geometric", position="slot", feature_size=4),
 }
 
 

@@ -1,13 +1,15 @@
-"""Copy the weights of MONAI's 2-D UNETR into ours; works on state dicts, so MONAI itself is not imported."""
+"""MONAI's 2-D UNETR beside ours: its weights, and pictures in and out; MONAI itself is not imported."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpc_models.segmentation.unetr import UNETR
+from hpc_models.tokens.batch import uniform_batch
+from hpc_models.tokens.geometry import paint
 
 # MONAI name -> our name. MONAI's UNETR is fixed to P = 16: projections 2..4, doublings 5..2.
 _RULES: tuple[tuple[str, str], ...] = (
@@ -43,3 +45,16 @@ def load_monai_unetr(model: UNETR, state: Mapping[str, Tensor]) -> None:
         RuntimeError: names or shapes that do not match one to one.
     """
     model.load_state_dict({our_name(name): tensor for name, tensor in state.items()}, strict=True)
+
+
+class OnPictures(nn.Module):
+    """A model of token sets on square pictures by uniform patching: (B, C, R, R) to (B, K, R, R)."""
+
+    def __init__(self, model: UNETR) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        side, batch = image.shape[-1], uniform_batch(image, self.model.patch)
+        where = (batch["leaf_xy"], batch["leaf_size"], batch["valid"])
+        return paint(self.model(batch), *where, side, side)

@@ -1,4 +1,7 @@
-"""Convolutions with standardised filters (Qiao et al., Weight Standardization, arXiv:1903.10520); torch only."""
+"""Convolutions and their norms: plain, and with standardised filters; imports torch only.
+
+Qiao et al., Weight Standardization (arXiv:1903.10520).
+"""
 
 from __future__ import annotations
 
@@ -38,3 +41,20 @@ def conv3x3(in_channels: int, out_channels: int, padding: int, standardise: bool
     if standardise:
         return StdConv2d(in_channels, out_channels, 3, padding=padding)
     return nn.Conv2d(in_channels, out_channels, 3, padding=padding, bias=bias)
+
+
+def norm2d(kind: str, channels: int) -> nn.Module:
+    """The norm layer of a map, with weight and bias per channel: "instance", "batch" or "none"."""
+    if kind == "instance":
+        return nn.InstanceNorm2d(channels, affine=True)
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.Identity()
+
+
+def plain_conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A convolution that keeps the side (divided by the stride), without bias: a norm follows."""
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+
+
+def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """Convolution and batch norm."""
+    return nn.Sequential(plain_conv(inputs, outputs, kernel, stride, groups), nn.BatchNorm2d(outputs))

@@ -7,16 +7,18 @@ answer goes back to the cells of the tokens.
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hpc_models.blocks.network import Network
+from hpc_models.segmentation.settings import PictureSettings
+from hpc_models.settings import DataShape
 from hpc_models.tokens.batch import Batch, all_valid, pack, unpack
 from hpc_models.tokens.geometry import is_power_of_two
-from hpc_models.tokens.layout import GeometricLayout, SequenceLayout, grid_side
-
-LAYOUTS = ("geometric", "sequence", "tiles")
+from hpc_models.tokens.layout import GeometricLayout, SequenceLayout, cells_of, grid_side
 
 
 def on_tiles(network: nn.Module, batch: Batch) -> Tensor:
@@ -33,49 +35,41 @@ def pad_to(image: Tensor, multiple: int) -> Tensor:
     return F.pad(image, (0, -w % multiple, 0, -h % multiple), mode="replicate")
 
 
-class PictureModel(nn.Module):
+class PictureModel(Network):
     """What segmentation networks of whole pictures share; subclasses write `network`.
 
     Args:
-        size_px: side R of the frame, or of the crops with layout "tiles".
-        patch: p, cells per token side.
-        length: L, tokens per sequence after padding. (R / p)^2 means uniform patching: the picture is then the frame.
-        layout: "geometric" (each token where its leaf lies), "sequence" (row by row in the order of the tokens, as the
-            authors of APF did; the same as geometric for uniform patching) or "tiles" (each token is a picture).
-        grid: geometric: side of the picture in tokens, a power of two; None: see `grid_side`.
-        normalise: map the input by (x - 0.5) / 0.5 first.
+        settings: layout is "geometric" (each token where its leaf lies), "sequence" (row by row in the order of the
+            tokens, as the authors of APF did; the same as geometric for uniform patching) or "tiles" (each token is a
+            picture).
+        data: size_px is the side of the crops with layout "tiles".
         multiple: sides of pictures are padded to multiples of this, and the answer is cut again.
 
     Attributes:
-        picture_px: side of the picture that token sets are laid out in.
+        picture_px: side of the picture that token sets are laid out in; with uniform patching the frame's.
 
     Raises:
-        ValueError: sizes that do not fit each other, or an unknown layout.
+        ValueError: sizes that do not fit each other.
     """
 
-    task = "segmentation"
-    inputs = ("tokens", "tiles")
-
-    def __init__(
-        self, size_px: int, patch: int, length: int, layout: str, grid: int | None, normalise: bool, multiple: int
-    ) -> None:
+    def __init__(self, settings: PictureSettings, data: DataShape, multiple: int) -> None:
         super().__init__()
-        if layout not in LAYOUTS:
-            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-        self.size_px, self.patch, self.length = size_px, patch, length
-        self.layout, self.normalise, self.multiple = layout, normalise, multiple
-        self.picture_px, self.grid = size_px, 1
-        if layout == "tiles":
+        self.size_px, self.patch, self.length = data.size_px, data.patch, data.length
+        self.layout, self.normalise, self.multiple = settings.layout, settings.normalise, multiple
+        self.picture_px, self.grid = data.size_px, 1
+        if self.layout == "tiles":
             return
-        if not is_power_of_two(patch) or size_px % patch or not is_power_of_two(size_px // patch):
-            raise ValueError(f"size_px must be patch * 2^k and patch a power of two, got {size_px} with patch {patch}")
-        cells = size_px // patch
-        self.uniform = length == cells * cells
-        if layout == "sequence" and not self.uniform:
-            self.grid = SequenceLayout(length, patch).side
+        if not is_power_of_two(data.patch):
+            raise ValueError(f"patch must be a power of two, got {data.patch}")
+        cells = cells_of(data)
+        self.uniform = data.length == cells * cells
+        if self.layout == "sequence" and not self.uniform:
+            self.grid = SequenceLayout(data.length, data.patch).side
+        elif self.uniform and settings.grid is None:
+            self.grid = cells
         else:
-            self.grid = cells if self.uniform and grid is None else grid_side(length, cells, grid)
-        self.picture_px = self.grid * patch
+            self.grid = grid_side(data.length, cells, settings.grid)
+        self.picture_px = self.grid * data.patch
 
     @abstractmethod
     def network(self, image: Tensor) -> Tensor:
@@ -107,13 +101,12 @@ class PictureModel(nn.Module):
     def forward_image(self, image: Tensor) -> Tensor:
         """(N, C, H, W) in [0, 1] to (N, K, H, W) logits; any size."""
         h, w = image.shape[-2:]
-        x = (image - 0.5) / 0.5 if self.normalise else image
-        return self.network(pad_to(x, self.multiple))[..., :h, :w]
+        return self.network(pad_to(self.centred(image), self.multiple))[..., :h, :w]
 
 
 def _pad_tokens(batch: Batch, length: int) -> Batch:
     keys = ("tokens", "leaf_xy", "leaf_size", "valid")
-    return Batch(**{k: _longer(batch[k], length) for k in keys})  # type: ignore[typeddict-item,literal-required]
+    return cast(Batch, {key: _longer(batch[key], length) for key in keys})  # type: ignore[literal-required]
 
 
 def _longer(values: Tensor, length: int) -> Tensor:

@@ -1,4 +1,0 @@
-"""The settings of each model.
-
-Others use `table.MODELS`.
-"""
