@@ -187,17 +187,16 @@ def write_mask(
         SlideError: the mask cannot be read.
         OSError: the file cannot be written; nothing is left of it.
     """
-    sizes = level_sizes(mask.size_wh)
-    try:
-        coarser = [_CoarseMask(size, mask.size_wh, path.parent) for size in sizes[1:]]
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    levels = [LevelOfTiles(mask.size_wh, mpp, _base(mask, coarser, beat))]
-    for level in coarser:
-        scale = mask.size_wh[0] / level.size_wh[0]
-        levels.append(LevelOfTiles(level.size_wh, mpp * scale if mpp else None, level.tiles))
+
+    def levels() -> Iterator[LevelOfTiles]:
+        coarser = [_CoarseMask(size, mask.size_wh, path.parent) for size in level_sizes(mask.size_wh)[1:]]
+        yield LevelOfTiles(mask.size_wh, mpp, _base(mask, coarser, beat))
+        for level in coarser:
+            scale = mask.size_wh[0] / level.size_wh[0]
+            yield LevelOfTiles(level.size_wh, mpp * scale if mpp else None, level.tiles)
+
     about = json.dumps(made, sort_keys=True)
-    write_pyramid(path, levels, TILE_PX, compression="adobe_deflate", photometric="minisblack", description=about)
+    write_pyramid(path, levels(), TILE_PX, compression="adobe_deflate", photometric="minisblack", description=about)
 
 
 def _base(mask: Mask, coarser: list[_CoarseMask], beat: Callable[[float], None] | None) -> Iterator[bytes]:

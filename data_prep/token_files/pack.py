@@ -12,6 +12,7 @@ from data_prep.token_files.pack_format import (
     Index,
     PackArgumentError,
     PackError,
+    fault_of,
     is_pack,
     read_index,
     unpack_file,
@@ -97,8 +98,8 @@ def unpack_folder(pack: Path, out: Path, only: Sequence[str] = (), *, force: boo
     wanted = {name: (index.entries[name].size, index.entries[name].sha256) for name in names}
     if not only:
         for name, digest in index.beside.items():
-            if not (pack / name).is_file() or sha256_of(pack / name) != digest:
-                raise PackError(f"{pack / name}: is missing or changed")
+            if fault := fault_of(pack / name, digest):
+                raise PackError(fault)
             wanted[name] = ((pack / name).stat().st_size, digest)
     there = {name for name in wanted if (out / name).exists()}
     kept = {name for name in there if _is(out / name, *wanted[name])}

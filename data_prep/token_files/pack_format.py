@@ -253,10 +253,12 @@ def check_pack(folder: Path) -> list[str]:
             faults.append(f"{path}: has {path.stat().st_size} of {shard.size} bytes")
         elif sha256_of(path) != shard.sha256:
             faults.append(f"{path}: content does not match its checksum")
-    for name, digest in index.beside.items():
-        if not (folder / name).is_file() or sha256_of(folder / name) != digest:
-            faults.append(f"{folder / name}: is missing or changed")
-    return faults
+    return faults + [fault for name, digest in index.beside.items() if (fault := fault_of(folder / name, digest))]
+
+
+def fault_of(path: Path, sha256: str) -> str | None:
+    """What is wrong with a small file beside the shards, None if it is as it was packed."""
+    return None if path.is_file() and sha256_of(path) == sha256 else f"{path}: is missing or changed"
 
 
 class PackedFile(io.RawIOBase):

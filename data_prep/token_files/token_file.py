@@ -336,15 +336,9 @@ def _token_set(path: Path, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]
     missing = [name for name in _DATASETS[:4] if name not in arrays]
     if missing:
         raise StoreError(f"{path}: dataset {missing[0]!r} is missing")
-    return TokenSet(
-        tokens=arrays["tokens"],
-        leaf_xy=arrays["leaf_xy"],
-        leaf_size=arrays["leaf_size"],
-        content_counts=arrays["content_counts"],
-        mask_counts=arrays.get("mask_counts"),
-        size_px=meta["frame_px"],
-        content_wh=(meta["content_wh"][0], meta["content_wh"][1]),
-    )
+    width, height = meta["content_wh"]
+    parts: dict[str, Any] = {"mask_counts": None, **arrays}
+    return TokenSet(**parts, size_px=meta["frame_px"], content_wh=(width, height))
 
 
 def _read_rows(dataset: Any, rows: slice | NDArray[np.integer[Any]] | None) -> NDArray[Any]:
