@@ -6,17 +6,18 @@ import sys
 from pathlib import Path
 
 from analysis.commands.auc import add_verb as add_auc
+from analysis.commands.collect import add_verb as add_collect
 from analysis.commands.compare import add_verb as add_compare
 from analysis.commands.scaling import add_verb as add_scaling
 from analysis.commands.tables import add_verb as add_tables
 from analysis.comparison.gains import add_verb as add_gains
 from analysis.figures.receptive_field import add_verb as add_erf
 from analysis.figures.sweeps import add_verb as add_lengths
-from analysis.runs.groups import BaselineError
 from analysis.runs.records import Runs, RunsError, load
 
 EPILOG = """\
-RUNS is a folder of runs (runs/<experiment>/<run id>/record.json at any depth), or one run folder.
+RUNS is a folder of runs (runs/<experiment>/<run id>/record.json at any depth), one run folder, or a study that
+`collect` wrote (NAME.jsonl).
 
 examples:
   python -m analysis tables runs --out out/tables      comparison.md, .csv, .tex, problems.csv, and on the terminal
@@ -25,6 +26,7 @@ examples:
   python -m analysis plots  runs --out out/plots       each figure as .png, .svg and .pdf
   python -m analysis report runs --out out             out/index.html, one self-contained page
   python -m analysis scaling --site frontier --gpus 1,64,2048
+  python -m analysis collect runs --out study.jsonl    one file, which every command reads like the folder
 
 Every command has a --help of its own.
 
@@ -72,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = "{tables,compare,gains,auc,erf,lengths,plots,report,scaling}"
+    names = "{tables,compare,gains,auc,erf,lengths,plots,report,scaling,collect}"
     verbs = top.add_subparsers(dest="verb", required=True, metavar=names)
     texts = {
         "plots": "scaling, adaptive against uniform, quality against cost and tokens, curves, lengths, pictures",
@@ -132,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
     add_erf(verbs)
     add_lengths(verbs)
     add_scaling(verbs)
+    add_collect(verbs)
     return top
 
 
@@ -151,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
     except RunsError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except (BaselineError, ValueError) as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 64
 
@@ -162,7 +165,7 @@ def _run(args: argparse.Namespace) -> int:
 
         return run(args)
     text, runs = "", None
-    if args.verb in ("lengths", "compare", "gains", "auc", "erf"):
+    if args.verb in ("lengths", "compare", "gains", "auc", "erf", "collect"):
         text, written = args.run(args)
     elif args.verb == "tables":
         text, written, runs = args.run(args)
@@ -171,7 +174,7 @@ def _run(args: argparse.Namespace) -> int:
     print(text, end="", flush=True)
     for path in written:
         print(f"wrote {path}", file=sys.stderr)
-    if runs and not runs.ok:
+    if runs and runs.ok.empty:
         print(
             f"error: {args.runs}: no finished run among {len(runs.problems)} records and run folders", file=sys.stderr
         )

@@ -2,13 +2,12 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from analysis.comparison import table as tables
 from analysis.output.formats import Table, csv_text, latex, markdown, write_files
-from analysis.papers.measured_rows import measured_cells
 from analysis.papers.tables import TABLES, cells_csv, contradictions_table, paper_table, table_cells
 from analysis.runs.records import Runs, load
-from analysis.scaling.table3 import modelled_cells
 
 COMPARISON, CONTRADICTIONS = "comparison", "contradictions"
 NAMES = (COMPARISON, *TABLES, CONTRADICTIONS)
@@ -39,7 +38,7 @@ exit codes: 0 done; 1 there is no finished run to show; 64 wrong arguments (no s
 """
 
 
-def add_verb(verbs) -> None:
+def add_verb(verbs: Any) -> None:
     """Add the parser of `tables` to the subparsers of `python -m analysis`."""
     sub = verbs.add_parser(
         "tables",
@@ -114,11 +113,15 @@ def _forms(name: str, source: str, comparison: tables.Comparison | None) -> dict
     cells = [] if source == "records" else table_cells(name)
     remarks: list[str] = []
     if comparison and source != "reference":
+        from analysis.papers.measured_rows import measured_cells
+
         measured, remarks = measured_cells(name, comparison)
         cells = [*cells, *measured]
         if not measured:
             remarks = ["No measured run belongs to this table."]
     if source == "joined":
+        from analysis.scaling.table3 import modelled_cells
+
         modelled, said = modelled_cells(name)
         cells, remarks = [*cells, *modelled], [*remarks, *said]
     return _of(paper_table(name, cells, remarks), cells_csv(cells))

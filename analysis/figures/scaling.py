@@ -21,7 +21,7 @@ from analysis.output.figure_style import (
     plain_log,
     style,
 )
-from analysis.runs.groups import Group
+from analysis.runs.records import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,14 +38,14 @@ class Series:
         kind: strong (same global batch) or weak (same batch per GPU).
         gpus: ascending.
         seconds: one tuple of seconds per image over the seeds, for each number of GPUs.
-        groups: the rows behind each number of GPUs.
+        rows: those behind each number of GPUs.
     """
 
     label: str
     kind: str
     gpus: tuple[int, ...]
     seconds: tuple[tuple[float, ...], ...]
-    groups: tuple[tuple[Group, ...], ...] = ()
+    rows: tuple[tuple[Row, ...], ...] = ()
 
     @property
     def mean(self) -> np.ndarray:
@@ -97,16 +97,15 @@ _SAID = {
 }
 
 
-def series_of(groups: Sequence[Group]) -> list[Series]:
-    """Return the trainings among the groups that ran on two or more numbers of GPUs, by experiment and kind."""
-    by_key: dict[tuple[object, ...], dict[int, list[Group]]] = defaultdict(lambda: defaultdict(list))
-    for group in groups:
-        run = group.first
-        if not (run.gpus and run.global_batch and group.seconds_per_image):
+def series_of(rows: Sequence[Row]) -> list[Series]:
+    """Return the trainings among the rows that ran on two or more numbers of GPUs, by experiment and kind."""
+    by_key: dict[tuple[object, ...], dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if not (row.gpus and row.global_batch and row.seconds_per_image):
             continue
-        shape = tuple(getattr(run, name) for name in _SHAPE)
-        by_key[(*shape, "strong", run.global_batch)][run.gpus].append(group)
-        by_key[(*shape, "weak", run.global_batch / run.gpus)][run.gpus].append(group)
+        shape = tuple(getattr(row, name) for name in _SHAPE)
+        by_key[(*shape, "strong", row.global_batch)][row.gpus].append(row)
+        by_key[(*shape, "weak", row.global_batch / row.gpus)][row.gpus].append(row)
     found = sorted(((key, members) for key, members in by_key.items() if len(members) > 1), key=lambda kv: str(kv[0]))
     out = []
     for key, members in found:
@@ -119,7 +118,7 @@ def series_of(groups: Sequence[Group]) -> list[Series]:
     return out
 
 
-def _label(key: tuple, keys: Sequence[tuple]) -> str:
+def _label(key: tuple[Any, ...], keys: Sequence[tuple[Any, ...]]) -> str:
     """The experiment, patching and engine of a line, and what sets it apart from others of that experiment."""
     alike = [k for k in keys if k[0] == key[0] and k[1] == key[1] and k[-2] == key[-2]]
     words = [str(key[1]), str(key[2])]
@@ -155,9 +154,9 @@ def with_bars(axis: "Axes", x: np.ndarray, y: np.ndarray, bars: np.ndarray, **sh
         axis.plot(x, y, **shown)
 
 
-def measured_scaling(groups: Sequence[Group]) -> Drawing | None:
+def measured_scaling(rows: Sequence[Row]) -> Drawing | None:
     """Draw speedup, efficiency and seconds per image over GPUs of trainings that ran on several numbers of them."""
-    found = series_of(groups)
+    found = series_of(rows)
     series = found[:MOST_RUNS]
     if not series:
         return None

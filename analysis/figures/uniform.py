@@ -69,18 +69,17 @@ def rivals_of(comparison: Comparison) -> tuple[list[Rivals], int]:
 
     The second value is the number of adaptive points that have no fair rival.
     """
-    speedups = {id(g): q for g, q in zip(comparison.groups, comparison.speedups, strict=True)}
     found, alone = [], 0
-    for series in series_of(comparison.groups):
-        if series.groups[0][0].first.patching != "apf":
+    for series in series_of(comparison.rows):
+        if series.rows[0][0].patching != "apf":
             continue
         points = []
-        for n, groups, seconds in zip(series.gpus, series.groups, series.seconds, strict=True):
-            base = next((q.baseline for g in groups if (q := speedups[id(g)]).ratio is not None), None)
+        for n, rows, seconds in zip(series.gpus, series.rows, series.seconds, strict=True):
+            base = next((comparison.by_label[row.baseline] for row in rows if row.ratio is not None), None)
             theirs = tuple(r.seconds_per_image for r in base.runs if r.seconds_per_image) if base else ()
             if base and theirs:
-                base_name = f"{base.first.experiment} ({base.first.patching}, {base.first.engine})"
-                points.append((n, groups[0].first.nodes, seconds, theirs))
+                base_name = f"{base.experiment} ({base.patching}, {base.engine})"
+                points.append((n, rows[0].nodes, seconds, theirs))
         alone += len(series.gpus) - len(points)
         if len(points) > 1:
             rival = f"{base_name}, {series.kind}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REFERENCE = Path(__file__).resolve().parents[1] / "reference"
+CONTRADICTIONS = REFERENCE / "contradictions.csv"  # where the cells contradict each other: no cells
 STATUSES = ("published", "derived", "lost")
 HEADS = (
     "paper",
@@ -123,7 +124,7 @@ def read_all(folder: Path = REFERENCE) -> dict[str, list[Cell]]:
     Raises:
         ValueError: as `read_cells`.
     """
-    return {path.stem: read_cells(path) for path in sorted(folder.glob("*.csv"))}
+    return {path.stem: read_cells(path) for path in sorted(folder.glob("*.csv")) if path != CONTRADICTIONS}
 
 
 def table2() -> list[Cell]:

@@ -52,3 +52,15 @@ def table3_gains(cells: Sequence[Cell]) -> list[Gain]:
         found = next(((g, row) for g, row in tries if abs(g - stated) < 0.0051), (None, None))
         gains.append(Gain(resolution, stated, *found, *tries[0]))
     return gains
+
+
+def finest_time_ratios(three: Sequence[Cell]) -> dict[int, float]:
+    """Return, per resolution, the time per image of Table III's finest UNETR over that of its finest APF."""
+    finest: dict[tuple[int, str], Cell] = {}
+    for cell in three:
+        if cell.quantity == "seconds_per_image" and cell.patch_px and cell.resolution:
+            key = (cell.resolution, cell.model)
+            if key not in finest or cell.patch_px < (finest[key].patch_px or 0):
+                finest[key] = cell
+    sizes = sorted({r for r, _ in finest})
+    return {r: (finest[r, "UNETR"].value or 0) / (finest[r, "APF-UNETR"].value or 1) for r in sizes}

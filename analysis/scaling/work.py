@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import yaml
 
-from analysis.runs.records import Run
-from analysis.runs.run_files import find_data, logged_tokens
+from analysis.runs.records import Row
+from analysis.runs.run_files import logged_tokens
 from analysis.scaling.costs import Cost, cost_of
 from analysis.scaling.model import Work, expected_largest
 from launch.config.config import Config, ConfigError, validate
@@ -114,12 +113,12 @@ def experiment_work(
 class Measured:
     """A record as the model sees it."""
 
-    run: Run
+    run: Row
     work: Work
     seconds: float  # of one step
 
 
-def measured(runs: Sequence[Run], site: Site) -> tuple[list[Measured], list[str]]:
+def measured(runs: Sequence[Row], site: Site) -> tuple[list[Measured], list[str]]:
     """Return the records that the model can be fitted to, and a line for each that it cannot.
 
     One fit is of one machine: records of other hardware than most of the usable ones have are left out.
@@ -143,15 +142,15 @@ def measured(runs: Sequence[Run], site: Site) -> tuple[list[Measured], list[str]
     return usable, left
 
 
-def _machine(run: Run) -> str:
-    return run.device_name or run.device or "unknown hardware"
+def _machine(run: Row) -> str:
+    return str(run.device_name or run.device or "unknown hardware")
 
 
-def _measured(run: Run, site: Site) -> Measured | str:
+def _measured(run: Row, site: Site) -> Measured | str:
     """One record with its work, or why the model cannot be fitted to it."""
     try:
-        config = validate(yaml.safe_load((run.folder / "config.yaml").read_text()))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        config = validate(run.files.config)
+    except ValueError as error:
         return f"no readable config.yaml ({str(error).splitlines()[0]})"
     if run.device and (run.device == "cpu") != (site.hardware.kind == "cpu"):
         return f"ran on {run.device}, which is no hardware of site {site.name} (--runs-site)"
@@ -159,8 +158,7 @@ def _measured(run: Run, site: Site) -> Measured | str:
         return "trained on parts of trees (data.part), whose cost is not that of whole slides"
     if not run.seconds_per_image or not run.gpus or (run.timed_steps or 0) < 3:
         return "no timed steps"
-    folder = find_data(run)
-    lengths = logged_tokens(folder) if folder else []
+    lengths = (run.files.part("tokens") or {}).get("counts", [])
     # Crops are no slides: their model sees one length.
     whole_slides = lengths and config.samples_per_image == 1
     together = max(1, round(config.images_per_step / run.gpus / config.train.accumulate))

@@ -6,7 +6,6 @@ Importing it must not import torch: settings and folders are checked before torc
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import sys
@@ -349,7 +348,7 @@ class Start:
         record["peak_memory_gib"] = float(peak)
         if outcome.test is not None:
             record |= {**outcome.test.record(), "floors": outcome.floors}
-        return json.loads(json.dumps(record))  # type: ignore[no-any-return]
+        return new_record(**record)
 
 
 def _finite(value: float | None) -> float | None:
