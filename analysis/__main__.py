@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from analysis.commands.auc import add_verb as add_auc
 from analysis.commands.collect import add_verb as add_collect
@@ -99,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--out",
             type=Path,
-            default=outs[verb] and Path(outs[verb]),
+            default=Path(out) if (out := outs[verb]) else None,
             required=verb == "report",
             metavar="DIR",
             help="folder for the files" + (f" (default: {outs[verb]})" if outs[verb] else ""),
@@ -200,13 +201,13 @@ def _pictures(args: argparse.Namespace) -> tuple[list[Path], Runs | None]:
         from analysis.figures.draw import draw_all
 
         return save([*draw_all(comparison), *more], args.out), runs
-    from analysis.report.page import Options, write_report
+    from analysis.report.page import PageOptions, write_report
 
-    options = Options(tuple(args.site.split(",")), args.runs_site, tuple(more))
+    options = PageOptions(tuple(args.site.split(",")), args.runs_site, tuple(more))
     return [write_report(comparison, args.out, options)], runs
 
 
-def _more(args: argparse.Namespace) -> list:
+def _more(args: argparse.Namespace) -> list[Any]:
     """Figures of files that are no run folders."""
     found = []
     if args.erf:

@@ -127,7 +127,7 @@ def gains(pairs: Sequence[tuple[str, Row, Row]]) -> list[Gain]:
         why = ", ".join(row.name for row in rows if row.gain is None)
         return [*rows, Gain("", None, None, None, None, None, len(rows), None, f"no mean: B has a Dice of 0 on {why}")]
     with np.errstate(divide="ignore", invalid="ignore"):  # A may have found nothing: a mean of 0
-        ratio = float(np.exp(np.mean(np.log([1 + row.gain for row in rows]))))
+        ratio = float(np.exp(np.mean(np.log([1 + row.gain for row in rows if row.gain is not None]))))
         low, high = _ends(np.exp(np.mean(np.log(_alike(drawn)), axis=0)))
     return [*rows, Gain("", None, None, ratio - 1, low, high, len(rows), None)]
 

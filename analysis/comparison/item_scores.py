@@ -28,7 +28,7 @@ class ItemScores:
     @property
     def right(self) -> np.ndarray:
         """(N,) 1 where the likeliest class is right, else 0."""
-        return (self.probabilities.argmax(axis=1) == self.labels).astype(np.float64)
+        return np.asarray(self.probabilities.argmax(axis=1) == self.labels, np.float64)
 
 
 def read_scores(files: RunFiles) -> ItemScores | None:
@@ -87,5 +87,5 @@ def interval(metric: str, a: Sequence[ItemScores], b: Sequence[ItemScores] = ())
     if any(len(side) > 1 or side[0].probabilities.shape[1] != 2 for side in sides):
         return None
     scores = [side[0].probabilities[:, 1] for side in sides]
-    found = auc_difference(*scores, a[0].labels) if b else auc_interval(scores[0], a[0].labels)
+    found = auc_difference(scores[0], scores[1], a[0].labels) if b else auc_interval(scores[0], a[0].labels)
     return None if found.value is None else Interval(found.value, found.low, found.high, n)

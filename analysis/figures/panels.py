@@ -34,7 +34,7 @@ def panels(comparison: Comparison) -> Drawing | None:
     columns = 2 + len(groups)
     side = PAGE_IN / columns
     figure = new_figure(PAGE_IN, side * len(rows) + 0.3)
-    figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
+    figure.set_layout_engine("constrained", w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, (stem, pictures) in zip(axes, rows, strict=True):
         _draw_row(line, stem, pictures, groups)
@@ -120,8 +120,8 @@ def _overlay(axis: "Axes", pictures: Pictures, area: np.ndarray, fill: bool) -> 
         padded = np.pad(pictures.truth.astype(float), 1)
         h, w = pictures.truth.shape
         x, y = np.arange(-1, w + 1), np.arange(-1, h + 1)
-        for width, colour in ((1.9, "white"), (0.9, TRUTH)):
-            axis.contour(x, y, padded, levels=[0.5], colors=[colour], linewidths=width)
+        for width, line in ((1.9, "white"), (0.9, TRUTH)):
+            axis.contour(x, y, padded, levels=[0.5], colors=[line], linewidths=width)
     axis.set(xlim=(-0.5, pictures.truth.shape[1] - 0.5), ylim=(pictures.truth.shape[0] - 0.5, -0.5))
 
 

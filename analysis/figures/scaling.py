@@ -55,19 +55,19 @@ class Series:
     @property
     def speedup(self) -> np.ndarray:
         """Images per second over those of the smallest number of GPUs, times that number."""
-        return self.mean[0] / self.mean * self.gpus[0]
+        return np.asarray(self.mean[0] / self.mean * self.gpus[0])
 
     @property
     def efficiency(self) -> np.ndarray:
         """Speedup over the number of GPUs."""
-        return self.speedup / np.array(self.gpus)
+        return np.asarray(self.speedup / np.array(self.gpus))
 
     @property
     def bars(self) -> np.ndarray:
         """(2, points) how far the seeds' speedups reach below and above `speedup`; the first point's mean is fixed."""
         ends = [(self.mean[0] / max(s) * self.gpus[0], self.mean[0] / min(s) * self.gpus[0]) for s in self.seconds]
         low, high = np.array(ends).T
-        return np.maximum(0, np.array([self.speedup - low, high - self.speedup]))
+        return np.asarray(np.maximum(0, np.array([self.speedup - low, high - self.speedup])))
 
 
 # What must be equal along a line; the rest of a label says what differs between lines of one experiment.
@@ -184,7 +184,8 @@ def measured_scaling(rows: Sequence[Row]) -> Drawing | None:
         for axis in (left, middle, right):
             log2_ticks(axis, counts)
         plain_log(right.yaxis)
-        legend_below(figure, *left.get_legend_handles_labels(), 3, 2.6)
+        handles, labels = left.get_legend_handles_labels()
+        legend_below(figure, handles, labels, columns=3, long=2.6)
     seeds = [len(x) for s in series for x in s.seconds]
     caption = (
         "Measured scaling: images per second against the smallest number of GPUs (speedup), over the GPUs "
@@ -218,7 +219,8 @@ def predicted_scaling(predictions: "Sequence[Prediction]", mode: str) -> Drawing
             plain_log(row[0].yaxis)
             for axis in row[:2]:
                 log2_ticks(axis, counts)
-        legend_below(figure, *axes[0][0].get_legend_handles_labels(), 4, 2.6)
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        legend_below(figure, handles, labels, long=2.6)
     caption = (
         f"Modelled, not measured: {mode} scaling of {', '.join(names)} on {', '.join(sites)}; right, what a step "
         f"consists of on {counts[-1]:,} GPUs, from the left: {', '.join(predictions[0].parts)} (terms that take "

@@ -20,7 +20,7 @@ from analysis.output.figure_style import (
     plain_log,
     style,
 )
-from analysis.papers.entries import table2
+from analysis.papers.entries import table2, wide
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,7 @@ class Rivals:
         pairs = list(zip(self.adaptive, self.uniform, strict=True))
         low = np.array([min(theirs) / max(mine) for mine, theirs in pairs])
         high = np.array([max(theirs) / min(mine) for mine, theirs in pairs])
-        return np.maximum(0, np.array([self.speedup - low, high - self.speedup]))
+        return np.asarray(np.maximum(0, np.array([self.speedup - low, high - self.speedup])))
 
 
 def rivals_of(comparison: Comparison) -> tuple[list[Rivals], int]:
@@ -106,19 +106,16 @@ def measured_against_uniform(comparison: Comparison) -> Drawing | None:
 
 def published_against_uniform() -> Drawing:
     """Draw Table II of the paper in the same way: every number of GPUs is another resolution there."""
-    rows: dict[int, dict[str, float]] = {}
-    for cell in table2():
-        if cell.value is not None and cell.quantity in ("gpus", "seconds_per_image") and cell.resolution:
-            rows.setdefault(cell.resolution, {})[f"{cell.model} {cell.quantity}"] = cell.value
-    order = sorted(rows)
+    rows = wide(table2()).pivot(index="resolution", columns="model", values=["gpus", "seconds_per_image"])
+    seconds = rows["seconds_per_image"]
     rivals = Rivals(
         "APF-UNETR, Table II",
         "UNETR, Table II",
-        tuple(int(rows[r]["APF-UNETR gpus"]) for r in order),
+        tuple(map(int, rows["gpus"]["APF-UNETR"])),
         (),
-        tuple((rows[r]["APF-UNETR seconds_per_image"],) for r in order),
-        tuple((rows[r]["UNETR seconds_per_image"],) for r in order),
-        tuple(f"{r // 1024}K" if r >= 1024 else str(r) for r in order),
+        tuple((s,) for s in seconds["APF-UNETR"]),
+        tuple((s,) for s in seconds["UNETR"]),
+        tuple(f"{r // 1024}K" if r >= 1024 else str(r) for r in rows.index),
     )
     caption = (
         "Published (APF, SC24, Table II; no measurement of this suite): seconds per image of APF-UNETR (circles) and "
@@ -149,7 +146,8 @@ def _draw(rivals: Sequence[Rivals], cost: str) -> "Figure":
         plain_log(left.yaxis)
         right.set(ylabel="speedup over uniform (times)", title="(b) speedup at equal GPUs")
         right.set_ylim(0, 1.15 * max(float((r.speedup + r.bars[1]).max()) for r in rivals))
-        legend_below(figure, *left.get_legend_handles_labels(), 2, 2.6)
+        handles, labels = left.get_legend_handles_labels()
+        legend_below(figure, handles, labels, columns=2, long=2.6)
     return figure
 
 

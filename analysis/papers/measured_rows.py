@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from statistics import fmean
+from typing import Any
 
 from analysis.comparison.equal_quality import equal_quality
 from analysis.comparison.item_scores import interval, row_scores
@@ -205,7 +206,7 @@ def _rivit(maker: _Maker, row: Row) -> Iterator[Value]:
     seconds, images = row.seconds_per_image, row.n_train
     yield from _scored(row, "accuracy", "accuracy")
     for side in ("256", "320"):
-        there = [(run.accuracy_by_size or {}).get(side) for run in row.runs]
+        there: list[Any] = [(run.accuracy_by_size or {}).get(side) for run in row.runs]
         if None not in there:
             yield f"accuracy_{side}", 100 * fmean(there), "%"
     yield "seconds_per_epoch", None if seconds is None or images is None else seconds * images, "s"

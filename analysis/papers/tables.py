@@ -246,7 +246,7 @@ def paper_table(name: str, cells: Sequence[Cell], remarks: Sequence[str] = ()) -
         remarks: Notes on the measured or modelled rows.
     """
     spec = TABLES[name]
-    rows: dict[tuple, dict[str, Cell]] = {}
+    rows: dict[tuple[str, ...], dict[str, Cell]] = {}
     for cell in cells:
         rows.setdefault((source(cell), cell.paper, cell.table, cell.row), {})[cell.quantity] = cell
     ordered = list(rows.items())

@@ -21,7 +21,7 @@ MOST_PROVENANCE = 200  # runs with a block of their own; beyond that the page wo
 
 
 @dataclass(frozen=True)
-class Options:
+class PageOptions:
     """What a page shall hold beyond its runs.
 
     Attributes:
@@ -35,20 +35,20 @@ class Options:
     more: tuple[Drawing, ...] = ()
 
 
-def write_report(comparison: Comparison, out: Path, options: Options | None = None) -> Path:
+def write_report(comparison: Comparison, out: Path, options: PageOptions | None = None) -> Path:
     """Write OUT/index.html whole or not at all, and return its path.
 
     Raises:
         ValueError: the folder cannot be written, or there is no such site.
     """
-    path, options = out / "index.html", options or Options()
+    path, options = out / "index.html", options or PageOptions()
     write_atomically(path, page(comparison, [*draw_all(comparison), *options.more], out, options))
     return path
 
 
-def page(comparison: Comparison, drawings: list[Drawing], out: Path, options: Options | None = None) -> str:
+def page(comparison: Comparison, drawings: list[Drawing], out: Path, options: PageOptions | None = None) -> str:
     """Return the page as HTML; `out` is the folder that links to run folders start from."""
-    options = options or Options()
+    options = options or PageOptions()
     sections = [
         ("measured", "Measured runs", _measured(comparison)),
         ("figures", "Figures of the measured runs", _figures(drawings)),
@@ -144,7 +144,8 @@ def _measured(comparison: Comparison) -> str:
 def _figures(drawings: list[Drawing]) -> str:
     if not drawings:
         return "<p>The runs left no data to draw.</p>"
-    blocks, narrow = [], []
+    blocks: list[str] = []
+    narrow: list[str] = []
     for drawing in drawings:
         small = drawing.figure.get_figwidth() < 5
         (narrow if small else blocks).append(figure_html(drawing))

@@ -133,7 +133,7 @@ def _classes(path: Path) -> int:
     """Return the number of foreground classes of a slide's counts (K, 3); 1 where there are none."""
     try:
         with np.load(path, allow_pickle=False) as counts:
-            return max(1, counts["counts"].shape[0])
+            return max(1, int(counts["counts"].shape[0]))
     except (OSError, ValueError, KeyError, IndexError, BadZipFile):
         return 1
 
@@ -235,12 +235,16 @@ def read_curve(files: RunFiles, quality: str = "dice") -> Curve | None:
     if not train and not val:
         return None
     steps, times = np.array(clock).T
-    arrays = []
-    for values in (train, val):
-        timed = [(s, np.interp(s, steps, times) if now is None else now, v) for s, now, v in values]
-        arrays += list(np.array(timed, dtype=float).reshape(-1, 3).T)
-    tflop = np.interp(arrays[3], *np.array(work).T) if len(work) > 1 else None
-    return Curve(*arrays, tflop)
+    step, seconds, loss = _timed(train, steps, times)
+    val_step, val_seconds, val_quality = _timed(val, steps, times)
+    tflop = np.interp(val_step, *np.array(work).T) if len(work) > 1 else None
+    return Curve(step, seconds, loss, val_step, val_seconds, val_quality, tflop)
+
+
+def _timed(values: list[tuple[float, float | None, float]], steps: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """(3, n): step, seconds and value."""
+    timed = [(s, np.interp(s, steps, times) if now is None else now, v) for s, now, v in values]
+    return np.array(timed, dtype=float).reshape(-1, 3).T
 
 
 def read_curves(row: Any, quality: str = "dice") -> list[Curve] | None:

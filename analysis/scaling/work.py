@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.runs.records import Row
 from analysis.runs.run_files import logged_tokens
-from analysis.scaling.costs import Cost, cost_of
+from analysis.scaling.costs import ForwardCost, cost_of
 from analysis.scaling.model import Work, expected_largest
 from launch.config.config import Config, ConfigError, validate
 from launch.config.sites import Site
@@ -17,7 +17,9 @@ from launch.config.sites import Site
 BYTES_PER_CELL = 3 + 4 + 4  # colour, content and one class of a token file's cell
 
 
-def work_of(config: Config, cost: Cost, gpus: int, images: float, site: Site, tokens: float | None = None) -> Work:
+def work_of(
+    config: Config, cost: ForwardCost, gpus: int, images: float, site: Site, tokens: float | None = None
+) -> Work:
     """One step of an experiment on some GPUs of a site, `images` frames per GPU."""
     engine = config.engine
     shard = 1 if engine.name == "ddp" else (engine.shard or site.hardware.gpus_per_node)
@@ -36,7 +38,9 @@ def work_of(config: Config, cost: Cost, gpus: int, images: float, site: Site, to
     )
 
 
-def cost_over(config: Config, lengths: Sequence[int], together: int = 1) -> tuple[Cost, tuple[float, ...]] | None:
+def cost_over(
+    config: Config, lengths: Sequence[int], together: int = 1
+) -> tuple[ForwardCost, tuple[float, ...]] | None:
     """Mean cost of slides of these lengths, and the cost of each over it; None without a closed formula.
 
     The mean of the costs, not the cost of the mean: attention grows with the square of the length.
@@ -51,8 +55,8 @@ def cost_over(config: Config, lengths: Sequence[int], together: int = 1) -> tupl
         The second value is () where every slide costs the same.
     """
     counted = Counter(lengths)
-    costs = {n: cost_of(config, n) for n in counted}
-    if not counted or any(c is None for c in costs.values()):
+    costs = {n: cost for n in counted if (cost := cost_of(config, n)) is not None}
+    if not counted or len(costs) < len(counted):
         return None
     total = sum(counted.values())
     packed = getattr(config.model, "attention", "full") == "packed"
@@ -62,7 +66,7 @@ def cost_over(config: Config, lengths: Sequence[int], together: int = 1) -> tupl
     tokens = sum(costs[n].tokens * k for n, k in counted.items()) / total
     mean = sum(costs[n].flops * k for n, k in counted.items()) / total
     each = tuple(costs[n].flops / mean for n in lengths)
-    return Cost(encoder, decoder, one.weights, round(tokens)), each if max(each) - min(each) > 1e-9 else ()
+    return ForwardCost(encoder, decoder, one.weights, round(tokens)), each if max(each) - min(each) > 1e-9 else ()
 
 
 def read_spread(folder: Path) -> list[int]:
@@ -94,7 +98,7 @@ def experiment_work(
     Raises:
         ConfigError: A model without a closed cost formula.
     """
-    found: tuple[Cost, tuple[float, ...]] | None = None
+    found: tuple[ForwardCost, tuple[float, ...]] | None = None
     tokens = None
     if lengths and config.data.patching == "apf" and hasattr(config.model, "attention"):
         scale = config.data.length / max(lengths)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.__main__ import main
-from analysis.comparison.equal_quality import Cost, cost_at, equal_quality, label
+from analysis.comparison.equal_quality import Spent, cost_at, equal_quality, label
 from analysis.comparison.item_scores import ItemScores, interval, read_scores
 from analysis.comparison.pair import UnfairError, compare_pair, pair_table, read_side
 from analysis.output.formats import markdown
@@ -46,11 +46,11 @@ def rows(pair) -> dict:
 
 def test_cost_is_interpolated_in_the_best_value_so_far():
     seconds, dice = [10, 20, 30, 40], [0.2, 0.4, 0.3, 0.8]
-    assert cost_at(seconds, dice, 0.3) == Cost(15.0)
-    assert cost_at(seconds, dice, 0.4) == Cost(20.0)
-    assert cost_at(seconds, dice, 0.6) == Cost(35.0), "the dip at 30 s does not count: 0.4 was reached before"
-    assert cost_at(seconds, dice, 0.8) == Cost(40.0)
-    assert cost_at(seconds, dice, 0.1) == Cost(10.0, at_most=True)
+    assert cost_at(seconds, dice, 0.3) == Spent(15.0)
+    assert cost_at(seconds, dice, 0.4) == Spent(20.0)
+    assert cost_at(seconds, dice, 0.6) == Spent(35.0), "the dip at 30 s does not count: 0.4 was reached before"
+    assert cost_at(seconds, dice, 0.8) == Spent(40.0)
+    assert cost_at(seconds, dice, 0.1) == Spent(10.0, at_most=True)
     assert cost_at(seconds, dice, 0.81) is None
 
 

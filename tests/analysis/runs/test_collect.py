@@ -18,7 +18,7 @@ from tests.helpers.run_folders import demo_runs, record, runs_in, write_run
 def folder(tmp_path_factory) -> Path:
     """Runs of the demo with settings, curves, tokens and pictures, classifiers with scores, and what went wrong."""
     root = demo_runs(tmp_path_factory.mktemp("collected"))
-    root = root.rename(root.with_name("runs_found"))  # as long as runs.jsonl, for a table in which the path stands
+    root = root.rename(root.with_name("runs.found"))  # as long as runs.jsonl, for a table in which the path stands
     for run in runs_in(root):
         settings = load_experiment(run.experiment, ["train.batch=2", "data.dir=x"]).model_dump(mode="json")
         (run.folder / "config.yaml").write_text(json.dumps(settings))
