@@ -4,6 +4,5 @@ Others use `COMMANDS`.
 """
 
 # Every command and its module, in the order of the help.
-COMMANDS = {
-    name: name for name in ("tables", "plots", "report", "compare", "gains", "auc", "erf", "lengths", "scaling")
-}
+_NAMES = ("tables", "plots", "report", "compare", "gains", "auc", "erf", "lengths", "scaling", "collect")
+COMMANDS = {name: name for name in _NAMES}

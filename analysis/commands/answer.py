@@ -20,7 +20,7 @@ def answer(text: str, written: Iterable[Path], runs: Runs | None = None, folder:
     print(text, end="", flush=True)
     for path in written:
         print(f"wrote {path}", file=sys.stderr)
-    if runs and not runs.ok:
+    if runs and runs.ok.empty:
         print(f"error: {folder}: no finished run among {len(runs.problems)} records and run folders", file=sys.stderr)
         return FAILED
     return DONE

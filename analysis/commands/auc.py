@@ -19,11 +19,12 @@ from analysis.comparison.auc import (
     size_thirds,
 )
 from analysis.output.formats import Column, Table, csv_text, latex, markdown, number, write_files
-from analysis.runs.records import RunsError
+from analysis.runs.records import STUDY, RunsError, find
 
 HELP = "AUC of a classifier with bootstrap intervals, by finding size and type, against a baseline"
 _EPILOG = """\
-RUN is a run folder (its predictions/scores.csv is read) or such a CSV file: name, label, p0, p1, ...
+RUN is a run folder (its predictions/scores.csv is read), a run of a collected study (STUDY.jsonl/RUN), or such a CSV
+file: name, label, p0, p1, ...
 FINDINGS is a CSV file with the columns name, size_px (square root of the area of the finding's box; may be empty) and
 types (several separated by semicolons; may be empty). Items that are not in it have no finding on record.
 
@@ -63,7 +64,8 @@ def read_scores(path: Path, positive: int) -> tuple[list[str], NDArray[np.float6
         ValueError: No such class.
     """
     file = path / "predictions" / "scores.csv" if path.is_dir() else path
-    rows = _read(file, ("name", "label", "p0"))
+    scored = None if path.is_dir() or path.is_file() else _collected(path)
+    rows = _read(file, ("name", "label", "p0")) if scored is None else scored
     if not 0 <= positive < sum(key.startswith("p") and key[1:].isdecimal() for key in rows[0]):
         raise ValueError(f"--positive {positive}: {file} has no column p{positive}")
     try:
@@ -94,6 +96,16 @@ def read_findings(path: Path, names: list[str]) -> tuple[NDArray[np.float64], li
         raise _unusable(f"{path}: size_px: {error}") from None
     kinds = [found[name]["types"] or "" if name in found else "" for name in names]
     return np.array(sizes), [frozenset(part.strip() for part in text.split(";") if part.strip()) for text in kinds]
+
+
+def _collected(path: Path) -> list[dict[str, str]] | None:
+    """The scores of a run inside of a collected study; None where the path names none."""
+    if not any(parent.suffix == STUDY for parent in path.parents):
+        return None
+    found = [entry.files.part("scores") for entry in find(path, [])]
+    if len(found) != 1 or not found[0] or not {"name", "label", "p0"} <= set(found[0][0]):
+        raise _unusable(f"{path}: {len(found)} runs, where one with scores of a classifier is needed")
+    return [dict(zip(found[0][0], row, strict=False)) for row in found[0][1:]]
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:

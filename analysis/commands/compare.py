@@ -10,13 +10,13 @@ from analysis.output.formats import latex, markdown, write_files
 
 HELP = "two runs side by side: refused unless fair, paired over images, at equal quality"
 _EPILOG = """\
-A and B are run folders, record.json files (of any name), or folders with the seeds of one experiment. B / A is how
-many times less A needs; A - B is paired over the test images. Runs whose hardware, GPUs, precision, attention
-backend, data, optimiser, training budget or timing window differ are refused, with every reason.
+A and B are run folders, folders with the seeds of one experiment, or the same inside of a study that `collect` wrote.
+B / A is how many times less A needs; A - B is paired over the test images. Runs whose hardware, GPUs, precision,
+attention backend, data, optimiser, training budget or timing window differ are refused, with every reason.
 
 examples:
   python -m analysis compare runs/demo_apf runs/demo_uniform_patch
-  python -m analysis compare analysis/measured/demo_cpu/demo_apf.record.json b/record.json --json
+  python -m analysis compare analysis/measured/demo_cpu.jsonl/demo_apf runs/mine --json
   python -m analysis compare a b --unfair-ok --out out       compare.md, .csv, .tex and .json; the caption says why
 
 exit codes: 0 done; 1 a record cannot be used, or the comparison is not fair; 64 wrong arguments.
@@ -27,7 +27,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
     """Add its arguments."""
     parser.description = "Compare run A with run B."
     parser.epilog = _EPILOG
-    parser.add_argument("a", type=Path, metavar="A", help="run folder or record")
+    parser.add_argument("a", type=Path, metavar="A", help="run folder, or STUDY.jsonl/RUN")
     parser.add_argument("b", type=Path, metavar="B", help="the same; the denominator")
     parser.add_argument("--unfair-ok", action="store_true", help="compare anyway; the caption says what differs")
     parser.add_argument("--json", action="store_true", help="JSON on the terminal instead of Markdown")

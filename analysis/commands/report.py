@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
         ValueError: Wrong arguments, or a folder that cannot be written.
     """
     from analysis.comparison.table import compare
-    from analysis.report.page import Options, write_report
+    from analysis.report.page import PageOptions, write_report
 
-    options = Options(tuple(args.site.split(",")), args.runs_site, tuple(more_figures(args)))
+    options = PageOptions(tuple(args.site.split(",")), args.runs_site, tuple(more_figures(args)))
     runs = load(args.runs)
     return answer("", [write_report(compare(runs, args.baseline), args.out, options)], runs, args.runs)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from analysis.commands.answer import answer
 from analysis.output.formats import Table, csv_text, latex, markdown, write_files
-from analysis.runs.records import RunsError, load
+from analysis.runs.records import RunsError, load, rows_of
 from analysis.scaling.model import TERMS, assumed_fit, fit_records
 from analysis.scaling.prediction import EXPERIMENTS, fit_table, held_out_table, predict, prediction_table
 from analysis.scaling.table3 import published_table
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     left: list[str] = []
     home = load_site(args.runs_site)
     if args.runs is not None:
-        found, left = measured(load(args.runs).ok, home)
+        found, left = measured(rows_of(load(args.runs).ok), home)
         if not found:
             reasons = f": {left[0]}" if left else ""
             raise RunsError(f"{args.runs}: no record that the model can be fitted to{reasons}", 1)

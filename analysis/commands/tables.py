@@ -113,11 +113,15 @@ def _forms(name: str, source: str, comparison: tables.Comparison | None) -> dict
     cells = [] if source == "records" else table_cells(name)
     remarks: list[str] = []
     if comparison and source != "reference":
+        from analysis.papers.measured_rows import measured_cells
+
         measured, remarks = measured_cells(name, comparison)
         cells = [*cells, *measured]
         if not measured:
             remarks = ["No measured run belongs to this table."]
     if source == "joined":
+        from analysis.scaling.table3 import modelled_cells
+
         modelled, said = modelled_cells(name)
         cells, remarks = [*cells, *modelled], [*remarks, *said]
     return _of(paper_table(name, cells, remarks), cells_csv(cells))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from analysis.runs.run_files import Curve
 from analysis.runs.stats import geomean
@@ -17,7 +18,7 @@ SHARES = (0.5, 0.75, 0.9, 1.0)  # of the best quality that all runs reach
 
 
 @dataclass(frozen=True)
-class Cost:
+class Spent:
     """Training seconds or TFLOP until a quality is reached; `at_most` where the first evaluation already passed it."""
 
     amount: float
@@ -47,7 +48,7 @@ class EqualQuality:
     unresolved: str
 
 
-def cost_at(spent: Sequence[float], quality: Sequence[float], target: float) -> Cost | None:
+def cost_at(spent: ArrayLike, quality: ArrayLike, target: float) -> Spent | None:
     """Return when a curve first reaches a quality, interpolated linearly in its best value so far.
 
     Args:
@@ -58,15 +59,15 @@ def cost_at(spent: Sequence[float], quality: Sequence[float], target: float) -> 
     Returns:
         None where the curve never reaches it.
     """
-    best = np.maximum.accumulate(np.asarray(quality, dtype=float))
+    costs, best = np.asarray(spent, dtype=float), np.maximum.accumulate(np.asarray(quality, dtype=float))
     reached = np.flatnonzero(best >= target)
     if not reached.size:
         return None
     i = int(reached[0])
     if i == 0:
-        return Cost(float(spent[0]), at_most=True)
+        return Spent(float(costs[0]), at_most=True)
     share = (target - best[i - 1]) / (best[i] - best[i - 1])
-    return Cost(float(spent[i - 1] + share * (spent[i] - spent[i - 1])))
+    return Spent(float(costs[i - 1] + share * (costs[i] - costs[i - 1])))
 
 
 def equal_quality(

@@ -5,17 +5,18 @@ less 1, and its geometric mean over the data sets.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from analysis.comparison.pair import budget
 from analysis.comparison.speedups import scored_elsewhere
 from analysis.comparison.trivial_baselines import LABELS
 from analysis.output.formats import Column, Table, number, significant
-from analysis.runs.groups import Group
-from analysis.runs.records import RunsError
+from analysis.runs.records import Row, RunsError, rows_of
 from analysis.runs.stats import BOOTSTRAP_SEED, resamples
 
 
@@ -46,7 +47,7 @@ class Gain:
     note: str = ""
 
 
-def gains(pairs: Sequence[tuple[str, Group, Group]]) -> list[Gain]:
+def gains(pairs: Sequence[tuple[str, Row, Row]]) -> list[Gain]:
     """Gains per data set, then the geometric mean over them if there are several.
 
     Args:
@@ -63,7 +64,7 @@ def gains(pairs: Sequence[tuple[str, Group, Group]]) -> list[Gain]:
         why = ", ".join(row.name for row in rows if row.gain is None)
         return [*rows, Gain("", None, None, None, None, None, len(rows), None, f"no mean: B has a Dice of 0 on {why}")]
     with np.errstate(divide="ignore", invalid="ignore"):  # A may have found nothing: a mean of 0
-        ratio = float(np.exp(np.mean(np.log([1 + row.gain for row in rows]))))
+        ratio = float(np.exp(np.mean(np.log([1 + row.gain for row in rows if row.gain is not None]))))
         low, high = _ends(np.exp(np.mean(np.log(_alike(drawn)), axis=0)))
     return [*rows, Gain("", None, None, ratio - 1, low, high, len(rows), None)]
 
@@ -74,11 +75,11 @@ def _alike(drawn: Sequence[np.ndarray]) -> np.ndarray:
     return np.array([ratios[:fewest] for ratios in drawn])
 
 
-def _one(name: str, a: Group, b: Group, rng: np.random.Generator) -> tuple[Gain, np.ndarray]:
+def _one(name: str, a: Row, b: Row, rng: np.random.Generator) -> tuple[Gain, np.ndarray]:
     """One data set, and the ratio of every resample."""
     mine, theirs = a.dice_per_slide, b.dice_per_slide
     shared = sorted(set(mine) & set(theirs))
-    scores = [np.array([[run.dice_per_slide[s] for s in shared] for run in group.runs]) for group in (a, b)]
+    scores = [np.array([[run.dice_per_slide[s] for s in shared] for run in row.runs]) for row in (a, b)]
     values = [seeds.mean(0) for seeds in scores]
     x, y = (float(side.mean()) for side in values)
     n, draws = len(shared), resamples(len(shared))
@@ -92,19 +93,19 @@ def _one(name: str, a: Group, b: Group, rng: np.random.Generator) -> tuple[Gain,
     notes = [f"{len(a.runs)} and {len(b.runs)} seeds"] if (len(a.runs), len(b.runs)) != (1, 1) else ["one seed"]
     notes += [f"{left} slides that only one has are left out"] if left else []
     notes += [_trained(a, b) or differ] if (differ := budget(a, b)) else []
-    notes += [words for side, group, dice in (("A", a, x), ("B", b, y)) if (words := _no_better(side, group, dice))]
+    notes += [words for side, row, dice in (("A", a, x), ("B", b, y)) if (words := _no_better(side, row, dice))]
     better = int((values[0] > values[1]).sum())
     return Gain(name, x, y, x / y - 1 if y > 0 else None, low, high, n, better, "; ".join(notes)), ratios
 
 
-def _trained(a: Group, b: Group) -> str:
-    x, y = a.mean("train_seconds"), b.mean("train_seconds")
+def _trained(a: Row, b: Row) -> str:
+    x, y = a.train_seconds, b.train_seconds
     return "" if x is None or y is None else f"trained for {significant(x)} and {significant(y)} s"
 
 
-def _no_better(side: str, group: Group, dice: float) -> str:
+def _no_better(side: str, row: Row, dice: float) -> str:
     """What to say of a row that learned less than a rule without learning has; a gain over it means little."""
-    floor = max(group.first.floors.items(), key=lambda item: item[1], default=("", -1.0))
+    floor = max((row.floors or {}).items(), key=lambda item: item[1], default=("", -1.0))
     return f"{side} is not above {LABELS.get(floor[0], floor[0])} ({floor[1]:.3f})" if dice <= floor[1] else ""
 
 
@@ -123,12 +124,12 @@ class NoPairError(RunsError):
 
 
 def find_pairs(
-    groups: Sequence[Group], a: str, b: str, refused: list[RunsError] | None = None
-) -> list[tuple[str, Group, Group]]:
+    rows: pd.DataFrame, a: str, b: str, refused: list[RunsError] | None = None
+) -> list[tuple[str, Row, Row]]:
     """(data set, A, B) for two patterns with one * each, where both have runs with Dice per slide, in order of name.
 
     Args:
-        groups: Runs by row.
+        rows: What `group_runs` made.
         a: Pattern of A.
         b: Pattern of B.
         refused: Gets what is wrong with a set, which is then left out; None: the first such set is an error.
@@ -137,7 +138,7 @@ def find_pairs(
         NoPairError: no set has both, nor was one refused.
         RunsError: a name stands for several rows of different settings, or two of a set were scored on other pixels.
     """
-    sides = [_by_set(groups, pattern) for pattern in (a, b)]
+    sides = [_by_set(rows, pattern) for pattern in (a, b)]
     pairs, wrong = [], False
     for name in sorted(set(sides[0]) & set(sides[1])):
         try:
@@ -155,31 +156,24 @@ def find_pairs(
     return pairs
 
 
-def _only(groups: list[Group]) -> Group:
-    if len(groups) > 1:
-        what = groups[0].first.experiment
-        raise RunsError(f"{what}: its runs have different settings, so they are no seeds of one row", 1)
-    return groups[0]
+def _only(rows: list[Row]) -> Row:
+    if len(rows) > 1:
+        raise RunsError(f"{rows[0].experiment}: its runs have different settings, so they are no seeds of one row", 1)
+    return rows[0]
 
 
-def _check_pixels(one: Group, other: Group) -> None:
-    if scored_elsewhere(one.first, other.first):
+def _check_pixels(one: Row, other: Row) -> None:
+    if scored_elsewhere(one, other):
         why = "were scored on other pixels of the same slides, e.g. one inside a field of view"
-        raise RunsError(f"{one.first.experiment} and {other.first.experiment} {why}", 1)
+        raise RunsError(f"{one.experiment} and {other.experiment} {why}", 1)
 
 
-def _by_set(groups: Sequence[Group], pattern: str) -> dict[str, list[Group]]:
+def _by_set(rows: pd.DataFrame, pattern: str) -> dict[str, list[Row]]:
     """Rows of a pattern by what its * stands for."""
-    start, star, end = pattern.partition("*")
-    if not star or "*" in end:
+    if pattern.count("*") != 1:
         raise ValueError(f"{pattern!r}: one * must stand for the data set, e.g. 'open_*_apf'")
-    found: dict[str, list[Group]] = {}
-    for group in groups:
-        name = group.first.experiment or ""
-        middle = name[len(start) : len(name) - len(end)]
-        if middle and name.startswith(start) and name.endswith(end) and len(name) > len(start) + len(end):
-            found.setdefault(middle, []).append(group)
-    return found
+    names = rows.experiment.str.extract("^" + re.escape(pattern).replace(r"\*", "(.+)") + "$", expand=False)
+    return {str(name): rows_of(some) for name, some in rows.groupby(names)}
 
 
 def gains_table(a: str, b: str, rows: Sequence[Gain]) -> Table:

@@ -1,13 +1,13 @@
 """What a classifier said on each test item (scores.csv), and its accuracy and AUC with intervals (NumPy, no torch)."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from analysis.comparison.auc import auc_difference, auc_interval
-from analysis.runs.records import Run
+from analysis.runs.records import Row
+from analysis.runs.run_files import RunFiles
 from analysis.runs.stats import bootstrap_interval
 
 
@@ -28,24 +28,29 @@ class ItemScores:
     @property
     def right(self) -> np.ndarray:
         """(N,) 1 where the likeliest class is right, else 0."""
-        return (self.probabilities.argmax(axis=1) == self.labels).astype(np.float64)
+        return np.asarray(self.probabilities.argmax(axis=1) == self.labels, np.float64)
 
 
-def read_scores(run: Run) -> ItemScores | None:
+def read_scores(files: RunFiles) -> ItemScores | None:
     """Return the test scores that a classification run left, or None where there are none, or broken ones."""
     try:
-        with (run.folder / "predictions" / "scores.csv").open(newline="", encoding="utf-8") as file:
-            rows = sorted(list(csv.reader(file))[1:], key=lambda row: row[0])
+        rows = sorted((files.part("scores") or [])[1:], key=lambda row: row[0])
         names = tuple(row[0] for row in rows)
         labels = np.array([int(row[1]) for row in rows])
         probabilities = np.array([[float(p) for p in row[2:]] for row in rows])
-    except (OSError, ValueError, IndexError, csv.Error):
+    except (ValueError, IndexError):
         return None
     if probabilities.ndim != 2 or not np.isfinite(probabilities).all() or len(set(names)) < len(names):
         return None
     if not 0 <= labels.min() <= labels.max() < probabilities.shape[1]:
         return None
     return ItemScores(names, labels, probabilities)
+
+
+def row_scores(row: Row) -> list[ItemScores]:
+    """Return the test scores of all seeds of a row; none where one left none."""
+    found = [read_scores(run.files) for run in row.runs]
+    return [] if None in found else [scores for scores in found if scores is not None]
 
 
 @dataclass(frozen=True)
@@ -82,5 +87,5 @@ def interval(metric: str, a: Sequence[ItemScores], b: Sequence[ItemScores] = ())
     if any(len(side) > 1 or side[0].probabilities.shape[1] != 2 for side in sides):
         return None
     scores = [side[0].probabilities[:, 1] for side in sides]
-    found = auc_difference(*scores, a[0].labels) if b else auc_interval(scores[0], a[0].labels)
+    found = auc_difference(scores[0], scores[1], a[0].labels) if b else auc_interval(scores[0], a[0].labels)
     return None if found.value is None else Interval(found.value, found.low, found.high, n)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from analysis.comparison.equal_quality import EqualQuality, equal_quality, label
-from analysis.comparison.item_scores import interval, read_scores
+from analysis.comparison.item_scores import interval, row_scores
 from analysis.comparison.speedups import differences, remarks
 from analysis.output.formats import Column, Table, csv_text, short_commit, significant, whole
-from analysis.runs.groups import Group, group_runs, read_config
-from analysis.runs.records import RECORD, Run, RunsError, load, load_run
-from analysis.runs.run_files import read_curve, read_environment
+from analysis.runs.groups import describe, group_runs
+from analysis.runs.records import RECORD, Row, RunsError, load, rows_of
+from analysis.runs.run_files import read_curves
 from analysis.runs.stats import BOOTSTRAP_SEED, bootstrap_interval, mean, resamples
 
 # What else makes two optimisers of one name different, and two trainings of one length.
@@ -32,7 +32,7 @@ _SAME_EPOCHS, _SAME_TIME = 0.01, 0.05  # relative; a time limit ends with the st
 
 
 @dataclass(frozen=True)
-class Row:
+class Line:
     """One line of a comparison: what, A, B, A minus B or B over A with its interval, and over how many.
 
     `kind` says what `against` is: "difference" (A - B), "ratio" (B / A: how many times less A needs) or "".
@@ -54,11 +54,11 @@ class Row:
 class Pair:
     """Two rows put side by side; `unfair` holds the reasons why their times must not be divided."""
 
-    a: Group
-    b: Group
+    a: Row
+    b: Row
     unfair: tuple[str, ...]
     remarks: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[Line, ...]
     no_equal_quality: str = ""
 
 
@@ -71,29 +71,23 @@ class UnfairError(RunsError):
         )
 
 
-def read_side(path: Path) -> Group:
-    """Return what one argument names: the run of a record, or the seeds of the one experiment in a folder.
+def read_side(path: Path) -> Row:
+    """Return what one argument names: a run, or the seeds of the one experiment in a folder or a collected study.
 
     Raises:
         RunsError: no such path, or several experiments in a folder (64); no finished run (1).
     """
-    if path.is_file() or not path.exists():
-        run = load_run(path)
-        return Group(run.experiment, (run,))
-    if (path / RECORD).exists():
-        run = load_run(path / RECORD)
-        return Group(run.experiment, (run,))
-    runs = load(path)
-    if not runs.ok:
+    runs = load(path.parent if path.name == RECORD else path)
+    if runs.ok.empty:
         raise RunsError(f"{path}: no finished run ({runs.problems[0].kind}: {runs.problems[0].reason})", 1)
-    groups = group_runs(runs.ok)
-    if len(groups) > 1:
-        names = ", ".join(g.label for g in groups[:5])
-        raise RunsError(f"{path}: {len(groups)} experiments ({names}{', ...' * (len(groups) > 5)}); name one run", 64)
-    return groups[0]
+    rows = rows_of(group_runs(runs.ok))
+    if len(rows) > 1:
+        names = ", ".join(row.label for row in rows[:5])
+        raise RunsError(f"{path}: {len(rows)} experiments ({names}{', ...' * (len(rows) > 5)}); name one run", 64)
+    return rows[0]
 
 
-def compare_pair(a: Group, b: Group, unfair_ok: bool = False) -> Pair:
+def compare_pair(a: Row, b: Row, unfair_ok: bool = False) -> Pair:
     """Return the comparison of two rows.
 
     Args:
@@ -104,7 +98,8 @@ def compare_pair(a: Group, b: Group, unfair_ok: bool = False) -> Pair:
     Raises:
         UnfairError: the settings differ and that was not allowed.
     """
-    reasons = () if a.runs == b.runs else tuple(dict.fromkeys(unfair(a, b)))
+    same = [run.folder for run in a.runs] == [run.folder for run in b.runs]
+    reasons = () if same else tuple(dict.fromkeys(unfair(a, b)))
     if reasons and not unfair_ok:
         raise UnfairError(reasons)
     rows, missing = _equal_quality(a, b)
@@ -114,20 +109,19 @@ def compare_pair(a: Group, b: Group, unfair_ok: bool = False) -> Pair:
 # ---- fair or not
 
 
-def unfair(a: Group, b: Group) -> list[str]:
+def unfair(a: Row, b: Row) -> list[str]:
     """Return every reason not to compare two rows: hardware to timing window, task, optimiser settings and budget.
 
     The budget is the same when both took the same steps on the same global batch, the same epochs (1 %), or the same
     training time (5 %).
     """
-    x, y = a.first, b.first
-    reasons = [*differences(x, y), *_other_settings(x, y)]
+    reasons = [*differences(a, b), *_other_settings(a, b)]
     trained = budget(a, b)
     return [*reasons, trained] if trained else reasons
 
 
-def _other_settings(x: Run, y: Run) -> list[str]:
-    mine, theirs = (read_config(run.folder).get("train") for run in (x, y))
+def _other_settings(a: Row, b: Row) -> list[str]:
+    mine, theirs = (row.runs[0].files.config.get("train") for row in (a, b))
     if not isinstance(mine, dict) or not isinstance(theirs, dict):
         return []
     return [
@@ -137,12 +131,12 @@ def _other_settings(x: Run, y: Run) -> list[str]:
     ]
 
 
-def budget(a: Group, b: Group) -> str | None:
+def budget(a: Row, b: Row) -> str | None:
     """Return how the training budgets of two rows differ, None where they do not; see `unfair`."""
 
     def near(name: str, tolerance: float) -> bool | None:
-        x, y = a.mean(name), b.mean(name)
-        return None if x is None or y is None else abs(x - y) <= tolerance * max(x, y)
+        x, y = getattr(a, name), getattr(b, name)
+        return None if x is None or y is None else bool(abs(x - y) <= tolerance * max(x, y))
 
     steps, batch = near("steps", 0), near("global_batch", 0)
     answers = [steps and batch, near("epochs", _SAME_EPOCHS), near("train_seconds", _SAME_TIME)]
@@ -151,24 +145,24 @@ def budget(a: Group, b: Group) -> str | None:
     if all(answer is None for answer in answers):
         return "training budget not recorded"
 
-    def words(group: Group) -> str:
+    def words(row: Row) -> str:
         parts = (("steps", "steps"), ("epochs", "epochs"), ("train_seconds", "s"))
-        return ", ".join(f"{significant(v)} {w}" for k, w in parts if (v := group.mean(k)) is not None)
+        return ", ".join(f"{significant(v)} {w}" for k, w in parts if (v := getattr(row, k)) is not None)
 
     return f"training budget {words(a)} against {words(b)}"
 
 
-def _remarks(a: Group, b: Group) -> list[str]:
+def _remarks(a: Row, b: Row) -> list[str]:
     """Return what differs and may be compared, but must be said."""
-    x, y = a.first, b.first
-    said = remarks(x, y)
-    if x.commit != y.commit:
-        said.append(f"code {short_commit(x.commit)} against {short_commit(y.commit)}")
-    versions = [read_environment(run).get("versions") for run in (x, y)]
-    if all(isinstance(v, dict) for v in versions) and versions[0].get("torch") != versions[1].get("torch"):
-        said.append(f"torch {versions[0].get('torch')} against {versions[1].get('torch')}")
-    for name, run in (("A", x), ("B", y)):
-        if not isinstance(read_config(run.folder).get("train"), dict):
+    said = remarks(a, b)
+    if a.commit != b.commit:
+        said.append(f"code {short_commit(a.commit)} against {short_commit(b.commit)}")
+    versions = [row.runs[0].files.environment.get("versions") for row in (a, b)]
+    torch = [v.get("torch") for v in versions if isinstance(v, dict)]
+    if len(set(torch)) == 2:
+        said.append(f"torch {torch[0]} against {torch[1]}")
+    for name, row in (("A", a), ("B", b)):
+        if not isinstance(row.runs[0].files.config.get("train"), dict):
             said.append(f"optimiser settings of {name} not known (no config.yaml beside the record)")
     return said
 
@@ -176,32 +170,35 @@ def _remarks(a: Group, b: Group) -> list[str]:
 # ---- the numbers
 
 
-def _rows(a: Group, b: Group) -> list[Row]:
+def _rows(a: Row, b: Row) -> list[Line]:
     rows = [*_dice(a, b), *_classification(a, b)]
-    rows += [
-        _ratio("training s/image", a.seconds_per_image, b.seconds_per_image),
-        _ratio("training (s)", a.mean("train_seconds"), b.mean("train_seconds")),
-        _ratio("training (TFLOP)", a.mean("train_tflop"), b.mean("train_tflop")),
-        _ratio("GPU hours", _gpu_hours(a), _gpu_hours(b)),
-        _ratio("tokens/image", a.mean("tokens_per_image"), b.mean("tokens_per_image")),
-        _ratio("peak memory (GiB)", a.mean("peak_memory_gib"), b.mean("peak_memory_gib")),
-        _ratio("preprocessing (s/image)", a.mean("preprocessing_seconds"), b.mean("preprocessing_seconds")),
-    ]
+    for what, name in _RATIOS.items():
+        rows.append(_ratio(what, *(_gpu_hours(row) if name == "gpu_hours" else getattr(row, name) for row in (a, b))))
     return [row for row in rows if row.a is not None or row.b is not None]
 
 
-def _gpu_hours(group: Group) -> float | None:
-    seconds, gpus = group.mean("train_seconds"), group.first.gpus
-    return None if seconds is None or gpus is None else seconds * gpus / 3600
+_RATIOS = {
+    "training s/image": "seconds_per_image",
+    "training (s)": "train_seconds",
+    "training (TFLOP)": "train_tflop",
+    "GPU hours": "gpu_hours",
+    "tokens/image": "tokens_per_image",
+    "peak memory (GiB)": "peak_memory_gib",
+    "preprocessing (s/image)": "preprocessing_seconds",
+}
 
 
-def _ratio(quantity: str, a: float | None, b: float | None) -> Row:
+def _gpu_hours(row: Row) -> float | None:
+    return None if row.train_seconds is None or row.gpus is None else row.train_seconds * row.gpus / 3600
+
+
+def _ratio(quantity: str, a: float | None, b: float | None) -> Line:
     if a is None or b is None or not a > 0 or not math.isfinite(b / a):
-        return Row(quantity, a, b)
-    return Row(quantity, a, b, "ratio", b / a)
+        return Line(quantity, a, b)
+    return Line(quantity, a, b, "ratio", b / a)
 
 
-def _dice(a: Group, b: Group) -> list[Row]:
+def _dice(a: Row, b: Row) -> list[Line]:
     """The difference of the mean Dice, paired over the slides that both have."""
     mine, theirs = a.dice_per_slide, b.dice_per_slide
     shared = sorted(set(mine) & set(theirs))
@@ -214,46 +211,46 @@ def _dice(a: Group, b: Group) -> list[Row]:
         note = f"A is better on {better}, equal on {len(gaps) - better - worse} and worse on {worse} slides"
         left = len(set(mine) ^ set(theirs))
         note += f"; {left} slides that only one side has are left out" if left else ""
-        rows.append(Row("test Dice", x, y, "difference", mean(gaps), low, high, len(shared), note=note))
-    elif a.mean("dice") is not None or b.mean("dice") is not None:
-        rows.append(Row("test Dice", a.mean("dice"), b.mean("dice"), note="no slide that both sides have: not paired"))
-    rows.append(Row("Dice ceiling", a.mean("dice_ceiling"), b.mean("dice_ceiling")))
+        rows.append(Line("test Dice", x, y, "difference", mean(gaps), low, high, len(shared), note=note))
+    elif a.dice is not None or b.dice is not None:
+        rows.append(Line("test Dice", a.dice, b.dice, note="no slide that both sides have: not paired"))
+    rows.append(Line("Dice ceiling", a.dice_ceiling, b.dice_ceiling))
     return rows
 
 
-def _classification(a: Group, b: Group) -> list[Row]:
+def _classification(a: Row, b: Row) -> list[Line]:
     """The differences of accuracy and AUC, paired over the test items."""
     rows = []
     for metric in ("accuracy", "auc"):
-        values = [g.mean(metric) for g in (a, b)]
-        if values == [None, None]:
+        x, y = getattr(a, metric), getattr(b, metric)
+        if x is None and y is None:
             continue
-        sides = [[s for run in g.runs if (s := read_scores(run)) is not None] for g in (a, b)]
-        whole_sides = all(len(side) == len(g.runs) for side, g in zip(sides, (a, b), strict=True))
-        found = interval(metric, *sides) if whole_sides and all(sides) else None
+        sides = [row_scores(row) for row in (a, b)]
+        found = interval(metric, *sides) if all(sides) else None
         name = f"test {'AUC' if metric == 'auc' else metric}"
         if found is None:
-            why = "several seeds or classes" if whole_sides and all(sides) else "not every run has a scores.csv"
-            gap = None if None in values else values[0] - values[1]
-            rows.append(Row(name, *values, "difference", gap, note=f"not paired over items: {why}, or other items"))
+            why = "several seeds or classes" if all(sides) else "not every run has a scores.csv"
+            gap = None if x is None or y is None else x - y
+            rows.append(Line(name, x, y, "difference", gap, note=f"not paired over items: {why}, or other items"))
         else:
-            rows.append(Row(name, *values, "difference", found.value, found.low, found.high, found.n))
+            rows.append(Line(name, x, y, "difference", found.value, found.low, found.high, found.n))
     return rows
 
 
-def _equal_quality(a: Group, b: Group) -> tuple[list[Row], str]:
+def _equal_quality(a: Row, b: Row) -> tuple[list[Line], str]:
     """The rows of equal quality, or none and why."""
     reason = "not every run has a metrics.jsonl"
     for quality, word in (("dice", "Dice"), ("auc", "AUC"), ("accuracy", "accuracy")):
-        sides = [[c for run in g.runs if (c := read_curve(run, quality)) is not None] for g in (a, b)]
-        if any(len(side) < len(g.runs) for side, g in zip(sides, (a, b), strict=True)):
+        mine, theirs = read_curves(a, quality), read_curves(b, quality)
+        if mine is None or theirs is None:
             return [], reason
-        curves = [c for side in sides for c in side]
+        sides = (mine, theirs)
+        curves = [*mine, *theirs]
         if any(not c.val_dice.size for c in curves):
             reason = "not every run was evaluated while it trained" if reason.startswith("not") else reason
             continue
         if found := equal_quality(*sides):
-            seeds = max(len(g.runs) for g in (a, b))
+            seeds = max(len(row.runs) for row in (a, b))
             rows = [_equal_quality_row(value, f"training (s) to validation {word}", seeds) for value in found]
             if all(c.val_tflop is not None for c in curves):
                 work = equal_quality(*sides, of="val_tflop")
@@ -266,11 +263,11 @@ def _equal_quality(a: Group, b: Group) -> tuple[list[Row], str]:
     return [], reason
 
 
-def _equal_quality_row(value: EqualQuality, what: str, seeds: int) -> Row:
+def _equal_quality_row(value: EqualQuality, what: str, seeds: int) -> Line:
     note = f"{value.unresolved} passed it before the first evaluation" if value.unresolved else ""
     low, high = (value.low, value.high) if seeds > 1 else (None, None)
     name = f"{what} {value.quality:.3f}"
-    return Row(name, value.a, value.b, "ratio", value.speedup, low, high, None, label(value), note)
+    return Line(name, value.a, value.b, "ratio", value.speedup, low, high, None, label(value), note)
 
 
 # ---- for people and programs
@@ -278,7 +275,7 @@ def _equal_quality_row(value: EqualQuality, what: str, seeds: int) -> Row:
 
 def pair_table(pair: Pair) -> Table:
     """Return the comparison as a table; what is not fair about it stands in its caption."""
-    caption = f"A = {pair.a.describe()} against B = {pair.b.describe()}"
+    caption = f"A = {describe(pair.a)} against B = {describe(pair.b)}"
     if pair.unfair:
         caption += f". NOT A FAIR COMPARISON: {'; '.join(pair.unfair)}"
     columns = [Column("quantity"), *(Column(h, True) for h in ("A", "B", "A - B", "B / A", "95 % interval", "n"))]
@@ -291,12 +288,12 @@ def pair_table(pair: Pair) -> Table:
     return Table(caption, columns, rows, ["measured"] * len(rows), tuple(_notes(pair)), "compare")
 
 
-def _cell(row: Row, value: float | None) -> str | None:
+def _cell(row: Line, value: float | None) -> str | None:
     fraction = row.kind == "difference" or "Dice ceiling" in row.quantity or row.quantity.startswith("test ")
     return None if value is None else f"{value:.3f}" if fraction else significant(value)
 
 
-def _interval(row: Row) -> str:
+def _interval(row: Line) -> str:
     if row.low is None or row.high is None:
         return ""
     if row.kind == "ratio":
@@ -324,12 +321,11 @@ def _notes(pair: Pair) -> list[str]:
         )
     if pair.no_equal_quality:
         notes.append(f"No equal-quality speedup: {pair.no_equal_quality}.")
-    for name, group in (("A", pair.a), ("B", pair.b)):
-        run = group.first
-        seeds = f", mean of {len(group.runs)} seeds" if len(group.runs) > 1 else ""
+    for name, side in (("A", pair.a), ("B", pair.b)):
+        seeds = f", mean of {len(side.runs)} seeds" if len(side.runs) > 1 else ""
         notes.append(
-            f"{name}: {group.label}, {run.gpus} x {run.device_name or run.device}, {run.precision}, {run.engine}, "
-            f"commit {short_commit(run.commit)}{seeds}; measured."
+            f"{name}: {side.label}, {side.gpus} x {side.hardware}, {side.precision}, {side.engine}, "
+            f"commit {short_commit(side.commit)}{seeds}; measured."
         )
     return notes + ([f"Compared although not alike in: {'; '.join(pair.remarks)}."] if pair.remarks else [])
 

@@ -2,25 +2,42 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
-from analysis.comparison.speedups import Baselines, Speedup
+import pandas as pd
+
+from analysis.comparison.speedups import speedups
 from analysis.comparison.trivial_baselines import Floor, find_floors
 from analysis.output.formats import Column, Table, csv_text, latex, markdown, number, significant, whole, write_files
-from analysis.runs.groups import Group, group_runs, task_of
-from analysis.runs.records import Problem, Runs
-from analysis.runs.stats import BOOTSTRAP_SEED, resamples
+from analysis.runs.groups import describe, group_runs
+from analysis.runs.records import Problem, Row, Runs, rows_of
+from analysis.runs.stats import BOOTSTRAP_SEED, bootstrap_interval, mean, resamples
+from launch.records.record import columns
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything the table needs, computed once: rows, their speedups, the floors and the problems."""
+    """Everything the table needs, computed once: rows with their speedups, the floors and the problems.
 
-    groups: list[Group]
-    speedups: list[Speedup]
+    `frame` has what `group_runs` and `speedups` give, and `dice_interval`: see `dice_interval`.
+    """
+
+    frame: pd.DataFrame
     floors: list[Floor]
     problems: list[Problem]
     root: Path
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The rows of the frame."""
+        return rows_of(self.frame)
+
+    @cached_property
+    def by_label(self) -> dict[str, Row]:
+        """The rows by their label, which is unique."""
+        return {row.label: row for row in self.rows}
 
 
 def compare(runs: Runs, baseline: str | None = None) -> Comparison:
@@ -28,24 +45,35 @@ def compare(runs: Runs, baseline: str | None = None) -> Comparison:
 
     Args:
         runs: the loaded folder.
-        baseline: label or experiment of the denominator of every speedup; default: see `speedups.Baselines`.
+        baseline: label or experiment of the denominator of every speedup; default: see `speedups`.
 
     Raises:
         BaselineError: no run has that name.
     """
-    groups = group_runs(runs.ok)
-    baselines = Baselines(groups)
-    return Comparison(
-        groups, [baselines.speedup(g, baseline) for g in groups], find_floors(groups), runs.problems, runs.root
-    )
+    frame = group_runs(runs.ok)
+    frame = frame.join(speedups(frame, baseline))
+    rows = rows_of(frame)
+    frame["dice_interval"] = pd.Series(map(dice_interval, rows), index=frame.index, dtype=object)
+    return Comparison(frame, find_floors(rows), runs.problems, runs.root)
 
 
-def dice_cell(group: Group) -> str | None:
-    """Return "mean [low, high]", the mean alone where there is no interval, None where there is no Dice."""
-    dice, interval = group.mean("dice"), group.dice_interval
-    if dice is None:
+def dice_interval(row: Row) -> tuple[float, float] | None:
+    """95 % percentile bootstrap interval over test slides of the mean Dice; None for fewer than two slides.
+
+    None too where the slides do not give the mean that the record states: then the two do not belong together.
+    """
+    slides = list(row.dice_per_slide.values())
+    if row.dice is None or not slides or abs((mean(slides) or 0.0) - row.dice) > 1e-4:
         return None
-    return f"{dice:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+    return bootstrap_interval(slides)
+
+
+def dice_cell(row: Row) -> str | None:
+    """Return "mean [low, high]", the mean alone where there is no interval, None where there is no Dice."""
+    if row.dice is None:
+        return None
+    ends = row.dice_interval
+    return f"{row.dice:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
 
 
 def ratio(value: float) -> str:
@@ -63,56 +91,55 @@ def comparison_table(comparison: Comparison) -> Table:
     Columns of segmentation or classification appear where a run has that task; a floor stands in the column of its
     task, so that an accuracy is never read as a Dice.
     """
-    tasks = {task_of(g.first) for g in comparison.groups} | {f.task for f in comparison.floors}
-    several = len({g.first.gpus for g in comparison.groups}) > 1
-    heads = [*_TEXT_HEADS, *(["GPUs"] if several else []), "R (px)", "p (px)", "L", "tokens/image", "steps"]
-    heads += ["train (s)", "s/image"]
+    rows, floors = comparison.rows, comparison.floors
+    tasks = {row.task for row in rows} | {f.task for f in floors}
+    heads = [*_TEXT_HEADS, *(["GPUs"] if len({row.gpus for row in rows}) > 1 else [])]
+    heads += ["R (px)", "p (px)", "L", "tokens/image", "steps", "train (s)", "s/image"]
     heads += [DICE] if "segmentation" in tasks else []
     heads += [ACCURACY, "AUC"] if "classification" in tasks else []
     heads += ["n", *(["ceiling"] if "segmentation" in tasks else []), "speedup"]
-    heads += ["seeds"] if any(len(g.runs) > 1 for g in comparison.groups) else []
+    heads += ["seeds"] if any(len(row.runs) > 1 for row in rows) else []
     notes = _Notes()
-    rows: list[dict[str, str | None]] = []
-    for group, quotient in zip(comparison.groups, comparison.speedups, strict=True):
-        rows.append(_run_cells(group, quotient, notes))
-    kinds = ["run"] * len(rows) + ["floor"] * len(comparison.floors)
-    rows += _floor_cells(comparison)
+    cells = [_run_cells(row, comparison, notes) for row in rows] + _floor_cells(comparison)
     return Table(
         "Comparison of the measured runs",
         [Column(head, head not in _TEXT_HEADS) for head in heads],
-        [[row.get(head, "") for head in heads] for row in rows],  # "" does not apply, None is missing
-        kinds,
+        [[of.get(head, "") for head in heads] for of in cells],  # "" does not apply, None is missing
+        ["run"] * len(rows) + ["floor"] * len(floors),
         (*notes.lines(), *_fixed_notes(comparison)),
         "comparison",
     )
 
 
-def _run_cells(group: Group, quotient: Speedup, notes: "_Notes") -> dict[str, str | None]:
-    run = group.first
+def _run_cells(row: Row, comparison: Comparison, notes: "_Notes") -> dict[str, str | None]:
     cells = {
-        "run": group.label,
-        "model": run.model,
-        "decoder": run.decoder,
-        "patching": run.patching,
-        "GPUs": whole(run.gpus),
-        "R (px)": whole(run.resolution),
-        "p (px)": whole(run.patch),
-        "L": whole(run.length),
-        "tokens/image": whole(group.mean("tokens_per_image")),
-        "steps": whole(group.mean("steps")),
-        "train (s)": number(group.mean("train_seconds"), 0),
-        "s/image": _seconds_cell(group, notes),
-        "n": whole(group.n_test),
-        "speedup": _speedup_cell(quotient, group, notes),
-        "seeds": str(len(group.runs)),
+        "run": row.label,
+        "model": row.model,
+        "decoder": row.decoder,
+        "patching": row.patching,
+        "GPUs": whole(row.gpus),
+        "R (px)": whole(row.resolution),
+        "p (px)": whole(row.patch),
+        "L": whole(row.length),
+        "tokens/image": whole(row.tokens_per_image),
+        "steps": whole(row.steps),
+        "train (s)": number(row.train_seconds, 0),
+        "s/image": significant(row.seconds_per_image),
+        "n": whole(row.n_test),
+        "seeds": str(len(row.runs)),
     }
-    if task_of(run) == "classification":
-        return {**cells, ACCURACY: number(group.mean("accuracy")), "AUC": number(group.mean("auc"))}
-    return {**cells, DICE: dice_cell(group), "ceiling": number(group.mean("dice_ceiling"))}
+    if row.task == "classification":
+        cells |= {ACCURACY: number(row.accuracy), "AUC": number(row.auc)}
+    else:
+        cells |= {DICE: dice_cell(row), "ceiling": number(row.dice_ceiling)}
+    crops = row.samples_per_image
+    if cells["s/image"] is not None and crops not in (None, 1):
+        cells["s/image"] += f" {notes.mark(f'trained on crops: {crops:g} crops, the area of one image, count as one')}"
+    return cells | {"speedup": _speedup_cell(row, comparison, notes)}
 
 
 def _floor_cells(comparison: Comparison) -> list[dict[str, str | None]]:
-    several = len({g.first.resolution for g in comparison.groups}) > 1
+    several = len({row.resolution for row in comparison.rows}) > 1
     alike = Counter((f.name, f.resolution) for f in comparison.floors)
     rows = []
     for floor in comparison.floors:
@@ -129,7 +156,7 @@ def _floor_cells(comparison: Comparison) -> list[dict[str, str | None]]:
 class _Notes:
     """Footnotes numbered a, b, c in the order of first use; equal texts share one."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.texts: dict[str, int] = {}
 
     def mark(self, text: str) -> str:
@@ -148,43 +175,34 @@ class _Notes:
         return [f"{self._sign(i)} {text}" for i, text in enumerate(self.texts)]
 
 
-def _seconds_cell(group: Group, notes: _Notes) -> str | None:
-    seconds, crops = significant(group.seconds_per_image), group.first.samples_per_image
-    if seconds is None or crops in (None, 1):
-        return seconds
-    return f"{seconds} {notes.mark(f'trained on crops: {crops:g} crops, the area of one image, count as one')}"
-
-
-def _speedup_cell(quotient: Speedup, group: Group, notes: _Notes) -> str:
-    if quotient.ratio is None:
-        against = f" against {quotient.baseline.describe()}" if quotient.baseline else ""
-        return f"- {notes.mark(f'no speedup{against}: ' + '; '.join(quotient.refused))}"
-    text = f"speedup: s/image of {quotient.baseline.describe()} divided by s/image of the row"
-    cell = f"{ratio(quotient.ratio)} {notes.mark(text)}"
-    if quotient.baseline is not group and quotient.remarks:
-        cell += notes.mark(f"compared although not alike in: {'; '.join(quotient.remarks)}")
+def _speedup_cell(row: Row, comparison: Comparison, notes: _Notes) -> str:
+    base = describe(comparison.by_label[row.baseline]) if row.baseline else ""
+    if row.ratio is None:
+        against = f" against {base}" if base else ""
+        return f"- {notes.mark(f'no speedup{against}: ' + '; '.join(row.refused))}"
+    cell = f"{ratio(row.ratio)} {notes.mark(f'speedup: s/image of {base} divided by s/image of the row')}"
+    if row.remarks:
+        cell += notes.mark(f"compared although not alike in: {'; '.join(row.remarks)}")
     return cell
 
 
 def _fixed_notes(comparison: Comparison) -> list[str]:
-    notes = []
-    if counts := sorted({resamples(len(g.dice_per_slide)) for g in comparison.groups if g.dice_interval}):
+    notes, rows = [], comparison.rows
+    if counts := sorted({resamples(len(row.dice_per_slide)) for row in rows if row.dice_interval}):
         draws = " or ".join(f"{n:,}" for n in counts)
         notes.append(
             f"Dice: mean over the n test slides of the hard Dice in frame pixels; interval: percentile bootstrap over "
             f"slides, {draws} draws, seed {BOOTSTRAP_SEED}. It holds for these slides and seeds."
         )
-    ceilings = [(g.mean("dice"), g.mean("dice_ceiling")) for g in comparison.groups]
-    if any(c is not None for _, c in ceilings):
+    if any(row.dice_ceiling is not None for row in rows):
         notes.append("ceiling: the best Dice that any prediction on the run's cells could reach.")
     if comparison.floors:
         differ = any(" to " in f.text for f in comparison.floors)
         ranges = "; a range where the runs' cells give different values" if differ else ""
         notes.append(f"floor: a score that needs no learning, on the same slides{ranges}.")
-    if any((g.first.model or "").startswith("hiri_") for g in comparison.groups):
+    if any((row.model or "").startswith("hiri_") for row in rows):
         notes.append("hiri_vit and hiri_body with its front: a reconstruction; the paper's sizes are lost.")
-    rules = sorted({g.first.warmup_rule for g in comparison.groups if g.first.warmup_rule})
-    if rules:
+    if rules := sorted({row.warmup_rule for row in rows if row.warmup_rule}):
         notes.append(f"s/image: end-to-end training time per image over all ranks; {'; '.join(rules)}.")
     return notes
 
@@ -205,110 +223,45 @@ def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
-CSV_HEADS = (
-    "kind",
-    "label",
-    "experiment",
-    "run_ids",
-    "seeds",
-    "model",
-    "decoder",
-    "patching",
-    "resolution_px",
-    "patch_px",
-    "length",
-    "tokens_per_image",
-    "parameters",
-    "steps",
-    "epochs",
-    "train_seconds",
-    "seconds_per_image",
-    "samples_per_image",
-    "preprocessing_seconds",
-    "dice",
-    "dice_low",
-    "dice_high",
-    "dice_pooled",
-    "n_test",
-    "dice_ceiling",
-    "task",
-    "accuracy",
-    "auc",
-    "speedup",
-    "speedup_baseline",
-    "speedup_refused",
-    "peak_memory_gib",
-    "mfu",
-    "loss_final",
-    "gpus",
-    "nodes",
-    "hardware",
-    "engine",
-    "precision",
-    "attention_backend",
-    "optimiser",
-    "global_batch",
-    "split_sha256",
-    "commit",
-)
+# The columns of comparison.csv: those of a record, and behind some of them what a table adds.
+_ADDED = {
+    "experiment": ("run_ids", "seeds"),
+    "dice": ("dice_low", "dice_high"),
+    "auc": ("speedup", "speedup_baseline", "speedup_refused"),
+}
+CSV_HEADS = ("kind", "label", *chain.from_iterable((head, *_ADDED.get(head, ())) for head in columns().values()))
 
 
 def comparison_csv(comparison: Comparison) -> str:
     """Return the table for programs: full precision, units in the heads, one row per line of the table."""
-    rows: list[list[object]] = []
-    for group, quotient in zip(comparison.groups, comparison.speedups, strict=True):
-        run, interval = group.first, group.dice_interval or (None, None)
-        averaged = {
-            name: group.mean(name)
-            for name in (
-                "tokens_per_image",
-                "steps",
-                "epochs",
-                "train_seconds",
-                "seconds_per_image",
-                "preprocessing_seconds",
-                "dice",
-                "dice_pooled",
-                "dice_ceiling",
-                "peak_memory_gib",
-                "mfu",
-                "loss_final",
-                "accuracy",
-                "auc",
-            )
-        }
-        known = {
-            **{h: getattr(run, h, None) for h in CSV_HEADS},
-            **averaged,
+    rows: list[dict[str, object]] = [
+        {
+            **{head: getattr(row, "hardware" if head == "hardware" else name) for name, head in columns().items()},
             "kind": "run",
-            "label": group.label,
-            "run_ids": " ".join(r.run_id for r in group.runs),
-            "seeds": " ".join("?" if r.seed is None else str(r.seed) for r in group.runs),
-            "task": task_of(run),
-            "resolution_px": run.resolution,
-            "patch_px": run.patch,
-            "dice_low": interval[0],
-            "dice_high": interval[1],
-            "n_test": group.n_test,
-            "hardware": run.device_name or run.device,
-            "speedup": quotient.ratio,
-            "speedup_baseline": quotient.baseline.label if quotient.baseline else None,
-            "speedup_refused": "; ".join(quotient.refused) or None,
+            "label": row.label,
+            "run_ids": " ".join(run.run_id for run in row.runs),
+            "seeds": " ".join("?" if run.seed is None else str(run.seed) for run in row.runs),
+            **dict(zip(("dice_low", "dice_high"), row.dice_interval or (), strict=False)),
+            "speedup": row.ratio,
+            "speedup_baseline": row.baseline,
+            "speedup_refused": "; ".join(row.refused) or None,
         }
-        rows.append([known[h] for h in CSV_HEADS])
-    for floor in comparison.floors:
-        for value in sorted({value for _, value in floor.values}):
-            known = {
-                "kind": "floor",
-                "label": floor.label,
-                "experiment": " ".join(run for run, found in floor.values if found == value),
-                "resolution_px": floor.resolution,
-                "task": floor.task,
-                "accuracy" if floor.task == "classification" else "dice": value,
-                "n_test": floor.n_test,
-            }
-            rows.append([known.get(h) for h in CSV_HEADS])
-    return csv_text(CSV_HEADS, rows)
+        for row in comparison.rows
+    ]
+    rows += [
+        {
+            "kind": "floor",
+            "label": floor.label,
+            "experiment": " ".join(run for run, found in floor.values if found == value),
+            "resolution_px": floor.resolution,
+            "task": floor.task,
+            "accuracy" if floor.task == "classification" else "dice": value,
+            "n_test": floor.n_test,
+        }
+        for floor in comparison.floors
+        for value in sorted({value for _, value in floor.values})
+    ]
+    return csv_text(CSV_HEADS, [[row.get(head) for head in CSV_HEADS] for row in rows])
 
 
 def as_markdown(comparison: Comparison) -> str:

@@ -3,8 +3,9 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from analysis.runs.groups import Group, task_of
+from analysis.runs.records import Row
 
 LABELS = {
     "all_foreground": "all foreground",
@@ -46,16 +47,15 @@ class Floor:
         return low if low == high else f"{low} to {high}"
 
 
-def find_floors(groups: Sequence[Group]) -> list[Floor]:
+def find_floors(rows: Sequence[Row]) -> list[Floor]:
     """Return the floors once per data, each with its value for every run, in a fixed order."""
-    alike: dict[tuple, list[Group]] = defaultdict(list)
-    for group in groups:
-        run = group.first
-        names = [*LABELS, *sorted(set(run.floors) - set(LABELS))]
-        data = run.split_sha256 or tuple(sorted(run.dice_per_slide))
-        for name in run.floors:
-            alike[(task_of(run), run.resolution or 0, str(data), names.index(name), name)].append(group)
+    alike: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        names = [*LABELS, *sorted(set(row.floors or ()) - set(LABELS))]
+        data = row.split_sha256 or tuple(sorted(row.runs[0].dice_per_slide or ()))
+        for name in row.floors or ():
+            alike[(row.task or "", row.resolution or 0, str(data), names.index(name), name)].append(row)
     return [
-        Floor(name, resolution or None, same[0].n_test, tuple((g.label, g.first.floors[name]) for g in same), task)
+        Floor(name, resolution or None, same[0].n_test, tuple((r.label, r.floors[name]) for r in same), task)
         for (task, resolution, _, _, name), same in sorted(alike.items())
     ]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from analysis.comparison.item_scores import interval, read_scores
+from analysis.comparison.item_scores import interval, row_scores
 from analysis.comparison.table import Comparison
 from analysis.output.figure_style import (
     COLUMN_IN,
@@ -16,37 +16,35 @@ from analysis.output.figure_style import (
     new_figure,
     plain_log,
 )
-from analysis.runs.groups import Group, task_of
+from analysis.runs.records import Row
 
 
 def against_tokens(comparison: Comparison) -> Drawing | None:
     """Draw seconds per image and Dice against tokens per image, adaptive and uniform runs told apart by shape."""
-    shown = [g for g in comparison.groups if g.mean("tokens_per_image") and g.seconds_per_image][:MOST_RUNS]
-    shown = [g for g in shown if g.first.model != "unet_tiled"]
-    if len({g.mean("tokens_per_image") for g in shown}) < 2:
+    shown = [r for r in comparison.rows if r.tokens_per_image and r.seconds_per_image][:MOST_RUNS]
+    shown = [r for r in shown if r.model != "unet_tiled"]
+    if len({r.tokens_per_image for r in shown}) < 2:
         return None
     figure = new_figure(PAGE_IN, 2.5)
     left, right = figure.subplots(1, 2)
     handles, names, words = [], [], []
-    for i, group in enumerate(shown):
-        kind, tokens = look(i), group.mean("tokens_per_image")
-        seconds = [r.seconds_per_image for r in group.runs if r.seconds_per_image]
-        marker = "o" if group.first.patching == "apf" else "s"
+    for i, row in enumerate(shown):
+        kind, tokens = look(i), row.tokens_per_image
+        seconds = [r.seconds_per_image for r in row.runs if r.seconds_per_image]
+        marker = "o" if row.patching == "apf" else "s"
         left.plot([tokens] * 2, [min(seconds), max(seconds)], color=kind.colour, lw=1)
         mark = {"color": kind.colour, "ms": 5.5, "mec": "white", "mew": 0.6, "ls": "none"}
         (point,) = left.plot(tokens, np.mean(seconds), marker, **mark)
         handles.append(point)
-        names.append(group.label)
-        dice = group.mean("dice")
-        if dice is not None:
-            interval = group.dice_interval
-            if interval:
-                right.plot([tokens] * 2, interval, color=kind.colour, lw=1)
-            right.plot(tokens, dice, marker, **mark)
-        words.append(f"{group.label}: {tokens:,.0f} tokens, {np.mean(seconds):.3g} s per image")
+        names.append(row.label)
+        if row.dice is not None:
+            if row.dice_interval:
+                right.plot([tokens] * 2, row.dice_interval, color=kind.colour, lw=1)
+            right.plot(tokens, row.dice, marker, **mark)
+        words.append(f"{row.label}: {tokens:,.0f} tokens, {np.mean(seconds):.3g} s per image")
     for axis in (left, right):
         axis.set(xlabel="tokens per image", xscale="log")
-        axis.set_xticks(sorted({round(g.mean("tokens_per_image")) for g in shown}))
+        axis.set_xticks(sorted({round(r.tokens_per_image) for r in shown}))
         axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
         axis.minorticks_off()
     left.set(ylabel="training time per image (s)", yscale="log", title="(a) cost")
@@ -54,7 +52,7 @@ def against_tokens(comparison: Comparison) -> Drawing | None:
     plain_log(left.yaxis)
     right.set(ylabel="Dice, test slides", ylim=(-0.02, 1.02), title="(b) quality")
     legend_below(figure, handles, names)
-    seeds = [len(g.runs) for g in shown]
+    seeds = [len(r.runs) for r in shown]
     caption = (
         "Training time per image and test Dice against tokens per image; circles: adaptive, squares: uniform. Lines: "
         f"range over seeds ({between(seeds)}) in (a), 95 % bootstrap interval over slides in (b)."
@@ -69,8 +67,8 @@ def accuracy_against_cost(comparison: Comparison) -> Drawing | None:
 
     Accuracy and AUC have panels of their own; None without a classification run.
     """
-    shown = [g for g in comparison.groups if task_of(g.first) == "classification" and g.seconds_per_image][:MOST_RUNS]
-    scores = [name for name in ("accuracy", "auc") if any(g.mean(name) is not None for g in shown)]
+    shown = [r for r in comparison.rows if r.task == "classification" and r.seconds_per_image][:MOST_RUNS]
+    scores = [name for name in ("accuracy", "auc") if any(getattr(r, name) is not None for r in shown)]
     if not scores:
         return None
     figure = new_figure(PAGE_IN if len(scores) > 1 else COLUMN_IN, 2.6)
@@ -78,17 +76,16 @@ def accuracy_against_cost(comparison: Comparison) -> Drawing | None:
     handles: dict[str, object] = {}
     words = []
     for axis, name in zip(axes, scores, strict=True):
-        for i, group in enumerate(shown):
-            score = group.mean(name)
+        for i, row in enumerate(shown):
+            score = getattr(row, name)
             if score is None:
                 continue
-            kind, x = look(i), group.seconds_per_image
-            items = [s for run in group.runs if (s := read_scores(run)) is not None]
-            ends = interval(name, items) if len(items) == len(group.runs) else None
+            kind, x = look(i), row.seconds_per_image
+            ends = interval(name, row_scores(row))
             if ends and ends.low is not None and ends.high is not None and abs(ends.value - score) < 1e-4:
                 axis.plot([x, x], [ends.low, ends.high], color=kind.colour, lw=1.1)
-            (handles[group.label],) = axis.plot(x, score, kind.marker, color=kind.colour, ms=6, mec="white", mew=0.6)
-            words.append(f"{group.label}: {_SCORES[name]} {score:.3f} at {x:.3g} s per image")
+            (handles[row.label],) = axis.plot(x, score, kind.marker, color=kind.colour, ms=6, mec="white", mew=0.6)
+            words.append(f"{row.label}: {_SCORES[name]} {score:.3f} at {x:.3g} s per image")
         axis.set(
             xlabel="training time per image (s, log scale)",
             xscale="log",
@@ -118,28 +115,28 @@ def accuracy_against_cost(comparison: Comparison) -> Drawing | None:
 _SCORES = {"accuracy": "Accuracy", "auc": "AUC"}
 
 
-def _items(groups: list[Group]) -> str:
-    known = sorted({g.n_test for g in groups if g.n_test})
+def _items(rows: list[Row]) -> str:
+    known = sorted({r.n_test for r in rows if r.n_test})
     return "unknown" if not known else f"{known[0]}" if len(known) == 1 else f"{known[0]} to {known[-1]}"
 
 
-def _trained_on(groups: list[Group]) -> str:
-    known = [g.first.n_train for g in groups if g.first.n_train]
+def _trained_on(rows: list[Row]) -> str:
+    known = [r.n_train for r in rows if r.n_train]
     return f"{between(known)} training slides" if known else "number of slides not recorded"
 
 
 def preparation(comparison: Comparison) -> Drawing | None:
     """Draw the time of preparing one slide beside that of training on it, once and over the whole run."""
-    shown = [g for g in comparison.groups if g.mean("preprocessing_seconds") and g.seconds_per_image][:MOST_RUNS]
+    shown = [r for r in comparison.rows if r.preprocessing_seconds and r.seconds_per_image][:MOST_RUNS]
     if not shown:
         return None
-    longest = max(len(g.label) for g in shown)
+    longest = max(len(r.label) for r in shown)
     figure = new_figure(min(PAGE_IN, COLUMN_IN * 0.95 + 0.055 * longest), 0.34 * len(shown) + 0.95)
     axis = figure.subplots()
     words, largest, smallest = [], 0.0, float("inf")
-    for y, group in enumerate(shown):
-        once = group.mean("preprocessing_seconds")
-        whole = group.seconds_per_image * (group.mean("epochs") or 1)
+    for y, row in enumerate(shown):
+        once = row.preprocessing_seconds
+        whole = row.seconds_per_image * (row.epochs or 1)
         largest, smallest = max(largest, once, whole), min(smallest, once, whole)
         axis.plot([once, whole], [y, y], color=GREY, lw=0.8, zorder=1)
         axis.plot(once, y, "s", color=look(1).colour, ms=5)
@@ -153,8 +150,8 @@ def preparation(comparison: Comparison) -> Drawing | None:
             fontsize=6,
         )
         axis.annotate(f"{whole:.3g} s", (whole, y), xytext=(5, 0), textcoords="offset points", va="center", fontsize=6)
-        words.append(f"{group.label}: {once:.3g} s against {whole:.3g} s")
-    axis.set_yticks(range(len(shown)), [g.label for g in shown])
+        words.append(f"{row.label}: {once:.3g} s against {whole:.3g} s")
+    axis.set_yticks(range(len(shown)), [r.label for r in shown])
     axis.set(xlabel="seconds per slide (log scale)", xscale="log", xlim=(smallest / 4, largest * 5))
     axis.set_ylim(len(shown) - 0.5, -0.6)
     plain_log(axis.xaxis)

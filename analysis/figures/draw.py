@@ -1,7 +1,7 @@
 """The plots of a folder of runs: curves, sequence lengths, Dice against cost, Dice per slide (matplotlib, no torch)."""
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from analysis.output.figure_style import (
     MOST_RUNS,
     PAGE_IN,
     Drawing,
+    Style,
     legend_below,
     look,
     new_figure,
@@ -24,7 +25,7 @@ from analysis.output.figure_style import (
     style,
 )
 from analysis.output.formats import whole
-from analysis.runs.groups import Group, task_of
+from analysis.runs.records import Row
 from analysis.runs.run_files import Curve, Lengths, read_curve, read_lengths
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def draw_all(comparison: Comparison) -> list[Drawing]:
             accuracy_against_cost(comparison),
             against_tokens(comparison),
             measured_against_uniform(comparison),
-            measured_scaling(comparison.groups),
+            measured_scaling(comparison.rows),
             training_curves(comparison),
             dice_per_slide(comparison),
             sequence_lengths(comparison),
@@ -49,10 +50,10 @@ def draw_all(comparison: Comparison) -> list[Drawing]:
     return [d for d in drawings if d is not None]
 
 
-def _drawn(groups: list[Group]) -> tuple[list[Group], str]:
-    """Return the groups that fit into one plot, and the sentence that says how many do not."""
-    left = len(groups) - MOST_RUNS
-    return groups[:MOST_RUNS], f" {left} more of {len(groups)} runs are in the table and not drawn." if left > 0 else ""
+def _drawn(rows: list[Row]) -> tuple[list[Row], str]:
+    """Return the rows that fit into one plot, and the sentence that says how many do not."""
+    left = len(rows) - MOST_RUNS
+    return rows[:MOST_RUNS], f" {left} more of {len(rows)} runs are in the table and not drawn." if left > 0 else ""
 
 
 # ---- training curves
@@ -69,8 +70,8 @@ def training_curves(comparison: Comparison) -> Drawing | None:
 
     Runs of one score share a panel; a classifier's AUC is never drawn on the axis of a Dice.
     """
-    groups, left_out = _drawn(comparison.groups)
-    curves = [(i, g, _curves_of(g)) for i, g in enumerate(groups)]
+    rows, left_out = _drawn(comparison.rows)
+    curves = [(i, r, _curves_of(r)) for i, r in enumerate(rows)]
     curves = [entry for entry in curves if entry[2]]
     if not curves:
         return None
@@ -104,7 +105,7 @@ def training_curves(comparison: Comparison) -> Drawing | None:
         axis.set_xlim(left=0)
     legend_below(figure, handles, [g.label for _, g, _ in curves], 4, long=2.6)
     names = ", ".join(g.label for _, g, _ in curves)
-    tasks = sorted({task_of(g.first) for _, g, _ in curves}, reverse=True)
+    tasks = sorted({g.task or "" for _, g, _ in curves}, reverse=True)
     losses = "; ".join(f"{task}: {_LOSSES[task]}" for task in tasks if task in _LOSSES)
     scored = f" and {' and '.join(_NAMES[q] for q in scores)} on the validation items" if scores else ""
     caption = (
@@ -115,18 +116,18 @@ def training_curves(comparison: Comparison) -> Drawing | None:
     return Drawing("training_curves", "Training curves", caption, _curves_alt(curves, names), figure)
 
 
-def _curves_of(group: Group) -> list[tuple[str, Curve]]:
+def _curves_of(row: Row) -> list[tuple[str, Curve]]:
     """The curves of all seeds, each with the first quality of its task that was logged."""
     found = []
-    for run in group.runs:
-        tried = [(q, read_curve(run, q)) for q in _QUALITIES.get(task_of(run), ("dice",))]
+    for run in row.runs:
+        tried = [(q, read_curve(run.files, q)) for q in _QUALITIES.get(run.task or "", ("dice",))]
         known = [(q, c) for q, c in tried if c is not None]
         if known:
             found.append(next(((q, c) for q, c in known if c.val_dice.size), known[0]))
     return found
 
 
-def _curves_alt(curves: list[tuple[int, Group, list[tuple[str, Curve]]]], names: str) -> str:
+def _curves_alt(curves: list[tuple[int, Row, list[tuple[str, Curve]]]], names: str) -> str:
     ends = [
         f"{g.label} ends at loss {np.mean([_smooth(c.loss)[-1] for _, c in cs if c.loss.size]):.2f}"
         for _, g, cs in curves
@@ -135,7 +136,7 @@ def _curves_alt(curves: list[tuple[int, Group, list[tuple[str, Curve]]]], names:
     return f"Line plots of training loss and validation score of {names}. " + "; ".join(ends) + "."
 
 
-def _loss_lines(by_step: "Axes", by_time: "Axes", curve: Curve, i: int):
+def _loss_lines(by_step: "Axes", by_time: "Axes", curve: Curve, i: int) -> Any:
     kind = look(i)
     smooth = _smooth(curve.loss)
     line = None
@@ -159,8 +160,8 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 def sequence_lengths(comparison: Comparison) -> Drawing | None:
     """Draw how many tokens each slide has, one line per set of token files; equal counts become a bar that says so."""
-    groups, left_out = _drawn(comparison.groups)
-    sets = read_lengths(groups)
+    rows, left_out = _drawn(comparison.rows)
+    sets = read_lengths(rows)
     if not sets:
         return None
     figure = new_figure(COLUMN_IN, 0.55 + 0.36 * len(sets))
@@ -212,19 +213,17 @@ def _length_row(axis: "Axes", y: int, lengths: Lengths) -> str:
 
 def dice_against_cost(comparison: Comparison) -> Drawing | None:
     """Draw test Dice against seconds per image, with each run's ceiling and the floors as reference lines."""
-    groups, left_out = _drawn(comparison.groups)
-    shown = [(i, g) for i, g in enumerate(groups) if g.mean("dice") is not None and g.seconds_per_image]
+    rows, left_out = _drawn(comparison.rows)
+    shown = [(i, r) for i, r in enumerate(rows) if r.dice is not None and r.seconds_per_image]
     if not shown:
         return None
     figure = new_figure(COLUMN_IN, 2.75)
     axis = figure.subplots()
     handles, words = [], []
-    for i, group in shown:
-        handles.append(_cost_point(axis, group, i))
-        words.append(
-            f"{group.label}: Dice {group.mean('dice'):.3f} at {group.mean('seconds_per_image'):.3g} s per image"
-        )
-    ceilings = any(g.mean("dice_ceiling") is not None for _, g in shown)
+    for i, row in shown:
+        handles.append(_cost_point(axis, row, i))
+        words.append(f"{row.label}: Dice {row.dice:.3f} at {row.seconds_per_image:.3g} s per image")
+    ceilings = any(r.dice_ceiling is not None for _, r in shown)
     costs = [g.seconds_per_image for _, g in shown]
     axis.set(
         xscale="log",
@@ -245,12 +244,12 @@ def dice_against_cost(comparison: Comparison) -> Drawing | None:
     return Drawing("dice_against_cost", "Dice against cost", caption, "Scatter plot. " + "; ".join(words) + ".", figure)
 
 
-def _cost_point(axis: "Axes", group: Group, i: int):
-    kind, x, y = look(i), group.seconds_per_image, group.mean("dice")
-    interval = group.dice_interval
+def _cost_point(axis: "Axes", row: Row, i: int) -> Any:
+    kind, x, y = look(i), row.seconds_per_image, row.dice
+    interval = row.dice_interval
     if interval:
         axis.plot([x, x], interval, color=kind.colour, lw=1.1, zorder=2)
-    ceiling = group.mean("dice_ceiling")
+    ceiling = row.dice_ceiling
     if ceiling is not None:
         axis.plot([x], [ceiling], "_", color=kind.colour, ms=11, mew=1.6, zorder=2)
         axis.plot(
@@ -289,7 +288,7 @@ def _floor_lines(axis: "Axes", comparison: Comparison) -> str:
     return "Dashed grey: floors, which need no learning (where the runs of one data set differ, the highest)."
 
 
-def _n_text(groups: list[Group]) -> str:
+def _n_text(groups: list[Row]) -> str:
     """Return the number of test slides for an axis label, a range where runs differ."""
     known = sorted({g.n_test for g in groups if g.n_test})
     if not known:
@@ -302,8 +301,8 @@ def _n_text(groups: list[Group]) -> str:
 
 def dice_per_slide(comparison: Comparison) -> Drawing | None:
     """Draw each run's Dice on each test slide in one column per slide, and the means with intervals beside them."""
-    groups, left_out = _drawn(comparison.groups)
-    shown = [(i, g) for i, g in enumerate(groups) if g.dice_per_slide]
+    rows, left_out = _drawn(comparison.rows)
+    shown = [(i, r) for i, r in enumerate(rows) if r.dice_per_slide]
     if not shown:
         return None
     stems = sorted({s for _, g in shown for s in g.dice_per_slide})
@@ -353,7 +352,7 @@ def dice_per_slide(comparison: Comparison) -> Drawing | None:
     )
 
 
-def _mean_column(axis: "Axes", group: Group, k: int, kind) -> None:
+def _mean_column(axis: "Axes", group: Row, k: int, kind: Style) -> None:
     mean, interval = float(np.mean(list(group.dice_per_slide.values()))), group.dice_interval
     if interval:
         axis.plot([k, k], interval, color=kind.colour, lw=1.1)

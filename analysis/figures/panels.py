@@ -6,8 +6,8 @@ import numpy as np
 
 from analysis.comparison.table import Comparison
 from analysis.output.figure_style import COLOURS, PAGE_IN, Drawing, new_figure
-from analysis.runs.groups import Group
-from analysis.runs.run_files import Pictures, picture_stems, read_pictures
+from analysis.runs.records import Row
+from analysis.runs.run_files import Pictures, RunFiles, picture_stems, read_pictures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,25 +23,25 @@ def panels(comparison: Comparison) -> Drawing | None:
 
     The slides are chosen by rule: evenly over the ranks of the mean Dice over the runs, worst and best included.
     """
-    groups = [g for g in comparison.groups if picture_stems(g.first)][:MOST_COLUMNS]
+    groups = [r for r in comparison.rows if picture_stems(_files(r))][:MOST_COLUMNS]
     if not groups:
         return None
     stems = _choose(groups)
-    rows = [(stem, [read_pictures(g.first, stem) for g in groups]) for stem in stems]
+    rows = [(stem, [read_pictures(_files(g), stem) for g in groups]) for stem in stems]
     rows = [(stem, pictures) for stem, pictures in rows if any(pictures)]
     if not rows:
         return None
     columns = 2 + len(groups)
     side = PAGE_IN / columns
     figure = new_figure(PAGE_IN, side * len(rows) + 0.3)
-    figure.get_layout_engine().set(w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
+    figure.set_layout_engine("constrained", w_pad=0.015, h_pad=0.015, wspace=0, hspace=0)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, (stem, pictures) in zip(axes, rows, strict=True):
         _draw_row(line, stem, pictures, groups)
     heads = ["image", "truth", *(_wrap(g.label) for g in groups)]
     for axis, head in zip(axes[0], heads, strict=True):
         axis.set_title(head, fontsize=7, pad=3)
-    total = sum(bool(picture_stems(g.first)) for g in comparison.groups)
+    total = sum(bool(picture_stems(_files(r))) for r in comparison.rows)
     left = f" The first {MOST_COLUMNS} of {total} runs." if total > MOST_COLUMNS else ""
     seeds = " Runs with several seeds show the first." if any(len(g.runs) > 1 for g in groups) else ""
     caption = (
@@ -53,20 +53,28 @@ def panels(comparison: Comparison) -> Drawing | None:
     return Drawing("predictions", "Predictions side by side", caption, alt, figure, photographic=True)
 
 
-def _words(stem: str, groups: list[Group]) -> str:
-    scores = ", ".join(
-        f"{g.label} {g.first.dice_per_slide[stem]:.2f}" for g in groups if stem in g.first.dice_per_slide
-    )
+def _files(row: Row) -> RunFiles:
+    """The files of the first seed, whose pictures are shown."""
+    files: RunFiles = row.runs[0].files
+    return files
+
+
+def _dice(row: Row) -> dict[str, float]:
+    return row.runs[0].dice_per_slide or {}
+
+
+def _words(stem: str, groups: list[Row]) -> str:
+    scores = ", ".join(f"{g.label} {_dice(g)[stem]:.2f}" for g in groups if stem in _dice(g))
     return f"slide {stem}: Dice {scores}" if scores else f"slide {stem}"
 
 
-def _choose(groups: list[Group]) -> list[str]:
+def _choose(groups: list[Row]) -> list[str]:
     """Return up to four slides that all runs have (or else any run has), evenly over the ranks of their mean Dice."""
-    sets = [picture_stems(g.first) for g in groups]
+    sets = [picture_stems(_files(g)) for g in groups]
     stems = sorted(set.intersection(*sets) or set.union(*sets))
 
     def score(stem: str) -> float:
-        known = [g.first.dice_per_slide[stem] for g in groups if stem in g.first.dice_per_slide]
+        known = [_dice(g)[stem] for g in groups if stem in _dice(g)]
         return float(np.mean(known)) if known else 0.0
 
     stems.sort(key=lambda s: (score(s), s))
@@ -74,9 +82,9 @@ def _choose(groups: list[Group]) -> list[str]:
     return [stems[i] for i in picks]
 
 
-def _draw_row(axes: "list[Axes]", stem: str, pictures: list[Pictures | None], groups: list[Group]) -> None:
+def _draw_row(axes: "list[Axes]", stem: str, pictures: list[Pictures | None], groups: list[Row]) -> None:
     # Uniform files keep every pixel; an adaptive run's picture shows its large leaves at their coarse cells.
-    by_detail = sorted(zip(groups, pictures, strict=True), key=lambda gp: gp[0].first.patching != "uniform")
+    by_detail = sorted(zip(groups, pictures, strict=True), key=lambda gp: gp[0].patching != "uniform")
     shown = _shrink(next(p for _, p in by_detail if p is not None))
     axes[0].imshow(shown.image, interpolation="antialiased")
     axes[0].set_ylabel(stem, fontsize=7)
@@ -87,7 +95,7 @@ def _draw_row(axes: "list[Axes]", stem: str, pictures: list[Pictures | None], gr
         else:
             small = _shrink(picture)
             _overlay(axis, small, small.prediction, fill=True)
-        dice = group.first.dice_per_slide.get(stem)
+        dice = _dice(group).get(stem)
         if dice is not None:
             box = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1.2}
             axis.text(0.03, 0.04, f"{dice:.2f}", transform=axis.transAxes, fontsize=7, bbox=box, va="bottom")
@@ -112,8 +120,8 @@ def _overlay(axis: "Axes", pictures: Pictures, area: np.ndarray, fill: bool) -> 
         padded = np.pad(pictures.truth.astype(float), 1)
         h, w = pictures.truth.shape
         x, y = np.arange(-1, w + 1), np.arange(-1, h + 1)
-        for width, colour in ((1.9, "white"), (0.9, TRUTH)):
-            axis.contour(x, y, padded, levels=[0.5], colors=[colour], linewidths=width)
+        for width, line in ((1.9, "white"), (0.9, TRUTH)):
+            axis.contour(x, y, padded, levels=[0.5], colors=[line], linewidths=width)
     axis.set(xlim=(-0.5, pictures.truth.shape[1] - 0.5), ylim=(pictures.truth.shape[0] - 0.5, -0.5))
 
 

@@ -3,19 +3,18 @@
 Every caption says that the numbers are published; nothing here was measured by this suite.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import numpy as np
+import pandas as pd
 
 from analysis.figures.uniform import published_against_uniform
 from analysis.output.figure_style import GREY, PAGE_IN, Drawing, look, new_figure, plain_log, style
-from analysis.papers.entries import REFERENCE, Cell, read_cells, table3
+from analysis.papers.entries import REFERENCE, read_cells, table3, wide
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _MARKS = {"APF-UNETR": ("o", "-"), "UNETR": ("s", "--")}
 _SOURCE = "Published (APF, SC24, Table III; no measurement of this suite)"
@@ -27,33 +26,15 @@ def draw_published() -> tuple[Drawing, ...]:
     return published_against_uniform(), published_tokens(), published_cost()
 
 
-def _rows(cells: list[Cell]) -> Iterator[dict[str, object]]:
-    """Yield the numbers of each row by quantity, with its resolution, model and patch."""
-    rows: dict[str, dict[str, object]] = defaultdict(dict)
-    for cell in cells:
-        known = rows[cell.row]
-        known |= {"resolution": cell.resolution, "model": cell.model, "row": cell.row}
-        if cell.value is not None:
-            known[cell.quantity] = cell.value
-    yield from rows.values()
-
-
 def _lines(axis: "Axes", x: str, y: str) -> list[str]:
     """Draw one line per resolution and model of Table III; return what stands in no line for lack of a number."""
-    series: dict[tuple[int, str], list[tuple[float, float]]] = defaultdict(list)
-    lost = []
-    for row in _rows(table3()):
-        if row["model"] not in _MARKS:
-            continue
-        if x in row and y in row:
-            series[row["resolution"], row["model"]].append((row[x], row[y]))
-        else:
-            lost.append(str(row["row"]))
-    sizes = sorted({r for r, _ in series})
-    for (resolution, model), points in series.items():
+    rows = _table3()
+    known = rows.dropna(subset=[x, y])
+    sizes = sorted(known.resolution.unique())
+    for (resolution, model), points in known.groupby(["resolution", "model"], sort=False):
         marker, dash = _MARKS[model]
         colour = look(sizes.index(resolution)).colour
-        places = np.array(sorted(points))
+        places = points[[x, y]].sort_values([x, y]).to_numpy()
         axis.plot(*places.T, marker=marker, ls=dash, color=colour, ms=3.8, lw=0.9, mec="white", mew=0.4)
         if model == "APF-UNETR":  # said in words too, for print in grey
             above = len(places) == 1  # a lone point has its neighbour beside it
@@ -67,10 +48,15 @@ def _lines(axis: "Axes", x: str, y: str) -> list[str]:
                 va="bottom" if above else "center",
                 color=colour,
             )
-    return lost
+    return [str(name) for name in rows.row[~rows.index.isin(known.index)]]
 
 
-def _legend(figure, axis: "Axes") -> None:
+def _table3() -> pd.DataFrame:
+    rows = wide(table3())
+    return rows[rows.model.isin([*_MARKS])]
+
+
+def _legend(figure: "Figure", axis: "Axes") -> None:
     """One key for colours (resolutions), and one for shapes (models)."""
     sizes = sorted({c.resolution for c in table3() if c.resolution})
     for i, size in enumerate(sizes):
@@ -118,8 +104,8 @@ def _derived() -> str:
 
 
 def _extremes() -> str:
-    rows = [r for r in _rows(table3()) if r["model"] in _MARKS and "seconds_per_image" in r]
-    low, high = (pick(rows, key=lambda r: r["seconds_per_image"]) for pick in (min, max))
+    rows = _table3().sort_values("seconds_per_image", kind="stable").dropna(subset="seconds_per_image")
+    low, high = rows.iloc[0], rows.loc[rows.seconds_per_image.idxmax()]
     return (
         f"From {low['row']} ({low['seconds_per_image']:g} s per image, L {low['tokens']:,.0f}) to {high['row']} "
         f"({high['seconds_per_image']:g} s, L {high['tokens']:,.0f})."
@@ -147,13 +133,12 @@ def published_cost() -> Drawing:
 
 
 def _hiri(axis: "Axes") -> list[str]:
-    rows = [*_rows(read_cells(REFERENCE / "hiri_table7.csv")), *_rows(read_cells(REFERENCE / "hiri_text.csv"))]
-    known = [r for r in rows if "top1" in r and "gflops" in r]
-    ladder = [r for r in known if str(r["row"]).startswith("row ")]
-    others = [r for r in known if str(r["row"]).startswith("Swin")]
+    rows = [wide(read_cells(REFERENCE / f"{stem}.csv")) for stem in ("hiri_table7", "hiri_text")]
+    known = pd.concat(rows).dropna(subset=["top1", "gflops"]).sort_values(["gflops", "top1", "row"])
+    ladder, others = (known[known.row.str.startswith(start)] for start in ("row ", "Swin"))
     words = []
     for name, these, i in (("HIRI-ViT-S, Table VII", ladder, 0), ("Swin, Figure 1", others, 1)):
-        kind, points = look(i), sorted((r["gflops"], r["top1"], str(r["row"])) for r in these)
+        kind, points = look(i), list(zip(these.gflops, these.top1, these.row, strict=True))
         dash = kind.dash if these is others else "none"
         axis.plot(
             [p[0] for p in points],

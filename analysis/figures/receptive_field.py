@@ -25,7 +25,7 @@ _POINTS = 100  # of a profile, each the mean of neighbours: single rows of a ran
 
 
 @dataclass(frozen=True)
-class Field:
+class MeasuredField:
     """A measured field.
 
     Attributes:
@@ -49,7 +49,7 @@ class Field:
         return " x ".join(str(side * self.pixel_px) for side in self.map.shape)
 
 
-def read_field(path: Path) -> Field:
+def read_field(path: Path) -> MeasuredField:
     """Read one file.
 
     Raises:
@@ -65,10 +65,10 @@ def read_field(path: Path) -> Field:
         raise RunsError(f"{path}: {reason}", 1) from None
     if values.ndim != 2 or not np.isfinite(values).all() or (values < 0).any() or not values.any():
         raise RunsError(f"{path}: map must be two-dimensional, not negative and not all zero", 1)
-    return Field(str(about.get("experiment", path.stem)), values, about)
+    return MeasuredField(str(about.get("experiment", path.stem)), values, about)
 
 
-def read_fields(paths: Sequence[Path]) -> list[Field]:
+def read_fields(paths: Sequence[Path]) -> list[MeasuredField]:
     """Read as many files as one figure can show.
 
     Raises:
@@ -86,10 +86,11 @@ def shrunk(values: NDArray[np.float64], side_px: int = _SIDE_PX) -> NDArray[np.f
     rows, cols = (side // step for side in values.shape)
     if not rows or not cols:
         return values
-    return values[: rows * step, : cols * step].reshape(rows, step, cols, step).mean((1, 3))
+    means: NDArray[np.float64] = values[: rows * step, : cols * step].reshape(rows, step, cols, step).mean((1, 3))
+    return means
 
 
-def draw(fields: Sequence[Field]) -> Drawing:
+def draw(fields: Sequence[MeasuredField]) -> Drawing:
     """Maps, square roots and profiles of up to `MOST_FIELDS` fields.
 
     Profiles are shares of a field's sum per pixel (means of neighbours), over the distance from the picture's centre.
@@ -123,7 +124,7 @@ def draw(fields: Sequence[Field]) -> Drawing:
     return Drawing("erf", "Effective receptive fields", _caption(fields), _words(fields), figure)
 
 
-def _profiles(axis: "Axes", fields: Sequence[Field], over: int, name: str) -> None:
+def _profiles(axis: "Axes", fields: Sequence[MeasuredField], over: int, name: str) -> None:
     for i, field in enumerate(fields):
         profile = 100 * field.map.sum(over) / field.map.sum() / field.pixel_px
         step = -(-len(profile) // _POINTS)
@@ -135,7 +136,7 @@ def _profiles(axis: "Axes", fields: Sequence[Field], over: int, name: str) -> No
     axis.set_ylim(bottom=0)
 
 
-def _caption(fields: Sequence[Field]) -> str:
+def _caption(fields: Sequence[MeasuredField]) -> str:
     what = "; ".join(
         f"{f.label}: {f.about.get('images', '?')} pictures ({f.about.get('pictures', '?')}), "
         + (f"weights {f.about['weights']}" if f.about.get("weights") else "weights as initialised")
@@ -147,7 +148,7 @@ def _caption(fields: Sequence[Field]) -> str:
     )
 
 
-def _words(fields: Sequence[Field]) -> str:
+def _words(fields: Sequence[MeasuredField]) -> str:
     said = []
     for field in fields:
         reach = " x ".join(str((np.ptp(np.flatnonzero(field.map.any(axis))) + 1) * field.pixel_px) for axis in (1, 0))

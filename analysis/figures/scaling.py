@@ -21,7 +21,7 @@ from analysis.output.figure_style import (
     plain_log,
     style,
 )
-from analysis.runs.groups import Group
+from analysis.runs.records import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,14 +38,14 @@ class Series:
         kind: strong (same global batch) or weak (same batch per GPU).
         gpus: ascending.
         seconds: one tuple of seconds per image over the seeds, for each number of GPUs.
-        groups: the rows behind each number of GPUs.
+        rows: those behind each number of GPUs.
     """
 
     label: str
     kind: str
     gpus: tuple[int, ...]
     seconds: tuple[tuple[float, ...], ...]
-    groups: tuple[tuple[Group, ...], ...] = ()
+    rows: tuple[tuple[Row, ...], ...] = ()
 
     @property
     def mean(self) -> np.ndarray:
@@ -55,19 +55,19 @@ class Series:
     @property
     def speedup(self) -> np.ndarray:
         """Images per second over those of the smallest number of GPUs, times that number."""
-        return self.mean[0] / self.mean * self.gpus[0]
+        return np.asarray(self.mean[0] / self.mean * self.gpus[0])
 
     @property
     def efficiency(self) -> np.ndarray:
         """Speedup over the number of GPUs."""
-        return self.speedup / np.array(self.gpus)
+        return np.asarray(self.speedup / np.array(self.gpus))
 
     @property
     def bars(self) -> np.ndarray:
         """(2, points) how far the seeds' speedups reach below and above `speedup`; the first point's mean is fixed."""
         ends = [(self.mean[0] / max(s) * self.gpus[0], self.mean[0] / min(s) * self.gpus[0]) for s in self.seconds]
         low, high = np.array(ends).T
-        return np.maximum(0, np.array([self.speedup - low, high - self.speedup]))
+        return np.asarray(np.maximum(0, np.array([self.speedup - low, high - self.speedup])))
 
 
 # What must be equal along a line; the rest of a label says what differs between lines of one experiment.
@@ -97,16 +97,15 @@ _SAID = {
 }
 
 
-def series_of(groups: Sequence[Group]) -> list[Series]:
-    """Return the trainings among the groups that ran on two or more numbers of GPUs, by experiment and kind."""
-    by_key: dict[tuple[object, ...], dict[int, list[Group]]] = defaultdict(lambda: defaultdict(list))
-    for group in groups:
-        run = group.first
-        if not (run.gpus and run.global_batch and group.seconds_per_image):
+def series_of(rows: Sequence[Row]) -> list[Series]:
+    """Return the trainings among the rows that ran on two or more numbers of GPUs, by experiment and kind."""
+    by_key: dict[tuple[object, ...], dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if not (row.gpus and row.global_batch and row.seconds_per_image):
             continue
-        shape = tuple(getattr(run, name) for name in _SHAPE)
-        by_key[(*shape, "strong", run.global_batch)][run.gpus].append(group)
-        by_key[(*shape, "weak", run.global_batch / run.gpus)][run.gpus].append(group)
+        shape = tuple(getattr(row, name) for name in _SHAPE)
+        by_key[(*shape, "strong", row.global_batch)][row.gpus].append(row)
+        by_key[(*shape, "weak", row.global_batch / row.gpus)][row.gpus].append(row)
     found = sorted(((key, members) for key, members in by_key.items() if len(members) > 1), key=lambda kv: str(kv[0]))
     out = []
     for key, members in found:
@@ -119,7 +118,7 @@ def series_of(groups: Sequence[Group]) -> list[Series]:
     return out
 
 
-def _label(key: tuple, keys: Sequence[tuple]) -> str:
+def _label(key: tuple[Any, ...], keys: Sequence[tuple[Any, ...]]) -> str:
     """The experiment, patching and engine of a line, and what sets it apart from others of that experiment."""
     alike = [k for k in keys if k[0] == key[0] and k[1] == key[1] and k[-2] == key[-2]]
     words = [str(key[1]), str(key[2])]
@@ -155,9 +154,9 @@ def with_bars(axis: "Axes", x: np.ndarray, y: np.ndarray, bars: np.ndarray, **sh
         axis.plot(x, y, **shown)
 
 
-def measured_scaling(groups: Sequence[Group]) -> Drawing | None:
+def measured_scaling(rows: Sequence[Row]) -> Drawing | None:
     """Draw speedup, efficiency and seconds per image over GPUs of trainings that ran on several numbers of them."""
-    found = series_of(groups)
+    found = series_of(rows)
     series = found[:MOST_RUNS]
     if not series:
         return None
@@ -185,7 +184,8 @@ def measured_scaling(groups: Sequence[Group]) -> Drawing | None:
         for axis in (left, middle, right):
             log2_ticks(axis, counts)
         plain_log(right.yaxis)
-        legend_below(figure, *left.get_legend_handles_labels(), 3, 2.6)
+        handles, labels = left.get_legend_handles_labels()
+        legend_below(figure, handles, labels, columns=3, long=2.6)
     seeds = [len(x) for s in series for x in s.seconds]
     caption = (
         "Measured scaling: images per second against the smallest number of GPUs (speedup), over the GPUs "
@@ -219,7 +219,8 @@ def predicted_scaling(predictions: "Sequence[Prediction]", mode: str) -> Drawing
             plain_log(row[0].yaxis)
             for axis in row[:2]:
                 log2_ticks(axis, counts)
-        legend_below(figure, *axes[0][0].get_legend_handles_labels(), 4, 2.6)
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        legend_below(figure, handles, labels, long=2.6)
     caption = (
         f"Modelled, not measured: {mode} scaling of {', '.join(names)} on {', '.join(sites)}; right, what a step "
         f"consists of on {counts[-1]:,} GPUs, from the left: {', '.join(predictions[0].parts)} (terms that take "

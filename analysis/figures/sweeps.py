@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.output.figure_style import COLUMN_IN, GREY, PAGE_IN, Drawing, look, new_figure, plain_log, style
-from analysis.papers.entries import REFERENCE, read_cells
+from analysis.papers.entries import REFERENCE, read_cells, wide
 from launch.data.token_files import split_lengths
 
 if TYPE_CHECKING:
@@ -168,9 +168,5 @@ def _uniform_line(axis: "Axes", sweeps: list[Sweep]) -> None:
 
 def _published() -> np.ndarray:
     """Split value and mean length of the paper's Figure 3, one row each."""
-    rows: dict[str, dict[str, float]] = {}
-    for cell in read_cells(REFERENCE / "apf_figure3.csv"):
-        if cell.value is not None:
-            rows.setdefault(cell.row, {})[cell.quantity] = cell.value
-    pairs = [(r["split_value"], r["tokens"]) for r in rows.values() if "split_value" in r]
-    return np.array(sorted(pairs))
+    rows = wide(read_cells(REFERENCE / "apf_figure3.csv")).dropna(subset=["split_value", "tokens"])
+    return np.asarray(rows[["split_value", "tokens"]].sort_values("split_value"))

@@ -20,7 +20,7 @@ from analysis.output.figure_style import (
     plain_log,
     style,
 )
-from analysis.papers.entries import table2
+from analysis.papers.entries import table2, wide
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,7 @@ class Rivals:
         pairs = list(zip(self.adaptive, self.uniform, strict=True))
         low = np.array([min(theirs) / max(mine) for mine, theirs in pairs])
         high = np.array([max(theirs) / min(mine) for mine, theirs in pairs])
-        return np.maximum(0, np.array([self.speedup - low, high - self.speedup]))
+        return np.asarray(np.maximum(0, np.array([self.speedup - low, high - self.speedup])))
 
 
 def rivals_of(comparison: Comparison) -> tuple[list[Rivals], int]:
@@ -69,18 +69,17 @@ def rivals_of(comparison: Comparison) -> tuple[list[Rivals], int]:
 
     The second value is the number of adaptive points that have no fair rival.
     """
-    speedups = {id(g): q for g, q in zip(comparison.groups, comparison.speedups, strict=True)}
     found, alone = [], 0
-    for series in series_of(comparison.groups):
-        if series.groups[0][0].first.patching != "apf":
+    for series in series_of(comparison.rows):
+        if series.rows[0][0].patching != "apf":
             continue
         points = []
-        for n, groups, seconds in zip(series.gpus, series.groups, series.seconds, strict=True):
-            base = next((q.baseline for g in groups if (q := speedups[id(g)]).ratio is not None), None)
+        for n, rows, seconds in zip(series.gpus, series.rows, series.seconds, strict=True):
+            base = next((comparison.by_label[row.baseline] for row in rows if row.ratio is not None), None)
             theirs = tuple(r.seconds_per_image for r in base.runs if r.seconds_per_image) if base else ()
             if base and theirs:
-                base_name = f"{base.first.experiment} ({base.first.patching}, {base.first.engine})"
-                points.append((n, groups[0].first.nodes, seconds, theirs))
+                base_name = f"{base.experiment} ({base.patching}, {base.engine})"
+                points.append((n, rows[0].nodes, seconds, theirs))
         alone += len(series.gpus) - len(points)
         if len(points) > 1:
             rival = f"{base_name}, {series.kind}"
@@ -107,19 +106,16 @@ def measured_against_uniform(comparison: Comparison) -> Drawing | None:
 
 def published_against_uniform() -> Drawing:
     """Draw Table II of the paper in the same way: every number of GPUs is another resolution there."""
-    rows: dict[int, dict[str, float]] = {}
-    for cell in table2():
-        if cell.value is not None and cell.quantity in ("gpus", "seconds_per_image") and cell.resolution:
-            rows.setdefault(cell.resolution, {})[f"{cell.model} {cell.quantity}"] = cell.value
-    order = sorted(rows)
+    rows = wide(table2()).pivot(index="resolution", columns="model", values=["gpus", "seconds_per_image"])
+    seconds = rows["seconds_per_image"]
     rivals = Rivals(
         "APF-UNETR, Table II",
         "UNETR, Table II",
-        tuple(int(rows[r]["APF-UNETR gpus"]) for r in order),
+        tuple(map(int, rows["gpus"]["APF-UNETR"])),
         (),
-        tuple((rows[r]["APF-UNETR seconds_per_image"],) for r in order),
-        tuple((rows[r]["UNETR seconds_per_image"],) for r in order),
-        tuple(f"{r // 1024}K" if r >= 1024 else str(r) for r in order),
+        tuple((s,) for s in seconds["APF-UNETR"]),
+        tuple((s,) for s in seconds["UNETR"]),
+        tuple(f"{r // 1024}K" if r >= 1024 else str(r) for r in rows.index),
     )
     caption = (
         "Published (APF, SC24, Table II; no measurement of this suite): seconds per image of APF-UNETR (circles) and "
@@ -150,7 +146,8 @@ def _draw(rivals: Sequence[Rivals], cost: str) -> "Figure":
         plain_log(left.yaxis)
         right.set(ylabel="speedup over uniform (times)", title="(b) speedup at equal GPUs")
         right.set_ylim(0, 1.15 * max(float((r.speedup + r.bars[1]).max()) for r in rivals))
-        legend_below(figure, *left.get_legend_handles_labels(), 2, 2.6)
+        handles, labels = left.get_legend_handles_labels()
+        legend_below(figure, handles, labels, columns=2, long=2.6)
     return figure
 
 

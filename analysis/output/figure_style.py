@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis.output.formats import write_files
 
@@ -22,7 +22,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1.5, 1, 1.5)), (0, (7, 2)), (0, (2, 1)), (0, (5, 1, 1, 1, 1, 1)))
 GREY = "#5f5f5f"
 MOST_RUNS = 14  # more lines cannot be told apart; the caption then says how many are not drawn
-_RC = {
+_RC: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 7.5,
@@ -79,7 +79,7 @@ def new_figure(width_in: float, height_in: float) -> "Figure":
 
 
 @dataclass(frozen=True)
-class Look:
+class Style:
     """Colour, marker and dash of one run: each alone tells runs apart, for print in grey."""
 
     colour: str
@@ -87,10 +87,10 @@ class Look:
     dash: object
 
 
-def look(i: int) -> Look:
+def look(i: int) -> Style:
     """Return the look of the i-th run; after seven, colours come back with other markers and dashes."""
     n = len(COLOURS)
-    return Look(COLOURS[i % n], MARKERS[(i + i // n) % n], DASHES[(i + i // n) % n])
+    return Style(COLOURS[i % n], MARKERS[(i + i // n) % n], DASHES[(i + i // n) % n])
 
 
 def encode(figure: "Figure", suffix: str) -> bytes:
@@ -137,7 +137,9 @@ def plain_log(side: "Axis", form: str = "{:,.10g}") -> None:
     side.set_minor_formatter(NullFormatter())
 
 
-def legend_below(figure: "Figure", handles: Sequence, labels: Sequence[str], columns: int = 4, long: float = 1) -> None:
+def legend_below(
+    figure: "Figure", handles: Sequence[Any], labels: Sequence[str], columns: int = 4, long: float = 1
+) -> None:
     """Put a legend under the figure, with no more columns than its labels leave room for.
 
     Args:

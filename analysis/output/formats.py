@@ -36,7 +36,7 @@ class Table:
     notes: Sequence[str] = field(default_factory=tuple)
     slug: str = "table"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         wrong = [r for r in self.rows if len(r) != len(self.columns)]
         if wrong or len(self.kinds) != len(self.rows):
             raise ValueError(f"table {self.slug}: rows, kinds and columns do not fit together")

@@ -1,4 +1,4 @@
-"""The numbers that papers print, one cell per line of reference/*.csv (standard library only; imports no other file).
+"""The numbers that papers print, one cell per line of reference/*.csv (imports no other file of this project).
 
 Each line is one cell: paper, table, row, what it measures, value, unit and status. `published` is printed in the paper,
 `derived` follows from printed numbers or words, `lost` was printed and is not known: its value is empty. Tables whose
@@ -8,10 +8,15 @@ that depth = log2(R / p) gives.
 
 import csv
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 REFERENCE = Path(__file__).resolve().parents[1] / "reference"
+CONTRADICTIONS = REFERENCE / "contradictions.csv"  # where the cells contradict each other: no cells
 STATUSES = ("published", "derived", "lost")
 HEADS = (
     "paper",
@@ -123,7 +128,21 @@ def read_all(folder: Path = REFERENCE) -> dict[str, list[Cell]]:
     Raises:
         ValueError: as `read_cells`.
     """
-    return {path.stem: read_cells(path) for path in sorted(folder.glob("*.csv"))}
+    return {path.stem: read_cells(path) for path in sorted(folder.glob("*.csv")) if path != CONTRADICTIONS}
+
+
+def wide(cells: Iterable[Cell]) -> pd.DataFrame:
+    """Return the numbers of cells with a row for each of theirs, in their order, and a column for each quantity.
+
+    The row's name, resolution, model and patch_px stand before the quantities; NaN is a number that is lost, or none.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        about = {"row": cell.row, "resolution": cell.resolution, "model": cell.model, "patch_px": cell.patch_px}
+        row = rows.setdefault(cell.row, about)
+        if cell.value is not None:
+            row[cell.quantity] = cell.value
+    return pd.DataFrame(list(rows.values()))
 
 
 def table2() -> list[Cell]:

@@ -3,42 +3,37 @@
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from analysis.comparison.equal_quality import equal_quality
-from analysis.comparison.item_scores import interval, read_scores
-from analysis.comparison.speedups import Speedup
+from analysis.comparison.item_scores import interval, row_scores
 from analysis.comparison.table import Comparison
 from analysis.output.formats import short_commit
 from analysis.papers.entries import TEXT, Cell
 from analysis.papers.tables import MEASURED, MISSING, SUITE
-from analysis.runs.groups import Group, is_tiled, task_of
-from analysis.runs.records import Run
-from analysis.runs.run_files import Curve, read_curve
+from analysis.runs.groups import describe
+from analysis.runs.records import Row
+from analysis.runs.run_files import Curve, read_curves
 
 _MOST_NAMED = 4
 _PATCH_PX = 512  # side of HCT's patches; its images are larger, at half resolution too
 _HCT, _HIRI, _RIVIT = {"hct", "gmic", "def_gmic"}, {"hiri_vit"}, {"rivit"}
 
 
-def _segments(run: Run) -> bool:
-    return task_of(run) == "segmentation"
+def _btcv(row: Row) -> bool:
+    return any("btcv" in (text or "").lower() for text in (row.experiment, row.data))
 
 
-def _btcv(run: Run) -> bool:
-    return any("btcv" in (text or "").lower() for text in (run.experiment, run.data))
-
-
-# Which runs belong to which table of a paper.
-BELONGS: dict[str, Callable[[Run], bool]] = {
-    "apf2": lambda run: _segments(run) and not _btcv(run),
-    "apf3": lambda run: _segments(run) and not _btcv(run),
-    "apf4": lambda run: _segments(run) and _btcv(run),
-    "apf5": lambda run: not _segments(run) and run.model not in _HCT | _HIRI | _RIVIT,
-    "hct": lambda run: run.model in _HCT,
-    "hiri": lambda run: run.model in _HIRI,
-    "rivit": lambda run: run.model in _RIVIT,
+# Which rows belong to which table of a paper.
+BELONGS: dict[str, Callable[[Row], bool]] = {
+    "apf2": lambda row: row.task != "classification" and not _btcv(row),
+    "apf3": lambda row: row.task != "classification" and not _btcv(row),
+    "apf4": lambda row: row.task != "classification" and _btcv(row),
+    "apf5": lambda row: row.task == "classification" and row.model not in _HCT | _HIRI | _RIVIT,
+    "hct": lambda row: row.model in _HCT,
+    "hiri": lambda row: row.model in _HIRI,
+    "rivit": lambda row: row.model in _RIVIT,
 }
 
 
@@ -46,7 +41,7 @@ def measured_cells(name: str, comparison: Comparison) -> tuple[list[Cell], list[
     """Return the cells of a paper's table that runs give, and the notes they need.
 
     Args:
-        name: A key of `paper_tables.TABLES`.
+        name: A key of `tables.TABLES`.
         comparison: The runs.
 
     Returns:
@@ -54,201 +49,168 @@ def measured_cells(name: str, comparison: Comparison) -> tuple[list[Cell], list[
     """
     if name not in BELONGS:
         return [], []
-    found = [
-        (group, quotient)
-        for group, quotient in zip(comparison.groups, comparison.speedups, strict=True)
-        if BELONGS[name](group.first)
-    ]
+    found = [row for row in comparison.rows if BELONGS[name](row)]
     if name == "apf2":  # a table of pairs: adaptive and uniform at one resolution
-        found = [(g, q) for g, q in found if not is_tiled(g.first)]
+        found = [row for row in found if not row.tiled]
         kinds = defaultdict(set)
-        for group, _ in found:
-            kinds[group.first.resolution].add(group.first.patching)
-        found = [(g, q) for g, q in found if {"apf", "uniform"} <= kinds[g.first.resolution]]
-    cells: list[Cell] = []
-    notes: dict[str, list[str]] = defaultdict(list)
-    curves = _Curves()
-    for group, quotient in found:
-        for quantity, value, unit in _VALUES[name](_Row(group, quotient, curves, notes)):
-            cells.append(_cell(group, name, quantity, value, unit))
-    said = [text.replace("{}", _names(labels)) for text, labels in notes.items()]
-    return cells, [*_provenance([g for g, _ in found]), *said]
+        for row in found:
+            kinds[row.resolution].add(row.patching)
+        found = [row for row in found if {"apf", "uniform"} <= kinds[row.resolution]]
+    maker = _Maker(comparison)
+    cells = [
+        _cell(row, name, quantity, value, unit) for row in found for quantity, value, unit in _VALUES[name](maker, row)
+    ]
+    said = [text.replace("{}", _names(labels)) for text, labels in maker.notes.items()]
+    return cells, [*_provenance(found), *said]
 
 
 Value = tuple[str, float | str | None, str]
 
 
-def _cell(group: Group, table: str, quantity: str, value: float | str | None, unit: str) -> Cell:
-    run = group.first
+def _cell(row: Row, table: str, quantity: str, value: float | str | None, unit: str) -> Cell:
     text = "" if value is None else str(value)  # a number with all its digits
-    return Cell(
-        SUITE,
-        table,
-        group.label,
-        str(run.resolution or ""),
-        run.model or "",
-        run.patch,
-        quantity,
-        text,
-        unit,
-        MISSING if value is None else MEASURED,
-        f"{run.device_name or run.device}, commit {run.commit}",
-    )
+    status = MISSING if value is None else MEASURED
+    size, note = str(row.resolution or ""), f"{row.hardware}, commit {row.commit}"
+    return Cell(SUITE, table, row.label, size, row.model or "", row.patch, quantity, text, unit, status, note)
 
 
 # ---- what each table shows
 
 
-class _Curves:
-    """Validation curves of rows, each read once."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, list[Curve]] = {}
-
-    def of(self, group: Group) -> list[Curve]:
-        """The curves of all seeds; none where one is missing."""
-        if id(group) not in self._known:
-            found = [curve for run in group.runs if (curve := read_curve(run)) is not None]
-            self._known[id(group)] = found if len(found) == len(group.runs) else []
-        return self._known[id(group)]
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A row in the making: its runs, its speedup over the fair baseline, and where notes go.
+class _Maker:
+    """Gives the values of one row after the other, and keeps what is to be said of them.
 
     A note has {} where the labels of the rows go that it holds for: thousands of rows have few different notes.
     """
 
-    group: Group
-    quotient: Speedup
-    curves: _Curves
-    notes: dict[str, list[str]]
+    def __init__(self, comparison: Comparison) -> None:
+        self.notes: dict[str, list[str]] = defaultdict(list)
+        self._by_label = comparison.by_label
+        self._curves: dict[str, list[Curve]] = {}
 
-    def say(self, text: str) -> None:
+    def base(self, row: Row) -> Row | None:
+        """The row that this one's speedup is over, or would be; None where there is none."""
+        return self._by_label[row.baseline] if row.baseline else None
+
+    def curves(self, row: Row) -> list[Curve]:
+        """Validation curves of all seeds, read once; none where one is missing."""
+        if row.label not in self._curves:
+            self._curves[row.label] = read_curves(row) or []
+        return self._curves[row.label]
+
+    def say(self, row: Row, text: str) -> None:
         """Add this row to the rows that a note holds for."""
-        self.notes[text].append(self.group.label)
+        self.notes[text].append(row.label)
 
 
-def _cost(group: Group) -> Iterator[Value]:
-    run = group.first
-    yield "gpus", run.gpus, "gpu"
-    yield "seconds_per_image", group.seconds_per_image, "s"
-    yield "tokens", group.mean("tokens_per_image"), "token"
-    if run.patching == "apf":
-        yield "depth", math.log2(run.resolution / run.patch) if run.resolution and run.patch else None, "level"
+def _cost(row: Row) -> Iterator[Value]:
+    yield "gpus", row.gpus, "gpu"
+    yield "seconds_per_image", row.seconds_per_image, "s"
+    yield "tokens", row.tokens_per_image, "token"
+    if row.patching == "apf":
+        yield "depth", math.log2(row.resolution / row.patch) if row.resolution and row.patch else None, "level"
 
 
-def _dice(group: Group) -> Iterator[Value]:
-    dice, ends = group.mean("dice"), group.dice_interval
-    yield "dice", None if dice is None else 100 * dice, "%"
-    if ends:
-        yield "dice_low", 100 * ends[0], "%"
-        yield "dice_high", 100 * ends[1], "%"
+def _dice(row: Row) -> Iterator[Value]:
+    yield "dice", None if row.dice is None else 100 * row.dice, "%"
+    if row.dice_interval:
+        yield "dice_low", 100 * row.dice_interval[0], "%"
+        yield "dice_high", 100 * row.dice_interval[1], "%"
 
 
-def _speedup(row: _Row) -> Iterator[Value]:
-    group, quotient = row.group, row.quotient
-    if quotient.baseline is group:
+def _speedup(maker: _Maker, row: Row) -> Iterator[Value]:
+    base = maker.base(row)
+    if row.baseline == row.label:
         return
-    yield "speedup", quotient.ratio, "ratio"
-    if quotient.baseline is None or quotient.ratio is None:
-        against = f" against {quotient.baseline.label}" if quotient.baseline else ""
-        row.say(f"No measured speedup of {{}}{against}: {'; '.join(quotient.refused)}.")
+    yield "speedup", row.ratio, "ratio"
+    if base is None or row.ratio is None:
+        against = f" against {base.label}" if base else ""
+        maker.say(row, f"No measured speedup of {{}}{against}: {'; '.join(row.refused)}.")
     else:
-        row.say(f"Measured speedup of {{}}: over {quotient.baseline.describe()}.")
+        maker.say(row, f"Measured speedup of {{}}: over {describe(base)}.")
 
 
-def _apf2(row: _Row) -> Iterator[Value]:
-    group, quotient, curves = row.group, row.quotient, row.curves
-    yield from _cost(group)
-    yield from _dice(group)
-    if group.first.patching != "apf":
+def _apf2(maker: _Maker, row: Row) -> Iterator[Value]:
+    yield from _cost(row)
+    yield from _dice(row)
+    if row.patching != "apf":
         return
-    yield from _speedup(row)
-    if quotient.ratio is None or quotient.baseline is None or quotient.baseline is group:
+    yield from _speedup(maker, row)
+    base = maker.base(row)
+    if row.ratio is None or base is None or base is row:
         return
-    found = equal_quality(curves.of(group), curves.of(quotient.baseline), (1.0,))
+    found = equal_quality(maker.curves(row), maker.curves(base), (1.0,))
     if found and not found[0].unresolved:
         yield "speedup_to_convergence", found[0].speedup, "ratio"
-        row.say(
-            f"Measured speedup to convergence of {{}}: training time to validation Dice "
-            f"{found[0].quality:.3f}, the best that both reach."
-        )
+        best = f"{found[0].quality:.3f}, the best that both reach"
+        maker.say(row, f"Measured speedup to convergence of {{}}: training time to validation Dice {best}.")
     else:
         yield "speedup_to_convergence", None, "ratio"
 
 
-def _apf3(row: _Row) -> Iterator[Value]:
-    group, quotient = row.group, row.quotient
-    yield from _cost(group)
-    yield from _dice(group)
-    base = quotient.baseline
-    if base is None or base is group or quotient.ratio is None or group.first.patching != "apf":
+def _apf3(maker: _Maker, row: Row) -> Iterator[Value]:
+    yield from _cost(row)
+    yield from _dice(row)
+    base = maker.base(row)
+    if base is None or base is row or row.ratio is None or row.patching != "apf":
         return
-    mine, theirs = group.mean("dice"), base.mean("dice")
-    floor = max(base.first.floors.values(), default=0.0)
-    if mine is None or theirs is None or theirs <= floor:
+    floor = max((base.floors or {}).values(), default=0.0)
+    if row.dice is None or base.dice is None or base.dice <= floor:
         yield "stated_gain", None, "%"
-        if mine is not None and theirs is not None:
-            row.say(
-                f"No gain of {{}}: {base.label} with Dice {theirs:.3f} is not above the best score without "
-                f"learning, {floor:.3f}."
-            )
+        if row.dice is not None and base.dice is not None:
+            best = f"the best score without learning, {floor:.3f}"
+            maker.say(row, f"No gain of {{}}: {base.label} with Dice {base.dice:.3f} is not above {best}.")
         return
-    yield "stated_gain", 100 * (mine / theirs - 1), "%"
-    row.say(f"Measured gain of {{}}: relative Dice over {base.describe()}.")
+    yield "stated_gain", 100 * (row.dice / base.dice - 1), "%"
+    maker.say(row, f"Measured gain of {{}}: relative Dice over {describe(base)}.")
 
 
-def _apf4(row: _Row) -> Iterator[Value]:
-    yield from _dice(row.group)
-    yield from _speedup(row)
-    yield "train_seconds", row.group.mean("train_seconds"), "s"
+def _apf4(maker: _Maker, row: Row) -> Iterator[Value]:
+    yield from _dice(row)
+    yield from _speedup(maker, row)
+    yield "train_seconds", row.train_seconds, "s"
 
 
-def _scored(group: Group, metric: str, quantity: str) -> Iterator[Value]:
+def _scored(row: Row, metric: str, quantity: str) -> Iterator[Value]:
     """A score of a classifier in percent, with its interval over items where its items are there."""
-    value = group.mean(metric)
+    value = getattr(row, metric)
     yield quantity, None if value is None else 100 * value, "%"
-    scores = [s for run in group.runs if (s := read_scores(run)) is not None]
-    found = interval(metric, scores) if value is not None and len(scores) == len(group.runs) else None
+    scores = row_scores(row)
+    found = interval(metric, scores) if value is not None and scores else None
     # Scores of another evaluation than the record's say nothing about its number.
     if found and found.low is not None and found.high is not None and abs(found.value - value) < 1e-4:
         yield f"{quantity}_low", 100 * found.low, "%"
         yield f"{quantity}_high", 100 * found.high, "%"
 
 
-def _apf5(row: _Row) -> Iterator[Value]:
-    yield "gpus", row.group.first.gpus, "gpu"
-    yield "patch_sides", None if row.group.first.patch is None else str(row.group.first.patch), TEXT
-    yield from _scored(row.group, "accuracy", "accuracy")
+def _apf5(_: _Maker, row: Row) -> Iterator[Value]:
+    yield "gpus", row.gpus, "gpu"
+    yield "patch_sides", None if row.patch is None else str(row.patch), TEXT
+    yield from _scored(row, "accuracy", "accuracy")
 
 
-def _hct(row: _Row) -> Iterator[Value]:
-    run = row.group.first
-    yield "parameters", None if run.parameters is None else run.parameters / 1e6, "M"
-    yield "optimiser", run.optimiser, TEXT
-    patch = (run.samples_per_image or 1) > 1 or (run.resolution or math.inf) <= _PATCH_PX
-    yield from _scored(row.group, "auc", "auc_patch" if patch else "auc_image")
+def _hct(_: _Maker, row: Row) -> Iterator[Value]:
+    yield "parameters", None if row.parameters is None else row.parameters / 1e6, "M"
+    yield "optimiser", row.optimiser, TEXT
+    patch = (row.samples_per_image or 1) > 1 or (row.resolution or math.inf) <= _PATCH_PX
+    yield from _scored(row, "auc", "auc_patch" if patch else "auc_image")
 
 
-def _hiri(row: _Row) -> Iterator[Value]:
-    parameters = row.group.first.parameters
-    yield from _scored(row.group, "accuracy", "top1")
-    yield "parameters", None if parameters is None else parameters / 1e6, "M"
-    row.say("Channels, depths and expansions of {} are a reconstruction: the paper's table of them is lost.")
+def _hiri(maker: _Maker, row: Row) -> Iterator[Value]:
+    yield from _scored(row, "accuracy", "top1")
+    yield "parameters", None if row.parameters is None else row.parameters / 1e6, "M"
+    maker.say(row, "Channels, depths and expansions of {} are a reconstruction: the paper's table of them is lost.")
 
 
-def _rivit(row: _Row) -> Iterator[Value]:
-    seconds, images = row.group.seconds_per_image, row.group.first.n_train
-    yield from _scored(row.group, "accuracy", "accuracy")
+def _rivit(maker: _Maker, row: Row) -> Iterator[Value]:
+    seconds, images = row.seconds_per_image, row.n_train
+    yield from _scored(row, "accuracy", "accuracy")
     for side in ("256", "320"):
-        there = [run.accuracy_by_size.get(side) for run in row.group.runs]
-        known = [value for value in there if value is not None]
-        if known and len(known) == len(there):
-            yield f"accuracy_{side}", 100 * fmean(known), "%"
+        there: list[Any] = [(run.accuracy_by_size or {}).get(side) for run in row.runs]
+        if None not in there:
+            yield f"accuracy_{side}", 100 * fmean(there), "%"
     yield "seconds_per_epoch", None if seconds is None or images is None else seconds * images, "s"
-    row.say("Measured s/epoch of {}: s/image times the number of training images.")
+    maker.say(row, "Measured s/epoch of {}: s/image times the number of training images.")
 
 
 _VALUES = {
@@ -262,13 +224,12 @@ _VALUES = {
 }
 
 
-def _provenance(groups: list[Group]) -> list[str]:
+def _provenance(rows: list[Row]) -> list[str]:
     """Return one note per machine, precision and commit that measured rows come from."""
     alike: dict[str, list[str]] = defaultdict(list)
-    for group in groups:
-        run = group.first
-        where = f"{run.device_name or run.device}, {run.precision}, {run.engine}, commit {short_commit(run.commit)}"
-        alike[where].append(group.label)
+    for row in rows:
+        where = f"{row.hardware}, {row.precision}, {row.engine}, commit {short_commit(row.commit)}"
+        alike[where].append(row.label)
     return [f"measured: on {where}, this suite's data ({_names(labels)})." for where, labels in sorted(alike.items())]
 
 

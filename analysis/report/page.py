@@ -6,6 +6,7 @@ Every text from a record is escaped; images are embedded; nothing is loaded from
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from analysis.comparison.table import Comparison, comparison_table, dice_cell, problem_table, ratio
@@ -14,15 +15,13 @@ from analysis.output.figure_style import Drawing
 from analysis.output.formats import MISSING, escape_html, html_table, number, whole, write_files
 from analysis.report.css import CSS
 from analysis.report.sections import contradictory, figure_html, joined, modelled, published
-from analysis.runs.groups import Group, task_of
-from analysis.runs.records import Run
-from analysis.runs.run_files import read_environment
+from analysis.runs.records import STUDY, Row
 
 MOST_PROVENANCE = 200  # runs with a block of their own; beyond that the page would be all blocks
 
 
 @dataclass(frozen=True)
-class Options:
+class PageOptions:
     """What a page shall hold beyond its runs.
 
     Attributes:
@@ -36,20 +35,20 @@ class Options:
     more: tuple[Drawing, ...] = ()
 
 
-def write_report(comparison: Comparison, out: Path, options: Options | None = None) -> Path:
+def write_report(comparison: Comparison, out: Path, options: PageOptions | None = None) -> Path:
     """Write OUT/index.html whole or not at all, and return its path.
 
     Raises:
         ValueError: the folder cannot be written, or there is no such site.
     """
-    path, options = out / "index.html", options or Options()
+    path, options = out / "index.html", options or PageOptions()
     write_files(path.parent, {path.name: page(comparison, [*draw_all(comparison), *options.more], out, options)})
     return path
 
 
-def page(comparison: Comparison, drawings: list[Drawing], out: Path, options: Options | None = None) -> str:
+def page(comparison: Comparison, drawings: list[Drawing], out: Path, options: PageOptions | None = None) -> str:
     """Return the page as HTML; `out` is the folder that links to run folders start from."""
-    options = options or Options()
+    options = options or PageOptions()
     sections = [
         ("measured", "Measured runs", _measured(comparison)),
         ("figures", "Figures of the measured runs", _figures(drawings)),
@@ -66,7 +65,7 @@ def page(comparison: Comparison, drawings: list[Drawing], out: Path, options: Op
         f'<h2 id="h-{ident}">{escape_html(title)}</h2>{text}</section>'
         for ident, title, text in sections
     )
-    title = f"Experiment report: {comparison.root.resolve().name}"
+    title = f"Experiment report: {comparison.root.resolve().name.removesuffix(STUDY)}"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -80,18 +79,15 @@ def page(comparison: Comparison, drawings: list[Drawing], out: Path, options: Op
 
 def _summary(comparison: Comparison) -> str:
     """Return the few numbers that a reader looks for first, or the sentence that there are none."""
-    runs = sum(len(g.runs) for g in comparison.groups)
+    runs = sum(len(row.runs) for row in comparison.rows)
     if not runs:
         return f"<p>No finished run; {len(comparison.problems)} run folders are listed below with the reason.</p>"
     facts = [("finished runs", str(runs))]
     facts += _best(comparison)
-    known = [
-        (q.ratio, g, q) for g, q in zip(comparison.groups, comparison.speedups, strict=True) if q.ratio is not None
-    ]
-    adaptive = [k for k in known if k[1].first.patching == "apf"]
+    adaptive = [row for row in comparison.rows if row.ratio is not None and row.patching == "apf"]
     if adaptive:
-        value, group, quotient = max(adaptive, key=lambda k: k[0])
-        facts.append((f"time per image, {quotient.baseline.label} over {group.label}", ratio(value)))
+        best = max(adaptive, key=lambda row: row.ratio)
+        facts.append((f"time per image, {best.baseline} over {best.label}", ratio(best.ratio)))
     items = "".join(f"<div><dt>{escape_html(name)}</dt><dd>{escape_html(value)}</dd></div>" for name, value in facts)
     return f'<dl class="key">{items}</dl>'
 
@@ -106,12 +102,12 @@ def _best(comparison: Comparison) -> list[tuple[str, str]]:
     """
     facts = []
     for name, task in (("dice", "segmentation"), ("auc", "classification"), ("accuracy", "classification")):
-        sets: dict[tuple, list[Group]] = {}
-        for group in comparison.groups:
-            if task_of(group.first) == task and group.mean(name) is not None:
-                sets.setdefault(_data(group), []).append(group)
+        sets: dict[tuple[Any, ...], list[Row]] = {}
+        for row in comparison.rows:
+            if row.task == task and getattr(row, name) is not None:
+                sets.setdefault(_data(row), []).append(row)
         if name == "accuracy":  # an AUC says more, where there is one
-            sets = {key: gs for key, gs in sets.items() if all(g.mean("auc") is None for g in gs)}
+            sets = {key: gs for key, gs in sets.items() if all(g.auc is None for g in gs)}
         for scored in list(sets.values())[:_MOST_DATA]:
             facts += _best_of(comparison, scored, name, task, len(sets) > 1)
         if len(sets) > _MOST_DATA:
@@ -122,10 +118,10 @@ def _best(comparison: Comparison) -> list[tuple[str, str]]:
 _SCORES = {"dice": "Dice", "auc": "AUC", "accuracy": "accuracy"}
 
 
-def _best_of(comparison: Comparison, scored: list[Group], name: str, task: str, several: bool) -> list[tuple[str, str]]:
-    best = max(scored, key=lambda g: (g.mean(name), g.label))
-    where = f"{best.label}, {whole(best.first.resolution) or '?'} px" if several else best.label
-    value = dice_cell(best) if name == "dice" else number(best.mean(name))
+def _best_of(comparison: Comparison, scored: list[Row], name: str, task: str, several: bool) -> list[tuple[str, str]]:
+    best = max(scored, key=lambda row: (getattr(row, name), row.label))
+    where = f"{best.label}, {whole(best.resolution) or '?'} px" if several else best.label
+    value = dice_cell(best) if name == "dice" else number(getattr(best, name))
     facts = [(f"highest test {_SCORES[name]}, {where}", value or MISSING)]
     floors = [f.high for f in comparison.floors if f.task == task and best.label in dict(f.values)]
     if floors and name != "auc":
@@ -134,14 +130,13 @@ def _best_of(comparison: Comparison, scored: list[Group], name: str, task: str, 
     return facts
 
 
-def _data(group: Group) -> tuple:
+def _data(row: Row) -> tuple[Any, ...]:
     """What two scores must share before the higher one is the better one."""
-    run = group.first
-    return run.resolution, run.split_sha256 or tuple(sorted(run.dice_per_slide))
+    return row.resolution, row.split_sha256 or tuple(sorted(row.runs[0].dice_per_slide or ()))
 
 
 def _measured(comparison: Comparison) -> str:
-    if not comparison.groups:
+    if not comparison.rows:
         return "<p>There is no finished run to compare.</p>"
     return f'<div class="measured">{html_table(comparison_table(comparison))}</div>'
 
@@ -149,7 +144,8 @@ def _measured(comparison: Comparison) -> str:
 def _figures(drawings: list[Drawing]) -> str:
     if not drawings:
         return "<p>The runs left no data to draw.</p>"
-    blocks, narrow = [], []
+    blocks: list[str] = []
+    narrow: list[str] = []
     for drawing in drawings:
         small = drawing.figure.get_figwidth() < 5
         (narrow if small else blocks).append(figure_html(drawing))
@@ -164,10 +160,10 @@ def _problems(comparison: Comparison) -> str:
 
 
 def _provenance(comparison: Comparison, out: Path) -> str:
-    runs = [(group, run) for group in comparison.groups for run in group.runs]
+    runs = [(row, run) for row in comparison.rows for run in row.runs]
     if not runs:
         return "<p>No finished run.</p>"
-    blocks = [_provenance_block(group, run, out) for group, run in runs[:MOST_PROVENANCE]]
+    blocks = [_provenance_block(row.label, run, out) for row, run in runs[:MOST_PROVENANCE]]
     left = len(runs) - MOST_PROVENANCE
     if left > 0:
         blocks.append(f"<p>{left} more runs are not listed here; their commits and settings are in comparison.csv.</p>")
@@ -175,13 +171,14 @@ def _provenance(comparison: Comparison, out: Path) -> str:
     return intro + "".join(blocks)
 
 
-def _provenance_block(group: Group, run: Run, out: Path) -> str:
-    environment = read_environment(run)
+def _provenance_block(label: str, run: Row, out: Path) -> str:
+    environment = run.files.environment
     versions = environment.get("versions")
     packages = ", ".join(f"{k} {v}" for k, v in versions.items() if v) if isinstance(versions, dict) else None
-    # A record that was kept without its run is a file, which a slash at the end would make a folder of.
-    slash = "" if run.folder.is_file() else "/"
-    link = quote(os.path.relpath(run.folder.resolve(), out.resolve()).replace(os.sep, "/")) + slash
+    # A run of a collected study is a line of a file, which a slash at the end would make a folder of.
+    study = next((path for path in (run.folder, *run.folder.parents) if path.is_file()), None)
+    link = quote(os.path.relpath((study or run.folder).resolve(), out.resolve()).replace(os.sep, "/"))
+    link += "" if study else "/"
     parameters = f"{run.parameters:,}" if run.parameters is not None else None
     hardware = " / ".join(dict.fromkeys(str(v) for v in (run.device_name, run.device, environment.get("cpu")) if v))
     facts = [
@@ -202,8 +199,8 @@ def _provenance_block(group: Group, run: Run, out: Path) -> str:
         ("started, finished", f"{_or_missing(run.started_at)}, {_or_missing(run.finished_at)}"),
     ]
     rows = "".join(f"<div><dt>{escape_html(k)}</dt><dd>{escape_html(_or_missing(v))}</dd></div>" for k, v in facts)
-    name, text = escape_html(f"{group.label}: {run.run_id}"), escape_html(run.folder.as_posix())
-    kind = "run folder" if slash else "kept record"
+    name, text = escape_html(f"{label}: {run.run_id}"), escape_html(run.folder.as_posix())
+    kind = "collected run" if study else "run folder"
     folder = f'<div><dt>{kind}</dt><dd><a href="{escape_html(link)}">{text}</a></dd></div>'
     return f"<details open><summary>{name}</summary><dl>{folder}{rows}</dl></details>"
 
@@ -213,6 +210,6 @@ def _or_missing(value: object) -> str:
 
 
 def _footer(comparison: Comparison) -> str:
-    newest = max((r.finished_at for g in comparison.groups for r in g.runs if r.finished_at), default=None)
+    newest = max((r.finished_at for row in comparison.rows for r in row.runs if r.finished_at), default=None)
     when = f" The newest run finished at {escape_html(newest)}." if newest else ""
     return f"Made by <code>python -m analysis report</code> from {escape_html(comparison.root.as_posix())}.{when}"

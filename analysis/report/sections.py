@@ -86,7 +86,7 @@ def modelled(comparison: Comparison, site_names: Sequence[str], runs_site: str |
         ConfigError: No such site.
     """
     sites = [load_site(name) for name in site_names]
-    runs = [run for group in comparison.groups for run in group.runs]
+    runs = [run for row in comparison.rows for run in row.runs]
     on_cpu = bool(runs) and all(run.device == "cpu" for run in runs)
     home = load_site(runs_site) if runs_site else load_site("local") if on_cpu else None
     fits = {site.name: assumed_fit(site) for site in sites}

@@ -1,192 +1,109 @@
 """Put the seeds of one experiment together: one row of a table, one line of a plot (no torch, no matplotlib)."""
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import yaml
+import numpy as np
+import pandas as pd
 
-from analysis.runs.records import Run
-from analysis.runs.stats import bootstrap_interval, mean
-from launch.config.config import ADDED
+from analysis.runs.records import DTYPES, Row, rows_of
+from analysis.runs.stats import mean
+from launch.records.record import fields_of
 
 # Runs that agree on all of these, and on their config apart from the seed, are seeds of one row.
-IDENTITY = (
-    "experiment",
-    "model",
-    "decoder",
-    "patching",
-    "resolution",
-    "patch",
-    "length",
-    "gpus",
-    "nodes",
-    "device",
-    "device_name",
-    "engine",
-    "precision",
-    "attention_backend",
-    "optimiser",
-    "global_batch",
-    "data",
-    "split_sha256",
-)
+IDENTITY = fields_of("row")
+MEANS = fields_of("mean")
 # Keys of config.yaml that name a run and do not change what it computes.
 _NAMING = {"seed", "run_id", "run_root", "force", "experiment"}
+_STUDY = {"gpus", "nodes", "global_batch"}  # what a scaling study varies
+_ORDER = {"apf": 0, "uniform": 1}
 
 
-class BaselineError(ValueError):
-    """The baseline that was asked for is not among the rows."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """The seeds of one experiment: one row of a table, one line of a plot."""
-
-    label: str
-    runs: tuple[Run, ...]
-
-    @property
-    def first(self) -> Run:
-        """The run that stands for what all seeds share."""
-        return self.runs[0]
-
-    def mean(self, name: str) -> float | None:
-        """Return the mean over seeds of a number of the record; seeds without it are left out."""
-        return mean(getattr(run, name) for run in self.runs)
-
-    @property
-    def seconds_per_image(self) -> float | None:
-        """Training seconds per frame, mean over seeds; a tiled model's crops count by their area."""
-        return self.mean("seconds_per_image")
-
-    @cached_property
-    def dice_per_slide(self) -> dict[str, float]:
-        """Dice per test slide, mean over the seeds, for slides that every seed has; in the order of slide names."""
-        shared = set.intersection(*(set(run.dice_per_slide) for run in self.runs))
-        return {s: mean(run.dice_per_slide[s] for run in self.runs) or 0.0 for s in sorted(shared)}
-
-    @cached_property
-    def dice_interval(self) -> tuple[float, float] | None:
-        """95 % percentile bootstrap interval over test slides of the mean Dice; None for fewer than two slides.
-
-        None too where the slides do not give the mean that the record states: then the two do not belong together.
-        """
-        stated, slides = self.mean("dice"), self.dice_per_slide
-        if stated is None or not slides or abs(mean(slides.values()) - stated) > 1e-4:
-            return None
-        return bootstrap_interval(list(slides.values()))
-
-    @property
-    def n_test(self) -> int | None:
-        """Number of test slides: as recorded, or counted."""
-        return self.first.n_test if self.first.n_test is not None else len(self.dice_per_slide) or None
-
-    def describe(self) -> str:
-        """Return the row in words, for footnotes: label (model, patching, p, L)."""
-        run = self.first
-        parts = [run.model, run.patching, run.patch and f"p={run.patch}", run.length and f"L={run.length}"]
-        return f"{self.label} ({', '.join(p for p in parts if p)})"
-
-
-def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Return the rows: seeds together, in an order that does not depend on the order of the runs.
+def group_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for the seeds of each experiment, in an order that does not depend on the order of the runs.
 
     The order is resolution, adaptive before uniform before the rest, model, smallest patch, label.
+
+    Args:
+        runs: What `records.load` found.
+
+    Returns:
+        The fields of a record: those that seeds share as they are, numbers that a training gives as the mean over the
+        seeds that have them, the others of the first seed. And `label`; `hardware`; `tiled`: trained on crops of the
+        image, so that its patch is the crop; `runs`: the seeds, as `rows_of` gives them; `dice_per_slide`: mean over
+        the seeds, for the slides that every seed has; `n_test` as recorded, or counted.
     """
-    alike: dict[tuple, list[Run]] = defaultdict(list)
-    for run in runs:
-        alike[tuple(getattr(run, name) for name in IDENTITY)].append(run)
-    sets: list[list[Run]] = []
-    for same in alike.values():
-        by_config: dict[str, list[Run]] = defaultdict(list)
-        for run in same:
-            by_config[_config_without_names(run.folder) if len(same) > 1 else ""].append(run)
-        sets += by_config.values()
-    sets = [sorted(s, key=lambda r: (-1 if r.seed is None else r.seed, r.run_id, r.folder.as_posix())) for s in sets]
-    labels = _labels([s[0] for s in sets])
-    for more in (lambda run: f"on {run.device_name or run.device}", lambda run: f"in {run.folder.as_posix()}"):
-        alike = Counter(labels)
-        labels = [x if alike[x] == 1 else f"{x} {more(s[0])}" for x, s in zip(labels, sets, strict=True)]
-    return sorted((Group(x, tuple(s)) for x, s in zip(labels, sets, strict=True)), key=_order)
+    frame = runs.assign(path=runs.folder.map(lambda folder: folder.as_posix()))
+    frame["row"] = _same_row(frame)
+    frame = frame.assign(order=frame.seed.fillna(-1)).sort_values(["row", "order", "run_id", "path"])
+    rows = frame.drop_duplicates("row").reset_index(drop=True)
+    seeds = rows_of(frame[[*DTYPES, "folder", "files"]])
+    starts = np.flatnonzero(~frame.row.duplicated())
+    ends = [*starts, len(frame)][1:]
+    spans = list(zip(starts, ends, strict=True))
+    for name in MEANS:
+        values = frame[name].astype("float64").to_numpy()
+        known = [values[a:b][~np.isnan(values[a:b])] for a, b in spans]
+        rows[name] = np.array([mean(part) for part in known], dtype="float64")
+    rows["runs"] = [tuple(seeds[a:b]) for a, b in spans]
+    rows["dice_per_slide"] = [_per_slide(some) for some in rows.runs]
+    counted = rows.dice_per_slide.map(len).astype("Int64").replace(0, pd.NA)
+    rows["n_test"] = rows.n_test.fillna(counted)
+    rows["hardware"] = rows.device_name.where(rows.device_name.fillna("") != "", rows.device)
+    crops = rows.samples_per_image.fillna(1) != 1
+    rows["tiled"] = crops | rows.model.fillna("").str.contains("tiled") | (rows.patching == "tiles")
+    rows["label"] = _labels(rows)
+    kind = rows.patching.map(_ORDER).fillna(2).where(~rows.tiled, 2)
+    order = rows[["label", "path"]].assign(kind=kind, model=rows.model.fillna(""))
+    order = order.assign(resolution=rows.resolution.fillna(0), patch=rows.patch.fillna(0))
+    order = order.sort_values(["resolution", "kind", "model", "patch", "label", "path"])
+    return rows.drop(columns=["row", "order", "path"]).loc[order.index].reset_index(drop=True)
 
 
-_STUDY = {"gpus", "nodes", "global_batch"}  # what a scaling study varies
+def _same_row(frame: pd.DataFrame) -> pd.Series:
+    """A number for each row that the runs belong to."""
+    alike = frame.groupby(IDENTITY, dropna=False, sort=False).ngroup()
+    several = alike.duplicated(keep=False)
+    config = [settings_of(files.config) if more else "" for files, more in zip(frame.files, several, strict=True)]
+    return frame.assign(alike=alike, config=config).groupby(["alike", "config"], sort=False).ngroup()
 
 
-def _labels(rows: Sequence[Run]) -> list[str]:
-    """The experiment of each row; with its number of GPUs where rows differ in that alone, else with its run id."""
-    by_name: dict[str, list[Run]] = defaultdict(list)
-    for run in rows:
-        by_name[run.experiment].append(run)
-    study = {
-        name
-        for name, same in by_name.items()
-        if len({run.gpus for run in same}) == len(same) > 1
-        and all(run.gpus for run in same)
-        and {key for key in IDENTITY if len({getattr(run, key) for run in same}) > 1} <= _STUDY
-    }
-    return [
-        run.experiment
-        if len(by_name[run.experiment]) == 1
-        else f"{run.experiment}, {run.gpus:,} GPU{'s' * (run.gpus != 1)}"
-        if run.experiment in study
-        else f"{run.experiment}/{run.run_id}"
-        for run in rows
-    ]
+def settings_of(config: dict[str, Any]) -> str:
+    """Return config.yaml as canonical text without the keys that name a run; unreadable ones count as equal."""
 
-
-def _order(group: Group) -> tuple:
-    run = group.first
-    kind = {"apf": 0, "uniform": 1}.get(run.patching or "", 2)
-    return (
-        run.resolution or 0,
-        2 if is_tiled(run) else kind,
-        run.model or "",
-        run.patch or 0,
-        group.label,
-        run.folder.as_posix(),
-    )
-
-
-def _config_without_names(folder: Path) -> str:
-    """Return config.yaml as canonical text without the keys that name a run; unreadable ones count as equal.
-
-    A key that came later does not tell runs apart while it has the value that earlier ones had.
-    """
-
-    def strip(value):
+    def strip(value: Any) -> Any:
         if isinstance(value, dict):
             return {str(k): strip(v) for k, v in value.items() if k not in _NAMING}
         return [strip(v) for v in value] if isinstance(value, list) else value
 
-    config = strip(read_config(folder))
-    for key, before in ADDED.items():
-        section, name = key.split(".")
-        if isinstance(config.get(section), dict) and config[section].get(name) == before:
-            config[section].pop(name, None)
-    return json.dumps(config, sort_keys=True, default=str)
+    return json.dumps(strip(config), sort_keys=True, default=str)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return config.yaml of a run folder, or nothing where it is missing or broken."""
-    try:
-        config = yaml.load((folder / "config.yaml").read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return {}
-    return config if isinstance(config, dict) else {}
+def _per_slide(runs: tuple[Row, ...]) -> dict[str, float]:
+    scores = [run.dice_per_slide or {} for run in runs]
+    shared = sorted(set.intersection(*map(set, scores)))
+    return {slide: mean(score[slide] for score in scores) or 0.0 for slide in shared}
 
 
-def task_of(run: Run) -> str:
-    """Return segmentation or classification; a record from before tasks were written is told by its scores."""
-    scored = run.accuracy is not None or run.auc is not None
-    return run.task or ("classification" if scored and run.dice is None else "segmentation")
+def _labels(rows: pd.DataFrame) -> pd.Series:
+    """The experiment of each row; with its number of GPUs where rows differ in that alone, else with its run id.
+
+    Rows that are still called alike are told apart by their machine, and then by the folder of their first run.
+    """
+    named = rows.groupby("experiment", sort=False)
+    size = named.experiment.transform("size")
+    fixed = [name for name in IDENTITY if name not in _STUDY]
+    other = rows[["experiment"]].assign(n=rows.groupby(fixed, dropna=False, sort=False).ngroup())
+    study = (other.groupby("experiment").n.transform("nunique") == 1) & (named.gpus.transform("nunique") == size)
+    study &= named.gpus.transform("min").fillna(0) > 0
+    gpus = rows.gpus.map(lambda n: "" if pd.isna(n) else f", {n:,} GPU{'s' * (n != 1)}")
+    labels = (rows.experiment + gpus).where(study, rows.experiment + "/" + rows.run_id).where(size > 1, rows.experiment)
+    for more in (" on " + rows.hardware.fillna("None").astype(str), " in " + rows.path):
+        labels = (labels + more).where(labels.duplicated(keep=False), labels)
+    return labels
 
 
-def is_tiled(run: Run) -> bool:
-    """Whether a run trains on crops of the image: its patch is the crop, so it is no uniform row of that patch."""
-    return "tiled" in (run.model or "") or run.patching == "tiles" or run.samples_per_image not in (None, 1)
+def describe(row: Row) -> str:
+    """Return a row in words, for footnotes: label (model, patching, p, L)."""
+    parts = [row.model, row.patching, row.patch and f"p={row.patch}", row.length and f"L={row.length}"]
+    return f"{row.label} ({', '.join(p for p in parts if p)})"

@@ -1,19 +1,22 @@
-"""Find and check the records of runs; what cannot be used is listed as a problem (no torch, no matplotlib)."""
+"""Find and check the records of runs: one frame, and a list of what cannot be used (no torch, no matplotlib)."""
 
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from launch.records.record import SCHEMA_VERSION, STATUSES
+import pandas as pd
+from pydantic import ValidationError
+
+from analysis.runs.run_files import RunFiles
+from launch.records.record import SCHEMA_VERSION, Record, first_fault
 
 RECORD = "record.json"
-KEPT = ".record.json"  # how a record is called that was kept without its run
 _PRUNED = {".git", "__pycache__"}
-_REQUIRED = ("run_id", "experiment", "status")
+Row = Any  # a row of a frame as `rows_of` gives it
 
 
 class RunsError(ValueError):
@@ -33,151 +36,144 @@ class Problem:
     reason: str
 
 
-def _is(kind: str) -> Any:
-    """Return a dataclass field that is None unless the record has a value of this kind."""
-    return field(default=None, metadata={"kind": kind})
+@dataclass(frozen=True)
+class Found:
+    """A run folder, or a run of a collected study: its files, and its record as JSON has it or why there is none."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One record.json (schema 1) and the folder it lies in. None means: not measured, or not written."""
-
-    folder: Path
-    run_id: str
-    experiment: str
-    status: str
-    reason: str | None = _is("text")
-    model: str | None = _is("text")
-    decoder: str | None = _is("text")
-    patching: str | None = _is("text")
-    resolution: int | None = _is("count")  # side of the frame, px
-    patch: int | None = _is("count")  # smallest patch p, px
-    length: int | None = _is("count")  # L, slots of the sequence
-    tokens_per_image: float | None = _is("number")  # mean number of tokens really used
-    parameters: int | None = _is("count")
-    gpus: int | None = _is("count")
-    nodes: int | None = _is("count")
-    device: str | None = _is("text")
-    device_name: str | None = _is("text")
-    engine: str | None = _is("text")
-    precision: str | None = _is("text")
-    attention_backend: str | None = _is("text")
-    optimiser: str | None = _is("text")
-    seed: int | None = _is("count")
-    steps: int | None = _is("count")
-    epochs: float | None = _is("number")
-    global_batch: int | None = _is("count")
-    train_seconds: float | None = _is("number")
-    train_tflop: float | None = _is("number")  # 10^12 FLOPs of all ranks' steps, two for each multiply-accumulate
-    seconds_per_image: float | None = _is("number")
-    images_per_s: float | None = _is("number")
-    samples_per_image: float | None = _is("number")  # crops that have the area of one frame; 1 without crops
-    timed_steps: int | None = _is("count")
-    warmup_rule: str | None = _is("text")
-    preprocessing_seconds: float | None = _is("number")
-    dice: float | None = _is("fraction")
-    dice_pooled: float | None = _is("fraction")
-    dice_ceiling: float | None = _is("fraction")
-    dice_per_slide: Mapping[str, float] = field(default_factory=dict, metadata={"kind": "fractions"})
-    dice_val: float | None = _is("fraction")
-    floors: Mapping[str, float] = field(default_factory=dict, metadata={"kind": "fractions"})
-    task: str | None = _is("text")  # segmentation or classification; records before it was written have none
-    accuracy: float | None = _is("fraction")
-    auc: float | None = _is("fraction")
-    accuracy_by_size: Mapping[str, float] = field(default_factory=dict, metadata={"kind": "fractions"})  # side, px
-    score_val: float | None = _is("fraction")  # what the best checkpoint was chosen by: val Dice, AUC or accuracy
-    n_train: int | None = _is("count")
-    n_test: int | None = _is("count")
-    peak_memory_gib: float | None = _is("number")
-    memory_source: str | None = _is("text")
-    mfu: float | None = _is("number")
-    loss_final: float | None = _is("signed")
-    data: str | None = _is("text")
-    split_sha256: str | None = _is("text")
-    config_sha256: str | None = _is("text")
-    commit: str | None = _is("text")
-    starts: int | None = _is("count")
-    started_at: str | None = _is("text")
-    finished_at: str | None = _is("text")
-
-
-_KINDS = {f.name: f.metadata["kind"] for f in fields(Run) if "kind" in f.metadata}
+    files: RunFiles
+    raw: dict[str, Any] | None
+    problem: Problem | None = None
 
 
 @dataclass(frozen=True)
 class Runs:
-    """What a folder of runs holds: the usable runs in a fixed order, and everything else."""
+    """What a folder of runs holds: the finished runs in a fixed order, and everything else.
+
+    `ok` has a row per run: the fields of `Record` with the types they have there, `folder` and `files`.
+    """
 
     root: Path
-    ok: list[Run]
+    ok: pd.DataFrame
     problems: list[Problem]
 
 
 def load(root: Path) -> Runs:
-    """Read every record.json under a folder, and every kept record NAME.record.json outside of run folders.
+    """Read every run under a folder, or of a collected study.
 
     Args:
-        root: a folder of run folders at any depth, or one run folder.
+        root: A folder of run folders and collected studies at any depth; one run folder; a collected study
+            (NAME.jsonl); or runs inside of one (NAME.jsonl/FOLDER).
 
     Returns:
         Runs, sorted by experiment, run id and path, whatever the order on disk.
 
     Raises:
-        RunsError: the folder is missing or is no folder (64), or there is no record in it (1).
+        RunsError: There is nothing of that kind (64), no record in it, or a study that is damaged (1).
     """
-    if not root.is_dir():
-        raise RunsError(f"{root}: {'not a folder' if root.exists() else 'no such folder'} (give a folder of runs)", 64)
-    runs: list[Run] = []
     problems: list[Problem] = []
-    found = 0
-    for folder, has_record in _run_folders(root, problems):
-        found += 1
-        if has_record:
-            run = _read(folder, problems, folder if folder.name.endswith(KEPT) else None)
-            if run is not None:
-                runs.append(run)
-        else:
-            problems.append(Problem(folder, "unfinished", "a run folder without record.json: still running, or killed"))
+    found = list(find(root, problems))
     if not found:
-        raise RunsError(f"{root}: no record.json in this folder or below it (train something first)", 1)
-    runs = _without_duplicates(runs, problems)
-    usable = []
-    for run in runs:
-        if run.status == "ok":
-            usable.append(run)
-        else:
-            problems.append(Problem(run.folder, run.status, run.reason or "no reason given"))
-    usable.sort(key=lambda r: (r.experiment, r.run_id, r.folder.as_posix()))
+        raise RunsError(f"{root}: no {RECORD} in this folder or below it (train something first)", 1)
+    checked = [(entry.files, _checked(entry, problems)) for entry in found]
+    frame = frame_of([vars(r) | {"folder": files.folder, "files": files} for files, r in checked if r is not None])
+    usable = _finished(_without_duplicates(frame, problems), problems)
     problems.sort(key=lambda p: (p.kind, p.path.as_posix(), p.reason))
     return Runs(root, usable, problems)
 
 
-def load_run(path: Path) -> Run:
-    """Read one finished run.
+# ---- frames
 
-    Args:
-        path: A record file of any name. What lies beside it belongs to the run only if it is called record.json.
+_BESIDE = ("folder", "files")  # what a frame of runs has beside the fields of a record
+_DTYPES = {int: "Int64", float: "float64"}
+
+
+def _dtype(annotation: Any) -> str:
+    """The column type of a field: whole numbers that may be missing, floats, or objects."""
+    kinds = [getattr(kind, "__origin__", kind) for kind in get_args(annotation)]
+    return next((_DTYPES[kind] for kind in kinds if kind in _DTYPES), "object")
+
+
+DTYPES = {name: _dtype(field.annotation) for name, field in Record.model_fields.items()}
+
+
+def frame_of(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """Return a row per record, each with `folder` and `files`, with the types of `Record`."""
+    columns = {name: [record[name] for record in records] for name in (*DTYPES, *_BESIDE)}
+    return pd.DataFrame({k: pd.Series(v, dtype=DTYPES.get(k, "object")) for k, v in columns.items()})
+
+
+def rows_of(frame: pd.DataFrame) -> list[Row]:
+    """Return the rows of a frame as named tuples, None where a value is missing."""
+    plain = frame.astype(object)
+    return list(plain.where(frame.notna(), None).itertuples(index=False, name="Row"))
+
+
+def _without_duplicates(frame: pd.DataFrame, problems: list[Problem]) -> pd.DataFrame:
+    """Keep, of records with one experiment and run id, the one that finished last, and note the others.
+
+    A run id names model, data, ranks and seed, but neither machine nor batch: the same run on other hardware, or of a
+    strong and of a weak scaling study, is another run.
+    """
+    paths = frame.folder.map(Path.as_posix)
+    order = pd.DataFrame({"ok": frame.status == "ok", "finished": frame.finished_at.fillna(""), "path": paths})
+    frame = frame.loc[order.sort_values(["ok", "finished", "path"]).index]
+    machine = frame.device_name.where(frame.device_name.fillna("") != "", frame.device)
+    key = frame[["experiment", "run_id", "nodes", "global_batch"]].assign(machine=machine)
+    lost = key.duplicated(keep="last")
+    used = frame.folder.groupby([key[name] for name in key], dropna=False).transform("last")
+    problems += [
+        Problem(path, "duplicate", f"same experiment and run id as {other}, which is used")
+        for path, other in zip(frame.folder[lost], used[lost], strict=True)
+    ]
+    return frame[~lost]
+
+
+def _finished(frame: pd.DataFrame, problems: list[Problem]) -> pd.DataFrame:
+    done = frame.status == "ok"
+    lost = frame[~done]
+    reasons = lost.reason.fillna("").replace("", "no reason given")
+    problems += map(Problem, lost.folder, lost.status, reasons)
+    frame = frame[done]
+    order = frame[["experiment", "run_id"]].assign(path=frame.folder.map(Path.as_posix))
+    return frame.loc[order.sort_values([*order]).index].reset_index(drop=True)
+
+
+# ---- finding
+
+
+def find(root: Path, problems: list[Problem]) -> Iterator[Found]:
+    """Yield every run folder under a folder, or every run of a collected study; what cannot be read is a problem.
 
     Raises:
-        RunsError: no such file (64), a record that cannot be used, or a run that did not finish (1).
+        RunsError: See `load`.
     """
-    if not path.is_file():
-        raise RunsError(f"{path}: no such record (give a run folder or a record.json)", 64)
-    problems: list[Problem] = []
-    run = _read(path.parent if path.name == RECORD else path, problems, path)
-    if run is None:
-        raise RunsError(f"{path}: {problems[0].reason}", 1)
-    if run.status != "ok":
-        raise RunsError(f"{path}: status is {run.status} ({run.reason or 'no reason given'}), not ok", 1)
-    return run
+    if root.is_dir():
+        for here, files in _walk(root, problems):
+            if RECORD in files:
+                yield _read(here)
+            elif "config.yaml" in files or "metrics.jsonl" in files:
+                reason = "a run folder without record.json: still running, or killed"
+                yield Found(RunFiles(here), None, Problem(here, "unfinished", reason))
+            else:
+                for name in sorted(files):
+                    if name.endswith(STUDY) and _is_study(here / name):
+                        yield from _read_study(here / name)
+        return
+    study = next((path for path in (root, *root.parents) if path.suffix == STUDY and path.is_file()), None)
+    if study is None:
+        what = "not a folder" if root.exists() else "no such folder"
+        raise RunsError(f"{root}: {what} (give a folder of runs, or a study that `collect` wrote)", 64)
+    inside = [entry for entry in _read_study(study) if entry.files.folder.is_relative_to(root)]
+    if not inside:
+        raise RunsError(f"{root}: {study} has no run of that name", 64)
+    yield from inside
 
 
-def _run_folders(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, bool]]:
-    """Yield (folder, has a record) for every run folder, without walking into what a run keeps inside.
+def _walk(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, list[str]]]:
+    """Yield (folder, names of its files), without walking into what a run keeps inside.
 
-    A kept record stands for a folder of its own name, which does not exist: nothing beside it belongs to it. Links to
-    folders are followed, as runs often lie on another file system; a folder that was seen, as by a link to one above,
-    is passed by.
+    Links to folders are followed, as runs often lie on another file system; a folder that was seen, as by a link to
+    one above, is passed by.
     """
     seen: set[tuple[int, int]] = set()
 
@@ -195,123 +191,118 @@ def _run_folders(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, bo
             continue
         seen.add((found.st_dev, found.st_ino))
         links = {name for name in folders if (Path(here) / name).is_symlink()}
-        folders[:] = [*sorted(set(folders) - links), *sorted(links)]
-        if RECORD in files or "config.yaml" in files or "metrics.jsonl" in files:
-            yield Path(here), RECORD in files
+        folders[:] = [n for n in (*sorted(set(folders) - links), *sorted(links)) if n not in _PRUNED]
+        if {RECORD, "config.yaml", "metrics.jsonl"} & set(files):
             folders[:] = []
-        else:
-            folders[:] = [name for name in folders if name not in _PRUNED]
-            yield from ((Path(here) / name, True) for name in files if name.endswith(KEPT))
+        yield Path(here), files
 
 
-def _read(folder: Path, problems: list[Problem], path: Path | None = None) -> Run | None:
-    """Return the checked record of a folder; a record that cannot be used is noted and gives None."""
+def _read(folder: Path) -> Found:
+    """One run folder with a record."""
     try:
-        raw = json.loads((path or folder / RECORD).read_text(encoding="utf-8"))
+        raw = json.loads((folder / RECORD).read_text())
         if not isinstance(raw, dict):
-            raise ValueError("not a JSON object")
+            raise ValueError("it is no object")
     except OSError as error:
-        problems.append(Problem(folder, "unreadable", error.strerror or str(error)))
-        return None
+        return Found(RunFiles(folder), None, Problem(folder, "unreadable", error.strerror or str(error)))
     except (ValueError, RecursionError) as error:
-        problems.append(Problem(folder, "broken", f"the record is not whole JSON ({_one_line(error)})"))
+        reason = f"the record is not whole JSON ({' '.join(str(error).split())[:120]})"
+        return Found(RunFiles(folder), None, Problem(folder, "broken", reason))
+    data = raw.get("data")
+    return Found(RunFiles(folder, data if isinstance(data, str) else None), raw)
+
+
+# ---- collected studies
+
+STUDY = ".jsonl"
+HEAD = '{"study": '  # how the first line of a collected study begins
+
+
+def _is_study(path: Path) -> bool:
+    """Whether a file in a folder of runs is a collected study; other JSON lines may lie there too."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(len(HEAD)) == HEAD
+    except OSError:
+        return False
+
+
+def _read_study(path: Path) -> Iterator[Found]:
+    """Yield the runs of a collected study.
+
+    Raises:
+        RunsError: A line that is damaged or of something else, or one that is missing; the message names file and line.
+    """
+    number, asked = 0, None
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                values = json.loads(line)
+                if number == 1:
+                    asked = _study_runs(values)
+                else:
+                    yield _study_run(path, values)
+    except OSError as error:
+        raise RunsError(f"{path}: {error.strerror or error}", 1) from None
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        number += isinstance(error, UnicodeDecodeError)
+        raise RunsError(
+            f"{path}:{number}: no line of a collected study ({' '.join(str(error).split())[:120]})", 1
+        ) from None
+    if asked is None or number != asked + 1:
+        raise RunsError(f"{path}:{number + 1}: the file ends here, after {max(0, number - 1)} of {asked} runs", 1)
+
+
+def _study_runs(values: Any) -> int:
+    if not isinstance(values, dict) or "study" not in values or not isinstance(values.get("runs"), int):
+        raise ValueError("the first line does not say which study it is, and of how many runs")
+    if values.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"schema_version is {values.get('schema_version')!r}, known is {SCHEMA_VERSION}")
+    return int(values["runs"])
+
+
+def _study_run(path: Path, values: Any) -> Found:
+    if not isinstance(values, dict) or not isinstance(values.get("folder"), str):
+        raise ValueError("no folder of a run")
+    folder = path / values["folder"]
+    files = RunFiles(folder, kept=values)
+    if "problem" in values:
+        return Found(files, None, Problem(folder, values["problem"]["kind"], values["problem"]["reason"]))
+    if not isinstance(values.get("record"), dict):
+        raise ValueError(f"{values['folder']} has neither a record nor a problem")
+    return Found(files, values["record"])
+
+
+# ---- checking
+
+
+def _checked(entry: Found, problems: list[Problem]) -> Record | None:
+    """Return the record of a run, None where it has none or a wrong one, which is noted.
+
+    NaN and infinity are noted and become missing: the rest of the record still holds.
+    """
+    folder, raw = entry.files.folder, entry.raw
+    if raw is None:
+        problems += [entry.problem] if entry.problem else []
         return None
     version = raw.get("schema_version")
     if version != SCHEMA_VERSION or isinstance(version, bool):
-        older = isinstance(version, int) and version < SCHEMA_VERSION
         newer = isinstance(version, int) and version > SCHEMA_VERSION
-        kind = "older-schema" if older else "newer-schema" if newer else "broken"
-        problems.append(Problem(folder, kind, f"schema_version is {version!r}, these tables read {SCHEMA_VERSION}"))
+        reason = f"schema_version is {version!r}, these tables read {SCHEMA_VERSION}"
+        problems.append(Problem(folder, "newer-schema" if newer else "broken", reason))
         return None
+    known: dict[str, Any] = {}
+    for key, value in raw.items():
+        known[key] = value
+        if isinstance(value, float) and not math.isfinite(value):
+            problems.append(Problem(folder, "missing number", f"{key} is {value}; shown as missing"))
+            known[key] = None
+        elif isinstance(value, dict):
+            lost = [k for k, v in value.items() if isinstance(v, float) and not math.isfinite(v)]
+            problems += [Problem(folder, "missing number", f"{key}[{k}] is {value[k]}; shown as missing") for k in lost]
+            known[key] = {k: v for k, v in value.items() if k not in lost and v is not None}
     try:
-        return _checked(folder, raw, problems)
-    except ValueError as error:
-        problems.append(Problem(folder, "broken", str(error)))
+        return Record.model_validate(known)
+    except ValidationError as error:
+        problems.append(Problem(folder, "broken", first_fault(error)))
         return None
-
-
-def _checked(folder: Path, raw: dict[str, Any], problems: list[Problem]) -> Run:
-    """Return the record as a Run.
-
-    Raises:
-        ValueError: a required key is missing, or a value has the wrong type or range; the message names the key.
-    """
-    for key in _REQUIRED:
-        if not isinstance(raw.get(key), str) or not raw[key]:
-            raise ValueError(f"{key} is missing or not text")
-    if raw["status"] not in STATUSES:
-        raise ValueError(f"status is {raw['status']!r}, known are {', '.join(STATUSES)}")
-    values: dict[str, Any] = {}
-    for key, kind in _KINDS.items():
-        value = _plain(raw.get(key), kind)
-        if kind == "fractions":
-            values[key] = {
-                name: number
-                for name, v in _mapping(key, value).items()
-                if (number := _number(f"{key}[{name}]", v, "fraction", folder, problems)) is not None
-            }
-        elif value is None:
-            values[key] = None
-        elif kind == "text":
-            values[key] = value
-        else:
-            values[key] = _number(key, value, kind, folder, problems)
-    return Run(folder=folder, **{key: raw[key] for key in _REQUIRED}, **values)
-
-
-def _plain(value: Any, kind: str) -> Any:
-    """Return nested values of text fields (an optimiser with its settings) as one line of JSON with sorted keys."""
-    if kind == "text" and value is not None and not isinstance(value, str):
-        return json.dumps(value, sort_keys=True)
-    return value
-
-
-def _mapping(key: str, value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise ValueError(f"{key} is {value!r:.40}, not an object")
-    return value
-
-
-def _number(key: str, value: Any, kind: str, folder: Path, problems: list[Problem]) -> float | int | None:
-    """Return a checked number. NaN and infinity are noted and become missing: the rest of the record still holds."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{key} is {value!r:.40}, not a number")
-    if isinstance(value, int) and abs(value) >= 2**63:  # JSON has no limit, and a float cannot hold all of them
-        raise ValueError(f"{key} is a whole number of {value.bit_length()} bits, out of range")
-    if not math.isfinite(value):
-        problems.append(Problem(folder, "missing number", f"{key} is {value}; shown as missing"))
-        return None
-    if kind != "signed" and value < 0:
-        raise ValueError(f"{key} is {value}, negative")
-    if kind == "fraction" and value > 1:
-        raise ValueError(f"{key} is {value}, not between 0 and 1")
-    if kind == "count":
-        if value != int(value):
-            raise ValueError(f"{key} is {value}, not a whole number")
-        return int(value)
-    return float(value)
-
-
-def _without_duplicates(runs: list[Run], problems: list[Problem]) -> list[Run]:
-    """Keep, of records with one experiment and run id, the one that finished last, and note the others.
-
-    A run id names model, data, ranks and seed, but neither machine nor batch: the same run on other hardware, or of a
-    strong and of a weak scaling study, is another run.
-    """
-    newest: dict[tuple, Run] = {}
-    for run in sorted(runs, key=lambda r: (r.status == "ok", r.finished_at or "", r.folder.as_posix())):
-        key = (run.experiment, run.run_id, run.device_name or run.device, run.nodes, run.global_batch)
-        if key in newest:
-            problems.append(
-                Problem(newest[key].folder, "duplicate", f"same experiment and run id as {run.folder}, which is used")
-            )
-        newest[key] = run
-    return list(newest.values())
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120]

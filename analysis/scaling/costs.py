@@ -7,12 +7,13 @@ softmax are not counted, as torch's counter does not count them. A backward pass
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from launch.config.config import Config
 
 
 @dataclass(frozen=True)
-class Cost:
+class ForwardCost:
     """FLOPs of one image's forward pass, and weights.
 
     Attributes:
@@ -144,71 +145,51 @@ def _leaf_unet(tally: _Tally, n: int, patch: int, width: int, base: int, classes
     tally.conv(widths[0], classes, 1, n * patch * patch, bias=True)
 
 
-def unetr_cost(
-    resolution: int,
-    patch: int,
-    length: int,
-    *,
-    width: int = 768,
-    depth: int = 12,
-    mlp_dim: int | None = None,
-    decoder: str = "raster",
-    feature_size: int = 16,
-    leaf_base: int = 16,
-    grid: int | None = None,
-    classes: int = 1,
-    channels: int = 3,
-    qkv_bias: bool = False,
-    tokens: float | None = None,
-) -> Cost:
-    """Cost of `unetr` on one image.
+def raster_decoder_flops(length: int, patch: int, feature_size: int = 16) -> float:
+    """FLOPs of UNETR-B's raster decoder (768 channels in, one class of three channels) over tokens in a square."""
+    tally = _Tally()
+    _conv_decoder(tally, math.isqrt(length), patch, 768, feature_size, 1, 3)
+    return float(tally.flops)
+
+
+def unetr_cost(data: Any, model: Any, tokens: float | None = None) -> ForwardCost:
+    """ForwardCost of `unetr` on one image.
 
     Args:
-        resolution: R in pixels.
-        patch: p.
-        length: L.
-        width: D.
-        depth: transformer blocks.
-        mlp_dim: hidden width, 4 D when None.
-        decoder: raster, geometric, token, leaf or leaf_unet.
-        feature_size: channels of the convolutional decoder's finest level.
-        leaf_base: channels of the leaf networks' finest level.
-        grid: side of the geometric decoder's grid; chosen as the model does when None.
-        classes: K.
-        channels: of a token.
-        qkv_bias: bias of the attention's first map.
+        data: `data` of a configuration: its resolution, patch, length, classes and channels.
+        model: `model` of one: settings of `unetr`.
         tokens: tokens that the transformer and the leaf network compute; L when None. Both leave out padding: packed
             altogether, else up to the longest sequence of a rank's batch. Linear maps before and after compute L.
 
     Returns:
         The cost; position codes are left out (they cost less than 0.1 %), in weights too.
     """
-    n, mlp = (length if tokens is None else round(tokens)), mlp_dim or 4 * width
+    length, patch, width = data.length, data.patch, model.width
+    n, mlp = (length if tokens is None else round(tokens)), model.mlp_dim or 4 * width
     tally = _Tally()
-    encoder = encoder_flops(n, width, depth, mlp)
-    weights = _encoder_weights(width, depth, mlp, qkv_bias)
-    if decoder == "leaf":
-        _leaf_network(tally, n, patch, width, leaf_base, classes, channels)
-    elif decoder == "leaf_unet":
-        _leaf_unet(tally, n, patch, width, leaf_base, classes, channels)
+    encoder = encoder_flops(n, width, model.depth, mlp)
+    weights = _encoder_weights(width, model.depth, mlp, model.qkv_bias)
+    if model.decoder == "leaf":
+        _leaf_network(tally, n, patch, width, model.leaf_base, data.classes, data.channels)
+    elif model.decoder == "leaf_unet":
+        _leaf_unet(tally, n, patch, width, model.leaf_base, data.classes, data.channels)
     else:
-        encoder += 2 * length * width * channels * patch * patch
-        weights += width * channels * patch * patch + width
-        if decoder == "token":
-            tally.linear(width, patch * patch * classes, length)
+        encoder += 2 * length * width * data.channels * patch * patch
+        weights += width * data.channels * patch * patch + width
+        if model.decoder == "token":
+            tally.linear(width, patch * patch * data.classes, length)
         else:
-            cells = resolution // patch
-            uniform = length == cells * cells
-            if decoder == "raster":
-                side = cells if uniform else math.isqrt(length)
+            cells = data.resolution // patch
+            if model.decoder == "raster":
+                side = cells if length == cells * cells else math.isqrt(length)
             else:
-                side = grid or min(1 << max(0, math.ceil(math.log2(length) / 2)), cells)
-            _conv_decoder(tally, side, patch, width, feature_size, classes, channels)
-    return Cost(float(encoder), float(tally.flops), weights + tally.weights, n)
+                side = model.grid or min(1 << max(0, math.ceil(math.log2(length) / 2)), cells)
+            _conv_decoder(tally, side, patch, width, model.feature_size, data.classes, data.channels)
+    return ForwardCost(float(encoder), float(tally.flops), weights + tally.weights, n)
 
 
-def unet_cost(side: int, widths: tuple[int, ...], classes: int = 1, channels: int = 3) -> Cost:
-    """Cost of `unet` on one picture of side x side (a multiple of 2^(levels - 1)), norms' weights left out."""
+def unet_cost(side: int, widths: tuple[int, ...], classes: int = 1, channels: int = 3) -> ForwardCost:
+    """ForwardCost of `unet` on one picture of side x side (a multiple of 2^(levels - 1)), norms' weights left out."""
     tally = _Tally()
     before = channels
     for level, out in enumerate(widths):
@@ -222,11 +203,11 @@ def unet_cost(side: int, widths: tuple[int, ...], classes: int = 1, channels: in
         tally.conv(2 * b, b, 3, 4 * pixels, bias=True)
         tally.conv(b, b, 3, 4 * pixels, bias=True)
     tally.conv(widths[0], classes, 1, side * side, bias=True)
-    return Cost(float(tally.flops), 0.0, tally.weights, 1)
+    return ForwardCost(float(tally.flops), 0.0, tally.weights, 1)
 
 
-def cost_of(config: Config, tokens: float | None = None) -> Cost | None:
-    """Cost of one frame of an experiment, or None for a model without a closed formula here.
+def cost_of(config: Config, tokens: float | None = None) -> ForwardCost | None:
+    """ForwardCost of one frame of an experiment, or None for a model without a closed formula here.
 
     Args:
         config: The experiment; a tiled model's crops are scaled to the area of the frame.
@@ -234,18 +215,8 @@ def cost_of(config: Config, tokens: float | None = None) -> Cost | None:
     """
     model, data = config.model, config.data
     if model.name == "unetr" and getattr(model, "attention", "full") in ("full", "packed"):
-        keys = ("width", "depth", "mlp_dim", "decoder", "feature_size", "leaf_base", "grid", "qkv_bias")
-        options = {key: getattr(model, key) for key in keys}
-        return unetr_cost(
-            data.resolution,
-            data.patch,
-            data.length,
-            classes=data.classes,
-            channels=data.channels,
-            tokens=tokens,
-            **options,
-        )
+        return unetr_cost(data, model, tokens)
     if model.name == "unet_tiled":
         one = unet_cost(data.crop_px, getattr(model, "widths", ()), data.classes, data.channels)
-        return Cost(one.encoder * config.samples_per_image, 0.0, one.weights, 1)
+        return ForwardCost(one.encoder * config.samples_per_image, 0.0, one.weights, 1)
     return None

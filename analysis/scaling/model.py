@@ -270,7 +270,7 @@ _MOST_ROUNDS = 20
 def _arithmetic(work: Work, site: Site, factors: np.ndarray, names: list[str]) -> float:
     """Seconds of arithmetic, the slowest GPU's."""
     ideal = ideal_terms(work, site)
-    of = dict(zip(names, factors.tolist(), strict=True))
+    of: dict[str, float] = dict(zip(names, factors.tolist(), strict=True))
     return (1 + _excess(work)) * sum(of[name] * ideal[name] for name in _ARITHMETIC)
 
 

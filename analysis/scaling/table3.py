@@ -4,15 +4,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from scipy.optimize import lsq_linear
 
 from analysis.output.formats import Column, Table, significant, whole
-from analysis.papers.entries import Cell, table2, table3
+from analysis.papers.entries import Cell, table2, table3, wide
 from analysis.papers.tables import MODELLED, SUITE
-from analysis.scaling.costs import encoder_flops, unetr_cost
+from analysis.scaling.costs import encoder_flops, raster_decoder_flops
 from launch.config.sites import load_site
 
 
@@ -42,26 +41,23 @@ class _Timed:
         """Factors of the four terms by bounded least squares on the relative errors of some rows."""
         relative = (self.design / self.seconds[:, None])[kept]
         scale = np.linalg.norm(relative, axis=0)
-        return lsq_linear(relative / scale, np.ones(len(relative)), bounds=(0, np.inf)).x / scale
+        factors: np.ndarray = lsq_linear(relative / scale, np.ones(len(relative)), bounds=(0, np.inf)).x / scale
+        return factors
 
 
 def _timed(cells: Sequence[Cell]) -> _Timed:
     peak = load_site("frontier").hardware.peak_tflops["fp32"] * 1e12
-    rows: dict[str, dict[str, Any]] = {}
-    for cell in cells:
-        rows.setdefault(cell.row, {"R": cell.resolution, "model": cell.model, "p": cell.patch_px})[cell.quantity] = (
-            cell.value
-        )
-    kept = {n: r for n, r in rows.items() if r.get("seconds_per_image") and r["model"] in ("APF-UNETR", "UNETR")}
+    rows = wide(cells).dropna(subset="seconds_per_image")
+    rows = rows[rows.model.isin(["APF-UNETR", "UNETR"])]
     design = []
-    for r in kept.values():
-        length, patch = int(r["tokens"]), int(r["p"])
+    for r in rows.itertuples():
+        length, patch = int(r.tokens), int(r.patch_px)
         encoder = encoder_flops(length, 768, 12) + 2 * length * 768 * 3 * patch * patch
         # Beyond 64 the published decoder cannot have doubled its channels at every step; its width there is not known.
-        decoder = unetr_cost(1 << 20, min(patch, 64), length).decoder
-        design.append([3 * encoder / peak, 3 * decoder / peak, 1.0, float(r["gpus"])])
-    columns = (np.array([r[key] for r in kept.values()]) for key in ("R", "gpus", "seconds_per_image"))
-    return _Timed(tuple(kept), *columns, np.array(design))
+        decoder = raster_decoder_flops(length, min(patch, 64))
+        design.append([3 * encoder / peak, 3 * decoder / peak, 1.0, float(r.gpus)])
+    names, resolutions, gpus, seconds = (rows[k] for k in ("row", "resolution", "gpus", "seconds_per_image"))
+    return _Timed(tuple(names), resolutions.to_numpy(), gpus.to_numpy(), seconds.to_numpy(), np.array(design))
 
 
 @lru_cache(maxsize=1)
@@ -103,7 +99,7 @@ def modelled_cells(name: str) -> tuple[list[Cell], list[str]]:
     """Return the modelled rows of a paper's table, and the note they need; none for a table the model says nothing of.
 
     Args:
-        name: A key of `paper_tables.TABLES`; the model knows the times of apf2 and apf3.
+        name: A key of `tables.TABLES`; the model knows the times of apf2 and apf3.
     """
     if name not in ("apf2", "apf3"):
         return [], []

@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import yaml
 
-from analysis.runs.records import Run
-from analysis.runs.run_files import find_data, logged_tokens
-from analysis.scaling.costs import Cost, cost_of
+from analysis.runs.records import Row
+from analysis.runs.run_files import logged_tokens
+from analysis.scaling.costs import ForwardCost, cost_of
 from analysis.scaling.model import Work, expected_largest
 from launch.config.config import Config, ConfigError, validate
 from launch.config.sites import Site
@@ -18,7 +18,9 @@ from launch.config.sites import Site
 BYTES_PER_CELL = 3 + 4 + 4  # colour, content and one class of a token file's cell
 
 
-def work_of(config: Config, cost: Cost, gpus: int, images: float, site: Site, tokens: float | None = None) -> Work:
+def work_of(
+    config: Config, cost: ForwardCost, gpus: int, images: float, site: Site, tokens: float | None = None
+) -> Work:
     """One step of an experiment on some GPUs of a site, `images` frames per GPU."""
     engine = config.engine
     shard = 1 if engine.name == "ddp" else (engine.shard or site.hardware.gpus_per_node)
@@ -37,7 +39,9 @@ def work_of(config: Config, cost: Cost, gpus: int, images: float, site: Site, to
     )
 
 
-def cost_over(config: Config, lengths: Sequence[int], together: int = 1) -> tuple[Cost, tuple[float, ...]] | None:
+def cost_over(
+    config: Config, lengths: Sequence[int], together: int = 1
+) -> tuple[ForwardCost, tuple[float, ...]] | None:
     """Mean cost of slides of these lengths, and the cost of each over it; None without a closed formula.
 
     The mean of the costs, not the cost of the mean: attention grows with the square of the length.
@@ -52,8 +56,8 @@ def cost_over(config: Config, lengths: Sequence[int], together: int = 1) -> tupl
         The second value is () where every slide costs the same.
     """
     counted = Counter(lengths)
-    costs = {n: cost_of(config, n) for n in counted}
-    if not counted or any(c is None for c in costs.values()):
+    costs = {n: cost for n in counted if (cost := cost_of(config, n)) is not None}
+    if not counted or len(costs) < len(counted):
         return None
     total = sum(counted.values())
     packed = getattr(config.model, "attention", "full") == "packed"
@@ -63,7 +67,7 @@ def cost_over(config: Config, lengths: Sequence[int], together: int = 1) -> tupl
     tokens = sum(costs[n].tokens * k for n, k in counted.items()) / total
     mean = sum(costs[n].flops * k for n, k in counted.items()) / total
     each = tuple(costs[n].flops / mean for n in lengths)
-    return Cost(encoder, decoder, one.weights, round(tokens)), each if max(each) - min(each) > 1e-9 else ()
+    return ForwardCost(encoder, decoder, one.weights, round(tokens)), each if max(each) - min(each) > 1e-9 else ()
 
 
 def read_spread(folder: Path) -> list[int]:
@@ -95,12 +99,13 @@ def experiment_work(
     Raises:
         ConfigError: A model without a closed cost formula.
     """
-    found: tuple[Cost, tuple[float, ...]] | None = None
+    found: tuple[ForwardCost, tuple[float, ...]] | None = None
     tokens = None
     if lengths and config.data.patching == "apf" and hasattr(config.model, "attention"):
         scale = config.data.length / max(lengths)
         scaled = [max(1, round(n * scale)) for n in lengths]
-        packed = config.model_copy(update={"model": replace(config.model, attention="packed")})
+        changed: dict[str, Any] = {"attention": "packed"}
+        packed = config.model_copy(update={"model": replace(config.model, **changed)})
         found, tokens = cost_over(packed, scaled), float(np.mean(scaled))
     elif (cost := cost_of(config)) is not None:
         found = cost, ()
@@ -114,12 +119,12 @@ def experiment_work(
 class Measured:
     """A record as the model sees it."""
 
-    run: Run
+    run: Row
     work: Work
     seconds: float  # of one step
 
 
-def measured(runs: Sequence[Run], site: Site) -> tuple[list[Measured], list[str]]:
+def measured(runs: Sequence[Row], site: Site) -> tuple[list[Measured], list[str]]:
     """Return the records that the model can be fitted to, and a line for each that it cannot.
 
     One fit is of one machine: records of other hardware than most of the usable ones have are left out.
@@ -143,15 +148,15 @@ def measured(runs: Sequence[Run], site: Site) -> tuple[list[Measured], list[str]
     return usable, left
 
 
-def _machine(run: Run) -> str:
-    return run.device_name or run.device or "unknown hardware"
+def _machine(run: Row) -> str:
+    return str(run.device_name or run.device or "unknown hardware")
 
 
-def _measured(run: Run, site: Site) -> Measured | str:
+def _measured(run: Row, site: Site) -> Measured | str:
     """One record with its work, or why the model cannot be fitted to it."""
     try:
-        config = validate(yaml.safe_load((run.folder / "config.yaml").read_text()))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        config = validate(run.files.config)
+    except ValueError as error:
         return f"no readable config.yaml ({str(error).splitlines()[0]})"
     if run.device and (run.device == "cpu") != (site.hardware.kind == "cpu"):
         return f"ran on {run.device}, which is no hardware of site {site.name} (--runs-site)"
@@ -159,8 +164,7 @@ def _measured(run: Run, site: Site) -> Measured | str:
         return "trained on parts of trees (data.part), whose cost is not that of whole slides"
     if not run.seconds_per_image or not run.gpus or (run.timed_steps or 0) < 3:
         return "no timed steps"
-    folder = find_data(run)
-    lengths = logged_tokens(folder) if folder else []
+    lengths = (run.files.part("tokens") or {}).get("counts", [])
     # Crops are no slides: their model sees one length.
     whole_slides = lengths and config.samples_per_image == 1
     together = max(1, round(config.images_per_step / run.gpus / config.train.accumulate))

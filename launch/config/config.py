@@ -42,18 +42,6 @@ NOT_COMPARED = (
     "data.prefetch",
 )
 
-# Keys that came when there were runs already, with what all of those had: at that value a key changes no hash, run
-# directory or row of a table.
-ADDED: dict[str, Any] = {
-    "data.split_on": "edges",
-    "data.thresholds": None,
-    "data.variants": [],
-    "data.fov": False,
-    "data.resample": "mean",
-    "model.packing": "leaf",
-    "model.standardise": False,
-}
-
 # Keys that may be typed in a second way.
 SHORT = {"train.steps": "train.max_steps"}
 
@@ -300,9 +288,8 @@ class Config(Section):
         return "\n".join(lines) + "\n"
 
     def sha256(self) -> str:
-        """Hash of what is computed: all keys but `NOT_COMPARED`, and those of `ADDED` that say nothing new."""
+        """Hash of what is computed: all keys but `NOT_COMPARED`."""
         kept = {k: v for k, v in flatten(self.model_dump(mode="json")).items() if not _ignored(k)}
-        kept = {k: v for k, v in kept.items() if k not in ADDED or v != ADDED[k]}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
@@ -353,7 +340,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Dotted keys that are computed differently between two dumped configurations, as `key: old -> new`."""
-    a, b = ADDED | flatten(old), ADDED | flatten(new)
+    a, b = flatten(old), flatten(new)
     keys = [k for k in sorted(a.keys() | b.keys()) if not _ignored(k) and a.get(k) != b.get(k)]
     return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in keys]
 

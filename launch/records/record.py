@@ -17,79 +17,144 @@ import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+
+from pydantic import BaseModel, BeforeValidator, Field, InstanceOf, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 
 from data_prep.system.files import temporary_name, write_atomic
 
 if TYPE_CHECKING:
     from launch.records.loggers import Sink
 
-SCHEMA_VERSION = 1
-STATUSES = ("ok", "oom", "failed", "timeout", "preempted")
+SCHEMA_VERSION: Literal[1] = 1
 WARMUP_STEPS = 3
 WARMUP_RULE = f"the first {WARMUP_STEPS} steps of every start are left out of the timing"
 
-# Every record has all of these keys; a number that is missing is null. An image is a frame: for a run on crops,
-# `samples_per_image` crops have its pixels, and seconds_per_image, images_per_s and epochs count in frames.
-RECORD_KEYS = (
-    "schema_version",
-    "run_id",
-    "experiment",
-    "status",
-    "reason",
-    "model",
-    "decoder",
-    "patching",
-    "resolution",
-    "patch",
-    "length",
-    "tokens_per_image",
-    "parameters",
-    "gpus",
-    "nodes",
-    "device",
-    "device_name",
-    "engine",
-    "precision",
-    "attention_backend",
-    "seed",
-    "steps",
-    "epochs",
-    "train_seconds",
-    "seconds_per_image",
-    "images_per_s",
-    "train_tflop",
-    "warmup_rule",
-    "timed_steps",
-    "preprocessing_seconds",
-    "dice",
-    "dice_pooled",
-    "dice_ceiling",
-    "dice_per_slide",
-    "dice_val",
-    "floors",
-    "task",
-    "accuracy",
-    "auc",
-    "accuracy_by_size",
-    "score_val",
-    "n_train",
-    "n_test",
-    "peak_memory_gib",
-    "memory_source",
-    "mfu",
-    "loss_final",
-    "data",
-    "split_sha256",
-    "config_sha256",
-    "optimiser",
-    "global_batch",
-    "samples_per_image",
-    "commit",
-    "started_at",
-    "finished_at",
-    "starts",
-)
+
+# What a field is: Count and Number are not negative, a Fraction is between 0 and 1, Text is any text. None of them is
+# converted from text, NaN is no number, and null is a missing value.
+def _whole(value: Any) -> Any:
+    """A whole number that JSON holds as a float, such as 300.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Text = InstanceOf[str]
+Count = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=0, lt=2**63)]
+Signed = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Number = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+Fractions = dict[str, Fraction]
+
+
+def _field(about: str = "", *, of: Literal["row", "seed", "mean"] = "seed", column: str | None = None) -> Any:
+    """A field that may be missing.
+
+    Args:
+        about: What it is, with its unit.
+        of: `row`: runs that differ in it are different rows of a table; `mean`: a row shows the mean over its seeds.
+        column: Its name in comparison.csv; None leaves it out.
+    """
+    return Field(default=None, description=about or None, json_schema_extra={"of": of, "column": column})
+
+
+class Record(BaseModel):
+    """What a run leaves behind, whatever its end. A number that is missing is null; fields may be added, all optional.
+
+    An image is a frame: for a run on crops, `samples_per_image` crops have its pixels, and seconds_per_image,
+    images_per_s and epochs count in frames. The fields with a column are in the order of comparison.csv.
+    """
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    run_id: Text
+    experiment: Text = Field(json_schema_extra={"of": "row", "column": "experiment"})
+    status: Literal["ok", "oom", "failed", "timeout", "preempted"]
+    reason: Text | None = _field("why the run did not end well")
+    model: Text | None = _field(of="row", column="model")
+    decoder: Text | None = _field(of="row", column="decoder")
+    patching: Text | None = _field(of="row", column="patching")
+    resolution: Count | None = _field("side of the frame, px", of="row", column="resolution_px")
+    patch: Count | None = _field("smallest patch p, px", of="row", column="patch_px")
+    length: Count | None = _field("L, slots of the sequence", of="row", column="length")
+    tokens_per_image: Number | None = _field("mean number of tokens really used", of="mean", column="tokens_per_image")
+    parameters: Count | None = _field(column="parameters")
+    steps: Count | None = _field(of="mean", column="steps")
+    epochs: Number | None = _field(of="mean", column="epochs")
+    train_seconds: Number | None = _field("seconds of optimiser steps", of="mean", column="train_seconds")
+    seconds_per_image: Number | None = _field(
+        "training seconds per frame, all ranks together", of="mean", column="seconds_per_image"
+    )
+    samples_per_image: Number | None = _field(
+        "crops that have the area of one frame; 1 without crops", column="samples_per_image"
+    )
+    preprocessing_seconds: Number | None = _field(
+        "seconds of preparing one slide", of="mean", column="preprocessing_seconds"
+    )
+    dice: Fraction | None = _field("mean over the test slides", of="mean", column="dice")
+    dice_pooled: Fraction | None = _field("all test slides as one picture", of="mean", column="dice_pooled")
+    n_test: Count | None = _field("test slides", column="n_test")
+    dice_ceiling: Fraction | None = _field(
+        "best Dice that any prediction on the cells could reach", of="mean", column="dice_ceiling"
+    )
+    task: Literal["segmentation", "classification"] | None = _field(column="task")
+    accuracy: Fraction | None = _field(of="mean", column="accuracy")
+    auc: Fraction | None = _field(of="mean", column="auc")
+    peak_memory_gib: Number | None = _field("largest of all ranks", of="mean", column="peak_memory_gib")
+    mfu: Number | None = _field("share of the hardware's peak", of="mean", column="mfu")
+    loss_final: Signed | None = _field(of="mean", column="loss_final")
+    gpus: Count | None = _field(of="row", column="gpus")
+    nodes: Count | None = _field(of="row", column="nodes")
+    device: Text | None = _field("cpu or cuda", of="row")
+    device_name: Text | None = _field(of="row", column="hardware")
+    engine: Text | None = _field(of="row", column="engine")
+    precision: Text | None = _field(of="row", column="precision")
+    attention_backend: Text | None = _field(of="row", column="attention_backend")
+    optimiser: Text | None = _field(of="row", column="optimiser")
+    global_batch: Count | None = _field("samples of a step over all ranks", of="row", column="global_batch")
+    split_sha256: Text | None = _field("digest of the names in train, val and test", of="row", column="split_sha256")
+    commit: Text | None = _field(column="commit")
+    data: Text | None = _field("folder of token files or pictures", of="row")
+    config_sha256: Text | None = _field()
+    seed: Count | None = _field()
+    n_train: Count | None = _field("training slides")
+    images_per_s: Number | None = _field("frames a second, all ranks together")
+    train_tflop: Number | None = _field("10^12 FLOPs of all ranks' steps, two for each multiply-accumulate", of="mean")
+    warmup_rule: Text | None = _field("what the timing leaves out")
+    timed_steps: Count | None = _field()
+    dice_per_slide: Fractions | None = _field("Dice by test slide")
+    dice_val: Fraction | None = _field()
+    score_val: Fraction | None = _field("what the best checkpoint was chosen by: Dice, AUC or accuracy on val")
+    floors: Fractions | None = _field("scores that need no learning, by rule")
+    accuracy_by_size: Fractions | None = _field("accuracy by the pictures' side, px")
+    memory_source: Text | None = _field("who counted peak_memory_gib")
+    started_at: Text | None = _field("ISO 8601, UTC")
+    finished_at: Text | None = _field("ISO 8601, UTC")
+    starts: Count | None = _field("lives of the run")
+
+    @field_validator("run_id", "experiment")
+    @classmethod
+    def _check_name(cls, value: str) -> str:
+        if not value:
+            raise ValueError("is empty")
+        return value
+
+
+RECORD_KEYS = tuple(Record.model_fields)
+
+
+def fields_of(kind: Literal["row", "mean"]) -> list[str]:
+    """The fields in which rows of a table differ, or over whose seeds a row has the mean."""
+    return [name for name, field in Record.model_fields.items() if _extra(field).get("of") == kind]
+
+
+def columns() -> dict[str, str]:
+    """The column of comparison.csv of each field that has one."""
+    return {name: str(head) for name, f in Record.model_fields.items() if (head := _extra(f).get("column"))}
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
 
 # Variables worth knowing later; never the whole environment, which holds secrets.
 _ENVIRONMENT = (
@@ -127,17 +192,25 @@ def new_record(**known: Any) -> dict[str, Any]:
     """All keys of a record, those given filled in, the others null.
 
     Raises:
-        ValueError: A key or a status that does not exist.
+        ValueError: A key that does not exist, or a value that does not fit; one line names it.
     """
-    record: dict[str, Any] = dict.fromkeys(RECORD_KEYS)
-    record.update(schema_version=SCHEMA_VERSION, warmup_rule=WARMUP_RULE)
-    unknown = sorted(set(known) - set(record))
+    unknown = sorted(set(known) - set(RECORD_KEYS))
     if unknown:
         raise ValueError(f"unknown record key {unknown[0]!r}")
-    record.update(known)
-    if record["status"] not in STATUSES:
-        raise ValueError(f"status {record['status']!r} is none of {', '.join(STATUSES)}")
-    return record
+    try:
+        return vars(Record.model_validate({"warmup_rule": WARMUP_RULE, **known})).copy()
+    except ValidationError as error:
+        raise ValueError(first_fault(error)) from None
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first fault that pydantic found, on one line: `dice_per_slide[a] is 'x': input should be a valid number`."""
+    fault = error.errors(include_url=False)[0]
+    key, *inside = map(str, fault["loc"])
+    message = fault["msg"].removeprefix("Value error, ")
+    return (
+        f"{key}{''.join(f'[{part}]' for part in inside)} is {fault['input']!r:.40}: {message[:1].lower()}{message[1:]}"
+    )
 
 
 def write_record(run_dir: Path, record: dict[str, Any], first_wins: bool = False) -> bool:

@@ -5,7 +5,6 @@ Importing it must not import torch.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +108,7 @@ class RunFacts:
         record["peak_memory_gib"] = float(peak)
         if outcome.test is not None:
             record |= {**outcome.test.record(), "floors": outcome.floors}
-        return json.loads(json.dumps(record))  # type: ignore[no-any-return]
+        return new_record(**record)
 
 
 def _finite(value: float | None) -> float | None:

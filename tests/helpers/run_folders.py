@@ -6,6 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from analysis.runs.groups import group_runs
+from analysis.runs.records import Row, load, rows_of
 from launch.records.record import new_record
 from tests.helpers.repository import GLOMERULI
 
@@ -75,6 +77,7 @@ def record(experiment: str = "demo_apf", /, seed: int = 0, **changes) -> dict:
         "run_id": f"{shape['model']}-{shape['decoder']}_{shape['patching']}_R1024_p{shape['patch']}_g2_s{seed}",
         "experiment": experiment,
         "status": "ok",
+        "task": "segmentation",
         "resolution": 1024,
         "parameters": 2_400_000,
         "gpus": 2,
@@ -129,6 +132,16 @@ def write_run(root: Path, raw: dict, metrics: bool = False, folder: str | None =
     if metrics:
         write_metrics(run, raw)
     return run
+
+
+def runs_in(root: Path) -> list[Row]:
+    """The finished runs under a folder."""
+    return rows_of(load(root).ok)
+
+
+def rows_in(root: Path) -> list[Row]:
+    """The rows of a table of the runs under a folder."""
+    return rows_of(group_runs(load(root).ok))
 
 
 def write_metrics(run: Path, raw: dict) -> None:

@@ -60,7 +60,10 @@ def test_a_start_that_never_came_to_its_settings(run_dir: Path):
 
 
 def test_what_the_ranks_wrote_stays(run_dir: Path):
-    write_record(run_dir, new_record(status="preempted", reason="SIGTERM: checkpointed at step 3", steps=3))
+    write_record(
+        run_dir,
+        new_record(run_id="r", experiment="e", status="preempted", reason="SIGTERM: checkpointed at step 3", steps=3),
+    )
     assert record_end(run_dir, "7", "RUNNING", 75) is None
     record = record_end(run_dir, "7", "CANCELLED", 75)
     assert record is not None and record["steps"] == 3
@@ -68,7 +71,10 @@ def test_what_the_ranks_wrote_stays(run_dir: Path):
 
 
 def test_a_preflight_that_fails_in_a_later_life_is_the_end_of_the_run(run_dir: Path):
-    write_record(run_dir, new_record(status="preempted", reason="SIGUSR1: checkpointed at step 3", steps=3))
+    write_record(
+        run_dir,
+        new_record(run_id="r", experiment="e", status="preempted", reason="SIGUSR1: checkpointed at step 3", steps=3),
+    )
     record = record_end(run_dir, "7", "RUNNING", 65, None, "preflight: bad nodes")
     assert record is not None and (record["status"], record["steps"]) == ("failed", 3)
     assert record["reason"] == (
@@ -78,7 +84,7 @@ def test_a_preflight_that_fails_in_a_later_life_is_the_end_of_the_run(run_dir: P
 
 def test_a_finished_run_and_one_that_goes_on_are_left_alone(run_dir: Path):
     assert record_end(run_dir, "7", "REQUEUED", 1) is None and read_record(run_dir) is None
-    write_record(run_dir, new_record(status="ok"))
+    write_record(run_dir, new_record(run_id="r", experiment="e", status="ok"))
     before = (run_dir / "record.json").read_bytes()
     assert record_end(run_dir, "7", "CANCELLED", 143) is None
     assert (run_dir / "record.json").read_bytes() == before

@@ -3,6 +3,7 @@
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,11 +12,11 @@ from analysis.__main__ import main
 from analysis.comparison.gains import find_pairs, gains
 from analysis.comparison.speedups import differences
 from analysis.runs.groups import group_runs
-from analysis.runs.records import RunsError, load
+from analysis.runs.records import RunsError, load, rows_of
 from tests.helpers.run_folders import STEMS, record, write_run
 
 
-def runs_of(tmp_path, dice: dict[str, list[float]], seeds: int = 1) -> list:
+def runs_of(tmp_path, dice: dict[str, list[float]], seeds: int = 1) -> pd.DataFrame:
     for name, values in dice.items():
         for seed in range(seeds):
             # every seed is off by as much, so that their mean is as given
@@ -141,14 +142,14 @@ def test_scores_of_other_pixels_are_not_divided(tmp_path, capsys):
     assert main(["gains", str(tmp_path)]) == 0
     said = capsys.readouterr()
     assert said.out.count("Relative gain") == 2 and said.err.splitlines() == [left_out]
-    by_name = {group.first.experiment: group.first for group in groups}
+    by_name = {row.experiment: row for row in rows_of(groups)}
     assert "other test pixels" in differences(by_name["open_x_apf"], by_name["open_x_unet"])
     assert "other test pixels" not in differences(by_name["open_x_apf"], by_name["open_x_unetr"])
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=2, max_size=6))
 def test_against_itself_is_nothing(tmp_path_factory, values):
-    (group,) = runs_of(tmp_path_factory.mktemp("runs"), {"open_x_apf": values})
+    (group,) = rows_of(runs_of(tmp_path_factory.mktemp("runs"), {"open_x_apf": values}))
     (row,) = gains([("x", group, group)])
     assert (row.gain, row.low, row.high, row.better) == (0, 0, 0, 0)
 

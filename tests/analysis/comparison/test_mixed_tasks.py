@@ -1,6 +1,5 @@
 """Segmentation and classification in one folder, several data sets, kept records: what must not be mixed is not."""
 
-import json
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -86,16 +85,16 @@ def test_a_classifier_alone_has_no_dice_in_its_caption(tmp_path: Path):
     assert drawing.figure.axes[2].get_ylabel() == "accuracy, validation"
 
 
-def test_a_kept_record_is_linked_as_the_file_it_is(tmp_path: Path):
-    kept = tmp_path / "kept" / "odd name.record.json"
-    kept.parent.mkdir()
-    kept.write_text(json.dumps(record()))
+def test_a_collected_run_is_linked_as_the_file_it_is_in(tmp_path: Path):
+    write_run(tmp_path / "runs", record())
+    study = tmp_path / "kept" / "odd name.jsonl"
     out = tmp_path / "out"
-    assert main(["report", str(kept.parent), "--out", str(out)]) == 0
+    assert main(["collect", str(tmp_path / "runs"), "--out", str(study)]) == 0
+    assert main(["report", str(study), "--out", str(out)]) == 0
     text = (out / "index.html").read_text()
     links = [part.partition('"')[0] for part in text.split('<a href="')[1:]]
-    (link,) = [link for link in links if "record.json" in link]
-    assert (out / unquote(link)).is_file() and "kept record" in text
+    (link,) = [link for link in links if ".jsonl" in link]
+    assert (out / unquote(link)).is_file() and "collected run" in text
 
 
 def test_both_studies_of_a_scaling_sweep_are_kept(tmp_path: Path):

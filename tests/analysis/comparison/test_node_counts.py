@@ -1,7 +1,6 @@
 """Adaptive against uniform over numbers of GPUs, classifiers against cost, and axes and legends that can be read."""
 
 import json
-import random
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,8 @@ from analysis.figures.scaling import series_of
 from analysis.figures.uniform import measured_against_uniform, rivals_of
 from analysis.output.figure_style import encode, legend_below, new_figure, plain_log, style
 from analysis.runs.groups import group_runs
-from analysis.runs.records import load
-from tests.helpers.run_folders import record, write_run
+from analysis.runs.records import load, rows_of
+from tests.helpers.run_folders import record, rows_in, runs_in, write_run
 
 APF, UNIFORM = "demo_apf", "demo_uniform_patch"
 
@@ -57,9 +56,9 @@ def test_strong_and_weak_rivals_keep_their_batch(tmp_path: Path):
     study(tmp_path, "strong", seeds=(0,))
     study(tmp_path, "weak", seeds=(0,))
     comparison = compare(load(tmp_path))
-    for group, quotient in zip(comparison.groups, comparison.speedups, strict=True):
-        assert quotient.baseline.first.global_batch == group.first.global_batch
-        assert not quotient.remarks
+    for row in comparison.rows:
+        assert comparison.by_label[row.baseline].global_batch == row.global_batch
+        assert not row.remarks
     rivals, _ = rivals_of(comparison)
     assert sorted(r.label.rpartition(", ")[2] for r in rivals) == ["strong", "weak"]
 
@@ -79,7 +78,7 @@ def test_rows_of_a_study_are_called_after_their_gpus(tmp_path: Path):
     write_run(tmp_path, record(UNIFORM, gpus=2))
     write_run(tmp_path, record(UNIFORM, gpus=2, patch=32, run_id="other"))
     comparison = compare(load(tmp_path))
-    labels = [g.label for g in comparison.groups]
+    labels = [row.label for row in comparison.rows]
     assert labels[:3] == ["demo_apf, 1 GPU", "demo_apf, 2 GPUs", "demo_apf, 4 GPUs"]
     assert labels[4] == "demo_uniform_patch/other", "what differs in more than its GPUs keeps its run id"
     table = comparison_table(comparison)
@@ -95,10 +94,10 @@ def test_one_number_of_gpus_is_no_such_figure(tmp_path: Path):
 def test_lines_do_not_depend_on_the_order_of_records(tmp_path: Path):
     study(tmp_path, "strong")
     runs = load(tmp_path).ok
-    expected = [(s.label, s.gpus, s.seconds) for s in series_of(group_runs(runs))]
+    expected = [(s.label, s.gpus, s.seconds) for s in series_of(rows_of(group_runs(runs)))]
     for seed in range(5):
-        random.Random(seed).shuffle(runs)
-        assert [(s.label, s.gpus, s.seconds) for s in series_of(group_runs(runs))] == expected
+        shuffled = runs.sample(frac=1, random_state=seed)
+        assert [(s.label, s.gpus, s.seconds) for s in series_of(rows_of(group_runs(shuffled)))] == expected
 
 
 def test_trainings_of_one_name_that_differ_are_different_lines(tmp_path: Path):
@@ -109,14 +108,14 @@ def test_trainings_of_one_name_that_differ_are_different_lines(tmp_path: Path):
                 APF, gpus=n, global_batch=4, length=length, seconds_per_image=length / n, run_id=f"L{length}_g{n}"
             )
             write_run(tmp_path, raw)
-    series = series_of(group_runs(load(tmp_path).ok))
+    series = series_of(rows_in(tmp_path))
     assert [s.label for s in series] == ["demo_apf (apf, fsdp, L=1024)", "demo_apf (apf, fsdp, L=256)"]
     assert [s.seconds for s in series] == [((1024.0,), (512.0,)), ((256.0,), (128.0,))]
 
 
 def test_bars_of_the_speedup_are_those_of_the_seeds(tmp_path: Path):
     study(tmp_path, "strong", counts=(1, 2), names=(APF,))
-    (series,) = [s for s in series_of(group_runs(load(tmp_path).ok)) if s.kind == "strong"]
+    (series,) = [s for s in series_of(rows_in(tmp_path)) if s.kind == "strong"]
     np.testing.assert_allclose(series.speedup - series.bars[0], [1.05 / 1.1, 2 * 1.05 / 1.1])
     np.testing.assert_allclose(series.speedup + series.bars[1], [1.05, 2 * 1.05])
 
@@ -173,4 +172,4 @@ def test_seeds_of_both_studies_load_in_any_order(tmp_path: Path):
     study(tmp_path, "weak", seeds=(0,), counts=(2,), names=(APF,))
     found = load(tmp_path)
     assert len(found.ok) == 2 and not found.problems
-    assert {json.loads((r.folder / "record.json").read_text())["global_batch"] for r in found.ok} == {2, 4}
+    assert {json.loads((r.folder / "record.json").read_text())["global_batch"] for r in runs_in(tmp_path)} == {2, 4}

@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.__main__ import main
-from analysis.comparison.equal_quality import Cost, cost_at, equal_quality, label
+from analysis.comparison.equal_quality import Spent, cost_at, equal_quality, label
 from analysis.comparison.item_scores import ItemScores, interval, read_scores
 from analysis.comparison.pair import UnfairError, compare_pair, pair_table, read_side
 from analysis.output.formats import markdown
-from analysis.runs.records import RunsError, load_run
-from analysis.runs.run_files import Curve, read_curve
+from analysis.runs.run_files import Curve, RunFiles, read_curve
 from tests.helpers.run_folders import record, write_run
 
 SLIDES = {"a": 0.5, "b": 0.7, "c": 0.9}
@@ -47,11 +46,11 @@ def rows(pair) -> dict:
 
 def test_cost_is_interpolated_in_the_best_value_so_far():
     seconds, dice = [10, 20, 30, 40], [0.2, 0.4, 0.3, 0.8]
-    assert cost_at(seconds, dice, 0.3) == Cost(15.0)
-    assert cost_at(seconds, dice, 0.4) == Cost(20.0)
-    assert cost_at(seconds, dice, 0.6) == Cost(35.0), "the dip at 30 s does not count: 0.4 was reached before"
-    assert cost_at(seconds, dice, 0.8) == Cost(40.0)
-    assert cost_at(seconds, dice, 0.1) == Cost(10.0, at_most=True)
+    assert cost_at(seconds, dice, 0.3) == Spent(15.0)
+    assert cost_at(seconds, dice, 0.4) == Spent(20.0)
+    assert cost_at(seconds, dice, 0.6) == Spent(35.0), "the dip at 30 s does not count: 0.4 was reached before"
+    assert cost_at(seconds, dice, 0.8) == Spent(40.0)
+    assert cost_at(seconds, dice, 0.1) == Spent(10.0, at_most=True)
     assert cost_at(seconds, dice, 0.81) is None
 
 
@@ -121,7 +120,7 @@ def test_an_evaluation_without_a_time_lies_between_the_logged_steps(tmp_path: Pa
         {"step": 20, "val_dice": 0.4},
     ]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = read_curve(load_run(run_dir / "record.json"))
+    found = read_curve(RunFiles(run_dir))
     assert found.val_seconds.tolist() == [20.0, 30.0]
     assert found.seconds.tolist() == [10.0, 30.0]
 
@@ -308,13 +307,13 @@ def test_scores_are_read_in_the_order_of_names_or_not_at_all(tmp_path: Path):
     (folder / "predictions").mkdir()
     path = folder / "predictions" / "scores.csv"
     path.write_text("name,label,p0,p1\nb,1,0.2,0.8\na,0,0.7,0.3\n")
-    found = read_scores(load_run(folder / "record.json"))
+    found = read_scores(RunFiles(folder))
     assert found.names == ("a", "b")
     assert found.labels.tolist() == [0, 1]
     assert found.right.tolist() == [1.0, 1.0]
     for bad in ("", "name,label,p0,p1\n", "h\na,0\n", "h\na,2,0.1,0.9\n", "h\na,0,x,1\n", "h\na,0,1,0\na,0,1,0\n"):
         path.write_text(bad)
-        assert read_scores(load_run(folder / "record.json")) is None, bad
+        assert read_scores(RunFiles(folder)) is None, bad
 
 
 def test_classification_is_compared(tmp_path: Path):
@@ -357,17 +356,23 @@ def test_refusal_is_one_line_and_exit_1(tmp_path: Path, capsys):
     assert json.loads(capsys.readouterr().out)["unfair"] == ["GPUs 2 against 64", "precision fp32 against bf16"]
 
 
+def bad_record(folder: Path, text: str) -> None:
+    folder.mkdir()
+    (folder / "record.json").write_text(text)
+
+
 @pytest.mark.parametrize(
     ("make", "code", "says"),
     [
-        (lambda p: None, 64, "no such record"),
+        (lambda p: None, 64, "no such folder"),
         (lambda p: p.mkdir(), 1, "no record.json"),
         (lambda p: write_run(p, record(status="oom", reason="too long")), 1, "oom: too long"),
         (lambda p: [write_run(p, record(n)) for n in ("demo_apf", "demo_uniform_patch")], 64, "2 experiments"),
-        (lambda p: p.write_text("{"), 1, "not whole JSON"),
-        (lambda p: p.write_text(json.dumps({"schema_version": 0})), 1, "schema_version is 0"),
+        (lambda p: bad_record(p, "{"), 1, "not whole JSON"),
+        (lambda p: bad_record(p, json.dumps({"schema_version": 0})), 1, "schema_version is 0"),
+        (lambda p: p.write_text("{"), 64, "not a folder"),
     ],
-    ids=["gone", "empty", "failed", "many", "broken", "older"],
+    ids=["gone", "empty", "failed", "many", "broken", "older", "file"],
 )
 def test_sides_that_cannot_be_read(tmp_path: Path, capsys, make, code, says):
     good = write_run(tmp_path, record(), folder="good")
@@ -376,12 +381,3 @@ def test_sides_that_cannot_be_read(tmp_path: Path, capsys, make, code, says):
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
-
-
-def test_a_record_of_another_name_owns_nothing_beside_it(tmp_path: Path):
-    folder = write_run(tmp_path, record(), metrics=True)
-    (folder / "record.json").rename(folder / "old.record.json")
-    run = load_run(folder / "old.record.json")
-    assert read_curve(run) is None
-    with pytest.raises(RunsError):
-        load_run(folder / "record.json")

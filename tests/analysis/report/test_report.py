@@ -14,12 +14,11 @@ from analysis.figures.draw import _smooth, dice_per_slide, draw_all
 from analysis.figures.published import draw_published
 from analysis.figures.uniform import published_against_uniform
 from analysis.output.figure_style import COLOURS, encode, look, spread, style
-from analysis.papers.contradictions import contradictions
-from analysis.papers.entries import read_all
+from analysis.papers.tables import contradictions_table
 from analysis.report.page import page
 from analysis.runs.records import load
-from analysis.runs.run_files import find_data, picture_stems, read_curve, read_lengths, read_pictures
-from tests.helpers.run_folders import STEMS, record, write_build_log, write_metrics, write_run
+from analysis.runs.run_files import RunFiles, find_data, picture_stems, read_curve, read_lengths, read_pictures
+from tests.helpers.run_folders import STEMS, record, rows_in, runs_in, write_build_log, write_metrics, write_run
 
 KINDS = ("measured", "joined", "modelled")
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -112,7 +111,7 @@ def test_measured_and_published_numbers_stand_apart(html: str):
 
 def test_the_page_lists_the_contradictions(html: str):
     text = " ".join(Page(html).texts)
-    assert f"Contradictions among the published numbers ({len(contradictions(read_all()))})" in text
+    assert f"Contradictions among the published numbers ({len(contradictions_table().rows)})" in text
     assert "geometric mean 6.9x" in text and "one block looks copied" in text
 
 
@@ -286,7 +285,7 @@ def test_curves_skip_what_is_not_a_number(tmp_path: Path):
         '{"step": 4, "train_s',
     ]
     (run / "metrics.jsonl").write_text("\n".join(lines))
-    curve = read_curve(load(tmp_path).ok[0])
+    curve = read_curve(RunFiles(run))
     assert curve.step.tolist() == [1, 3]
     assert curve.loss.tolist() == [0.9, 0.7]
     assert (curve.val_seconds.tolist(), curve.val_dice.tolist()) == ([1.0], [0.25])
@@ -297,7 +296,7 @@ def test_no_curve_without_metrics(tmp_path: Path, content):
     run = write_run(tmp_path, record())
     if content is not None:
         (run / "metrics.jsonl").write_bytes(content)
-    assert read_curve(load(tmp_path).ok[0]) is None
+    assert read_curve(RunFiles(run)) is None
 
 
 def test_lengths_take_the_last_word_of_the_log(tmp_path: Path):
@@ -306,13 +305,13 @@ def test_lengths_take_the_last_word_of_the_log(tmp_path: Path):
     with (data / "build_log.jsonl").open("a") as log:
         log.write('{"slide": "b", "status": "skipped", "tokens": 25}\n{"slide": "d", "sta')
     write_run(tmp_path / "runs", record(data=str(data)))
-    (lengths,) = read_lengths(compare(load(tmp_path / "runs")).groups)
+    (lengths,) = read_lengths(rows_in(tmp_path / "runs"))
     assert lengths.counts.tolist() == [25, 30]
 
 
 def test_lengths_fall_back_to_the_record(tmp_path: Path):
     write_run(tmp_path, record(data="gone", tokens_per_image=200.5))
-    (lengths,) = read_lengths(compare(load(tmp_path)).groups)
+    (lengths,) = read_lengths(rows_in(tmp_path))
     assert (lengths.counts.tolist(), lengths.source) == ([200.5], "mean in the record")
 
 
@@ -320,18 +319,18 @@ def test_a_relative_data_folder_is_found_from_the_run(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     write_build_log(tmp_path / "project" / "demo" / "tokens", [5])
     write_run(tmp_path / "project" / "runs", record(data="demo/tokens"))
-    run = load(tmp_path / "project").ok[0]
-    assert find_data(run) == tmp_path / "project" / "demo" / "tokens"
+    (run,) = runs_in(tmp_path / "project")
+    assert find_data(run.files) == tmp_path / "project" / "demo" / "tokens"
 
 
 def test_pictures_are_read_and_wrong_ones_refused(runs_dir: Path, tmp_path: Path):
-    run = next(r for r in load(runs_dir).ok if r.experiment == "demo_apf")
+    run = next(r.files for r in runs_in(runs_dir) if r.experiment == "demo_apf")
     assert picture_stems(run) == set(STEMS)
     pictures = read_pictures(run, STEMS[0])
     assert pictures.image.shape == (*pictures.truth.shape, 3)
     assert 0 < pictures.truth.mean() < 1
     assert read_pictures(run, "nobody") is None
-    bare = load(write_run(tmp_path, record())).ok[0]
+    bare = RunFiles(write_run(tmp_path, record()))
     folder = bare.folder / "predictions"
     folder.mkdir()
     gray = np.array([[0, 127, 255]], np.uint8)  # two classes: 127 is class 1, 255 is class 2

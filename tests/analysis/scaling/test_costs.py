@@ -1,11 +1,14 @@
 """Closed formulas of arithmetic and weights against torch's own counter on the real models."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from analysis.scaling.costs import cost_of, encoder_flops, unet_cost, unetr_cost
-from hpc_models.registry import build
+from analysis.scaling import costs
+from analysis.scaling.costs import cost_of, encoder_flops, raster_decoder_flops, unet_cost
+from hpc_models.registry import build, settings_class
 from hpc_models.tokens.batch import Batch, uniform_batch
 from launch.experiments.load import load
 
@@ -14,6 +17,11 @@ def count(model: torch.nn.Module, *inputs: object) -> int:
     with FlopCounterMode(display=False) as counter:
         model(*inputs)
     return int(counter.get_total_flops())
+
+
+def unetr_cost(resolution: int, patch: int, length: int, *, classes: int = 1, tokens: float | None = None, **shape):
+    frame = SimpleNamespace(resolution=resolution, patch=patch, length=length, classes=classes, channels=3)
+    return costs.unetr_cost(frame, settings_class("unetr")(**{"heads": 1, **shape}), tokens)
 
 
 def tokens(n: int, p: int) -> Batch:
@@ -38,6 +46,7 @@ def test_uniform_unetr_at_every_patch(patch):
 
 
 def test_published_cost_of_unetr_16():
+    assert raster_decoder_flops(1024, 16) == unetr_cost(512, 16, 1024).decoder
     assert unetr_cost(512, 16, 1024).flops / 1e9 == pytest.approx(239.604, abs=0.001)
     assert encoder_flops(1024, 768, 12) == 12 * (24 * 1024 * 768**2 + 4 * 1024**2 * 768)
 

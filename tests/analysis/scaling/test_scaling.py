@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.__main__ import main
+from analysis.commands.scaling import GPUS
 from analysis.figures.scaling import measured_scaling, predicted_scaling, series_of
 from analysis.papers.entries import table2
 from analysis.papers.tables import MODELLED, SUITE, paper_table, table_cells
-from analysis.runs.groups import group_runs
-from analysis.runs.records import load
 from analysis.scaling import model, prediction
 from analysis.scaling.costs import cost_of, encoder_flops
 from analysis.scaling.model import (
@@ -34,7 +33,7 @@ from analysis.scaling.work import Measured, cost_over, experiment_work, measured
 from launch.config.sites import Link, load_site
 from launch.experiments.load import load as load_experiment
 from tests.helpers.repository import ROOT
-from tests.helpers.run_folders import record, write_build_log
+from tests.helpers.run_folders import record, rows_in, runs_in, write_build_log
 
 FRONTIER = load_site("frontier")
 LINK = Link(latency_us=10, gb_s=50)
@@ -163,13 +162,13 @@ def test_with_noise_the_interval_holds_the_truth_about_as_often_as_it_says():
 def test_held_out_numbers_of_gpus_are_predicted_from_the_others(tmp_path):
     """Times of the model itself: what is left out comes back; and a column of the table says by how much not."""
     runs_at(tmp_path, [1])
-    run = load(tmp_path).ok[0]
+    run = runs_in(tmp_path)[0]
     truth = Fit(dict(zip(FACTORS, [2.0, 3.0, 2.0, 2.5, 1.5, 0.02], strict=True)))
     rng = np.random.default_rng(1)
     found = []
     for one in various(rng, 60):
         seconds = sum(terms(one, FRONTIER, truth).values())
-        found.append(Measured(dataclasses.replace(run, gpus=one.gpus), one, seconds))
+        found.append(Measured(run._replace(gpus=one.gpus), one, seconds))
     table = prediction.held_out_table(found, FRONTIER)
     errors = [float(row[-1].rstrip("%")) for row in table.rows]
     assert len(errors) == 60 and max(map(abs, errors)) <= 5
@@ -273,7 +272,7 @@ def runs_at(root, counts, scale=1.0):
 
 def test_measured_speedups_by_hand(tmp_path):
     runs_at(tmp_path, [1, 2, 4])
-    groups = group_runs(load(tmp_path).ok)
+    groups = rows_in(tmp_path)
     series = [s for s in series_of(groups) if s.kind == "strong"]
     assert len(series) == 1 and series[0].gpus == (1, 2, 4)
     np.testing.assert_allclose(series[0].speedup, [1, 0.21 / 0.11, 0.21 / 0.06])
@@ -320,8 +319,8 @@ def test_one_fit_is_of_one_machine(tmp_path):
     runs_at(tmp_path, [1, 2])
     path = tmp_path / "demo_apf" / "g2_s1" / "record.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "device_name": "another"}))
-    assert measured(load(tmp_path).ok, FRONTIER)[1][0].endswith("no hardware of site frontier (--runs-site)")
-    usable, left = measured(load(tmp_path).ok, load_site("local"))
+    assert measured(runs_in(tmp_path), FRONTIER)[1][0].endswith("no hardware of site frontier (--runs-site)")
+    usable, left = measured(runs_in(tmp_path), load_site("local"))
     assert len(usable) == 3 and {m.run.device_name for m in usable} == {"AMD EPYC 7B13"}
     assert len(left) == 1 and "ran on another, most records on AMD EPYC 7B13" in left[0]
 
@@ -331,7 +330,7 @@ def test_records_know_the_lengths_of_their_slides(tmp_path):
     write_build_log(tmp_path / "tokens", [64, 256])
     for path in (tmp_path / "runs").rglob("record.json"):
         path.write_text(json.dumps({**json.loads(path.read_text()), "data": str(tmp_path / "tokens")}))
-    (one, _), _ = measured(load(tmp_path / "runs").ok, load_site("local"))
+    (one, _), _ = measured(runs_in(tmp_path / "runs"), load_site("local"))
     few, many = (cost_of(load_experiment("demo_apf"), n) for n in (64, 256))
     assert one.work.decoder == pytest.approx((few.decoder + many.decoder) / 2), "leaves are computed one by one"
     assert one.work.spread[1] > one.work.spread[0]
@@ -342,7 +341,7 @@ def test_every_site_of_the_question_has_an_answer(site):
     configs = [load_experiment(n) for n in ("paip_64k_p32", "paip_64k_uniform")]
     place = load_site(site)
     fits = {site: model.assumed_fit(place)}
-    found = prediction.predict(configs, [place], fits, prediction.GPUS, "weak", 1.0)
+    found = prediction.predict(configs, [place], fits, GPUS, "weak", 1.0)
     assert [p.gpus for p in found[: len(found) // 2]] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048]
     for p in found:
         assert p.seconds_per_image > 0 and p.node_hours > 0 and 0 < p.efficiency <= 1.0001 and p.binds in p.parts

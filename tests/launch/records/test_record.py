@@ -12,27 +12,51 @@ import pytest
 from launch.config.config import ConfigError
 from launch.experiments.load import load
 from launch.records.clock import Clock
-from launch.records.record import Metrics, environment, new_record, read_metrics, read_record, to_json, write_record
+from launch.records.record import (
+    Metrics,
+    Record,
+    environment,
+    new_record,
+    read_metrics,
+    read_record,
+    to_json,
+    write_record,
+)
 from launch.records.run_dir import forced_at, open_run
 from launch.train.lifetime import StopFlag, signal_name
 from launch.train.optim import learning_rate, progress_of
 from tests.helpers.repository import ROOT
 
+SCHEMA = ROOT / "launch" / "records" / "record.schema.json"
+
+
+def whole_record(**known):
+    return new_record(run_id="r", experiment="e", **known)
+
 
 def test_missing_stays_missing_and_unknown_is_refused():
-    record = new_record(status="ok", dice=0.5)
+    record = whole_record(status="ok", dice=0.5)
     assert record["dice"] == 0.5 and record["mfu"] is None and record["schema_version"] == 1
     with pytest.raises(ValueError, match="dcie"):
-        new_record(status="ok", dcie=0.5)
+        whole_record(status="ok", dcie=0.5)
     with pytest.raises(ValueError, match="fine"):
-        new_record(status="fine")
+        whole_record(status="fine")
+    with pytest.raises(ValueError, match="dice is nan"):
+        whole_record(status="ok", dice=float("nan"))
+    with pytest.raises(ValueError, match="run_id"):
+        new_record(experiment="e", status="ok")
     with pytest.raises(ValueError, match="JSON"):
-        to_json(new_record(status="ok", dice=float("nan")))
+        to_json({**whole_record(status="ok"), "dice": float("nan")})
+
+
+def test_the_schema_beside_the_code_is_the_models():
+    """The file is `to_json(Record.model_json_schema())`, for whoever reads records without this code."""
+    assert SCHEMA.read_bytes() == to_json(Record.model_json_schema())
 
 
 def test_first_failure_keeps_its_reason(tmp_path):
-    assert write_record(tmp_path, new_record(status="oom", reason="rank 3"), first_wins=True)
-    assert not write_record(tmp_path, new_record(status="failed", reason="connection closed"), first_wins=True)
+    assert write_record(tmp_path, whole_record(status="oom", reason="rank 3"), first_wins=True)
+    assert not write_record(tmp_path, whole_record(status="failed", reason="connection closed"), first_wins=True)
     assert read_record(tmp_path)["reason"] == "rank 3"
     assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
 
@@ -107,7 +131,7 @@ def test_failure_is_told_on_a_file_system_without_links(tmp_path, monkeypatch):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr("launch.records.record.os.link", refuse)
-    assert write_record(tmp_path, new_record(status="oom"), first_wins=True)
+    assert write_record(tmp_path, whole_record(status="oom"), first_wins=True)
     assert read_record(tmp_path)["status"] == "oom" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -145,10 +169,10 @@ def test_run_directory(tmp_path, monkeypatch):
     run_dir = config.run_dir(1)
     first = open_run(run_dir, config)
     assert (first.finished, first.starts) == (False, 1)
-    write_record(run_dir, new_record(status="preempted"))
+    write_record(run_dir, whole_record(status="preempted"))
     second = open_run(run_dir, load("smoke", [f"run_root={tmp_path}", "checkpoint.keep=7"]))
     assert (second.finished, second.starts) == (False, 2) and not (run_dir / "record.json").exists()
-    write_record(run_dir, new_record(status="ok"))
+    write_record(run_dir, whole_record(status="ok"))
     assert open_run(run_dir, config).finished
     force = load("smoke", [f"run_root={tmp_path}", "force=true", "train.lr=0.1"])
     step = run_dir / "checkpoints" / "step-1"
@@ -166,13 +190,6 @@ def test_run_directory(tmp_path, monkeypatch):
         step.mkdir(parents=True, exist_ok=True)
         assert not open_run(run_dir, force).finished and step.exists() is not anew, (job, life)
     assert 0 < forced_at(run_dir) <= time.time() + 1 and forced_at(tmp_path) == 0
-    # a job of before there was a marker goes on where it was too
-    (run_dir / "forced_by_job").unlink()
-    (run_dir / "logs" / "9-1").mkdir()
-    monkeypatch.setenv("SLURM_JOB_ID", "9")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    step.mkdir(parents=True, exist_ok=True)
-    assert not open_run(run_dir, force).finished and step.exists()
     assert not open_run(run_dir, load("smoke", [f"run_root={tmp_path}", "force=false", "train.lr=0.1"])).finished
     (run_dir / "config.yaml").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):
