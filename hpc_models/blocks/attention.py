@@ -52,15 +52,7 @@ class Exchange(Protocol):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention on the fastest kernel at hand (`hpc_models.blocks.sdpa`).
-
-    Args:
-        width: D, a multiple of `heads`.
-        heads: number of heads.
-        qkv_bias: see `AttentionOptions`.
-        dropout: see `AttentionOptions`.
-        kind: full, packed or window; see `AttentionOptions`.
-        window: see `AttentionOptions`.
+    """Multi-head self-attention on the fastest kernel at hand (`hpc_models.blocks.sdpa`); see `AttentionOptions`.
 
     Attributes:
         exchange: None, or how this rank's share of the tokens meets the others' (`Exchange`); set by the launcher.
@@ -126,11 +118,6 @@ class Attention(nn.Module):
 def make_attention(width: int, heads: int, **options: Unpack[AttentionOptions]) -> nn.Module:
     """The attention of a block: softmax attention in one of its forms, or one that is linear in the tokens.
 
-    Args:
-        width: D.
-        heads: number of heads.
-        **options: see `AttentionOptions`.
-
     Raises:
         ValueError: unknown kind, or a width that the heads do not divide.
     """
@@ -160,13 +147,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)) (ViT, Dosovitskiy et al. 2021).
 
-    Args:
-        width: D.
-        heads: number of heads.
-        mlp_dim: hidden width of the MLP.
-        spare_norm: keep the cross-attention norm that MONAI's ViT block owns and never uses. It is frozen, and here so
-            that MONAI's weights load one to one and parameter counts agree.
-        **options: see `AttentionOptions`.
+    With `spare_norm` it has the frozen cross-attention norm that MONAI's ViT block owns and never uses: so MONAI's
+    weights load one to one, and parameter counts agree.
     """
 
     def __init__(

@@ -13,12 +13,7 @@ from torch import Tensor, nn
 class StdConv2d(nn.Conv2d):
     """Convolution without bias whose filters are brought to mean 0 and variance 1 each time.
 
-    Args:
-        in_channels: C_in.
-        out_channels: C_out.
-        side: of the filters.
-        stride: as `nn.Conv2d`.
-        padding: zeros on each side; None: half the filter's side.
+    Padding None is half the filter's side.
     """
 
     def __init__(

@@ -63,16 +63,9 @@ def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor, stride: int = 1, pa
 
 
 class DeformConv2d(nn.Module):
-    """Deformable convolution whose offsets come from a plain convolution of the same input.
+    """Deformable convolution, padded by k // 2, whose offsets come from a plain convolution of the same input.
 
     The offsets start at zero, so a new layer is a plain convolution (Dai et al. 2017, section 4.1).
-
-    Args:
-        in_channels: C.
-        out_channels: D.
-        kernel: k; the padding is k // 2.
-        stride: of both convolutions.
-        offset_bias: whether the offset convolution has a bias.
     """
 
     def __init__(

@@ -201,12 +201,6 @@ class Performer(nn.Module):
 class Nystrom(nn.Module):
     """Multi-head Nystrom attention with the authors' residual: a convolution along the tokens of each head's values.
 
-    Args:
-        width: D, a multiple of `heads`.
-        heads: number of heads.
-        landmarks: q, the default number of landmarks.
-        dropout: on the output.
-
     Raises:
         ValueError: a width that the heads do not divide.
     """

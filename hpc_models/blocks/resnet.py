@@ -15,13 +15,7 @@ GROUPS = 32
 
 
 class Unit(nn.Module):
-    """Bottleneck of 1x1, 3x3 and 1x1 convolutions, each with group norm, and a shortcut.
-
-    Args:
-        in_channels: C_in.
-        out_channels: C_out; the middle has a quarter of them.
-        stride: of the 3x3 convolution.
-    """
+    """Bottleneck of 1x1, 3x3 (with the stride) and 1x1 convolutions, each with group norm, and a shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -47,12 +41,7 @@ class Unit(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem and three stages: maps of 1/2, 1/4, 1/8 and 1/16 of the side.
-
-    Args:
-        in_channels: channels of the picture.
-        width: channels of the stem; the stages have 4, 8 and 16 times as many.
-        units: units per stage.
+    """Stem and three stages: maps of 1/2, 1/4, 1/8 and 1/16 of the side, with 1, 4, 8 and 16 times `width` channels.
 
     Attributes:
         stages: the units of each stage, the natural parts to shard and to recompute.

@@ -14,7 +14,7 @@ from hpc_models.tokens.batch import pack, unpack
 
 
 class ViTEncoder(nn.Module):
-    """Transformer blocks and a final norm.
+    """Transformer blocks and a final norm; kind "packed" runs norms and maps on the valid tokens alone, too.
 
     Args:
         width: D.
@@ -23,10 +23,7 @@ class ViTEncoder(nn.Module):
         mlp_dim: hidden width of the MLPs.
         taps: 0-based blocks whose outputs are returned (un-normed), in the order given.
         spare_norm: see `Block`.
-        **options: see `AttentionOptions`. Packed runs norms and maps on the valid tokens alone, too.
-
-    Attributes:
-        blocks: the `nn.ModuleList` of blocks, the natural units of sharding.
+        **options: see `AttentionOptions`.
     """
 
     def __init__(

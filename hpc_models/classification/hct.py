@@ -30,12 +30,7 @@ BlockShape = tuple[int, int, int, bool]  # channels in and out, stride, whether 
 class ResidualConv(nn.Module):
     """Pre-activation residual block of two 3x3 convolutions; a stage's first block has a 1x1 one as its shortcut.
 
-    Args:
-        inputs: channels in.
-        outputs: channels out.
-        stride: of the first convolution.
-        first: whether it begins a stage.
-        make_conv: makes the first convolution from channels in, channels out, kernel and stride.
+    `make_conv` makes the first convolution from channels in, channels out, kernel and stride.
     """
 
     def __init__(
@@ -56,17 +51,7 @@ class ResidualConv(nn.Module):
 
 
 class ACBlock(nn.Module):
-    """Attention over all places of the map, then a 3x3 convolution that sets resolution and channels (algorithm 1).
-
-    Args:
-        inputs: channels in, also the attention's width.
-        outputs: channels out.
-        stride: of the convolution.
-        first: whether it begins a stage.
-        attention: performer_relu, performer_softmax or nystrom.
-        heads: of the attention.
-        dropout: after the attention's output.
-    """
+    """Attention over all places of the map, then a 3x3 convolution that sets resolution and channels (algorithm 1)."""
 
     def __init__(
         self, inputs: int, outputs: int, stride: int, first: bool, attention: str, heads: int, dropout: float
@@ -98,12 +83,7 @@ class ACBlock(nn.Module):
 
 
 class ResNet22(Network):
-    """Stem, five stages of two blocks, and a linear map of the mean over all places; its heirs choose the blocks.
-
-    Args:
-        settings: strides of the stages, ...
-        data: classes and channels.
-    """
+    """Stem, five stages of two blocks, and a linear map of the mean over all places; its heirs choose the blocks."""
 
     def __init__(self, settings: GMICSettings, data: DataShape) -> None:
         super().__init__()

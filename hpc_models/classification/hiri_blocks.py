@@ -31,16 +31,11 @@ def norm(kind: str, channels: int) -> nn.Module:
 
 
 class Stem(nn.Module):
-    """Image to the first stage's map at a quarter of the side.
+    """Image to the first stage's map at a quarter of the side; `width` channels lie between its two strides.
 
-    Args:
-        kind: "vit" (one 7x7 convolution with stride 4), "conv" (3x3 convolutions, the first and the last with stride
-            2, two between them) or "hr" (after a strided 3x3 convolution, a branch of high resolution with one light
-            depth-wise convolution before its stride, and one of low resolution that does the heavy work after its
-            stride; their sum is normed).
-        in_channels: of the image.
-        width: channels between the two strides.
-        out_channels: channels of the first stage.
+    Kind "vit" is one 7x7 convolution with stride 4. In "conv", the first and the last of four 3x3 convolutions have
+    stride 2. In "hr", two branches follow a strided 3x3 convolution. One of high resolution has a light depth-wise
+    convolution before its stride. One of low resolution does the heavy work after its stride. Their sum is normed.
     """
 
     def __init__(self, kind: str, in_channels: int, width: int, out_channels: int) -> None:
@@ -78,13 +73,9 @@ class Stem(nn.Module):
 class Downsample(nn.Module):
     """Halve the side between two stages.
 
-    Args:
-        kind: "conv" (one strided 3x3 convolution), "irds_a" (strided 3x3 convolution that expands, 1x1 convolution that
-            shrinks) or "irds_b" (1x1 convolution that expands, strided depth-wise 3x3, 1x1; norm and activation only
-            after the first). Both inverted residual forms add a shortcut of mean pooling and a 1x1 convolution.
-        in_channels: of the stage before.
-        out_channels: of the stage after.
-        expansion: of the inner width over `in_channels`.
+    Kind "conv" is one strided 3x3 convolution. In "irds_a", a strided 3x3 convolution expands and a 1x1 convolution
+    shrinks. In "irds_b", a 1x1 convolution expands; a strided depth-wise 3x3 and a 1x1 follow; norm and activation come
+    only after the first. Both inverted residual forms add a shortcut of mean pooling and a 1x1 convolution.
     """
 
     def __init__(self, kind: str, in_channels: int, out_channels: int, expansion: int = 2) -> None:
@@ -114,11 +105,7 @@ class Downsample(nn.Module):
 class FeedForward(nn.Module):
     """Expand, activate, shrink, per pixel; with `convolve`, a depth-wise 3x3 convolution before the activation (CFFN).
 
-    Args:
-        channels: C.
-        expansion: E; the inner width is E * C.
-        convolve: FFN (False) or CFFN (True).
-        kind: norm after each map, "bn"; "ln" has none inside, as in ViT.
+    Kind "bn" norms after each map, "ln" has no norm inside, as in ViT.
     """
 
     def __init__(self, channels: int, expansion: int, convolve: bool, kind: str) -> None:
@@ -181,10 +168,7 @@ class FeedBlock(nn.Module):
 class ReducedAttention(nn.Module):
     """Attention of all pixels to a map that a strided convolution made smaller (PVT, Wang et al. 2021, section 3.3).
 
-    Args:
-        channels: C.
-        heads: number of heads.
-        reduction: stride of that convolution; 1 leaves the map as it is: plain attention.
+    With `reduction` 1 the map stays as it is: plain attention.
     """
 
     def __init__(self, channels: int, heads: int, reduction: int) -> None:
@@ -217,15 +201,9 @@ class ReducedAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """x + attention(norm(x)), then x + (C)FFN(norm(x)); every pixel of the map is a token.
+    """x + attention(norm(x)), then x + (C)FFN(norm(x)); every pixel is a token, heads have 32 channels.
 
-    Args:
-        channels: C, a multiple of the head width 32.
-        expansion: E.
-        convolve: CFFN instead of FFN.
-        inner: norm inside the feed-forward ("bn" or "ln").
-        outer: norm in front of attention and feed-forward.
-        reduction: see `ReducedAttention`.
+    `inner` is the norm inside the feed-forward, `outer` the one in front of both parts ("bn" or "ln").
     """
 
     def __init__(

@@ -196,12 +196,7 @@ BODIES: dict[str, Callable[[bool, int], tuple[list[nn.Module], int]]] = {
 
 
 class TwoBranchBody(Network):
-    """A published body, or the same with HIRI-ViT's front; mean over pixels and a linear head.
-
-    Args:
-        settings: the body, and whether HIRI-ViT's front (a reconstruction, see the module) stands before it.
-        data: classes and channels.
-    """
+    """A published body, or the same with HIRI-ViT's front (a reconstruction); mean over pixels and a linear head."""
 
     def __init__(self, settings: HIRIBodySettings, data: DataShape) -> None:
         super().__init__()

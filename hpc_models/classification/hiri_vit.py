@@ -24,37 +24,21 @@ from hpc_models.tokens.batch import Batch, images_of
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What the stages are made of; one entry per stage.
+    """What the stages are made of; one entry per stage."""
 
-    Attributes:
-        widths: channels.
-        blocks: kind of block: hr, cffn or transformer.
-        depths: number of blocks.
-        expansions: E of the feed-forwards.
-        outer: norm in front of the parts of a block, bn or ln.
-        stem: vit, conv or hr.
-        downs: downsampling in front of stages 2, 3, ...
-        convolve: CFFN (True) or FFN.
-        inner: norm inside the feed-forwards.
-        stem_width: channels between the strides of the stem.
-        irds_expansion: inner width of the downsamplings over their input.
-        reductions: by how much attention shrinks the map of its keys, of the first stages; 1 in all others.
-        size_px: side of the images it is meant for.
-    """
-
-    widths: tuple[int, ...]
-    blocks: tuple[str, ...]
-    depths: tuple[int, ...]
-    expansions: tuple[int, ...]
-    outer: tuple[str, ...]
-    stem: str
-    downs: tuple[str, ...]
-    convolve: bool = True
-    inner: str = "bn"
-    stem_width: int = 32
-    irds_expansion: int = 2
-    reductions: tuple[int, ...] = ()
-    size_px: int = 224
+    widths: tuple[int, ...]  # channels
+    blocks: tuple[str, ...]  # hr, cffn or transformer
+    depths: tuple[int, ...]  # number of blocks
+    expansions: tuple[int, ...]  # E of the feed-forwards
+    outer: tuple[str, ...]  # norm in front of the parts of a block, bn or ln
+    stem: str  # vit, conv or hr
+    downs: tuple[str, ...]  # downsampling in front of stages 2, 3, ...
+    convolve: bool = True  # CFFN (True) or FFN
+    inner: str = "bn"  # norm inside the feed-forwards
+    stem_width: int = 32  # channels between the strides of the stem
+    irds_expansion: int = 2  # inner width of the downsamplings over their input
+    reductions: tuple[int, ...] = ()  # how much attention shrinks the map of its first stages' keys; 1 in all others
+    size_px: int = 224  # side of the images it is meant for
 
 
 def _s() -> StagePlan:
@@ -106,12 +90,7 @@ PLANS: dict[str, StagePlan] = {
 
 
 class HIRIViT(Network):
-    """HIRI-ViT and the steps of its ablation (a reconstruction, see the module).
-
-    Args:
-        settings: variant "s", "b", "l", or "row1" to "row10" of Table VII.
-        data: classes and channels.
-    """
+    """HIRI-ViT and the steps of its ablation (a reconstruction, see the module)."""
 
     def __init__(self, settings: HIRIViTSettings, data: DataShape) -> None:
         super().__init__()
@@ -159,13 +138,6 @@ class HIRIViT(Network):
         return out
 
     def forward(self, batch: Batch | Tensor) -> Tensor:
-        """Class logits.
-
-        Args:
-            batch: pictures (B, C, H, W) in [0, 1], as such or in a batch.
-
-        Returns:
-            (B, classes).
-        """
+        """Class logits (B, classes) of pictures (B, C, H, W) in [0, 1], as such or in a batch."""
         last = self.maps(images_of(batch))[-1]
         return cast(Tensor, self.head(self.norm(F.adaptive_avg_pool2d(last, 1).flatten(1))))

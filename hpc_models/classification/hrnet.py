@@ -83,10 +83,8 @@ class FuseBlock(nn.Module):
 class HRNetBody(nn.Module):
     """HRNet without its linear head: (B, C_in, H, W) to (B, 2048, h, w).
 
-    Args:
-        in_channels: of the image, or of the map in front.
-        width: channels of the finest branch (18 for W18); coarser ones have twice as many each.
-        stem: two strided 3x3 convolutions first; without them the map comes as it is.
+    `width` is the finest branch's channels (18 for W18); coarser ones have twice as many each. The stem is two strided
+    3x3 convolutions; without them the map comes as it is.
     """
 
     def __init__(self, in_channels: int, width: int, stem: bool) -> None:

@@ -32,11 +32,9 @@ def sinusoidal(length: int, width: int, device: torch.device | None = None) -> T
 
 
 class RelativeBias(nn.Module):
-    """q_i . r_(j - i), added to the scores before their scaling (Shaw et al. 2018; Huang et al. 2019).
+    """q_i . r_(j - i), added to the scores before their scaling; offsets are clipped to -reach..reach.
 
-    Args:
-        reach: k; offsets are clipped to -k..k.
-        head_width: d.
+    Shaw et al. 2018; Huang et al. 2019.
     """
 
     def __init__(self, reach: int, head_width: int) -> None:
@@ -91,10 +89,8 @@ class StockBlock(nn.Module):
 class RIViT(Network):
     """The stock ViT, plain or behind convolutions that make every resolution the same number of tokens.
 
-    Args:
-        settings: with `conv`, every image has (grid_px / patch_px)^2 tokens; without, a learned table has
-            `tokens` rows, its largest number of patches.
-        data: classes and channels.
+    With `conv`, every image has (grid_px / patch_px)^2 tokens. Without, a learned table has `tokens` rows, the largest
+    number of patches.
     """
 
     def __init__(self, settings: RIViTSettings, data: DataShape) -> None:

@@ -26,13 +26,7 @@ from hpc_models.tokens.position import LeafPosition
 class _Classifier(Network):
     """Embedding, positions, pooled transformer, linear head.
 
-    Args:
-        settings: of either model.
-        data: classes and channels.
-        patch: side of a patch in pixels.
-        side_px: side of the square that the places of patches lie in.
-        table_hw: grid of the learned table of positions, where the settings ask for one.
-        **options: see `AttentionOptions`.
+    Patches lie in a square of `side_px`; `table_hw` is the grid of the learned table, where the settings ask for one.
     """
 
     def __init__(
@@ -69,15 +63,7 @@ class _Classifier(Network):
 
 
 class ViT(_Classifier):
-    """ViT on pictures.
-
-    Args:
-        settings: the transformer, ...
-        data: height and width that the table of positions is made for (`image_hw`), multiples of `patch_px`.
-
-    Raises:
-        ValueError: sides that are no multiples of the patch.
-    """
+    """ViT on pictures; their sides, and those its table is made for (`data.image_hw`), are multiples of `patch_px`."""
 
     def __init__(self, settings: ViTSettings, data: DataShape) -> None:
         sides = data.image_hw or (data.size_px, data.size_px)

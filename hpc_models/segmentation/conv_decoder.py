@@ -81,12 +81,7 @@ class UpBlock(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Token grid and its skips to logits at `patch` times the side of the grid.
-
-    Args:
-        settings: channels f of the finest level (`feature_size`), ...
-        data: P, a power of two of at least 2, K, and the channels of the image skip.
-    """
+    """Token grid and its skips to logits at `patch` times the grid's side; `feature_size` channels at the finest."""
 
     def __init__(self, settings: UNETRSettings, data: DataShape) -> None:
         super().__init__()
@@ -102,10 +97,6 @@ class ConvDecoder(nn.Module):
         """Modules to shard one by one, in forward order; what is left belongs to the root."""
         return [self.image, *self.projections, *self.ups]
 
-    def _run(self, module: nn.Module, *args: Tensor) -> Tensor:
-        y: Tensor = maybe_recompute(self, module, *args)
-        return y
-
     def forward(self, image: Tensor, taps: list[Tensor], last: Tensor) -> Tensor:
         """Decode.
 
@@ -117,9 +108,9 @@ class ConvDecoder(nn.Module):
         Returns:
             (B, K, g*P, g*P) logits.
         """
-        skips = [self._run(self.image, image)]
-        skips += [self._run(project, tap) for project, tap in zip(self.projections, taps, strict=True)]
+        skips = [maybe_recompute(self, self.image, image)]
+        skips += [maybe_recompute(self, project, tap) for project, tap in zip(self.projections, taps, strict=True)]
         x = last
         for up, skip in zip(self.ups, reversed(skips), strict=True):
-            x = self._run(up, x, skip)
+            x = maybe_recompute(self, up, x, skip)
         return cast(Tensor, self.out(x))

@@ -69,18 +69,14 @@ def _initialise(module: nn.Module) -> None:
 
 
 class LeafEncoder(nn.Module):
-    """Patches to token vectors, keeping the features of each level for the decoder.
-
-    Args:
-        settings: width D of the tokens; `halo`, which the first convolutions use up; ...
-        data: p and the channels of a patch.
-    """
+    """Patches to token vectors, keeping the features of each level for the decoder."""
 
     def __init__(self, settings: UNETRSettings, data: DataShape) -> None:
         super().__init__()
         self.halo = halo = settings.halo
         widths = leaf_widths(data.patch, settings.leaf_base)
         first = widths[0]
+        # A halo is used up by the first convolutions.
         self.stem1 = nn.Conv2d(data.in_channels, first, 3, padding=0 if halo > 0 else 1)
         self.stem2 = nn.Conv2d(first, first, 3, padding=0 if halo > 1 else 1)
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))

@@ -190,12 +190,7 @@ class _Double(nn.Module):
 
 
 class LeafUNetEncoder(nn.Module):
-    """Patches to token vectors, keeping the features of each level for the decoder.
-
-    Args:
-        settings: width D of the tokens, channels, `seams`, `standardise` (see `StdConv2d`).
-        data: p and the channels of a patch.
-    """
+    """Patches to token vectors, keeping the features of each level for the decoder."""
 
     def __init__(self, settings: UNETRSettings, data: DataShape) -> None:
         super().__init__()

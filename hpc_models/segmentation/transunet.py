@@ -51,12 +51,8 @@ class UpStage(nn.Module):
 class TransUNet(PictureModel):
     """TransUNet on pictures, crops or token sets laid out as a picture.
 
-    Args:
-        settings: norm "batch" of the decoder is the paper's; its statistics depend on which images share a rank.
-        data: the table of positions has (S / 16)^2 rows for pictures of side S, and is interpolated for others.
-
-    Raises:
-        ValueError: sizes that do not fit each other.
+    The table of positions has (S / 16)^2 rows for pictures of side S, and is interpolated for others. Norm "batch" of
+    the decoder is the paper's; its statistics depend on which images share a rank.
     """
 
     def __init__(self, settings: TransUNetSettings, data: DataShape) -> None:

@@ -52,12 +52,7 @@ class Up(nn.Module):
 
 
 class UNet(Network):
-    """U-Net on tiles.
-
-    Args:
-        settings: widths and norm of the levels, ...; with norm "batch", statistics depend on which tiles share a rank.
-        data: classes and channels.
-    """
+    """U-Net on tiles; with norm "batch", statistics depend on which tiles share a rank."""
 
     def __init__(self, settings: UNetSettings, data: DataShape) -> None:
         super().__init__()

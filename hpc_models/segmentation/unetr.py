@@ -88,12 +88,8 @@ def _taps(patch: int, depth: int) -> list[int]:
 class UNETR(Network):
     """Transformer segmentation of a token set.
 
-    Args:
-        settings: the decoder, the transformer, ...
-        data: patch p is a power of two of at least 2, size_px R is p * 2^k.
-
     Raises:
-        ValueError: sizes that do not fit each other.
+        ValueError: patch p is no power of two of at least 2, size_px R is not p * 2^k, or other sizes that do not fit.
     """
 
     def __init__(self, settings: UNETRSettings, data: DataShape) -> None:
