@@ -1,4 +1,5 @@
-"""What every room needs of the machine: atomic files, memory, progress, Ctrl-C, error texts.
+"""What every room needs of the machine: command lines, Ctrl-C, atomic files, memory, progress, error texts.
 
-Others use `files.write_atomic`, `progress.Progress` and `error_text.one_line`. Imports no other room.
+Others use `command_line.CommandLine`, `files.write_atomic`, `progress.Progress` and `error_text.one_line`.
+Imports no other room.
 """

@@ -173,7 +173,7 @@ class CommandLine:
         """Answer words that begin with no command."""
         if words and not words[0].startswith("-"):
             near = nearest(words[0], list(self.commands))
-            self._new_parser("").error(f"no command {words[0]!r}; did you mean one of {near}?")
+            self._new_parser("").error(f"invalid choice: {words[0]!r} is no command; did you mean {near}?")
         self.parser().parse_args(words)
         self._new_parser("").error("the first word must be a command")
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
+from data_prep.system.command_line import nearest
 from launch.config.base import (
     ModelConfig,
     OptionalBool,
@@ -321,7 +322,9 @@ def model_class(name: str) -> type[ModelConfig]:
         ConfigError: No such model; the line lists those there are.
     """
     if name not in MODELS:
-        raise ConfigError(f"model.name={name!r} is unknown{suggest(name, MODELS)}; valid: {', '.join(sorted(MODELS))}")
+        raise ConfigError(
+            f"model.name={name!r} is unknown{suggest(name, MODELS)}; valid: {nearest(name, sorted(MODELS))}"
+        )
     return MODELS[name]
 
 
@@ -373,7 +376,7 @@ def apply_overrides(base: Config, overrides: Sequence[str]) -> Config:
     valid = flatten(tree)
     for key, value in pairs:
         if key not in valid:
-            raise ConfigError(f"unknown key {key!r}{suggest(key, valid)}; valid keys: {', '.join(valid)}")
+            raise ConfigError(f"unknown key {key!r}{suggest(key, valid)}; valid keys: {nearest(key, list(valid))}")
         section, _, leaf = key.rpartition(".")
         target = tree[section] if section else tree
         target[leaf] = _parse(key, value) if value[:1] in ("[", "{") else value
