@@ -64,7 +64,7 @@ def nearest(word: str, names: Sequence[str]) -> str:
 def positive(text: str) -> int:
     """Type of an argument that is a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"invalid value {text!r}: must be a whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"invalid value: must be a whole number of at least 1, got {text!r}")
     return int(text)
 
 

@@ -216,7 +216,7 @@ def test_nothing_is_left_of_a_mask_that_fails(tmp_path: Path, capsys: pytest.Cap
 
 _LIMITED = """
 import resource, sys
-from data_prep.cli import main
+from data_prep.__main__ import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 sys.exit(main(sys.argv[1:]))
 """
@@ -275,7 +275,7 @@ def test_level_sizes() -> None:
 _MEASURE = """
 import resource, sys
 from pathlib import Path
-from data_prep.mask_convert import convert_mask, plan
+from data_prep.masks.convert import convert_mask, plan
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 (job,) = plan([Path(sys.argv[1])], Path(sys.argv[2]), None)
 convert_mask(job)
