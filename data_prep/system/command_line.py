@@ -64,7 +64,7 @@ def nearest(word: str, names: Sequence[str]) -> str:
 def positive(text: str) -> int:
     """Type of an argument that is a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"invalid value {text!r}: must be a whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"invalid value: must be a whole number of at least 1, got {text!r}")
     return int(text)
 
 
@@ -173,7 +173,7 @@ class CommandLine:
         """Answer words that begin with no command."""
         if words and not words[0].startswith("-"):
             near = nearest(words[0], list(self.commands))
-            self._new_parser("").error(f"no command {words[0]!r}; did you mean one of {near}?")
+            self._new_parser("").error(f"invalid choice: {words[0]!r} is no command; did you mean {near}?")
         self.parser().parse_args(words)
         self._new_parser("").error("the first word must be a command")
 

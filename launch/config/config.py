@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from data_prep.system.command_line import nearest
 from hpc_models.registry import settings_class
 from hpc_models.settings import ModelSettings
 from launch.config.base import OptionalBool, OptionalFloat, OptionalInt, OptionalText, Section, number_from_text
@@ -314,7 +315,7 @@ def model_class(name: str) -> type[ModelSettings]:
         ConfigError: No such model; the line lists those there are.
     """
     if name not in MODELS:
-        raise ConfigError(f"model.name={name!r} is unknown{suggest(name, MODELS)}; valid: {', '.join(sorted(MODELS))}")
+        raise ConfigError(f"model.name={name!r} is unknown{suggest(name, MODELS)}; valid: {nearest(name, MODELS)}")
     return settings_class(name)
 
 
@@ -366,7 +367,7 @@ def apply_overrides(base: Config, overrides: Sequence[str]) -> Config:
     valid = flatten(tree)
     for key, value in pairs:
         if key not in valid:
-            raise ConfigError(f"unknown key {key!r}{suggest(key, valid)}; valid keys: {', '.join(valid)}")
+            raise ConfigError(f"unknown key {key!r}{suggest(key, valid)}; valid keys: {nearest(key, list(valid))}")
         section, _, leaf = key.rpartition(".")
         target = tree[section] if section else tree
         target[leaf] = _parse(key, value) if value[:1] in ("[", "{") else value

@@ -63,7 +63,7 @@ def test_what_does_not_change_the_numbers_does_not_change_the_hash():
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["train.lrr=1"], ["train.lrr", "did you mean train.lr?", "train.weight_decay"]),
+        (["train.lrr=1"], ["train.lrr", "did you mean train.lr?", "valid keys: train.lr, ", " more"]),
         (["lr=1"], ["did you mean train.lr?"]),
         (["train.lr"], ["key=value"]),
         (["train.lr=-1"], ["train.lr", "greater than 0", "-1"]),
