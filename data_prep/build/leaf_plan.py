@@ -12,13 +12,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.tree.split_scores import score_levels
-from data_prep.edges.canny import blur_for, count_edges
-from data_prep.frame import Frame
 from data_prep.build.options import BuildOptions
 from data_prep.build.outcome import Outcome, Stage
-from data_prep.tree.quadtree import Leaves, budget_tree, budget_tree_of, threshold_tree
+from data_prep.edges.canny import blur_for, count_edges
+from data_prep.frame import Frame
 from data_prep.tokens.token_set import Reader, TokenSet, cut
+from data_prep.tree.quadtree import Leaves, budget_tree, budget_tree_of, threshold_tree
+from data_prep.tree.split_scores import score_levels
 from data_prep.tree.uniform import uniform_leaves
 
 TILE_PX = 2048  # read at once where a frame is built in memory

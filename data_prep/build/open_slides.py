@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.build.log import stamp_of
+from data_prep.build.outcome import Task
 from data_prep.build.slide import mask_of, mask_reader, masks_of
 from data_prep.frame import Frame, FrameReader, make_frame
-from data_prep.build.outcome import Task
 from data_prep.slides.base import Slide
 from data_prep.slides.open import open_slide
 from data_prep.tokens.token_set import Reader

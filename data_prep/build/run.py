@@ -10,17 +10,17 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.build.steps import region_side, run_step
 from data_prep.build.log import NAME as LOG_NAME
 from data_prep.build.log import BuildLog, Source, known_sources, read_log
-from data_prep.system.files import remove_stale
 from data_prep.build.options import BuildOptions, OptionError
 from data_prep.build.outcome import Outcome, Task
-from data_prep.parallel.pool import run_pool
-from data_prep.system.progress import Progress, counted, format_duration
-from data_prep.parallel.queue import Queue, Schedule
-from data_prep.parallel.mpi import share
 from data_prep.build.step_order import Moved, SlidePlan, died
+from data_prep.build.steps import region_side, run_step
+from data_prep.parallel.mpi import share
+from data_prep.parallel.pool import run_pool
+from data_prep.parallel.queue import Queue, Schedule
+from data_prep.system.files import remove_stale
+from data_prep.system.progress import Progress, counted, format_duration
 from data_prep.token_files.token_file import SUFFIX
 
 _TABLE_ROWS = 60

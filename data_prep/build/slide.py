@@ -18,22 +18,20 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.build.log import hash_source
-from data_prep.tokens.ceiling import ceiling
-from data_prep.system.error_text import one_line
-from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
 from data_prep.build.leaf_plan import blur_of, cut_leaves, plan_leaves
-from data_prep.masks.masks import InView, check_classes
+from data_prep.build.log import hash_source
 from data_prep.build.options import ALGORITHM, BuildOptions, changed_parameter
 from data_prep.build.outcome import Hashes, Outcome, Stage, Task
-from data_prep.tokens.paper_sequences import drop_or_repeat, pack_strip
-from data_prep.slides.base import check_tokens_fit
-from data_prep.masks.masks import Mask, check_mask_size, find_masks, open_mask
-from data_prep.slides.base import Slide, SlideError
+from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
+from data_prep.masks.masks import InView, Mask, check_classes, check_mask_size, find_masks, open_mask
+from data_prep.slides.base import Slide, SlideError, check_tokens_fit
 from data_prep.slides.open import open_slide
+from data_prep.system.error_text import one_line
 from data_prep.token_files.token_file import StoreError, check_bytes, new_meta, read_meta, token_path, write_tokens
-from data_prep.tokens.token_set import Reader, TokenSet, in_view
 from data_prep.token_files.verify import verify_file
+from data_prep.tokens.ceiling import ceiling
+from data_prep.tokens.paper_sequences import drop_or_repeat, pack_strip
+from data_prep.tokens.token_set import Reader, TokenSet, in_view
 
 CEILING_LOW = 0.8
 _HELD_PX = 4096  # frames up to this side are held whole, 48 MiB, since edges and tokens both look at all of it

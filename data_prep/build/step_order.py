@@ -1,4 +1,4 @@
-"""Which step of a slide comes when: plain bookkeeping for `data_prep.parallel.queue`; the steps are in `data_prep.build.steps`.
+"""Which step of a slide comes when: plain bookkeeping for `data_prep.parallel.queue`; the steps are in `steps`.
 
 Must not import pixels, files, MPI or torch: rank 0 runs this between messages.
 """

@@ -1,8 +1,8 @@
 """One large slide as steps that any worker can do: begin, scan, edges, light, plan, tree, tokens, write.
 
 A step is a pure function of the slide and of the results of earlier steps, which lie in the slide's scratch folder;
-`data_prep.build.step_order` says which steps are possible. README.md beside this file draws the way and says why each step
-is exact. Frames of one region take the way of `build_slide` inside their first step. Must not import MPI or torch.
+`step_order` says which steps are possible. README.md beside this file draws the way and says why each step is exact.
+Frames of one region take the way of `build_slide` inside their first step. Must not import MPI or torch.
 """
 
 from __future__ import annotations
@@ -17,23 +17,33 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_prep.tokens.from_regions import assemble, region_rows
-from data_prep.build.log import stamp_of
-from data_prep.build.slide import build_one, check_room, code_version, damaged_tiles, finish, hash_inputs, masks_of, valid_already, write_result
-from data_prep.edges.canny import MAX_MAGNITUDE, auto_thresholds
-from data_prep.system.error_text import one_line
-from data_prep.frame import Frame
 from data_prep.build.leaf_plan import blur_of
+from data_prep.build.log import stamp_of
 from data_prep.build.open_slides import opened_slide
 from data_prep.build.options import IN_MEMORY_PX, BuildOptions
 from data_prep.build.outcome import Outcome, Task
-from data_prep.tree.quadtree import Leaves, Nodes, candidates, first_nodes, pyramid, tree_of
+from data_prep.build.scratch import BusyError, Scratch, discard, remove_scratch, scratch_key, scratch_sides
+from data_prep.build.slide import (
+    build_one,
+    check_room,
+    code_version,
+    damaged_tiles,
+    finish,
+    hash_inputs,
+    masks_of,
+    valid_already,
+    write_result,
+)
+from data_prep.build.step_order import Step, StepResult
+from data_prep.edges.canny import MAX_MAGNITUDE, auto_thresholds
 from data_prep.edges.hysteresis import final_counts
 from data_prep.edges.region import edges_of_maxima, light_regions, pack_edges, scan_region, unpack_edges
 from data_prep.edges.region_spec import Maxima, RegionSpec
-from data_prep.build.scratch import BusyError, Scratch, discard, remove_scratch, scratch_key, scratch_sides
-from data_prep.build.step_order import Step, StepResult
+from data_prep.frame import Frame
 from data_prep.slides.base import Slide, SlideError
+from data_prep.system.error_text import one_line
+from data_prep.tokens.from_regions import assemble, region_rows
+from data_prep.tree.quadtree import Leaves, Nodes, candidates, first_nodes, pyramid, tree_of
 
 _MOST_ACROSS = 64  # regions along a side: with more, what each costs besides its pixels is all there is
 _STEPS = 4  # goes up when steps leave other results behind, so that those of older code are not gone on with

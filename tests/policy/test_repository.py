@@ -20,6 +20,14 @@ def tracked() -> list[Path]:
     return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).exists()]
 
 
+def test_git_ignores_no_module():
+    """A room may have a name that .gitignore knows, and then its new files would stay where they were made."""
+    question = ["git", "ls-files", "--others", "--ignored", "--exclude-standard", "--", "*.py"]
+    folders = ("analysis/", "data_prep/", "hpc_models/", "launch/", "tests/")
+    done = subprocess.run(question, cwd=ROOT, capture_output=True, text=True)
+    assert [name for name in done.stdout.splitlines() if name.startswith(folders)] == []
+
+
 def test_environment_yml_agrees_with_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = {*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)}
