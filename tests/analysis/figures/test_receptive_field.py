@@ -41,14 +41,23 @@ def test_figures_of_two_fields(files, tmp_path, capsys):
         assert np.asarray(picture.convert("RGB")).std() > 20
 
 
-def test_what_is_drawn(files):
-    drawing = draw([read_field(path) for path in files])
+@pytest.fixture
+def drawing(files):
+    return draw([read_field(path) for path in files])
+
+
+def test_maps_are_drawn_plain_and_as_square_roots(drawing, files):
     assert "gmic reaches 239 x 239 px of 600 x 400; hct reaches 600 x 400 px of 600 x 400" in drawing.alt
     maps = [axis for axis in drawing.figure.axes if axis.images]
-    rows, cols = (axis for axis in drawing.figure.axes if axis.lines)
     assert [axis.get_ylabel() for axis in maps] == ["field", "square root", "", ""]
     plain, root = (np.asarray(axis.images[0].get_array()) for axis in maps[:2])
     np.testing.assert_allclose(root**2, plain)
+    alone = draw([read_field(files[0])])
+    assert len([axis for axis in alone.figure.axes if axis.images]) == 2
+
+
+def test_profiles_of_rows_and_columns_are_in_pixels_and_percent(drawing):
+    rows, cols = (axis for axis in drawing.figure.axes if axis.lines)
     x, y = rows.lines[0].get_data()  # 600 rows in means of 6, 400 columns in means of 4
     assert len(x) == 100 and abs(x[np.argmax(y)]) < 6 and x[0] == -297.5 and x[1] - x[0] == 6
     assert 6 * sum(y) == pytest.approx(100)
@@ -56,8 +65,6 @@ def test_what_is_drawn(files):
     assert len(x) == 100 and x[-1] == 197.5 and 4 * sum(y) == pytest.approx(100)
     assert [line.get_label() for line in cols.lines] == ["gmic", "hct"]
     assert [text.get_text() for text in drawing.figure.legends[0].get_texts()] == ["gmic", "hct"]
-    alone = draw([read_field(files[0])])
-    assert len([axis for axis in alone.figure.axes if axis.images]) == 2
 
 
 def test_a_map_of_a_large_frame_is_drawn_in_the_frames_pixels(tmp_path):

@@ -78,7 +78,7 @@ def test_the_page_is_well_formed_and_self_contained(html: str):
     assert all(img["src"].startswith("data:image/") for img in found.all("img"))
 
 
-def test_the_page_can_be_read_without_eyes_or_mouse(html: str):
+def test_everything_on_the_page_has_a_name(html: str):
     found = Page(html)
     assert found.all("html") == [{"lang": "en"}]
     assert len(found.all("h1")) == len(found.all("main")) == len(found.all("title")) == 1
@@ -86,6 +86,10 @@ def test_the_page_can_be_read_without_eyes_or_mouse(html: str):
     assert all(len(img["alt"]) > 40 for img in found.all("img"))
     assert all(th.get("scope") in ("col", "row") for th in found.all("th"))
     assert len(found.all("caption")) == len(found.all("table")) > 20
+
+
+def test_the_page_can_be_walked_without_a_mouse(html: str):
+    found = Page(html)
     idents = [attrs["id"] for _, attrs in found.tags if "id" in attrs]
     assert len(idents) == len(set(idents))
     pointed = [a["href"][1:] for a in found.all("a") if a["href"].startswith("#")]

@@ -50,7 +50,7 @@ def test_collectives_by_hand():
     assert ring(1e9, 1, LINK) == all_reduce(1e9, 1, LINK) == 0
 
 
-def test_ideal_terms_by_hand():
+def test_ideal_terms_of_one_gpu_by_hand():
     site, one = FRONTIER, work(gpus=1, images=2, shard=1)
     ideal = ideal_terms(one, site)
     assert ideal["encoder"] == pytest.approx(3 * 2 * one.encoder / 191.5e12)
@@ -59,14 +59,18 @@ def test_ideal_terms_by_hand():
     assert ideal["parameters"] == ideal["gradients"] == 0 and ideal["fixed"] == 1
     again = ideal_terms(work(gpus=1, shard=1, recompute=True), site)
     assert again["encoder"] / ideal["encoder"] == pytest.approx(4 / 6)
+    half = ideal_terms(work(gpus=1, shard=1, precision="fp32"), site)
+    assert half["encoder"] / again["encoder"] == pytest.approx(191.5 / 47.9 * 3 / 4)
+
+
+def test_ideal_terms_of_nodes_by_hand():
+    site = FRONTIER
     node = ideal_terms(work(gpus=8), site)
     assert node["parameters"] == pytest.approx(2 * ring(2 * 90e6, 8, site.network.intra_node))
     assert node["gradients"] == pytest.approx(ring(4 * 90e6, 8, site.network.intra_node))
     two = ideal_terms(work(gpus=16), site)
     share = 4 * 90e6 / 8
     assert two["gradients"] - node["gradients"] == pytest.approx(all_reduce(share, 2, site.network.inter_node))
-    half = ideal_terms(work(gpus=1, shard=1, precision="fp32"), site)
-    assert half["encoder"] / again["encoder"] == pytest.approx(191.5 / 47.9 * 3 / 4)
 
 
 def test_largest_of_many_lengths_is_exact():
@@ -359,11 +363,14 @@ def test_half_a_node_more_is_a_node_more():
     assert parts["checkpoint"] == pytest.approx(others * 12 * 90e6 / (2 * 200e6) / 100)
 
 
-def test_command_with_and_without_records(tmp_path, capsys):
+def test_command_without_records_tells_what_is_modelled(capsys):
     assert main(["scaling", "--gpus", "1,2048", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert {p["kind"] for p in told["predictions"]} == {"modelled"}
     assert {p["gpus"] for p in told["predictions"]} == {1, 2048}
+
+
+def test_command_with_records_writes_what_was_fitted_and_held_out(tmp_path, capsys):
     runs_at(tmp_path / "runs", [1, 2, 4])
     out = tmp_path / "out"
     words = ["--site", "local,frontier", "--gpus", "1,8", "--out", str(out)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -162,31 +163,41 @@ def test_coordinates_are_not_truncated(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ids(path, (6, 6)), expected)
 
 
-def test_classes_of_layers(tmp_path: Path) -> None:
-    big, small = region(square(0, 0, 8)), region(square(2, 2, 3))
-    yellow, red, green = 65535, 255, 65280
+BIG, SMALL = region(square(0, 0, 8)), region(square(2, 2, 3))
+YELLOW, RED, GREEN = 65535, 255, 65280
+
+
+def found_in(path: Path, *layers: str, **how) -> tuple[int, int]:
+    """Class ids where the big square is alone, and where the small one lies on it."""
+    drawn = ids(image_scope(path, *layers), (10, 10), **how)
+    return int(drawn[0, 0]), int(drawn[3, 3])
+
+
+def test_classes_of_layers_come_from_numbers_colours_and_names(tmp_path: Path) -> None:
+    found = partial(found_in, tmp_path / "a.xml")
+    assert found(layer(1, BIG), layer(2, SMALL)) == (1, 2)
+    assert found(layer(2, SMALL), layer(1, BIG)) == (1, 2), "higher ids lie over lower ones"
+    assert found(layer(1, SMALL, colour=RED), layer(2, BIG, colour=YELLOW)) == (1, 2), "PAIP's colours"
+    assert found(layer(1, SMALL, colour=GREEN), layer(2, BIG, colour=YELLOW)) == (2, 2), "other colours say nothing"
+    assert found(layer(1, SMALL, name="Viable Tumor"), layer(2, BIG, value="whole tumour")) == (1, 2)
+    assert found(layer(1, BIG, name="non-viable")) == (1, 1), "no PAIP name: the layer's number"
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("viable", (0, 1)), ("whole", (1, 1)), ("both", (1, 2))])
+def test_a_kind_of_mask_takes_the_layers_of_that_name(kind: str, expected: tuple[int, int], tmp_path: Path) -> None:
+    layers = layer(1, BIG, name="whole"), layer(2, SMALL, name="viable")
+    assert found_in(tmp_path / "a.xml", *layers, kind=kind) == expected
+
+
+def test_given_classes_name_layers_by_name_number_or_colour(tmp_path: Path) -> None:
     path = tmp_path / "a.xml"
-
-    def found(*layers: str, **how) -> tuple[int, int]:
-        drawn = ids(image_scope(path, *layers), (10, 10), **how)
-        return int(drawn[0, 0]), int(drawn[3, 3])
-
-    assert found(layer(1, big), layer(2, small)) == (1, 2)
-    assert found(layer(2, small), layer(1, big)) == (1, 2), "higher ids lie over lower ones"
-    assert found(layer(1, small, colour=red), layer(2, big, colour=yellow)) == (1, 2), "PAIP's colours"
-    assert found(layer(1, small, colour=green), layer(2, big, colour=yellow)) == (2, 2), "other colours say nothing"
-    assert found(layer(1, small, name="Viable Tumor"), layer(2, big, value="whole tumour")) == (1, 2)
-    assert found(layer(1, big, name="whole"), layer(2, small, name="viable"), kind="viable") == (0, 1)
-    assert found(layer(1, big, name="whole"), layer(2, small, name="viable"), kind="whole") == (1, 1)
-    assert found(layer(1, big, name="whole"), layer(2, small, name="viable"), kind="both") == (1, 2)
-    layers = layer(4, big, name="Stroma"), layer(7, small, colour=red)
+    found = partial(found_in, path)
+    layers = layer(4, BIG, name="Stroma"), layer(7, SMALL, colour=RED)
     assert found(*layers, classes={"stroma": 5, "7": 9}) == (5, 9)
     assert found(*layers, classes={"STROMA": 5, "#FF0000": 0}) == (5, 0)
     assert found(*layers, classes={"4": 3, "7": None}) == (3, 3)
     assert "no class id was given for '7'; ids are known for 'Stroma'" in refusal(path, {"Stroma": 5})
     assert "class 'Stroma' has id 256" in refusal(path, {"Stroma": 256, "7": 1})
-    image_scope(path, layer(1, big, name="Stroma"), layer(300, small))
-    assert found(layer(1, big, name="non-viable")) == (1, 1), "no PAIP name: the layer's number"
 
 
 def test_what_has_no_area_is_left_out(tmp_path: Path) -> None:

@@ -101,31 +101,45 @@ def test_every_kind_of_picture(tmp_path: Path) -> None:
     assert read(tmp_path / "out" / "drawn.tif").max() == 1
 
 
-def test_polygons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Rasterised as they are read; a build with the XML and one with the converted mask give the same masks."""
-    masks = tmp_path / "masks"
-    masks.mkdir()
-    with open_slide(KIDNEY) as slide:
-        size_wh = slide.size_wh
-    xml = image_scope(
-        masks / "10003.xml",
+SLIDES = str(GLOMERULI / "images")
+
+
+@pytest.fixture
+def polygons(tmp_path: Path) -> Path:
+    """An XML file of two classes, the second with a hole."""
+    (tmp_path / "masks").mkdir()
+    return image_scope(
+        tmp_path / "masks" / "10003.xml",
         layer(1, region(square(100.25, 50.5, 700))),
         layer(2, region(square(300, 200, 300)), region(square(350, 250, 90), True)),
     )
-    slides = str(GLOMERULI / "images")
-    assert main(["convert", str(masks), "--out", str(tmp_path / "no")]) == 1
-    assert f"{xml}: polygons do not say how large their slide is" in capsys.readouterr().err
-    assert main(["convert", str(masks), "--out", str(tmp_path / "out"), "--slides", slides]) == 0
-    with open_mask(xml, size_wh) as mask:
+
+
+def test_polygons_are_drawn_as_they_are_read(
+    polygons: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_slide(KIDNEY) as slide:
+        size_wh = slide.size_wh
+    assert main(["convert", str(polygons.parent), "--out", str(tmp_path / "no")]) == 1
+    assert f"{polygons}: polygons do not say how large their slide is" in capsys.readouterr().err
+    assert main(["convert", str(polygons.parent), "--out", str(tmp_path / "out"), "--slides", SLIDES]) == 0
+    with open_mask(polygons, size_wh) as mask:
         np.testing.assert_array_equal(read(tmp_path / "out" / "10003.tif"), mask.read(0, 0, *size_wh))
+
+
+def test_a_kind_or_classes_of_polygons_can_be_chosen(polygons: Path, tmp_path: Path) -> None:
     viable = ["--out", str(tmp_path / "viable"), "--mask-kind", "viable"]
-    assert main(["convert", str(xml), "--slides", slides, *viable]) == 0
+    assert main(["convert", str(polygons), "--slides", SLIDES, *viable]) == 0
     assert read(tmp_path / "viable" / "10003.tif").sum() == 300 * 300 - 90 * 90
     chosen = ["--class", "1=4", "--class", "2=none"]
-    assert main(["convert", str(xml), "--out", str(tmp_path / "four"), "--slides", slides, *chosen]) == 0
+    assert main(["convert", str(polygons), "--out", str(tmp_path / "four"), "--slides", SLIDES, *chosen]) == 0
     assert set(np.unique(read(tmp_path / "four" / "10003.tif"))) == {0, 4}
+
+
+def test_builds_with_polygons_and_with_their_converted_mask_give_the_same_masks(polygons: Path, tmp_path: Path) -> None:
+    assert main(["convert", str(polygons.parent), "--out", str(tmp_path / "out"), "--slides", SLIDES]) == 0
     tree = ["--resolution", "512", "--patch", "16", "--length", "64", "--classes", "2"]
-    for name, folder in (("a", masks), ("b", tmp_path / "out")):
+    for name, folder in (("a", polygons.parent), ("b", tmp_path / "out")):
         assert main(["build", str(KIDNEY), "--masks", str(folder), "--out", str(tmp_path / name), *tree]) == 0
     a, b = (read_tokens(token_path(tmp_path / name, "10003"))[0].mask_counts for name in "ab")
     assert a is not None and b is not None and (a.sum(axis=(0, 1, 2)) > 10_000).all()

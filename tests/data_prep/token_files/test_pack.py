@@ -99,8 +99,8 @@ def run(*args: object) -> int:
     return main([str(arg) for arg in args])
 
 
-def test_pack_reads_like_its_folder_and_unpacks(tokens: Path, tmp_path: Path, capsys):
-    pack, back = tmp_path / "pack", tmp_path / "back"
+def test_pack_reads_like_its_folder(tokens: Path, tmp_path: Path, capsys):
+    pack = tmp_path / "pack"
     assert run("pack", tokens, "--out", pack, "--shard-size", "500K") == 0
     assert "5 token files in " in capsys.readouterr().out
     assert token_names(pack) == token_names(tokens) == [f"slide{n}" for n in range(5)]
@@ -113,6 +113,11 @@ def test_pack_reads_like_its_folder_and_unpacks(tokens: Path, tmp_path: Path, ca
     with pytest.raises(StoreError, match="no such token file"):
         read_meta(token_path(pack, "other"))
     assert run("verify", pack) == 0 and "5 of 5 token files are good" in capsys.readouterr().out
+
+
+def test_unpack_gives_back_the_folder_or_one_file(tokens: Path, tmp_path: Path):
+    pack, back = tmp_path / "pack", tmp_path / "back"
+    assert run("pack", tokens, "--out", pack, "--shard-size", "500K") == 0
     assert run("unpack", pack, "--out", back) == 0
     wanted = contents(tokens)
     del wanted["notes.txt"]

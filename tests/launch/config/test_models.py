@@ -80,15 +80,23 @@ def test_activations_grow_with_the_batch_and_the_batch_is_the_experiments_shape(
     assert 1.9 < costs[1].activation_bytes / costs[0].activation_bytes <= 2.0
 
 
-def test_every_model_is_listed_with_its_cost(capsys):
+@pytest.fixture
+def rows(capsys):
+    """What `models` says of each model, by its name."""
     assert main(["models", "--json"]) == 0
-    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    return {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+
+
+def test_every_model_is_listed_with_its_cost(rows):
     assert set(rows) == set(MODELS)
     for name, row in rows.items():
         assert "error" not in row, row
         assert row["task"] == model_class(name).task and row["inputs"] == list(model_class(name).inputs)
         assert row["flops"] == 2 * row["macs"] > 0 and row["activation_bytes"] > 0
         assert row["parameters"] >= row["trainable"] > 0
+
+
+def test_the_papers_models_have_the_papers_sizes(rows):
     assert rows["hiri_vit"]["reconstruction"] and not rows["transunet"]["reconstruction"]
     assert rows["unetr"]["parameters"] == 88_317_169
     assert rows["unetr"]["flops"] / 1e9 == pytest.approx(239.604, rel=1e-4)

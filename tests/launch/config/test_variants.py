@@ -118,20 +118,34 @@ def test_preprocessing_counts_every_folder(apf_files, fewer, tmp_path):
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
-def test_folders_that_do_not_fit_are_named(apf_files, tile_files, fewer, tmp_path):
-    def fault(variant, **changes):
+@pytest.fixture
+def fault(apf_files, fewer):
+    """What is said of one more folder of trees."""
+
+    def of(variant, **changes):
         with pytest.raises(ConfigError) as error:
             TokenFiles(config(apf_files, fewer, variant, **changes).data).check()
         assert "\n" not in str(error.value) and str(variant) in str(error.value)
         return str(error.value)
 
-    def spoilt(**meta):
+    return of
+
+
+@pytest.fixture
+def spoilt(fewer, tmp_path):
+    """A copy of `fewer` in which one token file says other things of itself."""
+
+    def copy(**meta):
         folder = shutil.copytree(fewer, tmp_path / "spoilt", dirs_exist_ok=True)
         tokens, about = read_tokens(token_path(fewer, "d"))
         about["params"] |= meta.pop("params", {})
         write_tokens(token_path(folder, "d"), tokens, about | meta)
         return folder
 
+    return copy
+
+
+def test_missing_folders_and_files_are_named(fault, apf_files, fewer, tmp_path):
     said = fault(tmp_path / "none")
     assert "no such folder; `python -m launch prep EXPERIMENT --slides FOLDER --masks FOLDER data.dir=" in said
     (tmp_path / "empty").mkdir()
@@ -141,17 +155,23 @@ def test_folders_that_do_not_fit_are_named(apf_files, tile_files, fewer, tmp_pat
     assert "gap: no token file for c;" in fault(gap)
     assert "leave it out" in fault(apf_files)
     assert "is named twice" in fault(fewer / ".." / fewer.name)
+
+
+def test_folders_built_with_other_settings_are_named(fault, spoilt, tile_files, tmp_path):
     assert "patch 32" in fault(tile_files)
     more = write_folder(tmp_path / "more", length=40)
     assert f"more than data.length={LENGTH}" in fault(more)
     assert "patching uniform" in fault(spoilt(params={"patching": "uniform"}))
     assert "data.flips=false" in fault(spoilt(params={"fit": "drop"}))
-    assert "another slide" in fault(spoilt(source_sha256="0" * 64))
-    assert "another mask" in fault(spoilt(mask_sha256="0" * 64))
     shutil.rmtree(tmp_path / "spoilt")
     assert "was built with aspect squash" in fault(spoilt(params={"aspect": "squash"}))
     shutil.rmtree(tmp_path / "spoilt")
     assert "was built with mask_classes {'x': 2}" in fault(spoilt(params={"mask_classes": {"x": 2}}))
+
+
+def test_folders_of_other_slides_and_damaged_files_are_named(fault, spoilt, apf_files, fewer):
+    assert "another slide" in fault(spoilt(source_sha256="0" * 64))
+    assert "another mask" in fault(spoilt(mask_sha256="0" * 64))
     path = token_path(spoilt(), "d")
     path.write_bytes(path.read_bytes()[:2000])
     assert "d.tokens.h5" in fault(path.parent)

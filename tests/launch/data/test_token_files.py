@@ -47,21 +47,31 @@ def testhash_split_does_not_move_when_slides_are_added(tmp_path):
     assert 0.6 < len(many["train"]) / 300 < 0.8
 
 
-def test_wrong_folders_and_splits(apf_files, tmp_path):
-    def fault(**changes):
+@pytest.fixture
+def fault(apf_files):
+    """What is said of token files or a split that do not fit the settings."""
+
+    def of(**changes):
         with pytest.raises(ConfigError) as error:
             files = TokenFiles(config(apf_files, **changes).data)
             files.check()
         assert "\n" not in str(error.value)
         return str(error.value)
 
+    return of
+
+
+def test_wrong_folders_are_told(fault, tmp_path):
+    assert "no such folder" in fault(data__dir=tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    assert "no *.tokens.h5" in fault(data__dir=tmp_path / "empty")
+
+
+def test_wrong_splits_are_told(fault, tmp_path):
     def split_file(tree):
         (tmp_path / "s.json").write_text(tree if isinstance(tree, str) else json.dumps(tree))
         return fault(data__split=tmp_path / "s.json")
 
-    assert "no such folder" in fault(data__dir=tmp_path / "none")
-    (tmp_path / "empty").mkdir()
-    assert "no *.tokens.h5" in fault(data__dir=tmp_path / "empty")
     assert "No such file" in fault(data__split=tmp_path / "none.json")
     assert "not JSON" in split_file("{")
     assert "train, val, test" in split_file({"training": []})
@@ -71,6 +81,9 @@ def test_wrong_folders_and_splits(apf_files, tmp_path):
     assert "data.fractions=[1.0, 0.0, 0.0]: no slide in test" in fault(
         data__split="null", data__fractions="[1.0,0.0,0.0]"
     )
+
+
+def test_token_files_of_other_settings_are_told(fault):
     assert "resolution 64" in fault(data__resolution=128)
     assert "patch 8" in fault(data__patch=4)
     assert "patching apf" in fault(data__patching="uniform")

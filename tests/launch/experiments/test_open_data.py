@@ -1,5 +1,6 @@
 """The comparison on open data: every row of a set gets the same images and time; the command that runs it."""
 
+import functools
 import json
 import math
 import os
@@ -42,15 +43,40 @@ def script(**env: str) -> subprocess.CompletedProcess:
     )
 
 
+IN_SEQUENCE = {"apf_token_still", "apf_token_strip", "apf_raster", "apf_still", "apf_strip"}
+PLACED = {"apf_token_placed": "geom", "apf_token_blind": "none"}  # position codes beside apf_token_still's
+WHOLE_FRAMES = {"apf_whole", "unetr", "apf_geometric", *IN_SEQUENCE, *PLACED}
+LEAVES = {
+    "apf",
+    "apf_std",
+    "apf_alone",
+    "apf_blind",
+    "apf_jittered",
+    "apf_half",
+    "apf_deep",
+    "apf_unturned",
+    "apf_drop",
+    "apf_leaf",
+    "apf_token",
+    "uniform_leaf_unet",
+    "uniform_leaf_unet_std",
+    *SPLITS,
+}
+ALL_LEAVES = {"glomeruli": 1024, "nuclei": 1024, "vessels": 1024, "vessels_2k": 4096, "vessels_4k": 16384}
+
+
+@functools.cache
+def configs_of(name):
+    """Row -> configuration of a set."""
+    return {row: load(f"open_{name}_{row}") for row in rows_of(name)}
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
-    configs = {row: load(f"open_{name}_{row}") for row in rows_of(name)}
+    configs = configs_of(name)
     whole = [config.model_copy(update={"experiment": ""}).sha256() for config in configs.values()]
-    in_sequence = {"apf_token_still", "apf_token_strip", "apf_raster", "apf_still", "apf_strip"}
-    placed = {"apf_token_placed": "geom", "apf_token_blind": "none"}  # position codes beside apf_token_still's
-    whole_frames = {"apf_whole", "unetr", "apf_geometric", *in_sequence, *placed}
-    left_out = whole_frames if name == "vessels_4k" else set()
-    assert left_out == whole_frames - set(configs)
+    left_out = WHOLE_FRAMES if name == "vessels_4k" else set()
+    assert left_out == WHOLE_FRAMES - set(configs)
     assert len(set(whole)) == len(configs) >= len(ROWS) - 2 - len(left_out)
     split = json.loads((ROOT / configs["apf"].data.split).read_text())
     parts = [set(split[part]) for part in ("train", "val", "test")]
@@ -59,30 +85,22 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
         one, other = config.train, configs["apf"].train
         assert one.model_copy(update={"batch": other.batch, "lr": other.lr}) == other
         assert (config.data.split, config.data.resolution) == (configs["apf"].data.split, SETS[name].px)
-    leaves = {
-        "apf",
-        "apf_std",
-        "apf_alone",
-        "apf_blind",
-        "apf_jittered",
-        "apf_half",
-        "apf_deep",
-        "apf_unturned",
-        "apf_drop",
-        "apf_leaf",
-        "apf_token",
-        "uniform_leaf_unet",
-        "uniform_leaf_unet_std",
-        *SPLITS,
-    }
-    all_there_are = {"glomeruli": 1024, "nuclei": 1024, "vessels": 1024, "vessels_2k": 4096, "vessels_4k": 16384}[name]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_lengths_are_halved_and_doubled_where_a_frame_has_as_many_leaves(name):
+    configs, all_there_are = configs_of(name), ALL_LEAVES[name]
     assert configs["apf"].data.length < all_there_are
     assert ("apf_double" in configs) == (2 * configs["apf"].data.length < all_there_are)
     assert ("apf_double" in configs) == (name in ("glomeruli", "vessels_4k"))
     if "apf_double" in configs:
         assert configs["apf_double"].data.length == 2 * configs["apf"].data.length
-        leaves.add("apf_double")
     assert configs["apf_half"].data.length == configs["apf"].data.length // 2
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_rows_of_other_networks_change_one_setting_of_the_network(name):
+    configs = configs_of(name)
     for plain in ("apf", "unet", "uniform_leaf_unet"):
         one, other = configs[f"{plain}_std"], configs[plain]
         assert one.data == other.data and (one.train.lr, other.train.lr) == (2e-3, 5e-3)
@@ -90,13 +108,29 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
     changes = {"apf_deep": {"depth": 4}, "apf_alone": {"seams": False}, "apf_blind": {"position": "none"}}
     for row, other in changes.items():
         assert configs[row].model == replace(configs["apf"].model, **other) != configs["apf"].model
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_rows_on_leaves_alone_are_scored_on_what_they_have_seen(name):
+    configs = configs_of(name)
+    leaves = LEAVES | ({"apf_double"} & configs.keys())
     seen = {row: config.eval.part for row, config in configs.items() if config.data.part == SETS[name].part}
     assert dict.fromkeys(leaves, SETS[name].seen) == {row: seen[row] for row in leaves}
     assert all(config.eval.part is None for row, config in configs.items() if row not in leaves)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_uniform_rows_have_as_many_tokens_or_as_small_patches(name):
+    configs = configs_of(name)
     length = configs["apf"].data.length
     assert length <= configs["uniform_tokens"].data.length < 4 * length
     rows = "uniform_patch" if "uniform_patch" in configs else "uniform_tokens"
     assert configs[rows].data.patch == configs["apf"].data.patch
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_rows_of_other_trees_change_one_setting_of_the_tree_and_have_their_own_files(name):
+    configs = configs_of(name)
     for row, split in SPLITS.items():
         alike = {"experiment": configs["apf"].experiment, "data": configs["apf"].data}
         assert configs[row].model_copy(update=alike) == configs["apf"]
@@ -104,20 +138,30 @@ def test_rows_of_a_set_have_the_same_images_and_time_and_differ(name):
         assert configs["apf"].data.model_copy(update=own) == configs[row].data
     trees = ("apf", "apf_half", *(["apf_double"] if "apf_double" in configs else []), *SPLITS)
     assert len({configs[row].data.dir for row in trees}) == len(trees)
-    if not left_out:
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_rows_in_sequence_differ_in_packing_or_position_alone(name):
+    configs, all_there_are = configs_of(name), ALL_LEAVES[name]
+    if WHOLE_FRAMES <= configs.keys():
         for strip, still in (("apf_strip", "apf_still"), ("apf_token_strip", "apf_token_still")):
             one, other = configs[strip], configs[still]
             assert one.model == replace(other.model, packing="strip") != other.model
             assert (one.data, one.train) == (other.data, other.train) and not other.data.flips
             assert other.data.dir == configs["apf_raster"].data.dir
-        for row, position in placed.items():
+        for row, position in PLACED.items():
             one, other = configs[row], configs["apf_token_still"]
             assert one.model == replace(other.model, position=position) != other.model
             assert (one.data, one.train) == (other.data, other.train)
     # Of three of them the sequence is a picture; with as many leaves as the grid has it would be read as the grid.
-    for row in {"apf_geometric", *in_sequence} - left_out:
+    for row in {"apf_geometric", *IN_SEQUENCE} & configs.keys():
         assert configs[row].data.length == SETS[name].square < all_there_are
         assert math.isqrt(SETS[name].square) ** 2 == SETS[name].square
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_rows_of_other_draws_change_one_setting_of_the_data(name):
+    configs = configs_of(name)
     jittered, apf = configs["apf_jittered"], configs["apf"]
     dirs = [f"{apf.data.dir}_q80", f"{apf.data.dir}_q95"]
     assert [*jittered.data.variants] == dirs and not apf.data.variants

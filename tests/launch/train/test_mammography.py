@@ -131,6 +131,9 @@ def test_experiments_are_the_papers_recipe():
         assert config.data.channels == 1 and config.data.classes == 2
     assert Path(str(image.train.init_from)) == patch.run_dir(1)
     assert load("hct_image", []).train.optimiser == "adam"
+
+
+def test_every_network_has_its_experiments():
     assert Path(str(load("gmic_image", []).train.init_from)) == load("gmic_patch", []).run_dir(1)
     attentions = {load(f"{name}_patch", []).model.attention for name in MODELS if name.startswith("hct")}
     assert attentions == {"performer_relu", "performer_softmax", "nystrom"}
