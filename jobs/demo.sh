@@ -12,8 +12,8 @@ data=data_prep/sample_data/glomeruli24
 export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1 PYTHONWARNINGS=${PYTHONWARNINGS:-ignore}
 
 step() { printf '\n[demo %3ds] %s\n' "$SECONDS" "$*"; }
-build() {  # folder name, then options of `data_prep build`
-    mpiexec -n 2 python -m data_prep build "$data/images" --masks "$data/masks" --out "$out/tokens/$1" --resolution 1024 "${@:2}" |
+build() {  # folder name, an experiment that reads it
+    mpiexec -n 2 python -m launch prep "$2" --slides "$data/images" --masks "$data/masks" data.dir="$out/tokens/$1" |
         tail -n 1   # of the table of all slides, the sum; progress, warnings and failures come by the other stream
 }
 train() {  # experiment name, folder of its token files
@@ -32,10 +32,10 @@ echo "$seconds" >"$out/seconds"
 trap 'rc=$?; [ $rc = 0 ] || printf "\n[demo] stopped (exit code %s); the same command goes on from here\n" $rc >&2' EXIT
 
 step "1/3 token files: adaptive (p=16, L=256), and uniform at the same smallest patch, at the same token count, and as tiles"
-build apf --patch 16 --length 256
-build uniform16 --patching uniform --patch 16
-build uniform64 --patching uniform --patch 64
-build tiles256 --patching uniform --patch 256
+build apf demo_apf
+build uniform16 demo_uniform_patch
+build uniform64 demo_uniform_tokens
+build tiles256 demo_tiled_unet
 python -m data_prep inspect "$data/images/10063.jpg" --masks "$data/masks" --resolution 1024 --patch 16 --length 256 --out "$out/inspect.png"
 
 step "2/3 training: four models, $seconds s each, 2 ranks"

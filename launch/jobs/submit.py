@@ -361,7 +361,7 @@ def submit_again(
                 yield NOT_RUN, f"{run}, since prep {prep} failed"
                 continue
         # What has begun anew since it was submitted first is not to begin anew again, but to go on.
-        first = submission.get("first_submitted_at") or submission.get("submitted_at")
+        first = submission.get("first_submitted_at")
         begun = first and forced_at(run) >= datetime.fromisoformat(first).timestamp()
         settings = ["force=false"] if begun else []
         number = _start_again(run, [*words, *_after(wait_for)], with_slurm, gpus, settings)
