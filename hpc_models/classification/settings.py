@@ -22,13 +22,13 @@ Pool = Literal["cls", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Classifier(ModelSettings):
+class _ClassifierSettings(ModelSettings):
     task: ClassVar[TaskName] = "classification"
     inputs: ClassVar[tuple[Inputs, ...]] = ("images", "tiles")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ViTSizes(TransformerSizes, _Classifier):
+class _ViTSizes(TransformerSizes, _ClassifierSettings):
     """What ViT and APF-ViT share."""
 
     normalise: bool = option(True, NORMALISE)
@@ -72,7 +72,7 @@ class APFViTSettings(_ViTSizes):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HIPTSettings(_Classifier):
+class HIPTSettings(_ClassifierSettings):
     """`hipt`: three transformers over patches, squares and regions; uniform tokens are its squares.
 
     The tables have 14 rows a side, since the authors trained at 224 px; they are interpolated to the grid at hand.
@@ -99,7 +99,7 @@ class HIPTSettings(_Classifier):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GMICSettings(_Classifier):
+class GMICSettings(_ClassifierSettings):
     """`gmic`: the global network of GMIC, convolutions throughout, without its patches of interest."""
 
     name: ClassVar[str] = "gmic"
@@ -143,7 +143,7 @@ class DefGMICSettings(GMICSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HIRIViTSettings(_Classifier):
+class HIRIViTSettings(_ClassifierSettings):
     """`hiri_vit`: five stages, two branches where maps are large; its numbers are a reconstruction."""
 
     name: ClassVar[str] = "hiri_vit"
@@ -162,7 +162,7 @@ class HIRIViTSettings(_Classifier):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HIRIBodySettings(_Classifier):
+class HIRIBodySettings(_ClassifierSettings):
     """`hiri_body`: PVTv2, DaViT or HRNet, plain or with HIRI-ViT's front (a reconstruction)."""
 
     name: ClassVar[str] = "hiri_body"
@@ -180,7 +180,7 @@ class HIRIBodySettings(_Classifier):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RIViTSettings(_Classifier):
+class RIViTSettings(_ClassifierSettings):
     """`rivit`: every resolution becomes the same token grid; also the stock ViT it is compared with."""
 
     name: ClassVar[str] = "rivit"

@@ -38,7 +38,7 @@ class Link(Section):
     gb_s: float = Field(gt=0, description="1 / beta, one direction, share of one gpu when all of the node talk")
 
 
-class Network(Section):
+class Interconnect(Section):
     """Links inside a node and between nodes."""
 
     intra_node: Link
@@ -107,7 +107,7 @@ class Site(Section):
     name: str = Field(description="name of the file without .yaml")
     title: str = Field(description="one line for lists")
     hardware: Hardware
-    network: Network
+    network: Interconnect
     expected: Expected
     slurm: Slurm | None = Field(default=None, description="null: no scheduler")
     modules: tuple[str, ...] = Field(default=(), description="`module load` of each, in this order")

@@ -1,4 +1,7 @@
-"""How one single-device model trains on many ranks: `ddp`, `fsdp` and `deepspeed` behind one protocol."""
+"""How one single-device model trains on many ranks: `ddp`, `fsdp` and `deepspeed` behind one protocol.
+
+Others use `build`, `base.Engine`, `ranks.find_ranks` and `sequence_parallel.spread_sequences`.
+"""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ Activations: what the backward pass keeps in fp32, without the weights."""
 
 
 @dataclass(frozen=True)
-class Cost:
+class ModelCost:
     """What one forward pass takes.
 
     Attributes:
@@ -57,8 +57,8 @@ class Cost:
     weight_bytes: int
 
 
-def measure(model: nn.Module, inputs: torch.Tensor | Batch) -> Cost:
-    """Cost of `model(inputs)` in training.
+def measure(model: nn.Module, inputs: torch.Tensor | Batch) -> ModelCost:
+    """ModelCost of `model(inputs)` in training.
 
     Args:
         model: On the meta device: on CPUs torch counts nothing for attention.
@@ -87,7 +87,7 @@ def measure(model: nn.Module, inputs: torch.Tensor | Batch) -> Cost:
         answer = model(inputs)
     flops = int(counter.get_total_flops())
     del answer
-    return Cost(
+    return ModelCost(
         parameters=sum(weight.numel() for weight in weights),
         trainable=sum(weight.numel() for weight in weights if weight.requires_grad),
         macs=flops // 2,

@@ -18,7 +18,7 @@ from launch.data.pictures import Files, open_files
 from launch.engines import ranks as places
 from launch.engines.ranks import EXIT_AGAIN, EXIT_CONFIG, EXIT_CRASH, EXIT_OK, Ranks
 from launch.records.record import environment, memory_summary, read_record, to_json, write_record
-from launch.records.run_dir import Opened, open_run
+from launch.records.run_dir import OpenedRun, open_run
 from launch.train.checks import check_model, check_world
 from launch.train.lifetime import Log, StopFlag, Watchdog
 from launch.train.run_record import RunFacts, status_of, summary
@@ -82,7 +82,7 @@ def _tell_finished(run_dir: Path) -> int:
     return EXIT_OK
 
 
-def open_together(config: Config, files: Files, ranks: Ranks, run_dir: Path) -> Opened:
+def open_together(config: Config, files: Files, ranks: Ranks, run_dir: Path) -> OpenedRun:
     """Rank 0 checks the files and opens the run directory; all ranks get its answer or its error."""
     import torch.distributed as dist
 
@@ -90,7 +90,7 @@ def open_together(config: Config, files: Files, ranks: Ranks, run_dir: Path) -> 
     device = places.pick_device(config.engine.device, ranks)
     dist.all_gather_object(hosts, (os.uname().nodename, places.device_name(device)))
 
-    def work() -> Opened:
+    def work() -> OpenedRun:
         # The data first: a run that cannot start leaves no folder behind.
         if config.force or not _is_finished(run_dir, config):
             files.check()
@@ -121,7 +121,7 @@ class Start:
         ranks: Ranks,
         run_dir: Path,
         device: torch.device,
-        opened: Opened,
+        opened: OpenedRun,
         threads: int,
     ) -> None:
         self.facts = RunFacts(config, files, ranks, run_dir, device, opened.starts)

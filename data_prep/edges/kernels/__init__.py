@@ -1,1 +1,4 @@
-"""Compiled loops under the edges: maxima of gradients, connected components, sums."""
+"""Compiled loops under the edges: maxima of gradients, connected components, sums.
+
+Others use `maxima.maxima`, `sums.take` and `jit.compiled`.
+"""
