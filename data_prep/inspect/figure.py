@@ -61,7 +61,7 @@ def _no_date(out: Path) -> dict[str, Any]:
 
 def caption(look: Look, dot: str = ", ") -> str:
     """Parameters and result in one line: R, p, rule, thresholds, leaves used, ceiling, leaves that a boundary cuts."""
-    options, found = look.options, look.found
+    options, basis = look.options, look.basis
     used, full = len(look.token_set), (options.resolution // options.patch) ** 2
     parts = [f"R = {options.resolution}", f"p = {options.patch}"]
     if options.patching == "uniform":
@@ -69,8 +69,8 @@ def caption(look: Look, dot: str = ", ") -> str:
     else:
         rule = f"L = {options.length:,}" if options.length is not None else f"v = {options.split_value}"
         kind = "auto " if options.thresholds == "auto" else ""
-        seen = f"Canny {kind}{found['lo']}/{found['hi']}" if options.split_on == "edges" else options.split_on
-        parts += [rule, f"{seen}, blur {found['blur']}"]
+        seen = f"Canny {kind}{basis.lo}/{basis.hi}" if options.split_on == "edges" else options.split_on
+        parts += [rule, f"{seen}, blur {basis.blur}"]
         of = f" of {options.length:,}" if options.length is not None else ""
         parts.append(f"{used:,}{of} leaves used, {full / used:.1f} x fewer than uniform ({full:,})")
     if options.fov is not None:
@@ -90,9 +90,9 @@ def _second_line(look: Look, dot: str) -> str:
     scale = 1.0 if look.options.aspect == "squash" else min(1.0, look.options.resolution / max(width, height))
     parts = [f"slide {width} x {height} px" + (f" at {look.mpp:.3f} um/px" if look.mpp else "")]
     parts.append("stretched to the frame" if look.options.aspect == "squash" else f"scale {scale:.3g}")
-    if look.found["edge_pixels"] is not None:
+    if look.basis.edge_pixels is not None:
         area = look.token_set.content_wh[0] * look.token_set.content_wh[1]
-        parts.append(f"{look.found['edge_pixels']:,} edge pixels ({100 * look.found['edge_pixels'] / area:.1f} %)")
+        parts.append(f"{look.basis.edge_pixels:,} edge pixels ({100 * look.basis.edge_pixels / area:.1f} %)")
     parts.append(f"leaf sides {_span(look)}")
     return dot.join(parts)
 
@@ -147,9 +147,9 @@ def _edges(axis: Any, look: Look) -> tuple[str, str]:
     _picture(axis, look, 1 - look.edges, cmap="gray", vmin=0, vmax=1)
     if look.options.split_on != "edges":
         what = "Deviation" if look.options.split_on == "variance" else "Entropy"
-        return f"{what} of the luma", f"per smallest leaf, after {look.found['blur']} px Gaussian"
+        return f"{what} of the luma", f"per smallest leaf, after {look.basis.blur} px Gaussian"
     title = "Edges" if look.edges.shape[0] == look.shown_px else "Edge density"
-    return title, f"Canny {look.found['lo']}/{look.found['hi']} after {look.found['blur']} px Gaussian"
+    return title, f"Canny {look.basis.lo}/{look.basis.hi} after {look.basis.blur} px Gaussian"
 
 
 def _leaves(axis: Any, look: Look) -> tuple[str, str]:

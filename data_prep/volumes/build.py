@@ -1,7 +1,7 @@
 """CT volumes to token files, one per slice, and predictions back to a volume with its Dice. Never imports torch.
 
 A slice is a picture like any other: windowed to 8 bit, the same in red, green and blue, with its labels as mask. All
-else is `build_slide`. A sidecar `<case>.volume.json` says which slices belong together and how they lie.
+else is `build.slide`. A sidecar `<case>.volume.json` says which slices belong together and how they lie.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.build.leaf_plan import plan_leaves
-from data_prep.build.log import hash_source
+from data_prep.build.log import Hashes, Outcome, Task
 from data_prep.build.options import BuildOptions
-from data_prep.build.outcome import Outcome, Stage, Task
-from data_prep.build.slide import finish, valid_already, write_result
-from data_prep.frame import FrameReader, MaskReader, make_frame
+from data_prep.build.slide import OpenedSlide, cut_slide, finish, valid_already, write_result
+from data_prep.frame import make_frame
 from data_prep.masks.masks import Mask
 from data_prep.slides.base import Slide, SlideError
 from data_prep.system.error_text import one_line
 from data_prep.system.files import sha256_of, write_atomic
 from data_prep.token_files.token_file import read_tokens, token_path
 from data_prep.tokens.ceiling import ceiling
-from data_prep.tokens.token_set import cut, rebuild
+from data_prep.tokens.token_set import rebuild
 from data_prep.volumes.read import (
     Volume,
     case_name,
@@ -165,14 +163,18 @@ def build_volume(
         if tell is not None:
             tell(outcome)
         return [outcome]
-    count = slice_count(volume, options.axis)
+    names = [f"{case}_slice{index:03d}" for index in range(slice_count(volume, options.axis))]
     outcomes = []
-    for index in range(count):
-        name = f"{case}_slice{index:03d}"
+    for index, name in enumerate(names):
         outcome = Outcome(name, str(path), "failed")
         started_s = time.perf_counter()
+        task = Task(path.parent / name, out, options.build, rebuild=rebuild_all)
+        how = f"{options.axis} {index} {options.window_hu}"
+        digests = [hashlib.sha256(f"{source} {how}".encode()).hexdigest() for source in (sources[0], sources[-1])]
         try:
-            _build_slice(name, volume, labels, index, sources, out, options, outcome, rebuild_all)
+            hashes = digests[0], None if labels is None else digests[1]
+            if not valid_already(task, hashes, outcome):
+                _build_slice(task, _opened_slice(task, volume, labels, options, index), hashes, outcome)
         except (ValueError, OSError) as error:
             outcome.reason = one_line(error)
         outcome.seconds = round(time.perf_counter() - started_s, 4)
@@ -184,7 +186,7 @@ def build_volume(
         "case": case,
         "axis": options.axis,
         "window_hu": None if volume.windowed else options.window_hu,
-        "slices": [f"{case}_slice{index:03d}" for index in range(count)],
+        "slices": names,
         "shape": list(volume.voxels.shape),
         "spacing_mm": volume.spacing_mm,
         "affine": None if volume.affine is None else volume.affine.tolist(),
@@ -195,7 +197,7 @@ def build_volume(
 
 def _hash(path: Path) -> str:
     if path.is_file():
-        return hash_source(path, {}).sha256
+        return sha256_of(path)
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
         if file.is_file():
@@ -203,45 +205,20 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _build_slice(
-    name: str,
-    volume: Volume,
-    labels: NDArray[np.uint8] | None,
-    index: int,
-    sources: list[str],
-    out: Path,
-    options: VolumeOptions,
-    outcome: Outcome,
-    rebuild_all: bool,
-) -> None:
-    build = options.build
-    task = Task(volume.path.parent / name, out, build, rebuild=rebuild_all)
-    how = f"{options.axis} {index} {options.window_hu}"
-    of_picture = hashlib.sha256(f"{sources[0]} {how}".encode()).hexdigest()
-    of_labels = None if labels is None else hashlib.sha256(f"{sources[-1]} {how}".encode()).hexdigest()
-    if valid_already(task, (of_picture, of_labels), outcome):
-        return
+def _opened_slice(
+    task: Task, volume: Volume, labels: NDArray[np.uint8] | None, options: VolumeOptions, index: int
+) -> OpenedSlide:
+    """One slice as a slide that is open, with its labels as mask."""
     window = (0.0, 1.0) if volume.windowed else options.window_hu
-    picture = windowed(picture_of(volume.voxels, options.axis, index), window)
-    slide = SliceSlide(task.slide, picture, None)
-    frame = make_frame(slide.size_wh, build.resolution, build.aspect)
-    reader = FrameReader(slide, frame)
-    read_mask = None
-    if labels is not None:
-        read_mask = MaskReader(SliceMask(task.slide, picture_of(labels, options.axis, index)), frame).read
-    leaves, found = plan_leaves(reader.read, frame, build, outcome)
-    with Stage(outcome, "tokens"):
-        whole = cut(
-            reader.read,
-            leaves,
-            build.patch,
-            frame.size_px,
-            frame.content_wh,
-            read_mask=read_mask,
-            classes=build.classes,
-        )
-    token_set, meta = finish(slide, frame, whole, found, build, outcome, {})
-    write_result(task, token_set, meta, (of_picture, of_labels), outcome)
+    slide = SliceSlide(task.slide, windowed(picture_of(volume.voxels, options.axis, index), window), None)
+    mask = None if labels is None else SliceMask(task.slide, picture_of(labels, options.axis, index))
+    return OpenedSlide(slide, mask, options.build)
+
+
+def _build_slice(task: Task, opened: OpenedSlide, hashes: Hashes, outcome: Outcome) -> None:
+    whole, basis = cut_slide(opened, task.options, outcome)
+    token_set, meta = finish(opened, whole, basis, task.options, outcome)
+    write_result(task, token_set, meta, hashes, outcome)
 
 
 def reassemble(case: str, folder: Path, predictions: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:

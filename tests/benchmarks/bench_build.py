@@ -24,9 +24,9 @@ sys.path.insert(0, str(ROOT))
 
 import cv2
 import numpy as np
+from data_prep.build.outcome import Task
 
 from data_prep.build.options import BuildOptions
-from data_prep.build.outcome import Task
 from data_prep.build.slide import build_one
 from data_prep.edges.canny import edge_map
 from data_prep.slides.open import open_slide

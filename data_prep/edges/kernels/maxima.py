@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from data_prep.edges.kernels.jit import kernel, part
 
-__all__ = ["is_maximum", "maxima"]
+__all__ = ["maxima"]
 
 _SPARE = 8  # eight pixels are looked at together
 
@@ -146,7 +146,12 @@ def _largest(m, at, n):
 
 @part
 def _maxima_row(m, above, here, below, dx, dy, row, limit, flag, n):
-    """Canny's rule for one row: larger than the pixel before along the gradient, not smaller than the one after."""
+    """Canny's rule for one row: larger than the pixel before along the gradient, not smaller than the one after.
+
+    OpenCV compares |dy| * 2**15 with |dx| * 13573 (the tangent of 22.5 degrees) and |dx| * (13573 + 2**16) (of 67.5).
+    |dy| is an integer and 13573 odd, so that is |dy| <= t and |dy| > t + 2 |dx| with t = |dx| * 13573 >> 15.
+    13573 = 53 * 256 + 5, so t = (53 |dx| + (5 |dx| >> 8)) >> 7, which 16 bits hold: twice as many pixels at a time.
+    """
     one, two = np.uint64(1), np.uint64(2)
     for x in range(n):
         i, up, down = here + x, above + x, below + x
@@ -163,28 +168,6 @@ def _maxima_row(m, above, here, below, dx, dy, row, limit, flag, n):
         slanted |= (not falls) & (g > m[up]) & (g > m[down + two])
         found |= (not level) & (not steep) & slanted
         flag[x] = found & (g > limit)
-
-
-@kernel
-def is_maximum(
-    magnitude: NDArray[np.int16], dx: NDArray[np.int16], dy: NDArray[np.int16], limit: int, flag: NDArray[np.uint8]
-) -> None:
-    """Canny's suppression for one row, `cv2.Canny(dx, dy, limit, limit)`, given derivatives.
-
-    OpenCV compares |dy| * 2**15 with |dx| * 13573 (the tangent of 22.5 degrees) and |dx| * (13573 + 2**16) (of 67.5).
-    |dy| is an integer and 13573 odd, so that is |dy| <= t and |dy| > t + 2 |dx| with t = |dx| * 13573 >> 15.
-    13573 = 53 * 256 + 5, so t = (53 |dx| + (5 |dx| >> 8)) >> 7, which 16 bits hold: twice as many pixels at a time.
-
-    Args:
-        magnitude: (3 * (w + 2),) L1 magnitudes of the row above, the row and the row below, one pixel more at each end.
-        dx: (w,) of the row.
-        dy: (w,).
-        limit: only magnitudes above it count.
-        flag: (w,), gets 1 where the magnitude is a maximum, else 0.
-    """
-    n, zero = np.uint64(len(dx)), np.uint64(0)
-    stride = n + np.uint64(2)
-    _maxima_row(magnitude, zero, stride, stride + stride, dx, dy, zero, np.int16(limit), flag, n)
 
 
 @part

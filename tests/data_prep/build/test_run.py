@@ -13,11 +13,9 @@ import numpy as np
 import pytest
 
 from data_prep.build import log as build_log
-from data_prep.build.log import read_log
+from data_prep.build.log import Outcome, Task, read_log
 from data_prep.build.options import BuildOptions
-from data_prep.build.outcome import Outcome, Task
 from data_prep.build.run import summary
-from data_prep.build.slide import build_one
 from data_prep.commands.parser import main
 from data_prep.edges.canny import blur_for, edge_map
 from data_prep.parallel.pool import run_pool
@@ -25,7 +23,7 @@ from data_prep.token_files.token_file import read_meta, read_tokens
 from data_prep.token_files.verify import verify_file
 from data_prep.tokens.ceiling import ceiling
 from data_prep.tree.quadtree import budget_tree
-from tests.helpers.builds import ROOT, TREE, command, leftovers, plain_env, run, some_slides, token_bytes
+from tests.helpers.builds import ROOT, TREE, build_one, command, leftovers, plain_env, run, some_slides, token_bytes
 
 
 @pytest.fixture
@@ -271,7 +269,7 @@ def test_killed_while_writing_leaves_a_temporary_that_the_next_run_removes(slide
     # not yet renamed.
     code = (
         "import os, signal, sys\n"
-        "from data_prep import files\n"
+        "from data_prep.system import files\n"
         "from data_prep.commands.parser import main\n"
         "sync, calls = os.fsync, []\n"
         "def fsync(fd):\n"

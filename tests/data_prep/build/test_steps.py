@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import tifffile
 
+from data_prep.build import run as build_run
 from data_prep.build import slide as build_slide
 from data_prep.build import steps as big_slide
 from data_prep.build.log import read_log
 from data_prep.build.options import BuildOptions
-from data_prep.build.run import build, prepare_out
+from data_prep.build.run import build, prepare_out, region_side
 from data_prep.build.scratch import Scratch, ScratchError, remove_scratch, scratch_key, scratch_sides
-from data_prep.build.steps import region_side
 from data_prep.system.files import writer_name
 from data_prep.token_files.token_file import read_meta
 from data_prep.token_files.verify import verify_file
@@ -184,7 +184,7 @@ def test_twenty_kills(tmp_path: Path):
 def stop_after(monkeypatch, steps: int, out: Path, options: BuildOptions) -> list[str]:
     """Build until so many steps are done, then stop as if killed. Returns the kinds of the steps that were done."""
     done: list[str] = []
-    real = big_slide.run_step
+    real = build_run.run_step
 
     def counting(step, beat=None):
         if len(done) == steps:
@@ -258,7 +258,7 @@ def test_removed_scratch_is_told(monkeypatch, tmp_path: Path):
 def test_a_slide_that_changes_while_it_is_built_is_refused(monkeypatch, tmp_path: Path):
     slide, out = tmp_path / "slide.svs", tmp_path / "out"
     shutil.copy(CMU, slide)
-    real = big_slide.run_step
+    real = build_run.run_step
 
     def touching(step, beat=None):
         if step.kind == "plan" and step.index == 0:
@@ -289,7 +289,7 @@ def test_a_frame_in_memory_decodes_the_slide_once(monkeypatch, tmp_path: Path):
 
 
 def test_a_side_that_was_not_asked_for_is_the_one_that_was_begun(monkeypatch, tmp_path: Path):
-    monkeypatch.setattr(big_slide, "IN_MEMORY_PX", 1024)
+    monkeypatch.setattr(build_run, "IN_MEMORY_PX", 1024)
     out = tmp_path / "out"
     prepare_out(out)
     monkeypatch.setattr("data_prep.build.run.region_side", lambda options, workers: 512)
@@ -441,7 +441,7 @@ def test_8192_of_real_texture_by_regions_and_in_memory(thresholds, tmp_path: Pat
 
 PEAK = """
 import resource, sys
-from data_prep.cli import main
+from data_prep.commands.parser import main
 code = main(sys.argv[1:])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
 sys.exit(code)

@@ -8,15 +8,14 @@ import cv2
 import numpy as np
 import pytest
 
+from data_prep.build.log import Task
 from data_prep.build.options import BuildOptions
-from data_prep.build.outcome import Task
-from data_prep.build.slide import build_one
 from data_prep.commands.parser import main
 from data_prep.inspect.figure import caption
 from data_prep.inspect.look import default_resolution, look_at, paint
 from data_prep.token_files.token_file import read_tokens
 from data_prep.tokens.token_set import rebuild
-from tests.helpers.builds import GLOMERULI, ROOT, WSI, leftovers, make_set, plain_env
+from tests.helpers.builds import GLOMERULI, ROOT, WSI, build_one, leftovers, make_set, plain_env
 
 IMAGE = GLOMERULI / "images" / "10063.jpg"
 CMU = WSI / "CMU-1-Small-Region.svs"
@@ -67,7 +66,7 @@ def test_it_shows_the_tokens_of_a_build(tmp_path: Path):
     np.testing.assert_array_equal(look.token_set.tokens, built.tokens)
     np.testing.assert_array_equal(look.token_set.leaf_xy, built.leaf_xy)
     assert look.ceiling == meta["ceiling"] == outcome.ceiling
-    assert look.edges.sum() == meta["edge_pixels"] == look.found["edge_pixels"]
+    assert look.edges.sum() == meta["edge_pixels"] == look.basis.edge_pixels
     np.testing.assert_array_equal(look.seen, rebuild(built.tokens, built.leaf_xy, built.leaf_size, 1024))
     # At full size the picture's own Dice (the majority of each cell) comes close to the ceiling and does not pass it.
     inter = ((look.best == 1) & (look.truth == 1)).sum()

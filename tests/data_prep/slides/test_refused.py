@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import tifffile
 
+from data_prep.build.log import Outcome
 from data_prep.build.options import BuildOptions
-from data_prep.build.outcome import Outcome
-from data_prep.build.run import build, prepare_out
-from data_prep.build.steps import region_side
+from data_prep.build.run import build, prepare_out, region_side
 from data_prep.slides import base, fast_tiff, tiff
 from data_prep.slides.open import open_slide
 from data_prep.system import ctrl_c

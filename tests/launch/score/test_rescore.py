@@ -13,9 +13,8 @@ import yaml
 
 from analysis.runs.groups import group_runs
 from analysis.runs.records import load as load_records
+from data_prep.build.log import Task
 from data_prep.build.options import BuildOptions
-from data_prep.build.outcome import Task
-from data_prep.build.slide import build_one
 from data_prep.token_files.token_file import read_tokens, token_path
 from launch.__main__ import main
 from launch.data.token_files import TokenFiles
@@ -23,6 +22,7 @@ from launch.experiments.load import load
 from launch.records.record import read_record
 from launch.score.rescore import enlarged, load_model, other_files, read_run
 from launch.train.segmentation_scores import raster_logits
+from tests.helpers.builds import build_one
 from tests.helpers.small_runs import Group, finish_well, launch_rank, overrides
 
 pytestmark = pytest.mark.gloo
