@@ -15,7 +15,6 @@ from data_prep.build.options import BuildOptions
 from data_prep.system.files import sha256_of
 
 NAME = "build_log.jsonl"
-KINDS = ("begin", "hash", "scan", "limits", "edges", "light", "plan", "tree", "tokens", "write")
 Hashes = tuple[str, str | None]  # of the slide and of its mask
 
 
@@ -75,9 +74,10 @@ class Step:
     """One step of one slide.
 
     Attributes:
-        kind: one of `KINDS`.
+        kind: begin, hash, scan, limits, edges, light, plan, tree, tokens or write.
         task: the slide and its parameters.
         side_px: side of the regions.
+        stage: later ones have larger numbers.
         index: number of the region, row by row; 0 for steps of the slide.
         regions: all regions with content, for the steps that join them.
         hashes: of slide and mask, for `write`.
@@ -87,15 +87,11 @@ class Step:
     kind: str
     task: Task
     side_px: int
+    stage: int = 0
     index: int = 0
     regions: tuple[int, ...] = ()
     hashes: Hashes | None = None
     folder: Path | None = None
-
-    @property
-    def stage(self) -> int:
-        """Later stages have larger numbers."""
-        return KINDS.index(self.kind)
 
 
 @dataclass
@@ -174,9 +170,11 @@ def hash_inputs(task: Task, mask_paths: list[Path], outcome: Outcome) -> Hashes:
     Raises:
         OSError: A file cannot be read.
     """
+    paths = [task.slide, *mask_paths]
+    stamps = [stamp_of(path) for path in paths]
     hashes = []
-    for path in [task.slide, *mask_paths]:
-        resolved, stamp = str(path.resolve()), stamp_of(path)
+    for path, stamp in zip(paths, stamps, strict=True):
+        resolved = str(path.resolve())
         before = task.known.get(resolved)
         digest = before.sha256 if before is not None and before.stamp == stamp else sha256_of(path)
         outcome.sources[resolved] = (digest, *stamp)

@@ -9,6 +9,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from data_prep.token_files.token_file import SUFFIX
 
 _TABLE_ROWS = 60
 _MOST_ACROSS = 64  # regions along a side: with more, what each costs besides its pixels is all there is
+_KINDS = ("begin", "hash", "scan", "limits", "edges", "light", "plan", "tree", "tokens", "write")
 _SHARES = {"scan": 0.6, "edges": 0.2, "plan": 0.05, "tokens": 0.15}  # of the work, for the progress bar
 
 
@@ -80,7 +82,7 @@ def build(
     parts = 100 if region_side(options, workers) < options.resolution else 1
     unit = "slides" if parts == 1 else "% of a slide"
     with Progress(parts * len(slides), "build", unit, rank=rank) as progress:
-        results = _results(queue, workers, comm, beat=lambda note: progress.update(0, note))
+        results = _results(queue, workers, comm, beat=partial(progress.update, 0))
         moved = 0.0
         try:
             for told in results:
@@ -292,7 +294,7 @@ class SlidePlan:
         joins = kind in ("limits", "light", "tree", "write")
         regions = self.regions if joins else ()
         hashes = self.hashes if kind == "write" else None
-        return Step(kind, self.task, self.side_px, index, regions, hashes, self.folder)
+        return Step(kind, self.task, self.side_px, _KINDS.index(kind), index, regions, hashes, self.folder)
 
 
 def died(step: Step, cause: str) -> StepResult:

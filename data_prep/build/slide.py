@@ -31,7 +31,7 @@ from data_prep.system.error_text import one_line
 from data_prep.token_files.token_file import StoreError, check_bytes, new_meta, read_meta, token_path, write_tokens
 from data_prep.token_files.verify import verify_file
 from data_prep.tokens.ceiling import ceiling
-from data_prep.tokens.cut import assemble, interpolated, region_rows
+from data_prep.tokens.cut import assemble, held, interpolated, region_rows
 from data_prep.tokens.paper_sequences import drop_or_repeat, pack_strip
 from data_prep.tokens.token_set import TokenSet, in_view
 from data_prep.tree.quadtree import Leaves, budget_tree, budget_tree_of, threshold_tree
@@ -69,9 +69,10 @@ class OpenedSlide:
     Attributes:
         slide: the slide.
         mask: its mask, or None.
+        classes: what is counted of it, `options.counted`, or 0.
         frame: where it lies.
         reader: its pixels in the frame.
-        read_mask: class ids of the frame, None without a mask; raises SlideError for a class above `options.counted`.
+        read_mask: class ids of the frame, None without a mask; raises SlideError for a class above `classes`.
         notes: about the mask.
         seen: gradients of the regions that this process scanned, (2041,) int64, 0 before the first.
     """
@@ -80,7 +81,8 @@ class OpenedSlide:
         self.slide, self.mask = slide, mask
         self.frame = make_frame(slide.size_wh, options.resolution, options.aspect)
         self.reader = FrameReader(slide, self.frame)
-        self.read_mask = None if mask is None else _mask_reader(mask, self.frame, options.counted)
+        self.classes = 0 if mask is None else options.counted
+        self.read_mask = None if mask is None else _mask_reader(mask, self.frame, self.classes)
         self.notes: tuple[str, ...] = () if mask is None else mask.notes
         self.seen: NDArray[np.int64] | int = 0
 
@@ -273,16 +275,16 @@ def blur_of(options: BuildOptions) -> int | None:
     return options.blur if options.blur is not None else blur_for(options.resolution)
 
 
-def region_spec(frame: Frame, options: BuildOptions, side_px: int, masked: bool) -> RegionSpec:
-    """What the regions of a frame have in common."""
+def region_spec(opened: OpenedSlide, options: BuildOptions, side_px: int) -> RegionSpec:
+    """What the regions of a slide's frame have in common."""
     return RegionSpec(
-        frame.size_px,
-        frame.content_wh,
+        opened.frame.size_px,
+        opened.frame.content_wh,
         options.patch,
         blur_of(options),
         options.thresholds,
         side_px,
-        options.counted if masked else 0,
+        opened.classes,
         options.auto_percent,
     )
 
@@ -301,20 +303,20 @@ def cut_slide(
     """
     laps = _Laps(outcome)
     outcome.warnings += opened.notes
-    spec = region_spec(opened.frame, options, options.resolution, opened.read_mask is not None)
+    spec = region_spec(opened, options, options.resolution)
     read: Reader = opened.reader.read
     read_mask = opened.read_mask
     if beat is not None:
-        read = _beating(read, opened.slide.name, beat)
+        read = _beating(read, opened.slide.path.stem, beat)
     # Edges, scores and tokens look at the same pixels: those of a small frame are decoded once.
     if options.patching == "apf" and spec.size_px <= _HELD_PX:
-        read = _held(read, spec.content_wh)
-        read_mask = None if read_mask is None else _held(read_mask, spec.content_wh)
+        read = held(read, spec.content_wh)
+        read_mask = None if read_mask is None else held(read_mask, spec.content_wh)
         laps.ended("read")
     # The leaves.
     sums, basis = {}, TreeBasis(spec.blur)
     if options.patching == "uniform":
-        check_room(opened.slide.path, (options.resolution // options.patch) ** 2, options)
+        check_room(opened.slide.path, (options.resolution // options.patch) ** 2, opened.classes, options)
         leaves = uniform_leaves(spec.size_px, spec.patch)
     elif options.split_on != "edges":
         assert spec.blur is not None and options.length is not None  # without it refused, see `BuildOptions`
@@ -326,7 +328,7 @@ def cut_slide(
         laps.ended("edges")
         sums, leaves = scan.squares(), tree_of_edges(basis, options)
         laps.ended("tree")
-    check_room(opened.slide.path, len(leaves), options)
+    check_room(opened.slide.path, len(leaves.size), opened.classes, options)
     # Their tokens.
     whole = assemble(leaves, [region_rows(sums, leaves, spec, (0, 0), read, read_mask)], spec)
     if options.resample != "mean":
@@ -361,18 +363,12 @@ def tree_of_edges(basis: TreeBasis, options: BuildOptions) -> Leaves:
     return budget_tree(basis.counts, options.patch, options.length)
 
 
-def check_room(slide: Path, tokens: int, options: BuildOptions) -> None:
+def check_room(slide: Path, tokens: int, classes: int, options: BuildOptions) -> None:
     """Raise SlideError if so many tokens do not fit in memory."""
     remedy = "raise --split-value, or use --length" if options.split_value is not None else "lower --length"
     if options.patching == "uniform":
         remedy = "lower --resolution, or use --patching apf"
-    check_tokens_fit(slide, tokens, options.patch, options.counted if options.masks else 0, remedy)
-
-
-def _held(read: Reader, content_wh: tuple[int, int]) -> Reader:
-    """`read` from a copy of the content."""
-    whole = read(0, 0, *content_wh)
-    return lambda x_px, y_px, w_px, h_px: whole[y_px : y_px + h_px, x_px : x_px + w_px]
+    check_tokens_fit(slide, tokens, options.patch, classes, remedy)
 
 
 def _beating(read: Reader, name: str, beat: Callable[[str], None]) -> Reader:
@@ -421,11 +417,11 @@ def finish(
     for level, size_wh in enumerate(slide.level_sizes_wh):
         if sum(tile[3] * tile[4] for tile in damaged if tile[0] == level) >= size_wh[0] * size_wh[1]:
             raise SlideError(f"{slide.path}: no tile of level {level} can be decoded")
-    leaves = len(whole)
+    leaves = len(whole.tokens)
     if options.fov is not None:
         whole = seen_part(whole, slide.path, options.fov)
     meta = new_meta(
-        slide=slide.name,
+        slide=slide.path.stem,
         params=options.params(basis.blur, basis.lo, basis.hi),
         size0_wh=[int(v) for v in slide.size_wh],
         frame_px=opened.frame.size_px,
@@ -442,7 +438,7 @@ def finish(
         token_set = drop_or_repeat(token_set, options.length, options.seed)
     if options.packing == "strip":
         token_set = replace(token_set, tokens=pack_strip(token_set.tokens))
-    outcome.tokens, outcome.edge_pixels = len(token_set), basis.edge_pixels
+    outcome.tokens, outcome.edge_pixels = len(token_set.tokens), basis.edge_pixels
     if whole.mask_counts is not None:
         meta["mask_pixels"] = whole.mask_counts.sum(axis=(0, 1, 2), dtype=np.int64).tolist()
         meta["ceiling"] = outcome.ceiling = rounded_ceiling(token_set, meta["mask_pixels"])

@@ -108,7 +108,7 @@ def _opened_slide(step: Step) -> tuple[OpenedSlide, RegionSpec]:
             _open_slides.pop(next(iter(_open_slides))).close()
         opened = open_inputs(task.slide, mask_paths, task.options)
     _open_slides[key] = opened
-    return opened, region_spec(opened.frame, task.options, step.side_px, opened.read_mask is not None)
+    return opened, region_spec(opened, task.options, step.side_px)
 
 
 def _corner(step: Step, size_px: int) -> tuple[int, int]:
@@ -286,7 +286,7 @@ def _tree(step: Step, result: StepResult) -> None:  # noqa: ARG001
 
     internal = first_nodes(parts(), keep if keep is not None else options.resolution**2)
     leaves = tree_of(internal, (options.resolution // options.patch).bit_length() - 1, options.patch)
-    check_room(step.task.slide, len(leaves), options)
+    check_room(step.task.slide, len(leaves), options.counted if options.masks else 0, options)
     scratch.save("tree", xy=leaves.xy, size=leaves.size, edge_pixels=totals.sum())
 
 

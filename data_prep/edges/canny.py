@@ -23,7 +23,7 @@ MAX_MAGNITUDE = 2040  # |dx| + |dy| of a 3 x 3 Sobel on bytes: 4 * 255 each
 
 _BLUR = {512: 3, 1024: 3, 4096: 7, 8192: 9, 16384: 11, 32768: 13, 65536: 15}
 REACH_PX = 3  # of gradient and non-maximum suppression, with a pixel to spare
-ROOM = 16  # spare entries that `kernels.maxima.maxima` may write to
+ROOM = 16  # spare entries that `kernels.pixels.maxima` may write to
 
 
 def blur_for(resolution: int) -> int:

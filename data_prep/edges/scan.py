@@ -25,8 +25,7 @@ from data_prep.edges import AUTO_PERCENT
 from data_prep.edges.canny import MAX_MAGNITUDE, REACH_PX, ROOM, auto_thresholds, gaussian, luma
 from data_prep.edges.hysteresis import BlockEdges, join_blocks, resolve_pixels
 from data_prep.edges.kernels.components import pixels_of, steps_of
-from data_prep.edges.kernels.maxima import maxima
-from data_prep.edges.kernels.sums import cell_ranges, count_class, take
+from data_prep.edges.kernels.pixels import cell_ranges, count_class, maxima, take
 from data_prep.system.powers_of_two import is_power_of_two
 
 __all__ = [
@@ -84,6 +83,8 @@ class RegionSpec:
     auto_percent: int = AUTO_PERCENT
 
     def __post_init__(self) -> None:
+        if not is_power_of_two(self.patch):
+            raise ValueError(f"the patch must be a power of two, got {self.patch}")
         if not is_power_of_two(self.side_px) or not self.patch <= self.side_px <= self.size_px:
             raise ValueError(f"a region of {self.side_px} px is no power of two from {self.patch} to {self.size_px}")
 

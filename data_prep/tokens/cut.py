@@ -20,8 +20,8 @@ from data_prep.tokens.token_set import TokenSet, check_leaves, content_counts
 from data_prep.tree.box_sums import Sums, sum_pyramid
 from data_prep.tree.quadtree import Leaves, morton
 
-_AGAIN_PX = 512  # pixels are read again, here and there, in aligned squares of this side
-_ALL_PX = 2048  # the same where no sums are at hand, so that all pixels are read
+_AGAIN_PX = 512  # pixels of a large region are read again, here and there, in aligned squares of this side
+_ALL_PX = 2048  # side of the squares where no sums are at hand, so that all pixels are read
 Rows = dict[str, NDArray[Any]]
 
 
@@ -66,7 +66,7 @@ def region_rows(
     local = leaves.xy[first:stop] - np.array([x, y], np.int32)
     tokens = np.full((stop - first, p, p, 3), WHITE, np.uint8)
     masks = np.zeros((stop - first, p, p, spec.classes), np.uint32)
-    large = (sizes // p >= base_px(spec)) & bool(sums)
+    large = (sizes // p >= region.base) & bool(sums)
     if large.any():
         region.from_sums(np.flatnonzero(large), local, sizes, tokens, masks)
     if not large.all():
@@ -85,7 +85,7 @@ class _Region:
         read_rgb: Reader,
         read_mask: Reader | None,
     ) -> None:
-        self.sums, self.spec, self.corner_xy = sums, spec, corner_xy
+        self.sums, self.spec, self.base, self.corner_xy = sums, spec, base_px(spec), corner_xy
         self.read_rgb, self.read_mask = read_rgb, read_mask
 
     def from_sums(
@@ -97,7 +97,7 @@ class _Region:
         masks: NDArray[np.uint32],
     ) -> None:
         """Make those `rows` of the leaves whose cells are no smaller than the squares of the scan."""
-        spec, b = self.spec, base_px(self.spec)
+        spec, b = self.spec, self.base
         local, sizes = local[rows], sizes[rows]
         for which, level, squares in _leaf_sums(self.sums["sums"], WHITE * b * b, b, local, sizes, spec.patch):
             tokens[rows[which]] = _box_means(squares, level).transpose(0, 2, 3, 1)
@@ -118,7 +118,8 @@ class _Region:
         """Make those `rows` from pixels, square by square, each read once; what lies in padding stays white."""
         spec = self.spec
         local, sizes = local[rows], sizes[rows]
-        side = min(spec.side_px, max(_AGAIN_PX if self.sums else _ALL_PX, int(sizes.max())))
+        least_px = _AGAIN_PX if self.sums and spec.side_px > 2 * _AGAIN_PX else _ALL_PX
+        side = min(spec.side_px, max(least_px, int(sizes.max())))
         column, row = (local // side).astype(np.int64).T
         number = row * (spec.side_px // side) + column
         # Leaves in Morton order: those of a square stand together.
@@ -137,7 +138,7 @@ class _Region:
 
     def covered(self, leaf: int, leaf_xy: list[int], cell: int) -> Rows:
         """The region is a part of one larger leaf."""
-        spec, b = self.spec, base_px(self.spec)
+        spec, b = self.spec, self.base
         side = spec.side_px
         at = np.array([(self.corner_xy[1 - i] - leaf_xy[1 - i]) // cell for i in (0, 1)], np.int64)
         found: Rows = {"leaf": np.array(leaf, np.int64), "at": at}
@@ -192,6 +193,12 @@ def padded(
     if w > 0 and h > 0:
         square[:h, :w] = read(x, y, w, h)
     return square
+
+
+def held(read: Reader, content_wh: tuple[int, int]) -> Reader:
+    """`read` from a copy of the content."""
+    whole = read(0, 0, *content_wh)
+    return lambda x_px, y_px, w_px, h_px: whole[y_px : y_px + h_px, x_px : x_px + w_px]
 
 
 def _squares(planes: Sums, top: int, step: int) -> Sums:
@@ -249,7 +256,7 @@ def assemble(leaves: Leaves, parts: Iterable[Rows], spec: RegionSpec) -> TokenSe
     Raises:
         ValueError: leaves that do not tile the frame, or are smaller than p; p no power of two.
     """
-    n, p, side, kinds = len(leaves), spec.patch, spec.side_px, spec.classes
+    n, p, side, kinds = len(leaves.size), spec.patch, spec.side_px, spec.classes
     check_leaves(leaves, p, spec.size_px)
     cell = (leaves.size // p).astype(np.uint64)
     # Cells larger than a region: white until a region says otherwise.

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.system.powers_of_two import is_power_of_two
 from data_prep.tree.quadtree import Leaves, check_tiling
 
 
@@ -60,8 +59,6 @@ def positions(flags: Any) -> NDArray[np.integer[Any]]:
 
 def check_leaves(leaves: Leaves, p: int, size_px: int) -> None:
     """Raise ValueError unless leaves tile the frame in Morton order and can be cut into p x p cells."""
-    if not is_power_of_two(p):
-        raise ValueError(f"the patch must be a power of two, got {p}")
     check_tiling(leaves, size_px)
     if int(leaves.size.min()) < p:
         raise ValueError(f"a leaf of {int(leaves.size.min())} px is smaller than the patch of {p} px")

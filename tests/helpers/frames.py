@@ -6,7 +6,7 @@ import numpy as np
 
 from data_prep.edges.canny import auto_thresholds
 from data_prep.edges.hysteresis import final_counts, light, pack_edges, resolve_pixels, unpack_edges
-from data_prep.edges.kernels.maxima import _maxima_row
+from data_prep.edges.kernels.pixels import _maxima_row
 from data_prep.edges.scan import RegionSpec, edges_of_maxima, scan_region
 from data_prep.tokens.cut import assemble, region_rows
 from data_prep.tokens.token_set import TokenSet, check_leaves

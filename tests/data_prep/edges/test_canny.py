@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data_prep.edges import scan
 from data_prep.edges.canny import MAX_MAGNITUDE, ROOM, auto_thresholds, blur_for, blurred, edge_map, gaussian, luma
 from data_prep.edges.hysteresis import final_counts, join_blocks, light
-from data_prep.edges.kernels.maxima import maxima
+from data_prep.edges.kernels.pixels import maxima
 from data_prep.edges.scan import RegionSpec
 from tests.helpers.frames import edges_of_regions, gradient, is_maximum, resolve_block
 
