@@ -27,7 +27,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Task:
+class SlideTask:
     """One slide to build.
 
     Attributes:
@@ -46,7 +46,7 @@ class Task:
 
 
 @dataclass
-class Outcome:
+class SlideOutcome:
     """What became of one slide: a line of `build_log.jsonl` and a row of the last table."""
 
     slide: str
@@ -85,7 +85,7 @@ class Step:
     """
 
     kind: str
-    task: Task
+    task: SlideTask
     side_px: int
     stage: int = 0
     index: int = 0
@@ -109,7 +109,7 @@ class StepResult:
         counted: numbers to add up over the slide: pixels, blocks.
     """
 
-    outcome: Outcome
+    outcome: SlideOutcome
     ended: bool = False
     side_px: int = 0
     regions: tuple[int, ...] = ()
@@ -162,7 +162,7 @@ def stamp_of(path: Path) -> tuple[int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def hash_inputs(task: Task, mask_paths: list[Path], outcome: Outcome) -> Hashes:
+def hash_inputs(task: SlideTask, mask_paths: list[Path], outcome: SlideOutcome) -> Hashes:
     """SHA-256 of slide and mask (of several files, joined by +); also noted in `outcome.sources`.
 
     A file of which path, size and times are known from an earlier run is not read.

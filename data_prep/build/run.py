@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.build.log import NAME as LOG_NAME
-from data_prep.build.log import BuildLog, Hashes, Outcome, Source, Step, StepResult, Task, known_sources, read_log
+from data_prep.build.log import BuildLog, Hashes, SlideOutcome, Source, Step, StepResult, SlideTask, known_sources, read_log
 from data_prep.build.options import IN_MEMORY_PX, BuildOptions, OptionError
 from data_prep.build.slide import build_one
 from data_prep.parallel.queue import Queue, Schedule
@@ -55,7 +55,7 @@ def build(
     jobs: int = 1,
     comm: Any = None,
     rebuild: bool = False,
-) -> list[Outcome]:
+) -> list[SlideOutcome]:
     """Build the token files of `slides` in `out`, which `prepare_out` has made. With `comm`, collective.
 
     The largest files are begun first, so that no rank is left alone with one at the end. Files have the same bytes
@@ -77,7 +77,7 @@ def build(
     workers = comm.size if comm is not None else jobs
     queue = Schedule(SlidePlan(task, region_side(options, workers)) for task in tasks)
     log = BuildLog(out)
-    outcomes: list[Outcome] = []
+    outcomes: list[SlideOutcome] = []
     # Of a large slide one wants to see the parts.
     parts = 100 if region_side(options, workers) < options.resolution else 1
     unit = "slides" if parts == 1 else "% of a slide"
@@ -144,12 +144,12 @@ def run_step(step: Step, beat: Callable[[str], None] | None = None) -> StepResul
     return steps.run_step(step, beat)
 
 
-def _tasks(slides: Sequence[Path], options: BuildOptions, out: Path, rebuild: bool) -> list[Task]:
+def _tasks(slides: Sequence[Path], options: BuildOptions, out: Path, rebuild: bool) -> list[SlideTask]:
     known: dict[str, dict[str, Source]] = defaultdict(dict)
     for path, source in known_sources(read_log(out)).items():
         known[Path(path).stem][path] = source
     largest_first = sorted(slides, key=lambda path: (-path.stat().st_size, path.name))
-    return [Task(path, out, options, known[path.stem], rebuild) for path in largest_first]
+    return [SlideTask(path, out, options, known[path.stem], rebuild) for path in largest_first]
 
 
 def _results(queue: Queue, workers: int, comm: Any, beat: Callable[[str], None]) -> Generator[Any, None, None]:
@@ -181,7 +181,7 @@ class Moved:
 class SlidePlan:
     """The steps of one slide, for `data_prep.parallel.queue`: what is possible after what."""
 
-    def __init__(self, task: Task, side_px: int) -> None:
+    def __init__(self, task: SlideTask, side_px: int) -> None:
         self.task, self.side_px = task, side_px
         self.regions: tuple[int, ...] = ()
         self.have: dict[str, set[int]] = {}
@@ -189,7 +189,7 @@ class SlidePlan:
         self.folder: Path | None = None
         self.left: Counter[str] = Counter()  # steps of a kind that are not done
         self.running = 0
-        self.outcome: Outcome | None = None  # of the slide, once it is known
+        self.outcome: SlideOutcome | None = None  # of the slide, once it is known
         self.seconds: Counter[str] = Counter()
         self.counted: Counter[str] = Counter()
         self.sources: dict[str, tuple[str, int, int, int]] = {}
@@ -244,7 +244,7 @@ class SlidePlan:
         self.sources |= result.outcome.sources
         self.hashes = result.hashes or self.hashes
 
-    def _whole_outcome(self, outcome: Outcome) -> Outcome:
+    def _whole_outcome(self, outcome: SlideOutcome) -> SlideOutcome:
         """The outcome of the last step with what all steps added up."""
         if not self.regions:  # one step did it all and counted for itself
             return outcome
@@ -299,10 +299,10 @@ class SlidePlan:
 
 def died(step: Step, cause: str) -> StepResult:
     """The result of a step whose worker died."""
-    return StepResult(Outcome(step.task.slide.stem, str(step.task.slide), "failed", cause), ended=True)
+    return StepResult(SlideOutcome(step.task.slide.stem, str(step.task.slide), "failed", cause), ended=True)
 
 
-def messages(outcome: Outcome) -> list[str]:
+def messages(outcome: SlideOutcome) -> list[str]:
     """Lines worth showing at once: failures, warnings, and why something was built again."""
     lines = [f"warning: {outcome.slide}: {text}" for text in outcome.warnings]
     if outcome.status == "failed":
@@ -312,7 +312,7 @@ def messages(outcome: Outcome) -> list[str]:
     return lines
 
 
-def summary(outcomes: Sequence[Outcome], out: Path, seconds: float, unit: str = "slide") -> str:
+def summary(outcomes: Sequence[SlideOutcome], out: Path, seconds: float, unit: str = "slide") -> str:
     """The last table: every slide with what became of it; long runs show only failures and the first rows.
 
     Args:
@@ -345,7 +345,7 @@ def summary(outcomes: Sequence[Outcome], out: Path, seconds: float, unit: str = 
     return "\n".join(lines)
 
 
-def _row(outcome: Outcome) -> tuple[str, ...]:
+def _row(outcome: SlideOutcome) -> tuple[str, ...]:
     note = "; ".join(filter(None, [outcome.reason, *outcome.warnings]))
     return (
         outcome.slide,

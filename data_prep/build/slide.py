@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.build.log import Hashes, Outcome, Task, hash_inputs
+from data_prep.build.log import Hashes, SlideOutcome, SlideTask, hash_inputs
 from data_prep.build.options import ALGORITHM, BuildOptions, changed_parameter
 from data_prep.edges.canny import auto_thresholds, blur_for
 from data_prep.edges.hysteresis import final_counts, light
@@ -102,7 +102,7 @@ class OpenedSlide:
 class _Laps:
     """Notes how long each stage of a slide took: from the end of the one before to its own."""
 
-    def __init__(self, outcome: Outcome) -> None:
+    def __init__(self, outcome: SlideOutcome) -> None:
         self.outcome, self.last_s = outcome, time.perf_counter()
 
     def ended(self, stage: str) -> None:
@@ -111,7 +111,7 @@ class _Laps:
         self.last_s = now_s
 
 
-def build_one(task: Task, beat: Callable[[str], None] | None = None) -> Outcome:
+def build_one(task: SlideTask, beat: Callable[[str], None] | None = None) -> SlideOutcome:
     """Build one token file of a frame that is one region, unless a valid one from the same input is there.
 
     Never raises for a bad slide.
@@ -125,7 +125,7 @@ def build_one(task: Task, beat: Callable[[str], None] | None = None) -> Outcome:
     """
     cv2.setNumThreads(1)  # one process per core: threads of OpenCV inside each would only fight
     started_s = time.perf_counter()
-    outcome = Outcome(task.slide.stem, str(task.slide), "failed")
+    outcome = SlideOutcome(task.slide.stem, str(task.slide), "failed")
     try:
         mask_paths = check_inputs(task)
         hashes = hash_inputs(task, mask_paths, outcome)
@@ -140,7 +140,7 @@ def build_one(task: Task, beat: Callable[[str], None] | None = None) -> Outcome:
     return outcome
 
 
-def note_failure(outcome: Outcome, error: Exception) -> None:
+def note_failure(outcome: SlideOutcome, error: Exception) -> None:
     """Say in an outcome why its slide failed: one bad slide must not cost the other thousand."""
     outcome.status, outcome.reason = "failed", one_line(error)
     if not isinstance(error, (ValueError, OSError, MemoryError)):
@@ -152,7 +152,7 @@ def note_failure(outcome: Outcome, error: Exception) -> None:
 # Inputs, and whether a token file from them is there
 
 
-def check_inputs(task: Task) -> list[Path]:
+def check_inputs(task: SlideTask) -> list[Path]:
     """The files of the mask of the task's slide, see `mask_files`; raises SlideError for an impossible name."""
     if not task.slide.stem.isprintable():
         raise SlideError(f"{task.slide.name!a}: the name has bytes that are no UTF-8, or line breaks: rename it")
@@ -215,7 +215,7 @@ def _mask_reader(mask: Mask, frame: Frame, classes: int) -> Reader:
     return checked
 
 
-def valid_already(task: Task, hashes: Hashes, outcome: Outcome) -> bool:
+def valid_already(task: SlideTask, hashes: Hashes, outcome: SlideOutcome) -> bool:
     """Whether a valid file from the same input is there; then `outcome` says so, else why it is built again.
 
     Raises:
@@ -290,7 +290,7 @@ def region_spec(opened: OpenedSlide, options: BuildOptions, side_px: int) -> Reg
 
 
 def cut_slide(
-    opened: OpenedSlide, options: BuildOptions, outcome: Outcome, beat: Callable[[str], None] | None = None
+    opened: OpenedSlide, options: BuildOptions, outcome: SlideOutcome, beat: Callable[[str], None] | None = None
 ) -> tuple[TokenSet, TreeBasis]:
     """Leaves by the rule asked for, and their tokens.
 
@@ -395,7 +395,7 @@ def finish(
     whole: TokenSet,
     basis: TreeBasis,
     options: BuildOptions,
-    outcome: Outcome,
+    outcome: SlideOutcome,
     damaged: Mapping[tuple[int, ...], str] | None = None,
 ) -> tuple[TokenSet, dict[str, Any]]:
     """Metadata, ceiling and warnings of a finished set of leaves, and the comparison habits `fit` and `packing`.
@@ -466,7 +466,7 @@ def rounded_ceiling(token_set: TokenSet, mask_pixels: list[int]) -> list[float]:
     return [round(d, 6) for d in ceiling(token_set.mask_counts, token_set.content_counts, mask_pixels)]
 
 
-def _warn(options: BuildOptions, used: int, outcome: Outcome, damaged: Sequence[Sequence[Any]]) -> None:
+def _warn(options: BuildOptions, used: int, outcome: SlideOutcome, damaged: Sequence[Sequence[Any]]) -> None:
     """Damage, and the two silent failures of adaptive patching: a tree without edges, one that cannot show the mask."""
     if damaged:
         level, x, y = damaged[0][:3]
@@ -486,7 +486,7 @@ def _warn(options: BuildOptions, used: int, outcome: Outcome, damaged: Sequence[
         outcome.warnings.append(f"ceiling {min(low):.3f}: cells this coarse cannot show the mask; {remedy}")
 
 
-def write_result(task: Task, token_set: TokenSet, meta: dict[str, Any], hashes: Hashes, outcome: Outcome) -> None:
+def write_result(task: SlideTask, token_set: TokenSet, meta: dict[str, Any], hashes: Hashes, outcome: SlideOutcome) -> None:
     """Write the token file and say that it is done.
 
     Raises:

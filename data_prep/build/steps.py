@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_prep.build.log import Outcome, Step, StepResult, Task, hash_inputs, stamp_of
+from data_prep.build.log import SlideOutcome, Step, StepResult, SlideTask, hash_inputs, stamp_of
 from data_prep.build.options import BuildOptions
 from data_prep.build.scratch import BusyError, Scratch, discard, remove_scratch, scratch_key, scratch_sides
 from data_prep.build.slide import (
@@ -56,7 +56,7 @@ def run_step(step: Step, beat: Callable[[str], None] | None = None) -> StepResul
     """
     cv2.setNumThreads(1)  # one process per core: threads of OpenCV inside each would only fight
     started_s = time.perf_counter()
-    result = StepResult(Outcome(step.task.slide.stem, str(step.task.slide), "failed"), side_px=step.side_px)
+    result = StepResult(SlideOutcome(step.task.slide.stem, str(step.task.slide), "failed"), side_px=step.side_px)
     try:
         if step.kind == "begin":
             _begin(step, result, beat)
@@ -121,7 +121,7 @@ def _scratch(step: Step) -> Scratch:
     return Scratch(task.out, task.slide.stem, scratch_key(_about(task), step.side_px))
 
 
-def _about(task: Task) -> dict[str, Any]:
+def _about(task: SlideTask) -> dict[str, Any]:
     """What decides the results of a slide's steps. A slide or mask that changes makes them another slide's."""
     return {
         "params": task.options.params(blur_of(task.options), None, None),
@@ -173,7 +173,7 @@ def _begin(step: Step, result: StepResult, beat: Callable[[str], None] | None) -
         result.have[kind] = {0} if scratch.has(kind) else set()
 
 
-def _begun_sides(task: Task) -> list[int]:
+def _begun_sides(task: SlideTask) -> list[int]:
     """Sides of regions of an earlier build that may be gone on with: all, if no side is asked for."""
     if task.options.tile_px is not None or task.options.patching == "uniform":
         return []

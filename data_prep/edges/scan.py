@@ -28,18 +28,6 @@ from data_prep.edges.kernels.components import pixels_of, steps_of
 from data_prep.edges.kernels.pixels import cell_ranges, count_class, maxima, take
 from data_prep.system.powers_of_two import is_power_of_two
 
-__all__ = [
-    "WHITE",
-    "Maxima",
-    "Parts",
-    "Reader",
-    "RegionScan",
-    "RegionSpec",
-    "base_px",
-    "edges_of_maxima",
-    "scan_region",
-]
-
 Reader = Callable[[int, int, int, int], NDArray[np.uint8]]
 Rectangle = tuple[int, int, int, int]
 # As a reader, in pieces: (C-contiguous pixels or one colour broadcast, x, y of their top left). They may reach beyond

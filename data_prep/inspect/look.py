@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.build.log import Outcome
+from data_prep.build.log import SlideOutcome
 from data_prep.build.options import BuildOptions
 from data_prep.build.slide import TreeBasis, cut_slide, mask_files, open_inputs, rounded_ceiling, seen_part
 from data_prep.edges.canny import edge_map
@@ -28,7 +28,7 @@ _DEFAULT_PX = 4096
 
 
 @dataclass(frozen=True)
-class Look:
+class SlideLook:
     """What there is to draw of one slide.
 
     Attributes:
@@ -81,7 +81,7 @@ def default_resolution(slide_path: Path, patch: int) -> int:
     return size_px
 
 
-def look_at(slide_path: Path, options: BuildOptions) -> Look:
+def look_at(slide_path: Path, options: BuildOptions) -> SlideLook:
     """Plan, cut and reduce one slide for showing.
 
     Raises:
@@ -92,7 +92,7 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
         slide, mask, frame = opened.slide, opened.mask, opened.frame
         shown_px = min(options.resolution, SHOWN_PX)
         small = _reduced(frame, slide.size_wh, shown_px)
-        token_set, basis = cut_slide(opened, options, Outcome(slide.name, str(slide_path), "done"))
+        token_set, basis = cut_slide(opened, options, SlideOutcome(slide.name, str(slide_path), "done"))
         if mask is not None and options.fov is not None:
             token_set = seen_part(token_set, slide_path, options.fov)
         rgb = FrameReader(slide, small).read(0, 0, shown_px, shown_px)
@@ -111,7 +111,7 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
             best = _majority(token_set, shown_px)
             pixels = token_set.mask_counts.sum(axis=(0, 1, 2), dtype=np.int64).tolist()
             ceiling = rounded_ceiling(token_set, pixels)
-        return Look(
+        return SlideLook(
             name=slide.name,
             size0_wh=slide.size_wh,
             mpp=slide.mpp,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.build.log import Hashes, Outcome, Task
+from data_prep.build.log import Hashes, SlideOutcome, SlideTask
 from data_prep.build.options import BuildOptions
 from data_prep.build.slide import OpenedSlide, cut_slide, finish, valid_already, write_result
 from data_prep.frame import make_frame
@@ -26,7 +26,6 @@ from data_prep.slides.base import Slide, SlideError
 from data_prep.system.error_text import one_line
 from data_prep.system.files import sha256_of, write_atomic
 from data_prep.token_files.token_file import read_tokens, token_path
-from data_prep.tokens.ceiling import ceiling
 from data_prep.tokens.token_set import rebuild
 from data_prep.volumes.read import (
     Volume,
@@ -136,8 +135,8 @@ def build_volume(
     options: VolumeOptions,
     *,
     rebuild_all: bool = False,
-    tell: Callable[[Outcome], None] | None = None,
-) -> list[Outcome]:
+    tell: Callable[[SlideOutcome], None] | None = None,
+) -> list[SlideOutcome]:
     """Token files of all slices of a volume, and its sidecar; complete and valid slices are skipped.
 
     Args:
@@ -159,16 +158,16 @@ def build_volume(
             check_labels(path, volume.labels, options.build.classes)
         sources = [_hash(each) for each in (path, label_path) if each is not None]
     except (ValueError, OSError) as error:
-        outcome = Outcome(case, str(path), "failed", one_line(error))
+        outcome = SlideOutcome(case, str(path), "failed", one_line(error))
         if tell is not None:
             tell(outcome)
         return [outcome]
     names = [f"{case}_slice{index:03d}" for index in range(slice_count(volume, options.axis))]
     outcomes = []
     for index, name in enumerate(names):
-        outcome = Outcome(name, str(path), "failed")
+        outcome = SlideOutcome(name, str(path), "failed")
         started_s = time.perf_counter()
-        task = Task(path.parent / name, out, options.build, rebuild=rebuild_all)
+        task = SlideTask(path.parent / name, out, options.build, rebuild=rebuild_all)
         how = f"{options.axis} {index} {options.window_hu}"
         digests = [hashlib.sha256(f"{source} {how}".encode()).hexdigest() for source in (sources[0], sources[-1])]
         try:
@@ -206,7 +205,7 @@ def _hash(path: Path) -> str:
 
 
 def _opened_slice(
-    task: Task, volume: Volume, labels: NDArray[np.uint8] | None, options: VolumeOptions, index: int
+    task: SlideTask, volume: Volume, labels: NDArray[np.uint8] | None, options: VolumeOptions, index: int
 ) -> OpenedSlide:
     """One slice as a slide that is open, with its labels as mask."""
     window = (0.0, 1.0) if volume.windowed else options.window_hu
@@ -215,7 +214,7 @@ def _opened_slice(
     return OpenedSlide(slide, mask, options.build)
 
 
-def _build_slice(task: Task, opened: OpenedSlide, hashes: Hashes, outcome: Outcome) -> None:
+def _build_slice(task: SlideTask, opened: OpenedSlide, hashes: Hashes, outcome: SlideOutcome) -> None:
     whole, basis = cut_slide(opened, task.options, outcome)
     token_set, meta = finish(opened, whole, basis, task.options, outcome)
     write_result(task, token_set, meta, hashes, outcome)
@@ -308,20 +307,3 @@ def dice_of_sums(sums: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
     dice = [2 * both / (predicted + true) if true else None for both, predicted, true in sums]
     held = [value for value in dice if value is not None]
     return {"dice": dice, "mean": sum(held) / len(held) if held else None, "absent": len(dice) - len(held)}
-
-
-def volume_ceiling(case: str, folder: Path) -> list[float]:
-    """Best Dice per class over a volume that any prediction on its slices' cells can reach, in frame pixels.
-
-    Raises:
-        SlideError: The sidecar or a token file is missing, or they hold no masks.
-    """
-    masks, contents = [], []
-    for name in read_sidecar(case, folder)["slices"]:
-        token_set, _ = read_tokens(token_path(folder, name))
-        if token_set.mask_counts is None:
-            raise SlideError(f"{token_path(folder, name)}: built without labels")
-        masks.append(token_set.mask_counts)
-        contents.append(token_set.content_counts)
-    counts = np.concatenate(masks)
-    return ceiling(counts, np.concatenate(contents), counts.sum(axis=(0, 1, 2), dtype=np.int64).tolist())

@@ -29,8 +29,8 @@ from data_prep.build.options import BuildOptions
 from data_prep.build.run import build as build_slides
 from data_prep.edges.canny import edge_map
 from data_prep.slides.open import open_slide
-from data_prep.tree.box_sums import counts_from_map
 from data_prep.tree.quadtree import budget_tree, morton
+from tests.helpers.frames import counts_from_map
 
 TILE_PX = 512
 LENGTH = 16384

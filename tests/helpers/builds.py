@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.build.log import Outcome, Step, Task
+from data_prep.build.log import SlideOutcome, SlideTask, Step
 from data_prep.build.run import run_step
 from data_prep.system.powers_of_two import is_power_of_two
 from data_prep.tokens.token_set import TokenSet
@@ -48,7 +48,7 @@ def make_set(
     )
 
 
-def build_one(task: Task, beat=None) -> Outcome:
+def build_one(task: SlideTask, beat=None) -> SlideOutcome:
     """One slide's token file, of a frame that is one region, as its worker would make it."""
     return run_step(Step("begin", task, task.options.resolution), beat).outcome
 

@@ -13,6 +13,12 @@ from data_prep.tokens.token_set import TokenSet, check_leaves
 from data_prep.tree.quadtree import Leaves
 
 
+def counts_from_map(edge_map: np.ndarray, p_min: int) -> np.ndarray:
+    """Number of set pixels in every p_min x p_min cell, int32."""
+    h, w = (side // p_min for side in edge_map.shape)
+    return (edge_map != 0).reshape(h, p_min, w, p_min).sum((1, 3), dtype=np.int32)
+
+
 def corners_of(spec: RegionSpec) -> list[tuple[int, int]]:
     """Top left corners of all regions, row by row."""
     steps = range(0, spec.size_px, spec.side_px)

@@ -7,10 +7,9 @@ import pytest
 from data_prep.edges.canny import auto_thresholds, blur_for, edge_map, luma
 from data_prep.edges.scan import RegionSpec
 from data_prep.tokens.token_set import rebuild
-from data_prep.tree.box_sums import counts_from_map
 from data_prep.tree.quadtree import budget_tree
 from tests.helpers.builds import GLOMERULI
-from tests.helpers.frames import cut, edges_of_regions
+from tests.helpers.frames import cut, edges_of_regions, counts_from_map
 
 SIZE_PX = 8192
 

@@ -22,9 +22,12 @@ from data_prep.build.log import read_log
 from data_prep.build.options import BuildOptions
 from data_prep.build.run import build, prepare_out, region_side
 from data_prep.build.scratch import Scratch, ScratchError, remove_scratch, scratch_key, scratch_sides
+from data_prep.edges.canny import edge_map
+from data_prep.edges.scan import RegionSpec
 from data_prep.system.files import writer_name
 from data_prep.token_files.token_file import read_meta
 from data_prep.token_files.verify import verify_file
+from tests.helpers.frames import counts_from_map
 from tests.helpers.builds import GLOMERULI, ROOT, WSI, command, leftovers, plain_env, run, some_slides, token_bytes
 from tests.data_prep.build.test_mpi import mpi, needs_mpi
 
@@ -286,6 +289,23 @@ def test_a_frame_in_memory_decodes_the_slide_once(monkeypatch, tmp_path: Path):
     made([CMU], tmp_path, resolution=2048, patch=8, length=512)
     width, height = read_meta(tmp_path / f"{CMU.stem}.tokens.h5")["content_wh"]
     assert sum(counted) == width * height
+
+
+def test_a_frame_whose_parts_have_another_contrast_is_scanned_again(monkeypatch):
+    """Thresholds guessed from the upper part are too high for the frame; the edges are those of OpenCV all the same."""
+    rng = np.random.default_rng(0)
+    rgb = np.full((4096, 2048, 3), 128, np.uint8)
+    rgb[:1024] = rng.integers(0, 256, (1024, 2048, 1))
+    rgb[1024:] += rng.integers(0, 6, (3072, 2048, 1)).astype(np.uint8)
+    scans = []
+    real = build_slide.scan_region
+    monkeypatch.setattr(build_slide, "scan_region", lambda *args: (scans.append(args), real(*args))[1])
+    spec = RegionSpec(4096, (2048, 4096), 16, 3, "auto", 4096, auto_percent=50)
+    _, basis = build_slide._find_edges(lambda x, y, w, h: rgb[y : y + h, x : x + w], None, spec)
+    frame = np.full((4096, 4096, 3), 255, np.uint8)
+    frame[:, :2048] = rgb
+    np.testing.assert_array_equal(basis.counts, counts_from_map(edge_map(frame, basis.lo, basis.hi, 3), 16))
+    assert len(scans) == 2 and basis.edge_pixels == basis.counts.sum() > 10_000
 
 
 def test_a_side_that_was_not_asked_for_is_the_one_that_was_begun(monkeypatch, tmp_path: Path):

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from data_prep.edges import scan as scan_module
 from data_prep.edges.canny import auto_thresholds, edge_map, luma
 from data_prep.edges.scan import RegionSpec, base_px, edges_of_maxima, scan_region
-from data_prep.tree.box_sums import counts_from_map
-from tests.helpers.frames import corners_of, edges_of_regions, gradient
+from tests.helpers.frames import corners_of, counts_from_map, edges_of_regions, gradient
 
 IMAGES = Path(__file__).resolve().parents[3] / "data_prep" / "sample_data" / "glomeruli24" / "images"
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.build.log import Task
+from data_prep.build.log import SlideTask
 from data_prep.build.options import BuildOptions
 from data_prep.commands.parser import main
 from data_prep.inspect.figure import caption
@@ -61,7 +61,7 @@ def test_a_pdf_can_be_drawn(tmp_path: Path):
 def test_it_shows_the_tokens_of_a_build(tmp_path: Path):
     options = BuildOptions(1024, 16, length=256, masks=GLOMERULI / "masks")
     look = look_at(IMAGE, options)
-    outcome = build_one(Task(IMAGE, tmp_path, options))
+    outcome = build_one(SlideTask(IMAGE, tmp_path, options))
     built, meta = read_tokens(tmp_path / "10063.tokens.h5")
     np.testing.assert_array_equal(look.token_set.tokens, built.tokens)
     np.testing.assert_array_equal(look.token_set.leaf_xy, built.leaf_xy)

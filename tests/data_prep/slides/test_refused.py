@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from data_prep.build.log import Outcome
+from data_prep.build.log import SlideOutcome
 from data_prep.build.options import BuildOptions
 from data_prep.build.run import build, prepare_out, region_side
 from data_prep.slides import base, fast_tiff, tiff
@@ -29,7 +29,7 @@ def kidney() -> np.ndarray:
         return slide.read(0, 0, 0, *slide.size_wh)
 
 
-def one(slide: Path, out: Path, **options) -> Outcome:
+def one(slide: Path, out: Path, **options) -> SlideOutcome:
     prepare_out(out)
     return build([slide], BuildOptions(1024, 8, **options), out)[0]
 

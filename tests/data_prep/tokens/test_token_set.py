@@ -14,10 +14,9 @@ from data_prep.tokens import cut as cut_module
 from data_prep.tokens.ceiling import boundary_leaves, ceiling, dice, pixel_dice_from_cells
 from data_prep.tokens.paper_sequences import drop_or_repeat, pack_strip
 from data_prep.tokens.token_set import TokenSet, rebuild
-from data_prep.tree.box_sums import counts_from_map
 from data_prep.tree.quadtree import Leaves, budget_tree, check_tiling
 from data_prep.tree.uniform import uniform_leaves
-from tests.helpers.frames import cut
+from tests.helpers.frames import counts_from_map, cut
 
 SAMPLES = Path(__file__).parents[3] / "data_prep" / "sample_data" / "glomeruli24"
 

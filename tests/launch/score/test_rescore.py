@@ -13,7 +13,7 @@ import yaml
 
 from analysis.runs.groups import group_runs
 from analysis.runs.records import load as load_records
-from data_prep.build.log import Task
+from data_prep.build.log import SlideTask
 from data_prep.build.options import BuildOptions
 from data_prep.token_files.token_file import read_tokens, token_path
 from launch.__main__ import main
@@ -35,7 +35,7 @@ SIDES = (150, 110)  # of the slides: both frames hold them shrunk, by factors th
 def build(folder: Path, slides: Path, **options: object) -> Path:
     folder.mkdir()
     for name in NAMES:
-        outcome = build_one(Task(slides / f"{name}.png", folder, BuildOptions(masks=slides / "masks", **options)))
+        outcome = build_one(SlideTask(slides / f"{name}.png", folder, BuildOptions(masks=slides / "masks", **options)))
         assert outcome.status == "done", outcome
     (folder / "split.json").write_text(json.dumps(SPLIT))
     return folder
