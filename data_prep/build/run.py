@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.build.log import NAME as LOG_NAME
-from data_prep.build.log import BuildLog, Hashes, SlideOutcome, Source, Step, StepResult, SlideTask, known_sources, read_log
+from data_prep.build.log import (
+    BuildLog,
+    Hashes,
+    SlideOutcome,
+    SlideTask,
+    Source,
+    Step,
+    StepResult,
+    known_sources,
+    read_log,
+)
 from data_prep.build.options import IN_MEMORY_PX, BuildOptions, OptionError
 from data_prep.build.slide import build_one
 from data_prep.parallel.queue import Queue, Schedule

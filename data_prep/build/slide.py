@@ -486,7 +486,9 @@ def _warn(options: BuildOptions, used: int, outcome: SlideOutcome, damaged: Sequ
         outcome.warnings.append(f"ceiling {min(low):.3f}: cells this coarse cannot show the mask; {remedy}")
 
 
-def write_result(task: SlideTask, token_set: TokenSet, meta: dict[str, Any], hashes: Hashes, outcome: SlideOutcome) -> None:
+def write_result(
+    task: SlideTask, token_set: TokenSet, meta: dict[str, Any], hashes: Hashes, outcome: SlideOutcome
+) -> None:
     """Write the token file and say that it is done.
 
     Raises:

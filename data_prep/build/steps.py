@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_prep.build.log import SlideOutcome, Step, StepResult, SlideTask, hash_inputs, stamp_of
+from data_prep.build.log import SlideOutcome, SlideTask, Step, StepResult, hash_inputs, stamp_of
 from data_prep.build.options import BuildOptions
 from data_prep.build.scratch import BusyError, Scratch, discard, remove_scratch, scratch_key, scratch_sides
 from data_prep.build.slide import (
@@ -125,7 +125,9 @@ def _about(task: SlideTask) -> dict[str, Any]:
     """What decides the results of a slide's steps. A slide or mask that changes makes them another slide's."""
     return {
         "params": task.options.params(blur_of(task.options), None, None),
-        "files": [[str(path.resolve()), *stamp_of(path)] for path in [task.slide, *mask_files(task.slide, task.options)]],
+        "files": [
+            [str(path.resolve()), *stamp_of(path)] for path in [task.slide, *mask_files(task.slide, task.options)]
+        ],
         "code": [code_version(), _STEPS],
         "strict": task.options.strict,
     }

@@ -16,8 +16,8 @@ from data_prep.build.options import BuildOptions
 from data_prep.build.run import build, prepare_out
 from data_prep.slides import fast_tiff
 from data_prep.system.files import writer_name
-from tests.helpers.builds import ROOT, command, leftovers, plain_env, run, token_bytes
 from tests.data_prep.build.test_steps import CMU, OPTIONS, SHARED, damaged_slide, made, stop_after
+from tests.helpers.builds import ROOT, command, leftovers, plain_env, run, token_bytes
 
 
 def _made(out: Path) -> Path:

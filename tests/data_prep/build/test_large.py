@@ -9,7 +9,7 @@ from data_prep.edges.scan import RegionSpec
 from data_prep.tokens.token_set import rebuild
 from data_prep.tree.quadtree import budget_tree
 from tests.helpers.builds import GLOMERULI
-from tests.helpers.frames import cut, edges_of_regions, counts_from_map
+from tests.helpers.frames import counts_from_map, cut, edges_of_regions
 
 SIZE_PX = 8192
 

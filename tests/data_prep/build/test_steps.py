@@ -27,9 +27,9 @@ from data_prep.edges.scan import RegionSpec
 from data_prep.system.files import writer_name
 from data_prep.token_files.token_file import read_meta
 from data_prep.token_files.verify import verify_file
-from tests.helpers.frames import counts_from_map
-from tests.helpers.builds import GLOMERULI, ROOT, WSI, command, leftovers, plain_env, run, some_slides, token_bytes
 from tests.data_prep.build.test_mpi import mpi, needs_mpi
+from tests.helpers.builds import GLOMERULI, ROOT, WSI, command, leftovers, plain_env, run, some_slides, token_bytes
+from tests.helpers.frames import counts_from_map
 
 CMU = WSI / "CMU-1-Small-Region.svs"
 SHARED = ["--resolution", "2048", "--patch", "8", "--length", "1024", "--tile", "256"]
