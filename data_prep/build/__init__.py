@@ -1,4 +1,4 @@
 """Builds the token files of many slides, resumes after a kill, and keeps the log.
 
-Others use `options.BuildOptions`, `run.build` and `leaf_plan.plan_leaves`.
+Others use `options.BuildOptions`, `run.build` and `slide.cut_slide`.
 """

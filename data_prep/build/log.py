@@ -1,19 +1,122 @@
-"""`build_log.jsonl`: what happened to each slide, one JSON line per slide and run, appended by one writer.
+"""What a build hands on: tasks, their steps, outcomes; and `build_log.jsonl`, one line per slide and run.
 
-It also remembers the hash of each source with its size and times, so that a run that is started again need not read
-terabytes only to find that nothing changed. Must not import OpenSlide or h5py.
+The log has one writer. It also remembers the hash of each source with its size and times, so that a run that is started
+again need not read terabytes only to find that nothing changed. Must not import pixels, OpenSlide or h5py.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from data_prep.build.options import BuildOptions
 from data_prep.system.files import sha256_of
 
 NAME = "build_log.jsonl"
+Hashes = tuple[str, str | None]  # of the slide and of its mask
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input file as it was when it was read: a hash, and what `stat` said."""
+
+    sha256: str
+    stamp: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class SlideTask:
+    """One slide to build.
+
+    Attributes:
+        slide: The slide file.
+        out: Folder of the token files.
+        options: Parameters.
+        known: Hashes of the slide and its mask from an earlier run, by resolved path.
+        rebuild: Build even when a valid file is there.
+    """
+
+    slide: Path
+    out: Path
+    options: BuildOptions
+    known: dict[str, Source] = field(default_factory=dict)
+    rebuild: bool = False
+
+
+@dataclass
+class SlideOutcome:
+    """What became of one slide: a line of `build_log.jsonl` and a row of the last table."""
+
+    slide: str
+    path: str
+    status: Literal["done", "skipped", "failed"]
+    reason: str = ""
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+    tokens: int | None = None
+    ceiling: list[float] | None = None
+    edge_pixels: int | None = None
+    damaged: list[dict[str, Any]] = field(default_factory=list)
+    sources: dict[str, tuple[str, int, int, int]] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
+    traceback: str = ""
+
+    def entry(self) -> dict[str, Any]:
+        """As a log line, without empty fields that only failures and damaged slides have."""
+        return {name: value for name, value in asdict(self).items() if value or name not in ("traceback", "damaged")}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of one slide.
+
+    Attributes:
+        kind: begin, hash, scan, limits, edges, light, plan, tree, tokens or write.
+        task: the slide and its parameters.
+        side_px: side of the regions.
+        stage: later ones have larger numbers.
+        index: number of the region, row by row; 0 for steps of the slide.
+        regions: all regions with content, for the steps that join them.
+        hashes: of slide and mask, for `write`.
+        folder: the slide's scratch folder, None before it has one.
+    """
+
+    kind: str
+    task: SlideTask
+    side_px: int
+    stage: int = 0
+    index: int = 0
+    regions: tuple[int, ...] = ()
+    hashes: Hashes | None = None
+    folder: Path | None = None
+
+
+@dataclass
+class StepResult:
+    """What became of a step.
+
+    Attributes:
+        outcome: carries failure, or the end of the slide; else its sources and stage times only.
+        ended: nothing more is to be done for this slide.
+        side_px: side of the regions that the slide has (an earlier run may have chosen it).
+        regions: regions with content, after `begin`.
+        have: results of an earlier run, by kind: regions that are done.
+        hashes: of slide and mask, where they are known.
+        folder: the slide's scratch folder, after `begin`.
+        counted: numbers to add up over the slide: pixels, blocks.
+    """
+
+    outcome: SlideOutcome
+    ended: bool = False
+    side_px: int = 0
+    regions: tuple[int, ...] = ()
+    have: dict[str, set[int]] = field(default_factory=dict)
+    hashes: Hashes | None = None
+    folder: Path | None = None
+    counted: dict[str, int] = field(default_factory=dict)
 
 
 class BuildLog:
@@ -53,31 +156,30 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return entries
 
 
-@dataclass(frozen=True)
-class Source:
-    """An input file as it was when it was read: a hash, and what `stat` said."""
-
-    sha256: str
-    stamp: tuple[int, int, int]
-
-
 def stamp_of(path: Path) -> tuple[int, int, int]:
     """Size, modification and change time (ns): cannot all stay when the content changes on a running system."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def hash_source(path: Path, known: dict[str, Source]) -> Source:
-    """Hash `path`, or take the hash known for the same path, size and times.
+def hash_inputs(task: SlideTask, mask_paths: list[Path], outcome: SlideOutcome) -> Hashes:
+    """SHA-256 of slide and mask (of several files, joined by +); also noted in `outcome.sources`.
+
+    A file of which path, size and times are known from an earlier run is not read.
 
     Raises:
-        OSError: The file cannot be read.
+        OSError: A file cannot be read.
     """
-    stamp = stamp_of(path)
-    before = known.get(str(path.resolve()))
-    if before is not None and before.stamp == stamp:
-        return before
-    return Source(sha256_of(path), stamp)
+    paths = [task.slide, *mask_paths]
+    stamps = [stamp_of(path) for path in paths]
+    hashes = []
+    for path, stamp in zip(paths, stamps, strict=True):
+        resolved = str(path.resolve())
+        before = task.known.get(resolved)
+        digest = before.sha256 if before is not None and before.stamp == stamp else sha256_of(path)
+        outcome.sources[resolved] = (digest, *stamp)
+        hashes.append(digest)
+    return hashes[0], "+".join(hashes[1:]) or None
 
 
 def known_sources(entries: list[dict[str, Any]]) -> dict[str, Source]:

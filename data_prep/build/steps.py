@@ -1,15 +1,14 @@
 """One large slide as steps that any worker can do: begin, scan, edges, light, plan, tree, tokens, write.
 
 A step is a pure function of the slide and of the results of earlier steps, which lie in the slide's scratch folder;
-`step_order` says which steps are possible. README.md beside this file draws the way and says why each step is exact.
-Frames of one region take the way of `build_slide` inside their first step. Must not import MPI or torch.
+`data_prep.build.run` says which steps are possible. README.md of data_prep draws the way and says why each step is
+exact. Must not import MPI or torch.
 """
 
 from __future__ import annotations
 
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_prep.build.leaf_plan import blur_of
-from data_prep.build.log import stamp_of
-from data_prep.build.open_slides import opened_slide
-from data_prep.build.options import IN_MEMORY_PX, BuildOptions
-from data_prep.build.outcome import Outcome, Task
+from data_prep.build.log import SlideOutcome, SlideTask, Step, StepResult, hash_inputs, stamp_of
+from data_prep.build.options import BuildOptions
 from data_prep.build.scratch import (
     BusyError,
     Scratch,
@@ -32,50 +28,31 @@ from data_prep.build.scratch import (
     scratch_sides,
 )
 from data_prep.build.slide import (
+    OpenedSlide,
+    TreeBasis,
+    blur_of,
     build_one,
+    check_inputs,
     check_room,
     code_version,
     damaged_tiles,
     finish,
-    hash_inputs,
-    masks_of,
+    mask_files,
+    note_failure,
+    open_inputs,
+    region_spec,
     valid_already,
     write_result,
 )
-from data_prep.build.step_order import Step, StepResult
 from data_prep.edges.canny import MAX_MAGNITUDE, auto_thresholds
-from data_prep.edges.hysteresis import final_counts
-from data_prep.edges.region import edges_of_maxima, light_regions, pack_edges, scan_region, unpack_edges
-from data_prep.edges.region_spec import Maxima, RegionSpec
-from data_prep.frame import Frame
+from data_prep.edges.hysteresis import final_counts, light, pack_edges, unpack_edges
+from data_prep.edges.scan import Maxima, RegionSpec, edges_of_maxima, scan_region
 from data_prep.slides.base import Slide, SlideError
-from data_prep.system.files import one_line
-from data_prep.tokens.from_regions import assemble, region_rows
+from data_prep.tokens.cut import Rows, assemble, region_rows
 from data_prep.tree.quadtree import Leaves, Nodes, candidates, first_nodes, pyramid, tree_of
 
-_MOST_ACROSS = 64  # regions along a side: with more, what each costs besides its pixels is all there is
 _STEPS = 4  # goes up when steps leave other results behind, so that those of older code are not gone on with
-
-
-def region_side(options: BuildOptions, workers: int) -> int:
-    """Side of the regions of a frame in pixels, a power of two; the whole frame if it is built in memory.
-
-    By default 8192 for frames of 32K and more and up to 16 workers, which decodes least twice; otherwise 4096, which
-    shares better.
-
-    Args:
-        options: Parameters; `tile_px` decides if it is given.
-        workers: Ranks or processes that may share one slide.
-    """
-    size_px = options.resolution
-    if options.patching == "uniform":  # its tokens are the frame itself, there is nothing to save
-        return size_px
-    if options.tile_px is not None:
-        least_px = max(options.patch, size_px // _MOST_ACROSS)
-        return min(size_px, max(least_px, 1 << (options.tile_px.bit_length() - 1)))
-    if size_px <= IN_MEMORY_PX:
-        return size_px
-    return max(options.patch, 8192 if size_px >= 32768 and workers <= 16 else 4096)
+_SLIDES_OPEN = 2
 
 
 def run_step(step: Step, beat: Callable[[str], None] | None = None) -> StepResult:
@@ -83,39 +60,27 @@ def run_step(step: Step, beat: Callable[[str], None] | None = None) -> StepResul
 
     Args:
         step: The step.
-        beat: Called with a note now and then while a frame is built in memory.
+        beat: Called with a note now and then while a frame of one region is built.
     """
     cv2.setNumThreads(1)  # one process per core: threads of OpenCV inside each would only fight
     started_s = time.perf_counter()
-    result = StepResult(Outcome(step.task.slide.stem, str(step.task.slide), "failed"), side_px=step.side_px)
+    result = StepResult(SlideOutcome(step.task.slide.stem, str(step.task.slide), "failed"), side_px=step.side_px)
     try:
         if step.kind == "begin":
             _begin(step, result, beat)
         else:
             if step.kind != "hash":  # results of different pixels must not mix
                 _check_unchanged(step)
-            {
-                "hash": _hash,
-                "scan": _scan,
-                "limits": _limits,
-                "edges": _edges,
-                "light": _light,
-                "plan": _plan,
-                "tree": _tree,
-                "tokens": _tokens,
-                "write": _write,
-            }[step.kind](step, result)
+            _STEP_OF[step.kind](step, result)
             result.outcome.stage_seconds = {step.kind: round(time.perf_counter() - started_s, 4)}
-    except (ValueError, OSError, MemoryError) as error:
-        result.ended, result.outcome.reason = True, one_line(error)
+    except Exception as error:
+        note_failure(result.outcome, error)
+        result.ended = True
         if isinstance(error, SlideError):  # trying again would not help; a full disk or a lost node is another matter
             if step.folder is not None:
                 discard(step.folder)
-        elif step.folder is not None and step.folder.is_dir():
+        elif not result.outcome.traceback and step.folder is not None and step.folder.is_dir():
             result.outcome.reason += "; what was done is kept, the same command goes on from there"
-    except Exception as error:  # one bad slide must not cost the other thousand
-        result.ended, result.outcome.reason = True, f"{type(error).__name__}: {one_line(error)}"
-        result.outcome.traceback = traceback.format_exc()
     if not result.ended:
         result.outcome.status = "done"
     return result
@@ -132,18 +97,26 @@ def _check_unchanged(step: Step) -> None:
 _last_tree: dict[tuple[Path, int], Leaves] = {}  # by folder and time
 
 
-def _spec(step: Step, frame: Frame, masked: bool) -> RegionSpec:
-    options = step.task.options
-    return RegionSpec(
-        frame.size_px,
-        frame.content_wh,
-        options.patch,
-        blur_of(options),
-        options.thresholds,
-        step.side_px,
-        options.counted if masked else 0,
-        options.auto_percent,
-    )
+_open_slides: dict[tuple[Any, ...], OpenedSlide] = {}
+
+
+def _opened_slide(step: Step) -> tuple[OpenedSlide, RegionSpec]:
+    """The slide of a step and its regions; the last few slides stay open, since the next step is often of one of them.
+
+    Raises:
+        SlideError: The slide or its mask cannot be read, or they have different sizes.
+        ValueError: There is no mask for it.
+    """
+    task = step.task
+    mask_paths = mask_files(task.slide, task.options)
+    key = (*((str(path), stamp_of(path)) for path in [task.slide, *mask_paths]), replace(task.options, tile_px=None))
+    opened = _open_slides.pop(key, None)
+    if opened is None:
+        while len(_open_slides) >= _SLIDES_OPEN:
+            _open_slides.pop(next(iter(_open_slides))).close()
+        opened = open_inputs(task.slide, mask_paths, task.options)
+    _open_slides[key] = opened
+    return opened, region_spec(opened, task.options, step.side_px)
 
 
 def _corner(step: Step, size_px: int) -> tuple[int, int]:
@@ -156,11 +129,13 @@ def _scratch(step: Step) -> Scratch:
     return Scratch(task.out, task.slide.stem, scratch_key(_about(task), step.side_px))
 
 
-def _about(task: Task) -> dict[str, Any]:
+def _about(task: SlideTask) -> dict[str, Any]:
     """What decides the results of a slide's steps. A slide or mask that changes makes them another slide's."""
     return {
         "params": task.options.params(blur_of(task.options), None, None),
-        "files": [[str(path.resolve()), *stamp_of(path)] for path in [task.slide, *masks_of(task)]],
+        "files": [
+            [str(path.resolve()), *stamp_of(path)] for path in [task.slide, *mask_files(task.slide, task.options)]
+        ],
         "code": [code_version(), _STEPS],
         "strict": task.options.strict,
     }
@@ -173,21 +148,18 @@ def _about(task: Task) -> dict[str, Any]:
 def _begin(step: Step, result: StepResult, beat: Callable[[str], None] | None) -> None:
     """Skip what is valid, build a small frame at once, or find the regions and what an earlier run left of them."""
     task = step.task
-    if not task.slide.stem.isprintable():
-        raise SlideError(f"{task.slide.name!a}: the name has bytes that are no UTF-8, or line breaks: rename it")
     if step.side_px >= task.options.resolution and not _begun_sides(task):
         result.outcome = build_one(task, beat)
         result.ended = True
         remove_scratch(task.out, task.slide.stem)
         return
-    mask_paths = masks_of(task)
+    mask_paths = check_inputs(task)
     if (task.out / f"{task.slide.stem}.tokens.h5").exists() and not task.rebuild:
         result.hashes = hash_inputs(task, mask_paths, result.outcome)
         if valid_already(task, result.hashes, result.outcome):
             result.ended = True
             remove_scratch(task.out, task.slide.stem)
             return
-    opened = opened_slide(task)
     result.side_px = (_begun_sides(task) or [step.side_px])[-1]
     scratch = Scratch(task.out, task.slide.stem, scratch_key(_about(task), result.side_px))
     other = scratch.worked_on_by()
@@ -197,8 +169,8 @@ def _begin(step: Step, result: StepResult, beat: Callable[[str], None] | None) -
         result.outcome.reason = "results of an interrupted build with other parameters or another slide were removed"
     scratch.begin()
     result.folder = scratch.folder
-    side, size_px = result.side_px, opened.frame.size_px
-    spec = _spec(replace(step, side_px=side), opened.frame, bool(mask_paths))
+    side, size_px = result.side_px, task.options.resolution
+    _, spec = _opened_slide(replace(step, side_px=side))
     columns, rows = (-(-end // side) for end in spec.end_wh)
     result.regions = tuple(y * (size_px // side) + x for y in range(rows) for x in range(columns))
     for kind, leaves_behind in (("scan", "scan"), ("edges", "edges"), ("plan", "plan"), ("tokens", "rows")):
@@ -211,7 +183,7 @@ def _begin(step: Step, result: StepResult, beat: Callable[[str], None] | None) -
         result.have[kind] = {0} if scratch.has(kind) else set()
 
 
-def _begun_sides(task: Task) -> list[int]:
+def _begun_sides(task: SlideTask) -> list[int]:
     """Sides of regions of an earlier build that may be gone on with: all, if no side is asked for."""
     if task.options.tile_px is not None or task.options.patching == "uniform":
         return []
@@ -219,14 +191,13 @@ def _begun_sides(task: Task) -> list[int]:
 
 
 def _hash(step: Step, result: StepResult) -> None:
-    result.hashes = hash_inputs(step.task, masks_of(step.task), result.outcome)
+    result.hashes = hash_inputs(step.task, mask_files(step.task.slide, step.task.options), result.outcome)
 
 
 def _scan(step: Step, result: StepResult) -> None:
-    opened = opened_slide(step.task)
+    opened, spec = _opened_slide(step)
     scratch, i = _scratch(step), step.index
     decoded = getattr(opened.slide, "decoded_px", 0)
-    spec = _spec(step, opened.frame, opened.read_mask is not None)
     scan = scan_region(
         opened.reader.read, opened.read_mask, spec, *_corner(step, spec.size_px), opened.reader.parts, opened.seen
     )
@@ -236,10 +207,8 @@ def _scan(step: Step, result: StepResult) -> None:
         opened.seen = scan.hist + opened.seen
     if scan.edges is not None:
         scratch.save(f"edges-{i}", **pack_edges(scan.edges))
-    optional = {"mask_sums": scan.mask_sums, "hist": scan.hist}
-    scratch.save(
-        f"scan-{i}", sums=scan.sums, **_damaged(opened.slide), **{k: v for k, v in optional.items() if v is not None}
-    )  # last: what is there is whole
+    hist = {} if scan.hist is None else {"hist": scan.hist}
+    scratch.save(f"scan-{i}", **_damaged(opened.slide), **scan.squares(), **hist)  # last: what is there is whole
     result.counted = {
         "blocks_total": scan.blocks_total,
         "blocks_skipped": scan.blocks_skipped,
@@ -261,10 +230,9 @@ def _limits(step: Step, result: StepResult) -> None:  # noqa: ARG001
 
 
 def _edges(step: Step, result: StepResult) -> None:
-    opened = opened_slide(step.task)
+    opened, spec = _opened_slide(step)
     scratch, i = _scratch(step), step.index
     lo, hi = scratch.load("limits")["lo_hi"].tolist()
-    spec = _spec(step, opened.frame, False)
     corner_xy = _corner(step, spec.size_px)
     try:
         maxima = Maxima(**scratch.load(f"maxima-{i}"))
@@ -275,9 +243,8 @@ def _edges(step: Step, result: StepResult) -> None:
     found = edges_of_maxima(maxima, spec, *corner_xy, lo, hi)
     if found is None:  # another contrast than elsewhere, so what the scan kept is not enough
         decoded = getattr(opened.slide, "decoded_px", 0)
-        found = scan_region(
-            opened.reader.read, None, replace(spec, thresholds=(lo, hi)), *corner_xy, opened.reader.parts
-        ).edges
+        again = replace(spec, thresholds=(lo, hi), classes=0)
+        found = scan_region(opened.reader.read, None, again, *corner_xy, opened.reader.parts).edges
         assert found is not None
         result.counted = {"decoded_px": getattr(opened.slide, "decoded_px", 0) - decoded, "regions_scanned_twice": 1}
     scratch.save(f"edges-{i}", **pack_edges(found))
@@ -289,7 +256,7 @@ def _light(step: Step, result: StepResult) -> None:  # noqa: ARG001
     scratch = _scratch(step)
     keys = ("rectangle", "sides", "n_open", "cell_xy")
     borders = [unpack_edges(scratch.load(f"edges-{i}", *keys), counts=False) for i in step.regions]
-    lit = light_regions(borders, step.task.options.resolution)
+    lit = light(borders, step.task.options.resolution)
     start = np.cumsum([0, *map(len, lit)])
     scratch.save("light", regions=np.array(step.regions, np.int64), start=start, lit=np.concatenate([*lit, []]) != 0)
 
@@ -298,9 +265,9 @@ def _plan(step: Step, result: StepResult) -> None:  # noqa: ARG001
     """Edge pixels of a region, and the nodes of its subtree that the tree may split."""
     scratch, i, options = _scratch(step), step.index, step.task.options
     edges = unpack_edges(scratch.load(f"edges-{i}"))
-    light = scratch.load("light")
-    at = int(np.searchsorted(light["regions"], i))
-    counts = final_counts(edges, light["lit"][light["start"][at] : light["start"][at + 1]])
+    found = scratch.load("light")
+    at = int(np.searchsorted(found["regions"], i))
+    counts = final_counts(edges, found["lit"][found["start"][at] : found["start"][at + 1]])
     n = options.resolution // step.side_px
     row, column = divmod(i, n)
     nodes = candidates(counts, *_rule(options), origin=(n.bit_length() - 1, column, row))
@@ -326,7 +293,7 @@ def _tree(step: Step, result: StepResult) -> None:  # noqa: ARG001
         totals[divmod(i, n)] = int(scratch.load(f"plan-{i}", "total")["total"])
     above, keep = _rule(options)
 
-    def parts() -> Any:
+    def parts() -> Iterator[Nodes]:
         for depth, level in enumerate(pyramid(totals)[:-1]):
             y, x = np.nonzero(level > above)
             yield Nodes(np.full(len(x), depth, np.int64), x, y, level[y, x].astype(np.int64))
@@ -335,15 +302,14 @@ def _tree(step: Step, result: StepResult) -> None:  # noqa: ARG001
 
     internal = first_nodes(parts(), keep if keep is not None else options.resolution**2)
     leaves = tree_of(internal, (options.resolution // options.patch).bit_length() - 1, options.patch)
-    check_room(step.task.slide, len(leaves), options)
+    check_room(step.task.slide, len(leaves), options.counted if options.masks else 0, options)
     scratch.save("tree", xy=leaves.xy, size=leaves.size, edge_pixels=totals.sum())
 
 
 def _tokens(step: Step, result: StepResult) -> None:
-    opened = opened_slide(step.task)
+    opened, spec = _opened_slide(step)
     scratch, i = _scratch(step), step.index
     decoded = getattr(opened.slide, "decoded_px", 0)
-    spec = _spec(step, opened.frame, opened.read_mask is not None)
     rows = region_rows(
         scratch.load(f"scan-{i}", "sums", "mask_sums"),
         _leaves(scratch),
@@ -373,14 +339,13 @@ def _damaged(slide: Slide) -> dict[str, Any]:
 
 
 def _write(step: Step, result: StepResult) -> None:
-    opened = opened_slide(step.task)
+    opened, spec = _opened_slide(step)
     scratch, options = _scratch(step), step.task.options
     tree = scratch.load("tree")
     lo, hi = scratch.load("limits")["lo_hi"].tolist()
-    spec = _spec(step, opened.frame, opened.read_mask is not None)
     damaged: dict[tuple[int, ...], str] = {}
 
-    def rows() -> Any:
+    def rows() -> Iterator[Rows]:
         for i in step.regions:
             part = scratch.load(f"rows-{i}")
             for found in (part, scratch.load(f"scan-{i}", "damaged", "causes")):
@@ -389,10 +354,23 @@ def _write(step: Step, result: StepResult) -> None:
             yield part
 
     whole = assemble(Leaves(tree["xy"], tree["size"]), rows(), spec)
-    found = {"blur": spec.blur, "lo": lo, "hi": hi, "edge_pixels": int(tree["edge_pixels"])}
+    basis = TreeBasis(spec.blur, lo, hi, int(tree["edge_pixels"]))
     result.outcome.warnings += opened.notes
-    token_set, meta = finish(opened.slide, opened.frame, whole, found, options, result.outcome, damaged)
+    token_set, meta = finish(opened, whole, basis, options, result.outcome, damaged)
     assert step.hashes is not None
     write_result(step.task, token_set, meta, step.hashes, result.outcome)
     result.ended = True
     scratch.remove()
+
+
+_STEP_OF = {
+    "hash": _hash,
+    "scan": _scan,
+    "limits": _limits,
+    "edges": _edges,
+    "light": _light,
+    "plan": _plan,
+    "tree": _tree,
+    "tokens": _tokens,
+    "write": _write,
+}

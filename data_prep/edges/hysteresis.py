@@ -6,15 +6,16 @@ Imports compiled loops only.
 a block a component with a strong pixel is decided (on), and one without that touches no border is decided too (off).
 The others stay open: a block hands over their labels along its four sides and how many of their pixels lie in which
 cell. Neighbouring labels that touch, corners included, are united; an open component is on iff its union holds an
-on component. `resolve_block` is a pure function of one block, `merge_blocks` needs the blocks' results only, so they
-may come from any tile, in any order. Work and memory go with the weak pixels, not with the area.
+on component. `resolve_pixels` is a pure function of one block. `join_blocks` makes one block of the blocks of a region,
+`light` looks at the sides of all regions. Both need results only, in any order. Work and memory go with the weak
+pixels, not with the area.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +40,6 @@ class BlockEdges:
         cell_xy: first cell (x, y) that the block touches.
         counts: (gh, gw) int32, decided edge pixels in each cell from `cell_xy` on.
         open_cells: (M, 3) int64, rows (open component, flat index into `counts`, pixels).
-        on_pixels: (Q,) flat indices of the decided edge pixels in the block; None unless asked for.
-        open_pixels: (2, Q), open component and flat index; None unless asked for.
     """
 
     x_px: int
@@ -52,41 +51,6 @@ class BlockEdges:
     cell_xy: tuple[int, int]
     counts: NDArray[np.int32]
     open_cells: Labels
-    on_pixels: Labels | None
-    open_pixels: Labels | None
-
-    def edge_map(self, lit: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """The final (h, w) map, given which open components are edges.
-
-        Raises:
-            ValueError: the block was resolved without `keep_map`.
-        """
-        if self.on_pixels is None or self.open_pixels is None:
-            raise ValueError("the edge map was not kept: resolve the block with keep_map")
-        edges = np.zeros(self.h_px * self.w_px, np.bool_)
-        edges[self.on_pixels] = True
-        edges[self.open_pixels[1][lit[self.open_pixels[0]]]] = True
-        return edges.reshape(self.h_px, self.w_px)
-
-
-def resolve_block(
-    weak: NDArray[np.bool_], strong: NDArray[np.bool_], x_px: int, y_px: int, p_min: int, keep_map: bool = False
-) -> BlockEdges:
-    """Decide what one block can decide alone.
-
-    Args:
-        weak: (h, w) bool, contiguous, where the whole frame's Canny(lo, lo) is.
-        strong: (h, w) bool, contiguous; among the weak pixels it is the whole frame's Canny(hi, hi), elsewhere
-            anything.
-        x_px: left column of the block in the frame.
-        y_px: top row of the block in the frame.
-        p_min: side of a counting cell; cells may straddle blocks.
-        keep_map: keep what `BlockEdges.edge_map` needs.
-    """
-    h, w = weak.shape
-    pixel = np.flatnonzero(weak)
-    magnitude = 1 + strong.ravel().take(pixel).astype(np.uint16)
-    return resolve_pixels(pixel.astype(np.uint32), magnitude, (0, 1), (x_px, y_px, w, h), p_min, keep_map)
 
 
 def resolve_pixels(
@@ -95,17 +59,15 @@ def resolve_pixels(
     limits: tuple[int, int],
     rectangle: tuple[int, int, int, int],
     p_min: int,
-    keep_map: bool = False,
 ) -> BlockEdges:
-    """`resolve_block` from a list of pixels with magnitudes.
+    """Decide what one block can decide alone.
 
     Args:
         pixel: (n,) maxima of the gradient as y * w + x in the block, ascending.
         magnitude: (n,) how large each is.
         limits: (lo, hi): those above lo are weak, those above hi strong.
         rectangle: (x, y, w, h) of the block in the frame.
-        p_min: side of a counting cell, a power of two.
-        keep_map: keep what `BlockEdges.edge_map` needs.
+        p_min: side of a counting cell, a power of two; cells may straddle blocks.
     """
     x, y, w, h = rectangle
     left, top = x % p_min, y % p_min
@@ -126,8 +88,6 @@ def resolve_pixels(
         (x // p_min, y // p_min),
         counts,
         np.stack([key // counts.size, key % counts.size, number], 1),
-        pixel.compress(code == _ON).astype(np.int64) if keep_map else None,
-        np.stack([owner, late]) if keep_map else None,
     )
 
 
@@ -136,12 +96,11 @@ def join_blocks(blocks: Iterable[BlockEdges], rectangle: tuple[int, int, int, in
 
     Args:
         blocks: blocks inside the rectangle, cut along one grid of rows and columns; a missing block has no edges.
-            Maps are not carried over.
         rectangle: (x, y, w, h) in the frame, multiples of p_min.
         p_min: side of a cell.
 
     Returns:
-        What `resolve_block` of the whole rectangle would be but for the numbering of its open components; counts are
+        What `resolve_pixels` of the whole rectangle would be but for the numbering of its open components; counts are
         int32.
     """
     x, y, w, h = rectangle
@@ -149,8 +108,11 @@ def join_blocks(blocks: Iterable[BlockEdges], rectangle: tuple[int, int, int, in
     counts = np.zeros(shape, np.int32)
     kept = []
     for block in blocks:
-        _add(counts, block, block.counts, (x // p_min, y // p_min))
-        kept.append(_without_counts(block))
+        column, row = block.cell_xy[0] - x // p_min, block.cell_xy[1] - y // p_min
+        h_cells, w_cells = block.counts.shape
+        counts[row : row + h_cells, column : column + w_cells] += block.counts
+        # Counts that were added are replaced by zeros of their shape that take no memory.
+        kept.append(dataclasses.replace(block, counts=np.broadcast_to(np.int32(0), block.counts.shape)))
     start = np.cumsum([0, *(block.n_open for block in kept)]).tolist()
     root = _roots(start[-1] + _OPEN, *_touching(kept, np.array(start), (x, y), (w, h)))
     sides = tuple(np.zeros(n, np.int64) for n in (w, w, h, h))
@@ -175,7 +137,7 @@ def join_blocks(blocks: Iterable[BlockEdges], rectangle: tuple[int, int, int, in
         rows.append(np.stack([owner[late].astype(np.int64) - _OPEN, flat[late], block.open_cells[late, 2]], 1))
     open_cells = _sum_rows(np.concatenate([np.zeros((0, 3), np.int64), *rows]), shape[0] * shape[1])
     packed = tuple(code[side] for side in sides)
-    return BlockEdges(x, y, w, h, packed, len(inner), (x // p_min, y // p_min), counts, open_cells, None, None)
+    return BlockEdges(x, y, w, h, packed, len(inner), (x // p_min, y // p_min), counts, open_cells)
 
 
 def _place_side(
@@ -220,57 +182,33 @@ def final_counts(block: BlockEdges, lit: NDArray[np.bool_]) -> NDArray[np.int32]
     return counts
 
 
-@dataclass(frozen=True)
-class Merged:
-    """Edges of the whole frame.
-
-    Attributes:
-        counts: (G, G) int32 edge pixels per cell.
-        blocks: the blocks, as they came.
-        lit: for every block, (n_open,) bool, which open components are edges.
-    """
-
-    counts: NDArray[np.int32]
-    blocks: list[BlockEdges]
-    lit: list[NDArray[np.bool_]]
-
-    def maps(self) -> Iterator[tuple[int, int, NDArray[np.bool_]]]:
-        """(x_px, y_px, edge map) of every block; needs blocks resolved with `keep_map`."""
-        for block, lit in zip(self.blocks, self.lit, strict=True):
-            yield block.x_px, block.y_px, block.edge_map(lit)
+def pack_edges(edges: BlockEdges) -> dict[str, NDArray[Any]]:
+    """A region's edges as plain arrays, counts in the narrowest type that holds a full cell."""
+    top = int(edges.counts.max(initial=0))
+    return {
+        "rectangle": np.array([edges.x_px, edges.y_px, edges.w_px, edges.h_px], np.int64),
+        "sides": np.concatenate(edges.sides).astype(np.int32),
+        "n_open": np.array(edges.n_open, np.int64),
+        "cell_xy": np.array(edges.cell_xy, np.int64),
+        "counts": edges.counts.astype(np.min_scalar_type(top)),
+        "open_cells": edges.open_cells,
+    }
 
 
-def merge_blocks(blocks: Iterable[BlockEdges], size_px: int, p_min: int) -> Merged:
-    """Unite open components over the borders of blocks and count edge pixels per cell.
+def unpack_edges(arrays: dict[str, NDArray[Any]], counts: bool = True) -> BlockEdges:
+    """The inverse of `pack_edges`.
 
     Args:
-        blocks: blocks cut along one grid of rows and columns; a missing block has no edges. Their decided counts are
-            added one by one as they come, only their small remains are kept.
-        size_px: side R of the frame.
-        p_min: side of a cell.
+        arrays: from `pack_edges`, or a mapping that loads them one by one.
+        counts: False to leave counts and the cells of open components out, which `light` does not need.
     """
-    counts = np.zeros((size_px // p_min, size_px // p_min), np.int32)
-    kept = []
-    for block in blocks:
-        _add(counts, block, block.counts)
-        kept.append(_without_counts(block))
-    lit = light(kept, size_px)
-    for block, flags in zip(kept, lit, strict=True):
-        if flags.any():
-            _add(counts, block, final_counts(block, flags))
-    return Merged(counts, kept, lit)
-
-
-def _add(
-    counts: NDArray[np.int32], block: BlockEdges, more: NDArray[np.int32], origin_xy: tuple[int, int] = (0, 0)
-) -> None:
-    x, y = block.cell_xy[0] - origin_xy[0], block.cell_xy[1] - origin_xy[1]
-    counts[y : y + more.shape[0], x : x + more.shape[1]] += more
-
-
-def _without_counts(block: BlockEdges) -> BlockEdges:
-    """The block with its counts (already added) replaced by zeros of the same shape that take no memory."""
-    return dataclasses.replace(block, counts=np.broadcast_to(np.int32(0), block.counts.shape))
+    x, y, w, h = arrays["rectangle"].tolist()
+    cell_x, cell_y = arrays["cell_xy"].tolist()
+    split = np.split(arrays["sides"], np.cumsum([w, w, h]))
+    none = np.zeros((0, 3), np.int64)
+    numbers = arrays["counts"].astype(np.int32) if counts else np.zeros((0, 0), np.int32)
+    cells = arrays["open_cells"] if counts else none
+    return BlockEdges(x, y, w, h, tuple(split), int(arrays["n_open"]), (cell_x, cell_y), numbers, cells)
 
 
 def _touching(

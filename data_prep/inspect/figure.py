@@ -1,4 +1,4 @@
-"""Draws a `Look`: six panels and a caption, for eyes and for papers. The only module here that imports matplotlib.
+"""Draws a `SlideLook`: six panels and a caption, for eyes and for papers. The only module here that imports matplotlib.
 
 Must not read slides or token files.
 """
@@ -17,7 +17,7 @@ from data_prep.system.files import write_atomic
 from data_prep.tokens.ceiling import boundary_leaves
 
 if TYPE_CHECKING:
-    from data_prep.inspect.look import Look
+    from data_prep.inspect.look import SlideLook
 
 _INK = "#1b1f24"
 _FAINT = "#6b7280"
@@ -27,7 +27,7 @@ _WRONG = "#e5002b"
 _MONTAGE_TOKENS = 4096
 
 
-def save_figure(look: Look, out: Path, dpi: int) -> None:
+def save_figure(look: SlideLook, out: Path, dpi: int) -> None:
     """Draw `look` and write it to `out` (.png or .pdf), whole or not at all.
 
     Raises:
@@ -59,9 +59,9 @@ def _no_date(out: Path) -> dict[str, Any]:
     return {"CreationDate": None} if out.suffix.lower() == ".pdf" else {"Software": None}
 
 
-def caption(look: Look, dot: str = ", ") -> str:
+def caption(look: SlideLook, dot: str = ", ") -> str:
     """Parameters and result in one line: R, p, rule, thresholds, leaves used, ceiling, leaves that a boundary cuts."""
-    options, found = look.options, look.found
+    options, basis = look.options, look.basis
     used, full = len(look.token_set), (options.resolution // options.patch) ** 2
     parts = [f"R = {options.resolution}", f"p = {options.patch}"]
     if options.patching == "uniform":
@@ -69,8 +69,8 @@ def caption(look: Look, dot: str = ", ") -> str:
     else:
         rule = f"L = {options.length:,}" if options.length is not None else f"v = {options.split_value}"
         kind = "auto " if options.thresholds == "auto" else ""
-        seen = f"Canny {kind}{found['lo']}/{found['hi']}" if options.split_on == "edges" else options.split_on
-        parts += [rule, f"{seen}, blur {found['blur']}"]
+        seen = f"Canny {kind}{basis.lo}/{basis.hi}" if options.split_on == "edges" else options.split_on
+        parts += [rule, f"{seen}, blur {basis.blur}"]
         of = f" of {options.length:,}" if options.length is not None else ""
         parts.append(f"{used:,}{of} leaves used, {full / used:.1f} x fewer than uniform ({full:,})")
     if options.fov is not None:
@@ -85,14 +85,14 @@ def caption(look: Look, dot: str = ", ") -> str:
     return dot.join(parts)
 
 
-def _second_line(look: Look, dot: str) -> str:
+def _second_line(look: SlideLook, dot: str) -> str:
     width, height = look.size0_wh
     scale = 1.0 if look.options.aspect == "squash" else min(1.0, look.options.resolution / max(width, height))
     parts = [f"slide {width} x {height} px" + (f" at {look.mpp:.3f} um/px" if look.mpp else "")]
     parts.append("stretched to the frame" if look.options.aspect == "squash" else f"scale {scale:.3g}")
-    if look.found["edge_pixels"] is not None:
+    if look.basis.edge_pixels is not None:
         area = look.token_set.content_wh[0] * look.token_set.content_wh[1]
-        parts.append(f"{look.found['edge_pixels']:,} edge pixels ({100 * look.found['edge_pixels'] / area:.1f} %)")
+        parts.append(f"{look.basis.edge_pixels:,} edge pixels ({100 * look.basis.edge_pixels / area:.1f} %)")
     parts.append(f"leaf sides {_span(look)}")
     return dot.join(parts)
 
@@ -101,7 +101,7 @@ def _second_line(look: Look, dot: str) -> str:
 # Panels: each draws on its axis and returns title and note
 
 
-def _picture(axis: Any, look: Look, picture: NDArray[Any], **how: Any) -> None:
+def _picture(axis: Any, look: SlideLook, picture: NDArray[Any], **how: Any) -> None:
     """A square picture in frame coordinates, padding shaded so that it is not taken for white glass."""
     size = look.shown_px
     axis.imshow(picture, extent=(0, size, size, 0), **{"interpolation": "antialiased", **how})
@@ -113,7 +113,7 @@ def _picture(axis: Any, look: Look, picture: NDArray[Any], **how: Any) -> None:
     axis.set(xlim=(0, size), ylim=(size, 0), xticks=[], yticks=[])
 
 
-def _frame(axis: Any, look: Look) -> tuple[str, str]:
+def _frame(axis: Any, look: SlideLook) -> tuple[str, str]:
     _picture(axis, look, look.rgb)
     full_px, (width, height) = look.options.resolution, look.token_set.content_wh
     if look.mpp and look.options.aspect == "keep":
@@ -122,7 +122,7 @@ def _frame(axis: Any, look: Look) -> tuple[str, str]:
     return "Slide in its frame", f"{full_px} x {full_px} px{padded}"
 
 
-def _scale_bar(axis: Any, look: Look) -> None:
+def _scale_bar(axis: Any, look: SlideLook) -> None:
     """A bar of a round length in um, about a fifth of the content wide."""
     um_per_px = (look.mpp or 0.0) * max(look.size0_wh) / max(look.content_wh)
     wanted_um = um_per_px * look.content_wh[0] / 5
@@ -138,7 +138,7 @@ def _scale_bar(axis: Any, look: Look) -> None:
         thing.set_path_effects([patheffects.withStroke(linewidth=4 if thing in line else 2.5, foreground="white")])
 
 
-def _edges(axis: Any, look: Look) -> tuple[str, str]:
+def _edges(axis: Any, look: SlideLook) -> tuple[str, str]:
     if look.edges is None:
         axis.axis("off")
         axis.set_box_aspect(1)
@@ -147,12 +147,12 @@ def _edges(axis: Any, look: Look) -> tuple[str, str]:
     _picture(axis, look, 1 - look.edges, cmap="gray", vmin=0, vmax=1)
     if look.options.split_on != "edges":
         what = "Deviation" if look.options.split_on == "variance" else "Entropy"
-        return f"{what} of the luma", f"per smallest leaf, after {look.found['blur']} px Gaussian"
+        return f"{what} of the luma", f"per smallest leaf, after {look.basis.blur} px Gaussian"
     title = "Edges" if look.edges.shape[0] == look.shown_px else "Edge density"
-    return title, f"Canny {look.found['lo']}/{look.found['hi']} after {look.found['blur']} px Gaussian"
+    return title, f"Canny {look.basis.lo}/{look.basis.hi} after {look.basis.blur} px Gaussian"
 
 
-def _leaves(axis: Any, look: Look) -> tuple[str, str]:
+def _leaves(axis: Any, look: SlideLook) -> tuple[str, str]:
     from matplotlib.collections import LineCollection
 
     light = (255 - (255 - look.rgb.astype(np.float32)) * 0.8).astype(np.uint8)
@@ -172,12 +172,12 @@ def _leaves(axis: Any, look: Look) -> tuple[str, str]:
     return title, f"{len(look.token_set):,} leaves, {_span(look)}"
 
 
-def _span(look: Look) -> str:
+def _span(look: SlideLook) -> str:
     smallest, largest = int(look.token_set.leaf_size.min()), int(look.token_set.leaf_size.max())
     return f"{smallest} px" if smallest == largest else f"{smallest} to {largest} px"
 
 
-def _depth_colour(side: int, look: Look) -> Any:
+def _depth_colour(side: int, look: SlideLook) -> Any:
     """Fine leaves dark violet, coarse ones light: depth is read without a legend."""
     from matplotlib import colormaps
 
@@ -186,7 +186,7 @@ def _depth_colour(side: int, look: Look) -> Any:
     return colormaps["viridis"](1 - 0.95 * depth / max(1.0, deepest))
 
 
-def _sequence(axis: Any, look: Look) -> tuple[str, str]:
+def _sequence(axis: Any, look: SlideLook) -> tuple[str, str]:
     tokens = look.token_set.tokens
     step = math.ceil(len(tokens) / _MONTAGE_TOKENS)
     shown = tokens[::step]
@@ -206,12 +206,12 @@ def _sequence(axis: Any, look: Look) -> tuple[str, str]:
     return "Token sequence", f"{every}{len(tokens):,} x {patch} x {patch} px, in Morton order ({rows} x {columns})"
 
 
-def _seen(axis: Any, look: Look) -> tuple[str, str]:
+def _seen(axis: Any, look: SlideLook) -> tuple[str, str]:
     _picture(axis, look, look.seen, interpolation="antialiased")
     return "What the model sees", "every leaf at p x p pixels, painted back"
 
 
-def _mask(axis: Any, look: Look) -> tuple[str, str]:
+def _mask(axis: Any, look: SlideLook) -> tuple[str, str]:
     from matplotlib.colors import to_rgb
 
     assert look.truth is not None and look.best is not None
@@ -232,7 +232,7 @@ def _mask(axis: Any, look: Look) -> tuple[str, str]:
     return "Mask and what the tree cannot show", f"red: the majority of the cell is wrong, {rest}"
 
 
-def _sizes(axis: Any, look: Look) -> tuple[str, str]:
+def _sizes(axis: Any, look: SlideLook) -> tuple[str, str]:
     side, count = np.unique(look.token_set.leaf_size, return_counts=True)
     area = side.astype(np.float64) ** 2 * count / look.options.resolution**2
     place = np.arange(len(side))

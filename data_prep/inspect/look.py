@@ -6,21 +6,18 @@ itself is in `figure`, so that this module needs no matplotlib. Must not import 
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.build.leaf_plan import cut_leaves, plan_leaves
+from data_prep.build.log import SlideOutcome
 from data_prep.build.options import BuildOptions
-from data_prep.build.outcome import Outcome
-from data_prep.build.slide import mask_files, mask_of, mask_reader, rounded_ceiling, seen_part
+from data_prep.build.slide import TreeBasis, cut_slide, mask_files, open_inputs, rounded_ceiling, seen_part
 from data_prep.edges.canny import edge_map
-from data_prep.frame import Frame, FrameReader, MaskReader, make_frame
+from data_prep.frame import Frame, FrameReader, MaskReader
 from data_prep.slides.open import open_slide
 from data_prep.tokens.token_set import TokenSet, rebuild
 from data_prep.tree.split_scores import content_pixels
@@ -31,7 +28,7 @@ _DEFAULT_PX = 4096
 
 
 @dataclass(frozen=True)
-class Look:
+class SlideLook:
     """What there is to draw of one slide.
 
     Attributes:
@@ -39,7 +36,7 @@ class Look:
         size0_wh: Level-0 size in pixels.
         mpp: um per level-0 pixel, or None.
         options: Parameters.
-        found: `blur`, `lo`, `hi`, `edge_pixels` as used.
+        basis: What the tree was made from.
         shown_px: D, side of the pictures below; R / D is a power of two, or 1.
         content_wh: Part of the shown frame that the slide covers.
         rgb: (D, D, 3) uint8, the frame.
@@ -57,7 +54,7 @@ class Look:
     size0_wh: tuple[int, int]
     mpp: float | None
     options: BuildOptions
-    found: dict[str, Any]
+    basis: TreeBasis
     shown_px: int
     content_wh: tuple[int, int]
     rgb: NDArray[np.uint8]
@@ -84,34 +81,28 @@ def default_resolution(slide_path: Path, patch: int) -> int:
     return size_px
 
 
-def look_at(slide_path: Path, options: BuildOptions) -> Look:
+def look_at(slide_path: Path, options: BuildOptions) -> SlideLook:
     """Plan, cut and reduce one slide for showing.
 
     Raises:
         SlideError: The slide or its mask cannot be read.
         ValueError: There is no mask, or no field of view, for it.
     """
-    with ExitStack() as opened:
-        slide = opened.enter_context(open_slide(slide_path))
-        frame = make_frame(slide.size_wh, options.resolution, options.aspect)
-        reader = FrameReader(slide, frame)
+    with open_inputs(slide_path, mask_files(slide_path, options), options) as opened:
+        slide, mask, frame = opened.slide, opened.mask, opened.frame
         shown_px = min(options.resolution, SHOWN_PX)
         small = _reduced(frame, slide.size_wh, shown_px)
-        mask = None
-        if options.masks is not None:
-            mask = opened.enter_context(mask_of(slide, mask_files(slide_path, options), options))
-        leaves, found = plan_leaves(reader.read, frame, options, Outcome(slide.name, str(slide_path), "done"))
-        read_mask = mask_reader(mask, frame, options) if mask else None
-        token_set = cut_leaves(reader.read, leaves, frame, options, read_mask)
+        token_set, basis = cut_slide(opened, options, SlideOutcome(slide.name, str(slide_path), "done"))
         if mask is not None and options.fov is not None:
             token_set = seen_part(token_set, slide_path, options.fov)
         rgb = FrameReader(slide, small).read(0, 0, shown_px, shown_px)
         edges = None
-        if found["counts"] is not None:
-            whole = reader.read(0, 0, frame.size_px, frame.size_px) if frame.size_px <= _WHOLE_EDGES_PX else None
-            edges = _edges_to_show(whole, found, options.patch, shown_px)
-        elif found["scores"] is not None:
-            edges = _scores_to_show(found["scores"], frame, shown_px, options.split_on)
+        if basis.counts is not None:
+            fits = frame.size_px <= _WHOLE_EDGES_PX
+            whole = opened.reader.read(0, 0, frame.size_px, frame.size_px) if fits else None
+            edges = _edges_to_show(whole, basis, options.patch, shown_px)
+        elif basis.scores is not None:
+            edges = _scores_to_show(basis.scores, frame, shown_px, options.split_on)
         truth = best = ceiling = outside = None
         if mask is not None and token_set.mask_counts is not None:
             truth = MaskReader(mask, small).read(0, 0, shown_px, shown_px)
@@ -120,12 +111,12 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
             best = _majority(token_set, shown_px)
             pixels = token_set.mask_counts.sum(axis=(0, 1, 2), dtype=np.int64).tolist()
             ceiling = rounded_ceiling(token_set, pixels)
-        return Look(
+        return SlideLook(
             name=slide.name,
             size0_wh=slide.size_wh,
             mpp=slide.mpp,
             options=options,
-            found=found,
+            basis=basis,
             shown_px=shown_px,
             content_wh=small.content_wh,
             rgb=rgb,
@@ -146,19 +137,18 @@ def _reduced(frame: Frame, size0_wh: tuple[int, int], shown_px: int) -> Frame:
     return Frame(shown_px, (scale_x, scale_y), content_wh, frame.aspect)
 
 
-def _edges_to_show(
-    whole: NDArray[np.uint8] | None, found: dict[str, Any], patch: int, shown_px: int
-) -> NDArray[np.float32]:
+def _edges_to_show(whole: NDArray[np.uint8] | None, basis: TreeBasis, patch: int, shown_px: int) -> NDArray[np.float32]:
     edges: NDArray[np.float32]
+    assert basis.counts is not None and basis.lo is not None and basis.hi is not None and basis.blur is not None
     if whole is None:
-        counts = found["counts"]
+        counts = basis.counts
         some = max(1, len(counts) // shown_px)
         starts = np.arange(0, len(counts), some)
         counts = np.add.reduceat(np.add.reduceat(counts, starts, axis=0), starts, axis=1)
         cell_px = some * patch
         edges = (counts * (2.0 / (cell_px * cell_px))).astype(np.float32)
         return np.minimum(np.float32(1), edges)
-    edges = edge_map(whole, found["lo"], found["hi"], found["blur"]).astype(np.float32)
+    edges = edge_map(whole, basis.lo, basis.hi, basis.blur).astype(np.float32)
     if len(edges) > shown_px:  # area mean would fade thin lines, so lift it
         edges = 2 * np.asarray(cv2.resize(edges, (shown_px, shown_px), interpolation=cv2.INTER_AREA), np.float32)
     return np.minimum(np.float32(1), edges)

@@ -13,8 +13,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.system.powers_of_two import is_power_of_two
-
 # An array of unsigned integers whose width depends on how far it has been summed.
 Sums = NDArray[np.unsignedinteger[Any]]
 
@@ -72,25 +70,3 @@ def _sum_levels(values: Sums, top: int, levels: int) -> list[Sums]:
         top *= 4
         out.append(values)
     return out
-
-
-def counts_from_map(edge_map: NDArray[Any], p_min: int) -> NDArray[np.int32]:
-    """Number of set pixels in every p_min x p_min cell.
-
-    Args:
-        edge_map: (h, w) bool or uint8 (any non-zero value counts as set), h and w multiples of p_min.
-        p_min: side of a cell in pixels, a power of two.
-
-    Returns:
-        (h / p_min, w / p_min) int32.
-
-    Raises:
-        ValueError: p_min is not a power of two or does not divide the map.
-    """
-    if not is_power_of_two(p_min):
-        raise ValueError(f"the smallest leaf must have a power-of-two side, got {p_min}")
-    h, w = edge_map.shape
-    if h % p_min or w % p_min:
-        raise ValueError(f"a {w} x {h} map cannot be cut into cells of {p_min} pixels")
-    ones = edge_map.view(np.uint8) if edge_map.dtype == np.bool_ else (edge_map != 0).view(np.uint8)
-    return sum_pyramid(ones, 1, p_min.bit_length() - 1)[-1].astype(np.int32)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.system.powers_of_two import is_power_of_two, tree_depth
+from data_prep.system.powers_of_two import tree_depth
 
 IntArray = NDArray[np.int64]
 
@@ -104,7 +104,8 @@ def pyramid(counts: NDArray[Any]) -> list[NDArray[Any]]:
     Raises:
         ValueError: counts is not a square of power-of-two side.
     """
-    if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or not is_power_of_two(counts.shape[0]):
+    side = len(counts)
+    if counts.shape != (side, side) or not side or side & (side - 1):
         raise ValueError(f"counts must be a square of power-of-two side, got shape {counts.shape}")
     small = int(counts.sum(dtype=np.int64)) < 2**31
     level: NDArray[np.signedinteger[Any]] = np.asarray(counts, dtype=np.int32 if small else np.int64)

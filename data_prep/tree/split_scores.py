@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.edges.canny import Gray, Reader, blurred, luma
+from data_prep.edges.canny import Gray, blurred, luma
+from data_prep.edges.scan import Reader
 from data_prep.system.powers_of_two import tree_depth
 from data_prep.tree.box_sums import sum_pyramid
 

@@ -1,7 +1,7 @@
 """CT volumes to token files, one per slice, and predictions back to a volume with its Dice. Never imports torch.
 
 A slice is a picture like any other: windowed to 8 bit, the same in red, green and blue, with its labels as mask. All
-else is `build_slide`. A sidecar `<case>.volume.json` says which slices belong together and how they lie.
+else is `build.slide`. A sidecar `<case>.volume.json` says which slices belong together and how they lie.
 """
 
 from __future__ import annotations
@@ -17,18 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.build.leaf_plan import plan_leaves
-from data_prep.build.log import hash_source
+from data_prep.build.log import Hashes, SlideOutcome, SlideTask
 from data_prep.build.options import BuildOptions
-from data_prep.build.outcome import Outcome, Stage, Task
-from data_prep.build.slide import finish, valid_already, write_result
-from data_prep.frame import FrameReader, MaskReader, make_frame
+from data_prep.build.slide import OpenedSlide, cut_slide, finish, valid_already, write_result
+from data_prep.frame import make_frame
 from data_prep.masks.masks import Mask
 from data_prep.slides.base import Slide, SlideError
 from data_prep.system.files import one_line, sha256_of, write_atomic
 from data_prep.token_files.token_file import read_tokens, token_path
-from data_prep.tokens.ceiling import ceiling
-from data_prep.tokens.token_set import cut, rebuild
+from data_prep.tokens.token_set import rebuild
 from data_prep.volumes.read import (
     Volume,
     case_name,
@@ -137,8 +134,8 @@ def build_volume(
     options: VolumeOptions,
     *,
     rebuild_all: bool = False,
-    tell: Callable[[Outcome], None] | None = None,
-) -> list[Outcome]:
+    tell: Callable[[SlideOutcome], None] | None = None,
+) -> list[SlideOutcome]:
     """Token files of all slices of a volume, and its sidecar; complete and valid slices are skipped.
 
     Args:
@@ -160,18 +157,22 @@ def build_volume(
             check_labels(path, volume.labels, options.build.classes)
         sources = [_hash(each) for each in (path, label_path) if each is not None]
     except (ValueError, OSError) as error:
-        outcome = Outcome(case, str(path), "failed", one_line(error))
+        outcome = SlideOutcome(case, str(path), "failed", one_line(error))
         if tell is not None:
             tell(outcome)
         return [outcome]
-    count = slice_count(volume, options.axis)
+    names = [f"{case}_slice{index:03d}" for index in range(slice_count(volume, options.axis))]
     outcomes = []
-    for index in range(count):
-        name = f"{case}_slice{index:03d}"
-        outcome = Outcome(name, str(path), "failed")
+    for index, name in enumerate(names):
+        outcome = SlideOutcome(name, str(path), "failed")
         started_s = time.perf_counter()
+        task = SlideTask(path.parent / name, out, options.build, rebuild=rebuild_all)
+        how = f"{options.axis} {index} {options.window_hu}"
+        digests = [hashlib.sha256(f"{source} {how}".encode()).hexdigest() for source in (sources[0], sources[-1])]
         try:
-            _build_slice(name, volume, labels, index, sources, out, options, outcome, rebuild_all)
+            hashes = digests[0], None if labels is None else digests[1]
+            if not valid_already(task, hashes, outcome):
+                _build_slice(task, _opened_slice(task, volume, labels, options, index), hashes, outcome)
         except (ValueError, OSError) as error:
             outcome.reason = one_line(error)
         outcome.seconds = round(time.perf_counter() - started_s, 4)
@@ -183,7 +184,7 @@ def build_volume(
         "case": case,
         "axis": options.axis,
         "window_hu": None if volume.windowed else options.window_hu,
-        "slices": [f"{case}_slice{index:03d}" for index in range(count)],
+        "slices": names,
         "shape": list(volume.voxels.shape),
         "spacing_mm": volume.spacing_mm,
         "affine": None if volume.affine is None else volume.affine.tolist(),
@@ -194,7 +195,7 @@ def build_volume(
 
 def _hash(path: Path) -> str:
     if path.is_file():
-        return hash_source(path, {}).sha256
+        return sha256_of(path)
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
         if file.is_file():
@@ -202,45 +203,20 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _build_slice(
-    name: str,
-    volume: Volume,
-    labels: NDArray[np.uint8] | None,
-    index: int,
-    sources: list[str],
-    out: Path,
-    options: VolumeOptions,
-    outcome: Outcome,
-    rebuild_all: bool,
-) -> None:
-    build = options.build
-    task = Task(volume.path.parent / name, out, build, rebuild=rebuild_all)
-    how = f"{options.axis} {index} {options.window_hu}"
-    of_picture = hashlib.sha256(f"{sources[0]} {how}".encode()).hexdigest()
-    of_labels = None if labels is None else hashlib.sha256(f"{sources[-1]} {how}".encode()).hexdigest()
-    if valid_already(task, (of_picture, of_labels), outcome):
-        return
+def _opened_slice(
+    task: SlideTask, volume: Volume, labels: NDArray[np.uint8] | None, options: VolumeOptions, index: int
+) -> OpenedSlide:
+    """One slice as a slide that is open, with its labels as mask."""
     window = (0.0, 1.0) if volume.windowed else options.window_hu
-    picture = windowed(picture_of(volume.voxels, options.axis, index), window)
-    slide = SliceSlide(task.slide, picture, None)
-    frame = make_frame(slide.size_wh, build.resolution, build.aspect)
-    reader = FrameReader(slide, frame)
-    read_mask = None
-    if labels is not None:
-        read_mask = MaskReader(SliceMask(task.slide, picture_of(labels, options.axis, index)), frame).read
-    leaves, found = plan_leaves(reader.read, frame, build, outcome)
-    with Stage(outcome, "tokens"):
-        whole = cut(
-            reader.read,
-            leaves,
-            build.patch,
-            frame.size_px,
-            frame.content_wh,
-            read_mask=read_mask,
-            classes=build.classes,
-        )
-    token_set, meta = finish(slide, frame, whole, found, build, outcome, {})
-    write_result(task, token_set, meta, (of_picture, of_labels), outcome)
+    slide = SliceSlide(task.slide, windowed(picture_of(volume.voxels, options.axis, index), window), None)
+    mask = None if labels is None else SliceMask(task.slide, picture_of(labels, options.axis, index))
+    return OpenedSlide(slide, mask, options.build)
+
+
+def _build_slice(task: SlideTask, opened: OpenedSlide, hashes: Hashes, outcome: SlideOutcome) -> None:
+    whole, basis = cut_slide(opened, task.options, outcome)
+    token_set, meta = finish(opened, whole, basis, task.options, outcome)
+    write_result(task, token_set, meta, hashes, outcome)
 
 
 def reassemble(case: str, folder: Path, predictions: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
@@ -330,20 +306,3 @@ def dice_of_sums(sums: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
     dice = [2 * both / (predicted + true) if true else None for both, predicted, true in sums]
     held = [value for value in dice if value is not None]
     return {"dice": dice, "mean": sum(held) / len(held) if held else None, "absent": len(dice) - len(held)}
-
-
-def volume_ceiling(case: str, folder: Path) -> list[float]:
-    """Best Dice per class over a volume that any prediction on its slices' cells can reach, in frame pixels.
-
-    Raises:
-        SlideError: The sidecar or a token file is missing, or they hold no masks.
-    """
-    masks, contents = [], []
-    for name in read_sidecar(case, folder)["slices"]:
-        token_set, _ = read_tokens(token_path(folder, name))
-        if token_set.mask_counts is None:
-            raise SlideError(f"{token_path(folder, name)}: built without labels")
-        masks.append(token_set.mask_counts)
-        contents.append(token_set.content_counts)
-    counts = np.concatenate(masks)
-    return ceiling(counts, np.concatenate(contents), counts.sum(axis=(0, 1, 2), dtype=np.int64).tolist())

@@ -25,12 +25,11 @@ sys.path.insert(0, str(ROOT))
 import cv2
 
 from data_prep.build.options import BuildOptions
-from data_prep.build.outcome import Task
-from data_prep.build.slide import build_one
+from data_prep.build.run import build as build_slides
 from data_prep.edges.canny import edge_map
 from data_prep.slides.open import open_slide
-from data_prep.tree.box_sums import counts_from_map
 from data_prep.tree.quadtree import budget_tree
+from tests.helpers.frames import counts_from_map
 from tests.helpers.heap import list_scan
 from tests.helpers.mosaics import TILE_PX, mosaic, write_mosaic
 
@@ -49,7 +48,7 @@ def decode(path: Path) -> None:
 
 def build(path: Path, out: Path, side_px: int) -> None:
     """One whole build, from the slide to the renamed token file."""
-    outcome = build_one(Task(path, out, BuildOptions(side_px, 16, length=LENGTH), rebuild=True))
+    (outcome,) = build_slides([path], BuildOptions(side_px, 16, length=LENGTH), out, rebuild=True)
     assert outcome.status == "done", outcome.reason
     print(json.dumps(outcome.stage_seconds), file=sys.stderr)
 

@@ -23,13 +23,12 @@ import cv2
 import numpy as np
 import tifffile
 
-from data_prep.edges import region as kernel
-from data_prep.edges.canny import ROOM, auto_thresholds, blurred, gaussian, gradient, luma
+from data_prep.edges import scan as kernel
+from data_prep.edges.canny import ROOM, auto_thresholds, blurred, gaussian, luma
 from data_prep.edges.hysteresis import resolve_pixels
-from data_prep.edges.kernels.maxima import maxima
-from data_prep.edges.kernels.sums import cell_ranges, take
-from data_prep.edges.region import RegionScan, edges_of_maxima, scan_region
-from data_prep.edges.region_spec import RegionSpec
+from data_prep.edges.kernels.pixels import cell_ranges, maxima, take
+from data_prep.edges.scan import RegionScan, RegionSpec, edges_of_maxima, scan_region
+from tests.helpers.frames import gradient
 from tests.helpers.mosaics import TILE_PX, mosaic
 
 BLUR = 15

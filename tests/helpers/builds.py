@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.build.log import SlideOutcome, SlideTask, Step
+from data_prep.build.run import run_step
 from data_prep.system.powers_of_two import is_power_of_two
-from data_prep.tokens.token_set import TokenSet, cut
+from data_prep.tokens.token_set import TokenSet
 from data_prep.tree.quadtree import budget_tree
+from tests.helpers.frames import cut
 from tests.helpers.repository import GLOMERULI, ROOT
 
 TREE = ["--resolution", "1024", "--patch", "16", "--length", "256"]
@@ -41,6 +44,11 @@ def make_set(
         read_mask=(lambda x, y, w, h: ids[y : y + h, x : x + w]) if masks else None,
         classes=classes,
     )
+
+
+def build_one(task: SlideTask, beat=None) -> SlideOutcome:
+    """One slide's token file, of a frame that is one region, as its worker would make it."""
+    return run_step(Step("begin", task, task.options.resolution), beat).outcome
 
 
 def some_slides(folder: Path, count: int = 3) -> tuple[Path, Path]:

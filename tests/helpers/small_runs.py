@@ -17,9 +17,10 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from data_prep.token_files.token_file import new_meta, token_path, write_tokens
 from data_prep.tokens.ceiling import ceiling
-from data_prep.tokens.token_set import TokenSet, cut
+from data_prep.tokens.token_set import TokenSet
 from data_prep.tree.quadtree import budget_tree
 from data_prep.tree.uniform import uniform_leaves
+from tests.helpers.frames import cut
 from tests.helpers.repository import ROOT
 
 SIZE, PATCH, LENGTH = 64, 8, 16

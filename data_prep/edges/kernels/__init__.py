@@ -1,4 +1,4 @@
 """Compiled loops under the edges: maxima of gradients, connected components, sums.
 
-Others use `maxima.maxima`, `sums.take` and `jit.compiled`.
+Others use `pixels.take`, `pixels.maxima`, `components.components` and `jit.kernel`.
 """

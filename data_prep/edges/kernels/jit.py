@@ -8,7 +8,7 @@ A file's own time stamp tells whether its kept code is fresh, so parts and the k
 
 from __future__ import annotations
 
-import functools
+import contextlib
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -16,24 +16,20 @@ import numba
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-
-def part(function: F) -> F:
-    """Compiled into the kernels that call it."""
-    return cast(F, numba.njit(error_model="numpy")(function))
+part = numba.njit(error_model="numpy")  # compiled into the kernels that call it
 
 
 def kernel(function: F) -> F:
     """Compiled at the first call and kept for the next process, if there is a place for it."""
     try:
-        compiled = numba.njit(cache=True, error_model="numpy")(function)
+        compiled: Any = numba.njit(cache=True, error_model="numpy")(function)
     except RuntimeError:  # no folder can be written
-        compiled = numba.njit(error_model="numpy")(function)
+        return cast(F, part(function))
+    save = compiled._cache.save_overload
 
-    @functools.wraps(function)
-    def call(*args: Any) -> Any:
-        try:
-            return compiled(*args)
-        except OSError:  # compiled, but the disk is full: kernels themselves touch no files
-            return compiled(*args)
+    def save_if_possible(*args: Any) -> None:
+        with contextlib.suppress(OSError):  # the disk is full
+            save(*args)
 
-    return cast(F, call)
+    compiled._cache.save_overload = save_if_possible
+    return cast(F, compiled)

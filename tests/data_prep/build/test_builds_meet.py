@@ -13,10 +13,9 @@ import pytest
 import tifffile
 
 from data_prep.build import scratch, steps
+from data_prep.build.log import SlideOutcome, SlideTask
 from data_prep.build.options import BuildOptions
-from data_prep.build.outcome import Outcome, Task
-from data_prep.build.run import build, prepare_out
-from data_prep.build.step_order import SlidePlan
+from data_prep.build.run import SlidePlan, build, prepare_out
 from data_prep.parallel.queue import Schedule
 from data_prep.slides import fast_tiff
 from data_prep.system.files import writer_name
@@ -98,14 +97,14 @@ def test_a_build_of_another_host_is_gone_on_with_at_once(monkeypatch, tmp_path: 
 def test_builds_of_two_hosts_take_turns_in_one_folder(ahead: int, tmp_path: Path):
     """Neither sees the other, as of two hosts: step by step both do the same, and the file is as of one alone."""
     out = prepared(tmp_path / "out")
-    queues = [Schedule([SlidePlan(Task(CMU, out, REGION_OPTIONS, {}, False), 512)]) for _ in range(2)]
-    outcomes: list[Outcome] = []
+    queues = [Schedule([SlidePlan(SlideTask(CMU, out, REGION_OPTIONS, {}, False), 512)]) for _ in range(2)]
+    outcomes: list[SlideOutcome] = []
 
     def one_step(queue: Schedule) -> None:
         if not queue.over:
             step = queue.take()
             told = queue.done(step, steps.run_step(step))
-            outcomes.extend(one for one in told if isinstance(one, Outcome))
+            outcomes.extend(one for one in told if isinstance(one, SlideOutcome))
 
     for _ in range(ahead):
         one_step(queues[0])

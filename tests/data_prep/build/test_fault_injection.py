@@ -29,9 +29,8 @@ CASE_S, CASE_GIB = 30, 3  # of CPU time and address space; a case takes 0.3 s
 _CHILD = """
 import hashlib, json, resource, signal, sys
 from pathlib import Path
-from data_prep.build.steps import region_side, run_step
-from data_prep.build.run import build, prepare_out
 from data_prep.build.options import BuildOptions
+from data_prep.build.run import build, prepare_out
 from data_prep.token_files.token_file import read_tokens, token_path
 out = Path(sys.argv[1])
 prepare_out(out)

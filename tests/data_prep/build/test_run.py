@@ -14,18 +14,16 @@ import pytest
 
 from data_prep.__main__ import main
 from data_prep.build import log as build_log
-from data_prep.build.log import read_log
+from data_prep.build.log import SlideOutcome, SlideTask, read_log
 from data_prep.build.options import BuildOptions
-from data_prep.build.outcome import Outcome, Task
 from data_prep.build.run import summary
-from data_prep.build.slide import build_one
 from data_prep.edges.canny import blur_for, edge_map
 from data_prep.parallel.pool import run_pool
 from data_prep.token_files.token_file import read_meta, read_tokens
 from data_prep.token_files.verify import verify_file
 from data_prep.tokens.ceiling import ceiling
 from data_prep.tree.quadtree import budget_tree
-from tests.helpers.builds import TREE, command, leftovers, plain_env, run, some_slides, token_bytes
+from tests.helpers.builds import TREE, build_one, command, leftovers, plain_env, run, some_slides, token_bytes
 from tests.helpers.repository import ROOT
 
 
@@ -214,14 +212,14 @@ def test_a_rerun_hashes_only_what_was_touched(slides, tmp_path: Path, monkeypatc
 def test_a_large_slide_shows_that_it_moves(slides, tmp_path: Path):
     notes: list[str] = []
     image = sorted(slides[0].iterdir())[0]
-    task = Task(image, tmp_path, BuildOptions(1024, 16, length=64))
+    task = SlideTask(image, tmp_path, BuildOptions(1024, 16, length=64))
     assert build_one(task, notes.append).status == "done"
     assert len(notes) >= 2 and notes[-1].startswith(f"{image.stem}: ") and notes[-1].endswith(" Mpx read")
 
 
 def test_the_table_of_a_long_run_keeps_the_failures(tmp_path: Path):
-    outcomes = [Outcome(f"s{i:04d}", "", "done", seconds=1.0, tokens=9, ceiling=[0.9, 0.8]) for i in range(500)]
-    outcomes[333] = Outcome("s0333", "", "failed", "broken")
+    outcomes = [SlideOutcome(f"s{i:04d}", "", "done", seconds=1.0, tokens=9, ceiling=[0.9, 0.8]) for i in range(500)]
+    outcomes[333] = SlideOutcome("s0333", "", "failed", "broken")
     text = summary(outcomes, tmp_path, 125.0)
     assert "s0333  failed" in text and "broken" in text and "... and 440 more" in text
     assert text.splitlines()[-1] == f"499 done, 0 skipped, 1 failed of 500 slides in 2:05 -> {tmp_path}"

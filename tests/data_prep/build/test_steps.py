@@ -15,19 +15,22 @@ import numpy as np
 import pytest
 import tifffile
 
+from data_prep.build import run as build_run
 from data_prep.build import slide as build_slide
 from data_prep.build import steps as big_slide
 from data_prep.build.log import read_log
 from data_prep.build.options import BuildOptions
-from data_prep.build.run import build, prepare_out
+from data_prep.build.run import build, prepare_out, region_side
 from data_prep.build.scratch import Scratch, ScratchError, remove_scratch, scratch_key, scratch_sides
-from data_prep.build.steps import region_side
+from data_prep.edges.canny import edge_map
+from data_prep.edges.scan import RegionSpec
 from data_prep.system.files import writer_name
 from data_prep.token_files.token_file import read_meta
 from data_prep.token_files.verify import verify_file
 from tests.helpers.builds import command, leftovers, plain_env, run, some_slides, token_bytes
 from tests.helpers.damaged_slides import damaged_slide
-from tests.helpers.mpi import needs_mpi, pids_of_ranks, run_on_ranks, start_on_ranks
+from tests.helpers.frames import counts_from_map
+from tests.helpers.mpi import needs_mpi, run_on_ranks
 from tests.helpers.region_builds import BY_REGIONS, REGION_OPTIONS, built_bytes, stop_after
 from tests.helpers.repository import GLOMERULI, ROOT
 from tests.helpers.slide_files import CMU
@@ -115,23 +118,39 @@ def test_same_bytes_for_any_number_of_ranks(kidneys, tmp_path: Path):
 
 def _killed_build(out: Path, after_s: float, rng: random.Random) -> bool:
     """Start a build on 2 ranks, kill -9 one of them after a while; whether it was still running."""
-    process = start_on_ranks(2, "build", CMU, "--out", out, *BY_REGIONS)
+    mpiexec = Path(sys.executable).parent / "mpiexec"
+    launcher = str(mpiexec) if mpiexec.exists() else "mpiexec"
+    process = subprocess.Popen(
+        [launcher, "-n", "2", *command("build", CMU, "--out", out, *BY_REGIONS)],
+        cwd=ROOT,
+        env=plain_env(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     work = f".{CMU.stem}.*.work"
     until_s = time.monotonic() + 60
     while process.poll() is None and not list(out.glob(work)) and time.monotonic() < until_s:
         time.sleep(0.01)
     time.sleep(after_s)
-    ranks = list(pids_of_ranks(out).values())
+    ranks = [int(pid.name) for pid in Path("/proc").iterdir() if pid.name.isdigit() and _is_rank(pid, out)]
     if ranks:
         os.kill(rng.choice(ranks), signal.SIGKILL)
-    process.communicate(timeout=60)
-    while pids_of_ranks(out):  # the launcher ends the others; do not leave it to chance what the next build meets
-        time.sleep(0.01)
+    process.wait(60)
+    for pid in ranks:  # the launcher ends the others; do not leave it to chance what the next build meets
+        while Path(f"/proc/{pid}").exists() and _is_rank(Path(f"/proc/{pid}"), out):
+            time.sleep(0.01)
     return bool(ranks)
 
 
+def _is_rank(pid: Path, out: Path) -> bool:
+    try:
+        words = (pid / "cmdline").read_bytes().split(b"\0")
+        return b"data_prep" in words and str(out).encode() in words and b"/python" in words[0]
+    except OSError:
+        return False
+
+
 def check_killed_builds(tmp_path: Path, kills: int, longest_s: float) -> None:
-    """After a kill at any moment the same command leaves the bytes of a build that nothing disturbed."""
     assert run("build", CMU, "--out", tmp_path / "calm", *BY_REGIONS).returncode == 0
     expected = token_bytes(tmp_path / "calm")
     rng = random.Random(kills)
@@ -211,7 +230,7 @@ def test_removed_scratch_is_told(monkeypatch, tmp_path: Path):
 def test_a_slide_that_changes_while_it_is_built_is_refused(monkeypatch, tmp_path: Path):
     slide, out = tmp_path / "slide.svs", tmp_path / "out"
     shutil.copy(CMU, slide)
-    real = big_slide.run_step
+    real = build_run.run_step
 
     def touching(step, beat=None):
         if step.kind == "plan" and step.index == 0:
@@ -241,8 +260,25 @@ def test_a_frame_in_memory_decodes_the_slide_once(monkeypatch, tmp_path: Path):
     assert sum(counted) == width * height
 
 
+def test_a_frame_whose_parts_have_another_contrast_is_scanned_again(monkeypatch):
+    """Thresholds guessed from the upper part are too high for the frame; the edges are those of OpenCV all the same."""
+    rng = np.random.default_rng(0)
+    rgb = np.full((4096, 2048, 3), 128, np.uint8)
+    rgb[:1024] = rng.integers(0, 256, (1024, 2048, 1))
+    rgb[1024:] += rng.integers(0, 6, (3072, 2048, 1)).astype(np.uint8)
+    scans = []
+    real = build_slide.scan_region
+    monkeypatch.setattr(build_slide, "scan_region", lambda *args: (scans.append(args), real(*args))[1])
+    spec = RegionSpec(4096, (2048, 4096), 16, 3, "auto", 4096, auto_percent=50)
+    _, basis = build_slide._find_edges(lambda x, y, w, h: rgb[y : y + h, x : x + w], None, spec)
+    frame = np.full((4096, 4096, 3), 255, np.uint8)
+    frame[:, :2048] = rgb
+    np.testing.assert_array_equal(basis.counts, counts_from_map(edge_map(frame, basis.lo, basis.hi, 3), 16))
+    assert len(scans) == 2 and basis.edge_pixels == basis.counts.sum() > 10_000
+
+
 def test_a_side_that_was_not_asked_for_is_the_one_that_was_begun(monkeypatch, tmp_path: Path):
-    monkeypatch.setattr(big_slide, "IN_MEMORY_PX", 1024)
+    monkeypatch.setattr(build_run, "IN_MEMORY_PX", 1024)
     out = tmp_path / "out"
     prepare_out(out)
     monkeypatch.setattr("data_prep.build.run.region_side", lambda options, workers: 512)
@@ -383,7 +419,6 @@ def test_8192_of_real_texture_by_regions_and_in_memory(thresholds, tmp_path: Pat
 PEAK = """
 import resource, sys
 from data_prep.commands.parser import main
-from data_prep.__main__ import main
 code = main(sys.argv[1:])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
 sys.exit(code)

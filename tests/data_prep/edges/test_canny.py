@@ -1,4 +1,4 @@
-"""Edges of a tiled frame against OpenCV on the whole frame, bit for bit."""
+"""Edges of a frame in regions against OpenCV on the whole frame, bit for bit."""
 
 import itertools
 
@@ -8,21 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.edges import canny
-from data_prep.edges.canny import (
-    MAX_MAGNITUDE,
-    ROOM,
-    auto_thresholds,
-    blur_for,
-    count_edges,
-    edge_map,
-    gaussian,
-    gradient,
-    luma,
-    weak_pixels,
-)
-from data_prep.edges.hysteresis import merge_blocks, resolve_block
-from data_prep.edges.kernels.maxima import is_maximum, maxima
+from data_prep.edges import scan
+from data_prep.edges.canny import MAX_MAGNITUDE, ROOM, auto_thresholds, blur_for, blurred, edge_map, gaussian, luma
+from data_prep.edges.hysteresis import final_counts, join_blocks, light
+from data_prep.edges.kernels.pixels import maxima
+from data_prep.edges.scan import RegionSpec
+from tests.helpers.frames import edges_of_regions, gradient, is_maximum, resolve_block
 from tests.helpers.repository import GLOMERULI
 
 IMAGES = sorted((GLOMERULI / "images").iterdir())
@@ -54,45 +45,43 @@ def _whole_thresholds(rgb, content_wh, blur):
     return hi // 2, hi
 
 
-def _check(rgb, content_wh, p_min, blur, thresholds, tile_px):
+def _check(rgb, content_wh, p_min, blur, thresholds, side_px):
     """Run both ways and compare; returns the number of edge pixels."""
     size_px = rgb.shape[0]
     rgb = _white_outside(rgb, content_wh)
-    found = np.zeros((size_px, size_px), bool)
 
     def read(x, y, w, h):
-        assert x >= 0 and y >= 0 and w > 0 and h > 0 and x + w <= size_px and y + h <= size_px
+        assert x >= 0 and y >= 0 and w > 0 and h > 0 and x + w <= content_wh[0] and y + h <= content_wh[1]
         return rgb[y : y + h, x : x + w]
 
-    def collect(x, y, part):
-        found[y : y + part.shape[0], x : x + part.shape[1]] = part
+    for patch in {p_min, 1}:  # cells of one pixel are the edge map itself
+        spec = RegionSpec(size_px, content_wh, patch, blur, thresholds, max(side_px, patch))
+        counts, (lo, hi), _ = edges_of_regions(read, None, spec)
+        assert (lo, hi) == (_whole_thresholds(rgb, content_wh, blur) if thresholds == "auto" else thresholds)
+        gray = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+        gray = gray if blur == 1 else cv2.GaussianBlur(gray, (blur, blur), 0)
+        whole = cv2.Canny(gray, lo, hi) != 0
+        g = size_px // patch
+        np.testing.assert_array_equal(counts, whole.reshape(g, patch, g, patch).sum((1, 3)))
+    return whole.sum()
 
-    result = count_edges(read, size_px, content_wh, p_min, blur, thresholds, tile_px, collect)
-    if thresholds == "auto":
-        assert (result.lo, result.hi) == _whole_thresholds(rgb, content_wh, blur)
-    else:
-        assert (result.lo, result.hi) == thresholds
-    gray = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
-    gray = gray if blur == 1 else cv2.GaussianBlur(gray, (blur, blur), 0)
-    whole = cv2.Canny(gray, result.lo, result.hi) != 0
-    np.testing.assert_array_equal(found, whole)
-    g = size_px // p_min
-    np.testing.assert_array_equal(result.counts, whole.reshape(g, p_min, g, p_min).sum((1, 3)))
-    assert result.counts.dtype == np.int32
-    assert result.edge_pixels == whole.sum()
-    return result.edge_pixels
+
+@pytest.fixture(params=[32, 1024])
+def block_px(request, monkeypatch):
+    """Few blocks in a region, and many."""
+    monkeypatch.setattr(scan, "BLOCK_PX", request.param)
 
 
 @pytest.mark.parametrize("thresholds", [PAPER, "auto", (20, 300)])
-@pytest.mark.parametrize(("blur", "tile_px"), [(1, 2048), (3, 500), (5, 256), (7, 1023), (9, 130)])
-def test_real_images_equal_opencv(tissue, thresholds, blur, tile_px):
-    assert _check(tissue, (1024, 1024), 4, blur, thresholds, tile_px) > 1000
+@pytest.mark.parametrize(("blur", "side_px"), [(1, 1024), (3, 512), (5, 256), (7, 1024), (9, 128)])
+def test_real_images_equal_opencv(tissue, thresholds, blur, side_px):
+    assert _check(tissue, (1024, 1024), 4, blur, thresholds, side_px) > 1000
 
 
 @pytest.mark.parametrize("path", IMAGES[1:24:5], ids=lambda path: path.stem)
 def test_more_real_images_with_padding(path):
     rgb = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
-    assert _check(rgb, (1024, 777), 8, 3, "auto", 300) > 1000
+    assert _check(rgb, (1024, 777), 8, 3, "auto", 256) > 1000
 
 
 @st.composite
@@ -127,58 +116,50 @@ def pictures(draw):
     if draw(st.booleans()):
         content_wh = size_px, size_px
     p_min = 2 ** draw(st.integers(0, min(4, size_px.bit_length() - 1)))
-    return rgb, content_wh, p_min, max(1, size_px // draw(st.integers(1, 12)))
+    return rgb, content_wh, p_min, size_px >> draw(st.integers(0, min(4, size_px.bit_length() - 1)))
 
 
 @settings(max_examples=250, deadline=None)
-@given(pictures(), st.sampled_from([1, 3, 5, 7, 9]), st.sampled_from([*FIXED, "auto"]), st.integers(0, 5))
-def test_made_pictures_equal_opencv(picture, blur, thresholds, more):
-    rgb, content_wh, p_min, tile_px = picture
-    _check(rgb, content_wh, p_min, blur, thresholds, tile_px + more)
+@given(pictures(), st.sampled_from([1, 3, 5, 7, 9]), st.sampled_from([*FIXED, "auto"]), st.sampled_from([16, 32, 1024]))
+def test_made_pictures_equal_opencv(picture, blur, thresholds, block_px):
+    rgb, content_wh, p_min, side_px = picture
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan, "BLOCK_PX", block_px)
+        _check(rgb, content_wh, p_min, blur, thresholds, side_px)
 
 
-@pytest.mark.parametrize("tile_px", [37, 64, 100, 256, 300, 512])
+@pytest.mark.parametrize("side_px", [32, 64, 256, 512])
 @pytest.mark.parametrize("blur", [1, 3, 9])
 @pytest.mark.parametrize("turned", [False, True])
-def test_weak_lines_are_lit_from_their_far_ends(tile_px, blur, turned):
+def test_weak_lines_are_lit_from_their_far_ends(block_px, side_px, blur, turned):
     thresholds = (30, 250)
     rgb = np.full((512, 512, 3), 200, np.uint8)
     rgb[100:300] = 180
     faint = rgb.transpose(1, 0, 2) if turned else rgb
-    assert _check(faint, (512, 512), 4, blur, thresholds, tile_px) == 0
+    assert _check(faint, (512, 512), 4, blur, thresholds, side_px) == 0
     rgb[100:300] = np.interp(np.arange(512), [0, 400, 511], [180, 180, 0]).astype(np.uint8)[:, None]
     darker = rgb.transpose(1, 0, 2) if turned else rgb
-    assert _check(darker, (512, 512), 4, blur, thresholds, tile_px) == 2 * 512
+    assert _check(darker, (512, 512), 4, blur, thresholds, side_px) == 2 * 512
 
 
-def _resolve(weak, strong, xs, ys, p_min):
-    """Blocks between the given grid lines."""
+def _resolve(weak, strong, xs, ys):
+    """Blocks between the given grid lines, with cells of one pixel."""
     return [
-        resolve_block(weak[b:d, a:c].copy(), strong[b:d, a:c].copy(), a, b, p_min, keep_map=True)
+        resolve_block(weak[b:d, a:c].copy(), strong[b:d, a:c].copy(), a, b, 1)
         for b, d in itertools.pairwise(ys)
         for a, c in itertools.pairwise(xs)
     ]
 
 
-def _painted(merged, size_px):
-    found = np.zeros((size_px, size_px), bool)
-    for x, y, part in merged.maps():
-        found[y : y + part.shape[0], x : x + part.shape[1]] = part
+def _merged(blocks, size_px):
+    """The edge map of all blocks, both ways: joined to one block, and each lit on its own."""
+    whole = join_blocks(blocks, (0, 0, size_px, size_px), 1)
+    found = final_counts(whole, light([whole], size_px)[0])
+    apart = np.zeros_like(found)
+    for block, lit in zip(blocks, light(blocks, size_px), strict=True):
+        apart[block.y_px : block.y_px + block.h_px, block.x_px : block.x_px + block.w_px] = final_counts(block, lit)
+    np.testing.assert_array_equal(found, apart)
     return found
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 255), st.sampled_from([1, 3, 7]), st.integers(0, 600))
-def test_weak_pixels_are_those_of_opencv(seed, span, blur, lo):
-    rng = np.random.default_rng(seed)
-    gray = canny.blurred(rng.integers(0, span + 1, rng.integers(3, 80, 2), np.uint8), blur)
-    h, w = gray.shape
-    dx, dy, magnitude = gradient(gray)
-    expected = cv2.Canny(dx, dy, lo, lo) != 0
-    found = weak_pixels(gray, (slice(0, h), slice(0, w)), lo)
-    pixel, size = (np.zeros(0, int), np.zeros(0, int)) if found is None else found
-    np.testing.assert_array_equal(pixel, np.flatnonzero(expected))
-    np.testing.assert_array_equal(size, magnitude[expected])
 
 
 def test_maxima_of_every_direction():
@@ -208,7 +189,7 @@ def test_blur_and_canny_in_one_are_opencv_bit_for_bit(blur, kind):
     seen = cv2.copyMakeBorder(gray, r, r, r, r, cv2.BORDER_REFLECT_101)
     pixel, size = np.empty(h * w + ROOM, np.uint32), np.empty(h * w + ROOM, np.uint16)
     hist = np.zeros((2, 2048), np.uint32)
-    smooth = canny.blurred(gray, blur)
+    smooth = blurred(gray, blur)
     magnitude = gradient(smooth)[2]
     for lo in (0, 30, 200):
         n = maxima(
@@ -241,12 +222,11 @@ def test_hysteresis_is_components_that_hold_a_strong_pixel(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     weak = rng.random((size_px, size_px)) < data.draw(st.sampled_from([0.1, 0.3, 0.4, 0.5, 0.9]))
     strong = rng.random((size_px, size_px)) < data.draw(st.sampled_from([0.001, 0.01, 0.1]))
-    blocks = _resolve(weak, strong, _lines(data.draw, size_px), _lines(data.draw, size_px), 1)
-    merged = merge_blocks([blocks[i] for i in rng.permutation(len(blocks))], size_px, 1)
+    blocks = _resolve(weak, strong, _lines(data.draw, size_px), _lines(data.draw, size_px))
+    merged = _merged([blocks[i] for i in rng.permutation(len(blocks))], size_px)
     _, label = cv2.connectedComponents(weak.astype(np.uint8), connectivity=8)
     expected = weak & np.isin(label, label[weak & strong])
-    np.testing.assert_array_equal(_painted(merged, size_px), expected)
-    np.testing.assert_array_equal(merged.counts, expected)
+    np.testing.assert_array_equal(merged, expected)
 
 
 @pytest.mark.parametrize("step", [7, 16, 37, 64, 200])
@@ -257,13 +237,10 @@ def test_one_strong_pixel_lights_a_chain_through_all_blocks(step):
     weak[[i for i in range(509) if i // 4 % 2 == 1], 0] = True
     strong = np.zeros((512, 512), bool)
     lines = [*range(0, 512, step), 512]
-    dark = merge_blocks(_resolve(weak, strong, lines, lines, 8), 512, 8)
-    assert dark.counts.sum() == 0
+    assert _merged(_resolve(weak, strong, lines, lines), 512).sum() == 0
     strong[508, 511] = True
     assert weak[508, 511]
-    lit = merge_blocks(_resolve(weak, strong, lines, lines, 8), 512, 8)
-    np.testing.assert_array_equal(_painted(lit, 512), weak)
-    assert lit.counts.sum() == weak.sum()
+    np.testing.assert_array_equal(_merged(_resolve(weak, strong, lines, lines), 512), weak)
 
 
 @pytest.mark.parametrize("flipped", [False, True])
@@ -273,8 +250,7 @@ def test_blocks_that_touch_at_a_corner_only(flipped):
     strong[63, 63] = True
     weak, strong = (weak[:, ::-1], strong[:, ::-1]) if flipped else (weak, strong)
     lines = list(range(0, 65, 8))
-    merged = merge_blocks(_resolve(weak, strong, lines, lines, 8), 64, 8)
-    np.testing.assert_array_equal(_painted(merged, 64), weak)
+    np.testing.assert_array_equal(_merged(_resolve(weak, strong, lines, lines), 64), weak)
 
 
 def test_blocks_of_a_real_image_may_come_in_any_order_and_of_any_size(tissue):
@@ -282,33 +258,10 @@ def test_blocks_of_a_real_image_may_come_in_any_order_and_of_any_size(tissue):
     weak, strong, both = (cv2.Canny(gray, *pair) != 0 for pair in ((40, 40), (300, 300), (40, 300)))
     rng = np.random.default_rng(1)
     xs, ys = ([0, *sorted(rng.choice(np.arange(1, 1024), 25, replace=False).tolist()), 1024] for _ in range(2))
-    blocks = _resolve(weak, strong, xs, ys, 8)
+    blocks = _resolve(weak, strong, xs, ys)
     assert sum(block.n_open for block in blocks) > 100
-    merged = merge_blocks([blocks[i] for i in rng.permutation(len(blocks))], 1024, 8)
-    np.testing.assert_array_equal(merged.counts, both.reshape(128, 8, 128, 8).sum((1, 3)))
-    np.testing.assert_array_equal(_painted(merged, 1024), both)
-
-
-def test_a_map_that_was_not_kept_says_so():
-    one = resolve_block(np.ones((2, 2), bool), np.ones((2, 2), bool), 0, 0, 1)
-    with pytest.raises(ValueError, match="not kept"):
-        one.edge_map(np.zeros(0, bool))
-
-
-def test_frames_too_large_to_keep_are_read_twice_with_the_same_result(tissue, monkeypatch):
-    reads = []
-
-    def read(x, y, w, h):
-        reads.append((x, y))
-        return tissue[y : y + h, x : x + w]
-
-    kept = count_edges(read, 1024, (1024, 1024), 4, 5, "auto", 512)
-    assert len(reads) == 4
-    monkeypatch.setattr(canny, "_CACHE_BYTES", 0)
-    again = count_edges(read, 1024, (1024, 1024), 4, 5, "auto", 512)
-    assert len(reads) == 12
-    np.testing.assert_array_equal(kept.counts, again.counts)
-    assert (kept.lo, kept.hi) == (again.lo, again.hi)
+    merged = _merged([blocks[i] for i in rng.permutation(len(blocks))], 1024)
+    np.testing.assert_array_equal(merged, both)
 
 
 def test_padding_is_not_read():
@@ -318,8 +271,8 @@ def test_padding_is_not_read():
         asked.append((x + w, y + h))
         return np.full((h, w, 3), 255, np.uint8)
 
-    count_edges(read, 4096, (200, 100), 4, 9, PAPER, 64)
-    assert max(x for x, _ in asked) <= 200 + 14 and max(y for _, y in asked) <= 100 + 14
+    edges_of_regions(read, None, RegionSpec(4096, (200, 100), 4, 9, PAPER, 64))
+    assert max(x for x, _ in asked) <= 200 and max(y for _, y in asked) <= 100
 
 
 @pytest.mark.parametrize("blur", [3, 5, 7, 9, 11, 13, 15])
@@ -377,26 +330,3 @@ def test_edge_map_is_opencv(tissue):
 )
 def test_blur_by_resolution(resolution, blur):
     assert blur_for(resolution) == blur
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"p_min": 3}, "power of two"),
-        ({"size_px": 96}, "power of two"),
-        ({"blur": 4}, "odd"),
-        ({"blur": -1}, "odd"),
-        ({"tile_px": 0}, "at least one pixel"),
-        ({"thresholds": (200, 100)}, "lo <= hi"),
-        ({"thresholds": (-1, 100)}, "lo <= hi"),
-        ({"thresholds": (0.5, 100)}, "integers"),
-    ],
-)
-def test_bad_settings_are_one_clear_line(change, message):
-    def read(x, y, w, h):
-        return np.zeros((h, w, 3), np.uint8)
-
-    given_ = {"size_px": 64, "content_wh": (64, 64), "p_min": 4, "blur": 3, "thresholds": PAPER, "tile_px": 64}
-    with pytest.raises(ValueError, match=message) as error:
-        count_edges(read, **(given_ | change))
-    assert "\n" not in str(error.value)

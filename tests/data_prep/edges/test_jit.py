@@ -11,7 +11,7 @@ from tests.helpers.repository import ROOT
 
 RUN = """
 import numpy as np
-from data_prep.kernel_components import pixels_of
+from data_prep.edges.kernels.components import pixels_of
 pixel = np.zeros(4, np.uint32)
 pixels_of(np.array([3, 1, 0, 255], np.uint8), np.array([[2, 5]], np.uint32), pixel)
 print(pixel.tolist())

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from data_prep.__main__ import main
+from data_prep.build.log import SlideTask
 from data_prep.build.options import BuildOptions
-from data_prep.build.outcome import Task
-from data_prep.build.slide import build_one
 from data_prep.inspect.figure import caption
 from data_prep.inspect.look import default_resolution, look_at, paint
 from data_prep.token_files.token_file import read_tokens
 from data_prep.tokens.token_set import rebuild
-from tests.helpers.builds import leftovers, make_set, plain_env
+from tests.helpers.builds import build_one, leftovers, make_set, plain_env
 from tests.helpers.repository import GLOMERULI, ROOT, WSI
 
 IMAGE = GLOMERULI / "images" / "10063.jpg"
@@ -63,12 +62,12 @@ def test_a_pdf_can_be_drawn(tmp_path: Path):
 def test_it_shows_the_tokens_of_a_build(tmp_path: Path):
     options = BuildOptions(1024, 16, length=256, masks=GLOMERULI / "masks")
     look = look_at(IMAGE, options)
-    outcome = build_one(Task(IMAGE, tmp_path, options))
+    outcome = build_one(SlideTask(IMAGE, tmp_path, options))
     built, meta = read_tokens(tmp_path / "10063.tokens.h5")
     np.testing.assert_array_equal(look.token_set.tokens, built.tokens)
     np.testing.assert_array_equal(look.token_set.leaf_xy, built.leaf_xy)
     assert look.ceiling == meta["ceiling"] == outcome.ceiling
-    assert look.edges.sum() == meta["edge_pixels"] == look.found["edge_pixels"]
+    assert look.edges.sum() == meta["edge_pixels"] == look.basis.edge_pixels
     np.testing.assert_array_equal(look.seen, rebuild(built.tokens, built.leaf_xy, built.leaf_size, 1024))
     # At full size the picture's own Dice (the majority of each cell) comes close to the ceiling and does not pass it.
     inter = ((look.best == 1) & (look.truth == 1)).sum()

@@ -12,7 +12,7 @@ from PIL import Image
 from data_prep.masks.masks import check_mask_size, find_masks, open_mask
 from data_prep.slides.base import SlideError
 from data_prep.slides.open import open_slide
-from tests.helpers.repository import SAMPLES
+from tests.helpers.repository import GLOMERULI
 from tests.helpers.slide_files import CMU, KIDNEY
 
 # ---- masks
@@ -95,7 +95,7 @@ def test_bad_masks(tmp_path: Path, rgb: np.ndarray) -> None:
 
 
 def test_find_a_mask_and_its_size(tmp_path: Path) -> None:
-    masks = SAMPLES / "glomeruli24" / "masks"
+    masks = GLOMERULI / "masks"
     (path,) = find_masks(KIDNEY, masks)
     assert path == masks / "10003.png"
     assert find_masks(CMU, masks) == []

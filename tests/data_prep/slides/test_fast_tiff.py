@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from data_prep.edges.region import scan_region
-from data_prep.edges.region_spec import RegionSpec
+from data_prep.edges.scan import RegionSpec, scan_region
 from data_prep.frame import FrameReader, make_frame
 from data_prep.slides import fast_tiff
 from data_prep.slides.base import Slide

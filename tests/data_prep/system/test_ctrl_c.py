@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.system.ctrl_c import take_over
-from tests.helpers.builds import ROOT, plain_env
+from tests.helpers.builds import plain_env
+from tests.helpers.repository import ROOT
 
 
 class Thing:

@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.edges.canny import count_edges
+from data_prep.edges.canny import edge_map
+from data_prep.tokens import cut as cut_module
 from data_prep.tokens.ceiling import boundary_leaves, ceiling, dice, pixel_dice_from_cells
 from data_prep.tokens.paper_sequences import drop_or_repeat, pack_strip
-from data_prep.tokens.token_set import TokenSet, cut, rebuild
+from data_prep.tokens.token_set import TokenSet, rebuild
 from data_prep.tree.quadtree import Leaves, budget_tree, check_tiling
 from data_prep.tree.uniform import uniform_leaves
+from tests.helpers.frames import counts_from_map, cut
 from tests.helpers.repository import GLOMERULI
 
 
@@ -58,13 +60,13 @@ def _cells(picture, x, y, size, p):
 
 
 @settings(max_examples=150, deadline=None)
-@given(frames(), st.sampled_from([1, 2, 5, 8, 31, 64, 100, 2048]))
-def test_cut_is_the_naive_box_mean_for_any_tile(frame, tile_px):
+@given(frames(), st.sampled_from([None, 1, 2, 8, 16, 64, 2048]))
+def test_cut_is_the_naive_box_mean_for_any_region(frame, side_px):
     rgb, mask, leaves, p, size_px, content_wh, classes = frame
     content = np.zeros((size_px, size_px), bool)
     content[: content_wh[1], : content_wh[0]] = True
-    tile_px = max(tile_px, size_px // 16)
-    made = cut(_reader(rgb), leaves, p, size_px, content_wh, _reader(mask), classes, tile_px)
+    side_px = side_px and min(size_px, max(side_px, p, size_px // 16))
+    made = cut(_reader(rgb), leaves, p, size_px, content_wh, _reader(mask), classes, side_px)
     assert len(made) == len(leaves) and (made.size_px, made.content_wh) == (size_px, content_wh)
     types = made.tokens.dtype, made.content_counts.dtype, made.mask_counts.dtype
     assert types == (np.uint8, np.uint32, np.uint32)
@@ -77,26 +79,25 @@ def test_cut_is_the_naive_box_mean_for_any_tile(frame, tile_px):
         np.testing.assert_array_equal(made.mask_counts[i], _cells(inside, *xy, size, p))
 
 
-def test_real_image_does_not_depend_on_the_tile():
+def test_real_image_does_not_depend_on_the_regions():
     image = cv2.cvtColor(cv2.imread(str(min((GLOMERULI / "images").iterdir()))), cv2.COLOR_BGR2RGB)
     mask = cv2.imread(str(min((GLOMERULI / "masks").iterdir())), cv2.IMREAD_UNCHANGED)
-    found = count_edges(_reader(image), 1024, (1024, 1024), 4, 3, (100, 200))
-    leaves = budget_tree(found.counts, 4, 1024)
+    leaves = budget_tree(counts_from_map(edge_map(image, 100, 200, 3), 4), 4, 1024)
     whole = cut(_reader(image), leaves, 4, 1024, (1024, 1024), _reader(mask))
-    for tile_px in (64, 300, 512):
-        _same(whole, cut(_reader(image), leaves, 4, 1024, (1024, 1024), _reader(mask), 1, tile_px))
+    for side_px in (64, 256, 1024):
+        _same(whole, cut(_reader(image), leaves, 4, 1024, (1024, 1024), _reader(mask), 1, side_px))
     assert whole.mask_counts.sum() == mask.sum() > 0
     assert ceiling(whole.mask_counts, whole.content_counts)[0] > 0.97
 
 
-@pytest.mark.parametrize("tile_px", [8, 64, 256])
-def test_token_i_holds_leaf_i(tile_px):
+@pytest.mark.parametrize("side_px", [8, 64, 256, None])
+def test_token_i_holds_leaf_i(side_px):
     rng = np.random.default_rng(5)
     leaves = budget_tree(rng.integers(0, 9, (64, 64)) * (rng.random((64, 64)) < 0.05), 4, 250)
     number = np.arange(len(leaves), dtype=np.uint8)
     painted = rebuild(np.tile(number[:, None, None, None], (1, 4, 4, 3)), leaves.xy, leaves.size, 256)
     assert len(np.unique(leaves.size)) > 2
-    tokens = cut(_reader(painted), leaves, 4, 256, (256, 256), tile_px=tile_px).tokens
+    tokens = cut(_reader(painted), leaves, 4, 256, (256, 256), side_px=side_px).tokens
     np.testing.assert_array_equal(tokens, np.broadcast_to(number[:, None, None, None], tokens.shape))
 
 
@@ -182,26 +183,27 @@ def test_dice_counts_beyond_32_bits():
     assert int(inter[0]) == int(size[0]) == int(truth[0]) == 5 * 2**31
 
 
-def test_each_tile_is_read_once_and_padding_never():
+def test_each_square_is_read_once_and_padding_never(monkeypatch):
     rgb, asked = np.zeros((256, 256, 3), np.uint8), []
 
     def read(x, y, w, h):
         asked.append((x, y, w, h))
         return rgb[y : y + h, x : x + w]
 
-    made = cut(read, uniform_leaves(256, 16), 8, 256, (130, 64), tile_px=100)
-    assert sorted(asked) == [(0, 0, 64, 64), (64, 0, 64, 64), (128, 0, 64, 64)]
+    monkeypatch.setattr(cut_module, "_ALL_PX", 64)
+    made = cut(read, uniform_leaves(256, 16), 8, 256, (130, 64))
+    assert sorted(asked) == [(0, 0, 64, 64), (64, 0, 64, 64), (128, 0, 2, 64)]
     outside = made.content_counts.sum((1, 2)) == 0
     assert outside.any() and made.mask_counts is None
 
 
-def test_padding_is_white_even_if_one_leaf_covers_many_tiles():
+def test_padding_is_white_even_if_one_leaf_covers_many_regions():
     rgb = np.zeros((64, 64, 3), np.uint8)
     rgb[:, 32:] = 255
     one = Leaves(np.zeros((1, 2), np.int32), np.array([64], np.int32))
-    for tile_px in (4, 16, 64):
-        assert cut(_reader(rgb), one, 1, 64, (32, 64), tile_px=tile_px).tokens.ravel().tolist() == [128] * 3
-        halves = cut(_reader(rgb), one, 2, 64, (32, 64), tile_px=tile_px).tokens[0, 0, :, 0]
+    for side_px in (4, 16, 64, None):
+        assert cut(_reader(rgb), one, 1, 64, (32, 64), side_px=side_px).tokens.ravel().tolist() == [128] * 3
+        halves = cut(_reader(rgb), one, 2, 64, (32, 64), side_px=side_px).tokens[0, 0, :, 0]
         assert halves.tolist() == [0, 255]
 
 
@@ -210,7 +212,6 @@ def test_padding_is_white_even_if_one_leaf_covers_many_tiles():
     [
         ({"p": 3}, "power of two"),
         ({"p": 16}, "smaller than the patch"),
-        ({"tile_px": 0}, "at least one pixel"),
         ({"size_px": 64}, "cover"),
         ({"classes": 1}, "class 2"),
     ],

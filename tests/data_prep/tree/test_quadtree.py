@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from data_prep.edges.canny import edge_map
 from data_prep.system.powers_of_two import tree_depth
-from data_prep.tree.box_sums import counts_from_map, halve, sum_pyramid
+from data_prep.tree.box_sums import halve, sum_pyramid
 from data_prep.tree.quadtree import Leaves, budget_tree, check_tiling, morton, pyramid, threshold_tree
 from data_prep.tree.uniform import uniform_leaves
+from tests.helpers.frames import counts_from_map
 from tests.helpers.heap import heap_tree, naive_morton
 from tests.helpers.repository import GLOMERULI
 
@@ -175,8 +176,6 @@ def test_uniform_tiles_the_frame(size_px, patch_px):
         (lambda: uniform_leaves(64, 0), "power of two"),
         (lambda: tree_depth(1000, 8), "power of two"),
         (lambda: tree_depth(4, 8), "power of two"),
-        (lambda: counts_from_map(np.ones((8, 8)), 3), "power-of-two"),
-        (lambda: counts_from_map(np.ones((8, 10)), 4), "cannot be cut"),
     ],
 )
 def test_bad_sizes_are_one_clear_line(call, message):
@@ -236,13 +235,3 @@ def test_sums_of_squares_are_exact_at_every_width(levels, seed, top):
             assert np.array_equal(sums.astype(expected.dtype), expected)
         assert int(sums[0, 0]) == top * s * s
     assert halve(np.full((2, 2), top, kind), top)[0, 0] == 4 * top
-
-
-@settings(max_examples=60, deadline=None)
-@given(edge_maps(), st.sampled_from([1, 255]))
-def test_counts_from_map_are_block_sums(made, value):
-    edges, p_min = made
-    g = len(edges) // p_min
-    expected = edges.reshape(g, p_min, g, p_min).sum((1, 3))
-    np.testing.assert_array_equal(counts_from_map(edges, p_min), expected)
-    np.testing.assert_array_equal(counts_from_map(edges.astype(np.uint8) * value, p_min), expected)

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.tokens.token_set import cut, rebuild
+from data_prep.tokens.token_set import rebuild
 from data_prep.tree.quadtree import Leaves, check_tiling
 from launch.config.config import ConfigError
 from launch.data.augment import DIHEDRAL, jitter, leaves_in_square, turn_leaves, turn_pixels, turn_tokens
 from launch.data.batches import part_of, parts_of, take, training_batch
 from launch.data.token_files import TokenFiles
 from launch.experiments.load import load
+from tests.helpers.frames import cut
 from tests.helpers.small_runs import PATCH, SIZE, overrides, picture, token_set
 
 

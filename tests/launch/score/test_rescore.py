@@ -13,9 +13,8 @@ import yaml
 
 from analysis.runs.groups import group_runs
 from analysis.runs.records import load as load_records
+from data_prep.build.log import SlideTask
 from data_prep.build.options import BuildOptions
-from data_prep.build.outcome import Task
-from data_prep.build.slide import build_one
 from data_prep.token_files.token_file import read_tokens, token_path
 from launch.__main__ import main
 from launch.data.token_files import TokenFiles
@@ -23,6 +22,7 @@ from launch.experiments.load import load
 from launch.records.record import read_record
 from launch.score.rescore import enlarged, load_model, other_files, read_run
 from launch.train.segmentation import raster_logits
+from tests.helpers.builds import build_one
 from tests.helpers.small_runs import Group, finish_well, launch_rank, overrides
 
 pytestmark = pytest.mark.gloo
@@ -35,7 +35,7 @@ SIDES = (150, 110)  # of the slides: both frames hold them shrunk, by factors th
 def build(folder: Path, slides: Path, **options: object) -> Path:
     folder.mkdir()
     for name in NAMES:
-        outcome = build_one(Task(slides / f"{name}.png", folder, BuildOptions(masks=slides / "masks", **options)))
+        outcome = build_one(SlideTask(slides / f"{name}.png", folder, BuildOptions(masks=slides / "masks", **options)))
         assert outcome.status == "done", outcome
     (folder / "split.json").write_text(json.dumps(SPLIT))
     return folder
