@@ -1,7 +1,4 @@
-"""One slide to one token file: inputs, leaves, tokens, the file, and whether that is needed.
-
-`build_one` builds a frame of one region. `steps` takes the same functions for frames of several regions.
-"""
+"""One slide to one token file. `build_one` builds a frame of one region; `steps` uses its parts for larger ones."""
 
 from __future__ import annotations
 
