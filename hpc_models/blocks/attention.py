@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_models.blocks.checkpointing import maybe_recompute
-from hpc_models.blocks.linear_attention import Nystrom, Performer
 from hpc_models.blocks.sdpa import KINDS, attend, attend_packed, attend_window
 
 LINEAR = ("performer_relu", "performer_softmax", "nystrom")
@@ -122,11 +121,13 @@ def make_attention(width: int, heads: int, **options: Unpack[AttentionOptions]) 
         ValueError: unknown kind, or a width that the heads do not divide.
     """
     kind, dropout = options.get("kind", "full"), options.get("dropout", 0.0)
-    if kind.startswith("performer_") and kind in LINEAR:
+    if kind not in LINEAR:
+        return Attention(width, heads, **options)
+    from hpc_models.blocks.linear_attention import Nystrom, Performer
+
+    if kind != "nystrom":
         return Performer(width, heads, kind.removeprefix("performer_"), dropout=dropout)
-    if kind == "nystrom":
-        return Nystrom(width, heads, options.get("window", 256), dropout)
-    return Attention(width, heads, **options)
+    return Nystrom(width, heads, options.get("window", 256), dropout)
 
 
 class MLP(nn.Module):

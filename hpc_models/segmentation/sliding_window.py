@@ -31,6 +31,7 @@ def sliding_window(
     image: Tensor,
     window: int,
     overlap: float = 0.25,
+    *,
     batch: int = 4,
     weighting: str = "gaussian",
     wanted: Tensor | None = None,

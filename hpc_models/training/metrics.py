@@ -1,4 +1,4 @@
-"""Exact hard Dice in frame pixels from per-cell predictions; imports torch only.
+"""Exact hard Dice from counts of frame pixels, accuracy and AUC; imports torch only.
 
 Counts are integers, so they can be summed over ranks and slides in any order and give the same number: reduce counts,
 never Dice values.
@@ -8,29 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-
-def counts_from_logits(logits: Tensor, mask_counts: Tensor, content_counts: Tensor) -> Tensor:
-    """Intersection, prediction and truth in frame pixels.
-
-    A cell is predicted foreground when its logit is above 0 (probability above 0.5).
-
-    Args:
-        logits: (B, L, p, p, K).
-        mask_counts: (B, L, p, p, K) foreground pixels. Floats must hold integers (float32 does up to 2^24 per cell;
-            pass int64 for larger cells).
-        content_counts: (B, L, p, p) content pixels; cells with 0 are ignored.
-
-    Returns:
-        (B, K, 3) int64: [I, P, T].
-    """
-    content = _whole(content_counts)[..., None]
-    mask = _whole(mask_counts)
-    on = (logits > 0) & (content > 0)
-    over = (1, 2, 3)
-    return torch.stack(
-        (torch.where(on, mask, 0).sum(over), torch.where(on, content, 0).sum(over), mask.sum(over)), dim=-1
-    )
 
 
 def dice(counts: Tensor) -> Tensor:
@@ -79,7 +56,3 @@ def auc(probabilities: Tensor, labels: Tensor) -> float | None:
             midrank = ends.double() - (sizes.double() - 1) / 2  # ranks from 1; equal scores share the mean of theirs
             areas.append((float(midrank[group][positive].sum()) - p * (p + 1) / 2) / (p * n))
     return sum(areas) / len(areas) if areas else None
-
-
-def _whole(counts: Tensor) -> Tensor:
-    return counts.round().to(torch.int64) if counts.is_floating_point() else counts.to(torch.int64)
