@@ -209,6 +209,7 @@ PROGRAM = """
 import ctypes, sys, time
 from pathlib import Path
 from launch.train.watchdog import Watchdog
+from launch.train.lifetime import Watchdog
 watchdog = Watchdog(1.0, Path(sys.argv[2]), 0, lambda where: (print(where, flush=True), watchdog.stop()))
 watchdog.start()
 for _ in range(15):
