@@ -38,33 +38,12 @@ exit codes: 0 done, also where the default left out a pair of rows or one of its
 compared, or with --b that one of the sets could not; 64 wrong arguments; 66 there is no set with both.
 """
 _BETTER = "open_*_apf"
-_THAN = (  # rivals, then ablations
-    "uniform_tokens",
-    "uniform_patch",
-    "unetr",
-    "unet",
-    "swin_unetr",
-    "transunet",
-    "uniform_leaf_unet",
-    "apf_whole",
-    "apf_alone",
-    "apf_blind",
-    "apf_variance",
-    "apf_entropy",
-    "apf_fixed",
-    "apf_jittered",
-    "apf_cubic",
-    "apf_half",
-    "apf_double",
-    "apf_deep",
-    "apf_unturned",
-    "apf_shallow",  # of records from when apf had four blocks
-    "apf_leaf",
-    "apf_token",
-    "apf_token_still",
-    "apf_geometric",
-    "apf_raster",
+_RIVALS = "uniform_tokens uniform_patch unetr unet swin_unetr transunet uniform_leaf_unet"
+_ABLATIONS = (
+    "apf_whole apf_alone apf_blind apf_variance apf_entropy apf_fixed apf_jittered apf_cubic apf_half apf_double "
+    "apf_deep apf_unturned apf_shallow apf_leaf apf_token apf_token_still apf_geometric apf_raster"
 )
+_THAN = (*_RIVALS.split(), *_ABLATIONS.split())
 _ALSO = (
     # with standardised filters: against the rivals, then what they do to each
     ("open_*_apf_std", "open_*_unet_std"),
@@ -85,29 +64,17 @@ _ALSO = (
 
 @dataclass(frozen=True)
 class Gain:
-    """A against B on the slides of one data set, or over all.
+    """A against B on the slides of one data set, or over all."""
 
-    Attributes:
-        name: Data set; empty for the geometric mean over them.
-        a: Mean Dice of A; None over data sets.
-        b: The same of B.
-        gain: a / b - 1; None where B found nothing at all.
-        low: Lower end of its interval; None as well for fewer than two slides.
-        high: Upper end.
-        n: Slides, or data sets.
-        better: Slides on which A is better.
-        note: What else to know.
-    """
-
-    name: str
-    a: float | None
-    b: float | None
-    gain: float | None
-    low: float | None
-    high: float | None
-    n: int
-    better: int | None
-    note: str = ""
+    name: str  # Data set; empty for the geometric mean over them
+    a: float | None  # Mean Dice of A; None over data sets
+    b: float | None  # The same of B
+    gain: float | None  # a / b - 1; None where B found nothing at all
+    low: float | None  # Lower end of its interval; None as well for fewer than two slides
+    high: float | None  # Upper end
+    n: int  # Slides, or data sets
+    better: int | None  # Slides on which A is better
+    note: str = ""  # What else to know
 
 
 def gains(pairs: Sequence[tuple[str, Row, Row]]) -> list[Gain]:

@@ -37,17 +37,11 @@ exit codes: 0 done; 1 a file cannot be used; 64 wrong arguments.
 
 @dataclass(frozen=True)
 class MeasuredField:
-    """A measured field.
+    """A measured field."""
 
-    Attributes:
-        label: Its experiment.
-        map: (H, W) float64.
-        about: What was measured, as the file says.
-    """
-
-    label: str
-    map: NDArray[np.float64]
-    about: dict[str, Any]
+    label: str  # Its experiment
+    map: NDArray[np.float64]  # (H, W) float64
+    about: dict[str, Any]  # What was measured, as the file says
 
     @property
     def pixel_px(self) -> int:

@@ -1,15 +1,15 @@
-"""One small table type and its Markdown, CSV, LaTeX and HTML forms, each escaped (standard library only)."""
+"""One small table type and its Markdown, CSV, LaTeX and HTML forms, each escaped."""
 
 import csv
 import html
 import io
 import math
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from launch.records.record import write_atomic
 
 MISSING = "-"
 
@@ -250,17 +250,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     data = content.encode("utf-8", "replace") if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(name).chmod(0o666 & ~umask)  # mkstemp makes files that only the owner may read
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_atomic(path, data)
     except OSError as error:
         raise ValueError(f"{path}: cannot be written ({error.strerror or error})") from error
 

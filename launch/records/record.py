@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 from pydantic import BaseModel, BeforeValidator, Field, InstanceOf, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
-from data_prep.system.files import temporary_name, write_atomic
+from data_prep.system.files import temporary_name
+from data_prep.system.files import write_atomic as write_atomic
 
 if TYPE_CHECKING:
     from launch.records.loggers import Sink
