@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,23 +23,14 @@ _DRAWS_AT_ONCE = 4_000_000  # items drawn per piece: bounds the memory to some 1
 
 @dataclass(frozen=True)
 class AUC:
-    """An area, or a difference of two, with the percentile interval of its resamples.
+    """An area, or a difference of two, with the percentile interval of its resamples."""
 
-    Attributes:
-        name: Which items.
-        value: Of the items themselves, None without positives or without negatives.
-        low: End of the interval, None where there is none.
-        high: End of the interval.
-        positives: Their number.
-        negatives: Their number.
-    """
-
-    name: str
-    value: float | None
-    low: float | None
-    high: float | None
-    positives: int
-    negatives: int
+    name: str  # Which items
+    value: float | None  # Of the items themselves, None without positives or without negatives
+    low: float | None  # End of the interval, None where there is none
+    high: float | None  # End of the interval
+    positives: int  # Their number
+    negatives: int  # Their number
 
 
 def auc(scores: ArrayLike, labels: ArrayLike) -> float | None:
@@ -58,7 +50,14 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> float | None:
     return _finite(_areas(_counts(groups, positive, np.arange(groups.size)[None]))[0])
 
 
-def auc_interval(scores: ArrayLike, labels: ArrayLike, name: str = "all", resamples: int = BOOTSTRAP_RESAMPLES) -> AUC:
+def auc_interval(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    name: str = "all",
+    resamples: int = BOOTSTRAP_RESAMPLES,
+    *,
+    baseline: ArrayLike | None = None,
+) -> AUC:
     """Area and its percentile interval; items (not classes) are drawn with replacement, the same at every call.
 
     Args:
@@ -66,6 +65,7 @@ def auc_interval(scores: ArrayLike, labels: ArrayLike, name: str = "all", resamp
         labels: (N,).
         name: For the result.
         resamples: Resamples without positives or without negatives do not count.
+        baseline: (N,) scores of another model; the area is then minus its area, resampled together (figure A2a).
 
     Returns:
         The area; its interval holds the middle 95 % of the resampled areas.
@@ -73,39 +73,25 @@ def auc_interval(scores: ArrayLike, labels: ArrayLike, name: str = "all", resamp
     Raises:
         ValueError: see `auc`.
     """
-    groups, positive = _ranked(scores, labels)
-    areas = [_areas(_counts(groups, positive, rows)) for rows in _draws(groups.size, resamples)]
-    return _summary(name, auc(scores, labels), np.concatenate(areas or [np.empty(0)]), positive)
+    sides = [_ranked(side, labels) for side in (scores, baseline) if side is not None]
+    positive = sides[0][1]
+    areas = [
+        [_areas(_counts(groups, positive, rows)) for groups, _ in sides] for rows in _draws(positive.size, resamples)
+    ]
+    drawn = np.concatenate([_less(*of) for of in areas] or [np.empty(0)])
+    values = [auc(side, labels) for side in (scores, baseline) if side is not None]
+    return _summary(name, None if None in values else _less(*values), drawn, positive)
+
+
+def _less(area: Any, other: Any = None) -> Any:
+    return area if other is None else area - other
 
 
 def auc_difference(
-    scores: ArrayLike,
-    baseline: ArrayLike,
-    labels: ArrayLike,
-    name: str = "all",
-    resamples: int = BOOTSTRAP_RESAMPLES,
+    scores: ArrayLike, baseline: ArrayLike, labels: ArrayLike, name: str = "all", resamples: int = BOOTSTRAP_RESAMPLES
 ) -> AUC:
-    """Area of one model minus that of another on the same items, resampled together (figure A2a).
-
-    Args:
-        scores: (N,) of the model.
-        baseline: (N,) of the other one.
-        labels: (N,).
-        name: For the result.
-        resamples: See `auc_interval`.
-
-    Raises:
-        ValueError: see `auc`.
-    """
-    ours, positive = _ranked(scores, labels)
-    theirs, _ = _ranked(baseline, labels)
-    differences = [
-        _areas(_counts(ours, positive, rows)) - _areas(_counts(theirs, positive, rows))
-        for rows in _draws(ours.size, resamples)
-    ]
-    a, b = auc(scores, labels), auc(baseline, labels)
-    value = None if a is None or b is None else a - b
-    return _summary(name, value, np.concatenate(differences or [np.empty(0)]), positive)
+    """Area of one model minus that of another on the same items; see `auc_interval`."""
+    return auc_interval(scores, labels, name, resamples, baseline=baseline)
 
 
 # -- breakdowns: which items take part --------------------------------------------------------------------------------
@@ -184,9 +170,7 @@ def broken_down(
     ours, truth = np.asarray(scores), _bool(labels)
     theirs = None if baseline is None else np.asarray(baseline)
     return [
-        auc_interval(ours[on], truth[on], name, resamples)
-        if theirs is None
-        else auc_difference(ours[on], theirs[on], truth[on], name, resamples)
+        auc_interval(ours[on], truth[on], name, resamples, baseline=None if theirs is None else theirs[on])
         for name, on in masks.items()
     ]
 

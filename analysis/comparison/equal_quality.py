@@ -27,25 +27,15 @@ class Spent:
 
 @dataclass(frozen=True)
 class EqualQuality:
-    """What two rows cost at one quality.
+    """What two rows cost at one quality."""
 
-    Attributes:
-        quality: The validation quality that both reach.
-        a: Seconds or TFLOP of A, geometric mean over its seeds.
-        b: Those of B, likewise.
-        speedup: b / a: how many times less A needs.
-        low: Smallest b / a over pairs of seeds.
-        high: Largest.
-        unresolved: "A", "B" or "A and B" for those whose first evaluation already passed the quality.
-    """
-
-    quality: float
-    a: float
-    b: float
-    speedup: float
-    low: float
-    high: float
-    unresolved: str
+    quality: float  # The validation quality that both reach
+    a: float  # Seconds or TFLOP of A, geometric mean over its seeds
+    b: float  # Those of B, likewise
+    speedup: float  # b / a: how many times less A needs
+    low: float  # Smallest b / a over pairs of seeds
+    high: float  # Largest
+    unresolved: str  # "A", "B" or "A and B" for those whose first evaluation already passed the quality
 
 
 def cost_at(spent: ArrayLike, quality: ArrayLike, target: float) -> Spent | None:

@@ -22,29 +22,17 @@ from analysis.runs.stats import BOOTSTRAP_SEED, resamples
 
 @dataclass(frozen=True)
 class Gain:
-    """A against B on the slides of one data set, or over all.
+    """A against B on the slides of one data set, or over all."""
 
-    Attributes:
-        name: Data set; empty for the geometric mean over them.
-        a: Mean Dice of A; None over data sets.
-        b: The same of B.
-        gain: a / b - 1; None where B found nothing at all.
-        low: Lower end of its interval; None as well for fewer than two slides.
-        high: Upper end.
-        n: Slides, or data sets.
-        better: Slides on which A is better.
-        note: What else to know.
-    """
-
-    name: str
-    a: float | None
-    b: float | None
-    gain: float | None
-    low: float | None
-    high: float | None
-    n: int
-    better: int | None
-    note: str = ""
+    name: str  # Data set; empty for the geometric mean over them
+    a: float | None  # Mean Dice of A; None over data sets
+    b: float | None  # The same of B
+    gain: float | None  # a / b - 1; None where B found nothing at all
+    low: float | None  # Lower end of its interval; None as well for fewer than two slides
+    high: float | None  # Upper end
+    n: int  # Slides, or data sets
+    better: int | None  # Slides on which A is better
+    note: str = ""  # What else to know
 
 
 def gains(pairs: Sequence[tuple[str, Row, Row]]) -> list[Gain]:

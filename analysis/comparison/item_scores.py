@@ -13,17 +13,11 @@ from analysis.runs.stats import bootstrap_interval
 
 @dataclass(frozen=True)
 class ItemScores:
-    """What a classifier said on the test items, in the order of their names.
+    """What a classifier said on the test items, in the order of their names."""
 
-    Attributes:
-        names: Slides, pictures, or crops as slide@x,y.
-        labels: (N,) class of each item.
-        probabilities: (N, classes).
-    """
-
-    names: tuple[str, ...]
-    labels: np.ndarray
-    probabilities: np.ndarray
+    names: tuple[str, ...]  # Slides, pictures, or crops as slide@x,y
+    labels: np.ndarray  # (N,) class of each item
+    probabilities: np.ndarray  # (N, classes)
 
     @property
     def right(self) -> np.ndarray:

@@ -4,32 +4,21 @@ import numpy as np
 
 from analysis.comparison.item_scores import interval, row_scores
 from analysis.comparison.table import Comparison
-from analysis.output.figure_style import (
-    COLUMN_IN,
-    GREY,
-    MOST_RUNS,
-    PAGE_IN,
-    Drawing,
-    between,
-    legend_below,
-    look,
-    new_figure,
-    plain_log,
-)
+from analysis.output import figure_style as fs
 from analysis.runs.records import Row
 
 
-def against_tokens(comparison: Comparison) -> Drawing | None:
+def against_tokens(comparison: Comparison) -> fs.Drawing | None:
     """Draw seconds per image and Dice against tokens per image, adaptive and uniform runs told apart by shape."""
-    shown = [r for r in comparison.rows if r.tokens_per_image and r.seconds_per_image][:MOST_RUNS]
+    shown = [r for r in comparison.rows if r.tokens_per_image and r.seconds_per_image][: fs.MOST_RUNS]
     shown = [r for r in shown if r.model != "unet_tiled"]
     if len({r.tokens_per_image for r in shown}) < 2:
         return None
-    figure = new_figure(PAGE_IN, 2.5)
+    figure = fs.new_figure(fs.PAGE_IN, 2.5)
     left, right = figure.subplots(1, 2)
     handles, names, words = [], [], []
     for i, row in enumerate(shown):
-        kind, tokens = look(i), row.tokens_per_image
+        kind, tokens = fs.look(i), row.tokens_per_image
         seconds = [r.seconds_per_image for r in row.runs if r.seconds_per_image]
         marker = "o" if row.patching == "apf" else "s"
         left.plot([tokens] * 2, [min(seconds), max(seconds)], color=kind.colour, lw=1)
@@ -49,29 +38,29 @@ def against_tokens(comparison: Comparison) -> Drawing | None:
         axis.minorticks_off()
     left.set(ylabel="training time per image (s)", yscale="log", title="(a) cost")
     left.margins(y=0.12)
-    plain_log(left.yaxis)
+    fs.plain_log(left.yaxis)
     right.set(ylabel="Dice, test slides", ylim=(-0.02, 1.02), title="(b) quality")
-    legend_below(figure, handles, names)
+    fs.legend_below(figure, handles, names)
     seeds = [len(r.runs) for r in shown]
     caption = (
         "Training time per image and test Dice against tokens per image; circles: adaptive, squares: uniform. Lines: "
-        f"range over seeds ({between(seeds)}) in (a), 95 % bootstrap interval over slides in (b)."
+        f"range over seeds ({fs.between(seeds)}) in (a), 95 % bootstrap interval over slides in (b)."
     )
-    return Drawing(
+    return fs.Drawing(
         "against_tokens", "Cost and Dice against tokens", caption, "Two scatter plots. " + "; ".join(words), figure
     )
 
 
-def accuracy_against_cost(comparison: Comparison) -> Drawing | None:
+def accuracy_against_cost(comparison: Comparison) -> fs.Drawing | None:
     """Draw a classifier's test scores against its training time per image, with the floor of its data.
 
     Accuracy and AUC have panels of their own; None without a classification run.
     """
-    shown = [r for r in comparison.rows if r.task == "classification" and r.seconds_per_image][:MOST_RUNS]
+    shown = [r for r in comparison.rows if r.task == "classification" and r.seconds_per_image][: fs.MOST_RUNS]
     scores = [name for name in ("accuracy", "auc") if any(getattr(r, name) is not None for r in shown)]
     if not scores:
         return None
-    figure = new_figure(PAGE_IN if len(scores) > 1 else COLUMN_IN, 2.6)
+    figure = fs.new_figure(fs.PAGE_IN if len(scores) > 1 else fs.COLUMN_IN, 2.6)
     axes = figure.subplots(1, len(scores), squeeze=False)[0]
     handles: dict[str, object] = {}
     words = []
@@ -80,7 +69,7 @@ def accuracy_against_cost(comparison: Comparison) -> Drawing | None:
             score = getattr(row, name)
             if score is None:
                 continue
-            kind, x = look(i), row.seconds_per_image
+            kind, x = fs.look(i), row.seconds_per_image
             ends = interval(name, row_scores(row))
             if ends and ends.low is not None and ends.high is not None and abs(ends.value - score) < 1e-4:
                 axis.plot([x, x], [ends.low, ends.high], color=kind.colour, lw=1.1)
@@ -94,20 +83,20 @@ def accuracy_against_cost(comparison: Comparison) -> Drawing | None:
             title=_SCORES[name] if len(scores) > 1 else "",
         )
         axis.margins(x=0.2)
-        plain_log(axis.xaxis)
+        fs.plain_log(axis.xaxis)
     floors = [f for f in comparison.floors if f.task == "classification"]
     for floor in floors if "accuracy" in scores else ():
-        axes[0].axhline(floor.high, color=GREY, lw=0.7, ls=(0, (4, 2)), zorder=0)
+        axes[0].axhline(floor.high, color=fs.GREY, lw=0.7, ls=(0, (4, 2)), zorder=0)
     if "auc" in scores:
-        axes[-1].axhline(0.5, color=GREY, lw=0.7, ls=(0, (4, 2)), zorder=0)
-    legend_below(figure, list(handles.values()), list(handles), 4 if len(scores) > 1 else 2)
+        axes[-1].axhline(0.5, color=fs.GREY, lw=0.7, ls=(0, (4, 2)), zorder=0)
+    fs.legend_below(figure, list(handles.values()), list(handles), 4 if len(scores) > 1 else 2)
     caption = (
         f"Test scores of classifiers against end-to-end training time per image (n = {_items(shown)} items). Whiskers: "
         "95 % bootstrap interval over items. Dashed grey: scores without learning"
         + (f" ({floors[0].label})" if floors else "")
         + (", for AUC one half." if "auc" in scores else ".")
     )
-    return Drawing(
+    return fs.Drawing(
         "accuracy_against_cost", "Accuracy against cost", caption, "Scatter plot. " + "; ".join(words) + ".", figure
     )
 
@@ -122,25 +111,25 @@ def _items(rows: list[Row]) -> str:
 
 def _trained_on(rows: list[Row]) -> str:
     known = [r.n_train for r in rows if r.n_train]
-    return f"{between(known)} training slides" if known else "number of slides not recorded"
+    return f"{fs.between(known)} training slides" if known else "number of slides not recorded"
 
 
-def preparation(comparison: Comparison) -> Drawing | None:
+def preparation(comparison: Comparison) -> fs.Drawing | None:
     """Draw the time of preparing one slide beside that of training on it, once and over the whole run."""
-    shown = [r for r in comparison.rows if r.preprocessing_seconds and r.seconds_per_image][:MOST_RUNS]
+    shown = [r for r in comparison.rows if r.preprocessing_seconds and r.seconds_per_image][: fs.MOST_RUNS]
     if not shown:
         return None
     longest = max(len(r.label) for r in shown)
-    figure = new_figure(min(PAGE_IN, COLUMN_IN * 0.95 + 0.055 * longest), 0.34 * len(shown) + 0.95)
+    figure = fs.new_figure(min(fs.PAGE_IN, fs.COLUMN_IN * 0.95 + 0.055 * longest), 0.34 * len(shown) + 0.95)
     axis = figure.subplots()
     words, largest, smallest = [], 0.0, float("inf")
     for y, row in enumerate(shown):
         once = row.preprocessing_seconds
         whole = row.seconds_per_image * (row.epochs or 1)
         largest, smallest = max(largest, once, whole), min(smallest, once, whole)
-        axis.plot([once, whole], [y, y], color=GREY, lw=0.8, zorder=1)
-        axis.plot(once, y, "s", color=look(1).colour, ms=5)
-        axis.plot(whole, y, "o", color=look(0).colour, ms=5.5)
+        axis.plot([once, whole], [y, y], color=fs.GREY, lw=0.8, zorder=1)
+        axis.plot(once, y, "s", color=fs.look(1).colour, ms=5)
+        axis.plot(whole, y, "o", color=fs.look(0).colour, ms=5.5)
         axis.annotate(
             f"{once:.3g} s, {once / whole:.1%}",
             (once, y),
@@ -154,11 +143,11 @@ def preparation(comparison: Comparison) -> Drawing | None:
     axis.set_yticks(range(len(shown)), [r.label for r in shown])
     axis.set(xlabel="seconds per slide (log scale)", xscale="log", xlim=(smallest / 4, largest * 5))
     axis.set_ylim(len(shown) - 0.5, -0.6)
-    plain_log(axis.xaxis)
+    fs.plain_log(axis.xaxis)
     caption = (
         "Preparing a slide once (squares, mean over the slides of the build log) against training on it over the whole "
         f"run (circles, all GPUs of the run; {_trained_on(shown)}). A short training makes the share of the "
         "preparation look larger than a real one."
     )
     alt = "Two dots per run. " + "; ".join(words) + "."
-    return Drawing("preparation", "Preparation against training", caption, alt, figure)
+    return fs.Drawing("preparation", "Preparation against training", caption, alt, figure)

@@ -10,20 +10,7 @@ from analysis.figures.cost import accuracy_against_cost, against_tokens, prepara
 from analysis.figures.panels import panels
 from analysis.figures.scaling import measured_scaling
 from analysis.figures.uniform import measured_against_uniform
-from analysis.output.figure_style import (
-    COLUMN_IN,
-    GREY,
-    MOST_RUNS,
-    PAGE_IN,
-    Drawing,
-    Style,
-    legend_below,
-    look,
-    new_figure,
-    plain_log,
-    spread,
-    style,
-)
+from analysis.output import figure_style as fs
 from analysis.output.formats import whole
 from analysis.runs.records import Row
 from analysis.runs.run_files import Curve, Lengths, read_curve, read_lengths
@@ -32,9 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def draw_all(comparison: Comparison) -> list[Drawing]:
+def draw_all(comparison: Comparison) -> list[fs.Drawing]:
     """Return every figure that the runs have data for; figures without data are left out."""
-    with style():
+    with fs.style():
         drawings = [
             dice_against_cost(comparison),
             accuracy_against_cost(comparison),
@@ -52,8 +39,8 @@ def draw_all(comparison: Comparison) -> list[Drawing]:
 
 def _drawn(rows: list[Row]) -> tuple[list[Row], str]:
     """Return the rows that fit into one plot, and the sentence that says how many do not."""
-    left = len(rows) - MOST_RUNS
-    return rows[:MOST_RUNS], f" {left} more of {len(rows)} runs are in the table and not drawn." if left > 0 else ""
+    left = len(rows) - fs.MOST_RUNS
+    return rows[: fs.MOST_RUNS], f" {left} more of {len(rows)} runs are in the table and not drawn." if left > 0 else ""
 
 
 # ---- training curves
@@ -65,7 +52,7 @@ _NAMES = {"dice": "Dice", "auc": "AUC", "accuracy": "accuracy"}
 _LOSSES = {"segmentation": "0.5 BCE + 0.5 Dice", "classification": "cross entropy"}
 
 
-def training_curves(comparison: Comparison) -> Drawing | None:
+def training_curves(comparison: Comparison) -> fs.Drawing | None:
     """Draw loss against step and against time, and the validation score against time, of all runs together.
 
     Runs of one score share a panel; a classifier's AUC is never drawn on the axis of a Dice.
@@ -76,14 +63,14 @@ def training_curves(comparison: Comparison) -> Drawing | None:
     if not curves:
         return None
     scores = [name for name in _NAMES if any(q == name and c.val_dice.size for _, _, cs in curves for q, c in cs)]
-    figure = new_figure(PAGE_IN, 2.45)
+    figure = fs.new_figure(fs.PAGE_IN, 2.45)
     axes = figure.subplots(1, 2 + len(scores))
     handles = []
     for i, _, of_group in curves:
         for quality, curve in of_group:
             line = _loss_lines(axes[0], axes[1], curve, i)
             if curve.val_dice.size:
-                kind = look(i)
+                kind = fs.look(i)
                 axes[2 + scores.index(quality)].plot(
                     curve.val_seconds,
                     curve.val_dice,
@@ -95,7 +82,7 @@ def training_curves(comparison: Comparison) -> Drawing | None:
                 )
         handles.append(line)
     axes[0].set(xlabel="optimiser step", ylabel="training loss", title="(a) loss by step", xscale="log")
-    plain_log(axes[0].xaxis, "{:,.0f}")
+    fs.plain_log(axes[0].xaxis, "{:,.0f}")
     axes[1].set(xlabel="training time (s)", ylabel="training loss", title="(b) loss by time")
     for letter, axis, quality in zip("cdef", axes[2:], scores, strict=False):
         name = _NAMES[quality]
@@ -103,7 +90,7 @@ def training_curves(comparison: Comparison) -> Drawing | None:
         axis.set_ylim(bottom=-0.02 if quality == "dice" else None)
     for axis in axes[1:]:
         axis.set_xlim(left=0)
-    legend_below(figure, handles, [g.label for _, g, _ in curves], 4, long=2.6)
+    fs.legend_below(figure, handles, [g.label for _, g, _ in curves], 4, long=2.6)
     names = ", ".join(g.label for _, g, _ in curves)
     tasks = sorted({g.task or "" for _, g, _ in curves}, reverse=True)
     losses = "; ".join(f"{task}: {_LOSSES[task]}" for task in tasks if task in _LOSSES)
@@ -113,7 +100,7 @@ def training_curves(comparison: Comparison) -> Drawing | None:
         "running mean over 5 % of the run. "
         "Training time counts optimiser steps only, no evaluation." + left_out
     )
-    return Drawing("training_curves", "Training curves", caption, _curves_alt(curves, names), figure)
+    return fs.Drawing("training_curves", "Training curves", caption, _curves_alt(curves, names), figure)
 
 
 def _curves_of(row: Row) -> list[tuple[str, Curve]]:
@@ -137,7 +124,7 @@ def _curves_alt(curves: list[tuple[int, Row, list[tuple[str, Curve]]]], names: s
 
 
 def _loss_lines(by_step: "Axes", by_time: "Axes", curve: Curve, i: int) -> Any:
-    kind = look(i)
+    kind = fs.look(i)
     smooth = _smooth(curve.loss)
     line = None
     for axis, x in ((by_step, curve.step), (by_time, curve.seconds)):
@@ -158,13 +145,13 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 # ---- sequence lengths
 
 
-def sequence_lengths(comparison: Comparison) -> Drawing | None:
+def sequence_lengths(comparison: Comparison) -> fs.Drawing | None:
     """Draw how many tokens each slide has, one line per set of token files; equal counts become a bar that says so."""
     rows, left_out = _drawn(comparison.rows)
     sets = read_lengths(rows)
     if not sets:
         return None
-    figure = new_figure(COLUMN_IN, 0.55 + 0.36 * len(sets))
+    figure = fs.new_figure(fs.COLUMN_IN, 0.55 + 0.36 * len(sets))
     axis = figure.subplots()
     words = []
     high = max(s.counts[-1] for s in sets)
@@ -179,18 +166,18 @@ def sequence_lengths(comparison: Comparison) -> Drawing | None:
         xlim=(1, high * 9),
     )
     axis.tick_params(axis="y", length=0)
-    plain_log(axis.xaxis, "{:,.0f}")
+    fs.plain_log(axis.xaxis, "{:,.0f}")
     alt = "Tokens per slide: " + "; ".join(f"{s.label}: {w}" for s, w in zip(sets, words, strict=True)) + "."
     caption = (
         "Sequence length of every slide, by set of token files. A bar: all slides have the same length. "
         "Dots: one per slide; tick: median." + left_out
     )
-    return Drawing("sequence_lengths", "Sequence lengths", caption, alt, figure)
+    return fs.Drawing("sequence_lengths", "Sequence lengths", caption, alt, figure)
 
 
 def _length_row(axis: "Axes", y: int, lengths: Lengths) -> str:
     counts, n = lengths.counts, lengths.counts.size
-    colour = look(0).colour if lengths.label.startswith("apf") else look(1).colour
+    colour = fs.look(0).colour if lengths.label.startswith("apf") else fs.look(1).colour
     if lengths.source != "build log":
         axis.barh(y, counts[0], height=0.5, color=colour, alpha=0.35, hatch="///", edgecolor="white")
         text = f"{counts[0]:,.0f} on average (record)"
@@ -211,13 +198,13 @@ def _length_row(axis: "Axes", y: int, lengths: Lengths) -> str:
 # ---- Dice against cost
 
 
-def dice_against_cost(comparison: Comparison) -> Drawing | None:
+def dice_against_cost(comparison: Comparison) -> fs.Drawing | None:
     """Draw test Dice against seconds per image, with each run's ceiling and the floors as reference lines."""
     rows, left_out = _drawn(comparison.rows)
     shown = [(i, r) for i, r in enumerate(rows) if r.dice is not None and r.seconds_per_image]
     if not shown:
         return None
-    figure = new_figure(COLUMN_IN, 2.75)
+    figure = fs.new_figure(fs.COLUMN_IN, 2.75)
     axis = figure.subplots()
     handles, words = [], []
     for i, row in shown:
@@ -232,20 +219,22 @@ def dice_against_cost(comparison: Comparison) -> Drawing | None:
         ylim=(-0.02, 1.04),
         xlim=(min(costs) / 1.7, max(costs) * 1.7),
     )
-    plain_log(axis.xaxis, "{:g}")
+    fs.plain_log(axis.xaxis, "{:g}")
     floors = _floor_lines(axis, comparison)
-    legend_below(figure, handles, [g.label for _, g in shown], 2)
+    fs.legend_below(figure, handles, [g.label for _, g in shown], 2)
     caption = (
         "Test Dice against end-to-end training time per image. Whiskers: 95 % bootstrap interval over test slides. "
         + ("Short bars joined by dots: ceiling of the run's cells. " if ceilings else "")
         + floors
         + left_out
     )
-    return Drawing("dice_against_cost", "Dice against cost", caption, "Scatter plot. " + "; ".join(words) + ".", figure)
+    return fs.Drawing(
+        "dice_against_cost", "Dice against cost", caption, "Scatter plot. " + "; ".join(words) + ".", figure
+    )
 
 
 def _cost_point(axis: "Axes", row: Row, i: int) -> Any:
-    kind, x, y = look(i), row.seconds_per_image, row.dice
+    kind, x, y = fs.look(i), row.seconds_per_image, row.dice
     interval = row.dice_interval
     if interval:
         axis.plot([x, x], interval, color=kind.colour, lw=1.1, zorder=2)
@@ -269,12 +258,12 @@ def _floor_lines(axis: "Axes", comparison: Comparison) -> str:
     alike = Counter(f.name for f in floors)
     if not floors or len(floors) > 6:
         return "" if not floors else f"The {len(floors)} floors of these data sets are in the table. "
-    places = spread([f.high for f in floors], 0.052)
+    places = fs.spread([f.high for f in floors], 0.052)
     for floor, place in zip(floors, places, strict=True):
         name = floor.label
         if alike[floor.name] > 1:
             name += f", {whole(floor.resolution) or '?'} px, n={floor.n_test or '?'}"
-        axis.axhline(floor.high, color=GREY, lw=0.7, ls=(0, (4, 2)), zorder=0)
+        axis.axhline(floor.high, color=fs.GREY, lw=0.7, ls=(0, (4, 2)), zorder=0)
         axis.annotate(
             name,
             (1.0, place),
@@ -283,7 +272,7 @@ def _floor_lines(axis: "Axes", comparison: Comparison) -> str:
             textcoords="offset points",
             va="center",
             fontsize=6.3,
-            color=GREY,
+            color=fs.GREY,
         )
     return "Dashed grey: floors, which need no learning (where the runs of one data set differ, the highest)."
 
@@ -299,7 +288,7 @@ def _n_text(groups: list[Row]) -> str:
 # ---- Dice per slide
 
 
-def dice_per_slide(comparison: Comparison) -> Drawing | None:
+def dice_per_slide(comparison: Comparison) -> fs.Drawing | None:
     """Draw each run's Dice on each test slide in one column per slide, and the means with intervals beside them."""
     rows, left_out = _drawn(comparison.rows)
     shown = [(i, r) for i, r in enumerate(rows) if r.dice_per_slide]
@@ -309,14 +298,14 @@ def dice_per_slide(comparison: Comparison) -> Drawing | None:
     average = {s: np.mean([g.dice_per_slide[s] for _, g in shown if s in g.dice_per_slide]) for s in stems}
     stems.sort(key=lambda s: (average[s], s))
     many = len(stems) > 40
-    figure = new_figure(PAGE_IN if len(stems) > 14 else COLUMN_IN * 1.25, 2.6)
+    figure = fs.new_figure(fs.PAGE_IN if len(stems) > 14 else fs.COLUMN_IN * 1.25, 2.6)
     axis, means = figure.subplots(1, 2, sharey=True, width_ratios=(max(4, min(14, len(stems))), 1.6))
     handles = []
     for x, stem in enumerate(stems):
         values = [g.dice_per_slide[stem] for _, g in shown if stem in g.dice_per_slide]
         axis.plot([x, x], [min(values), max(values)], color="#c8c8c8", lw=0.8, zorder=1)
     for k, (i, group) in enumerate(shown):
-        kind = look(i)
+        kind = fs.look(i)
         # Side by side by a little, so that equal scores do not hide each other.
         aside = 0 if many else 0.3 * ((k + 0.5) / len(shown) - 0.5)
         xs = [x + aside for x, s in enumerate(stems) if s in group.dice_per_slide]
@@ -339,7 +328,7 @@ def dice_per_slide(comparison: Comparison) -> Drawing | None:
         axis.set_xticks(range(len(stems)), stems, rotation=60 if long else 0, ha="right" if long else "center")
     means.set(xticks=[], xlim=(-0.8, len(shown) - 0.2), xlabel="mean,\n95 % CI")
     means.tick_params(axis="y", length=0)
-    legend_below(figure, handles, [g.label for _, g in shown], 4 if len(stems) > 14 else 2)
+    fs.legend_below(figure, handles, [g.label for _, g in shown], 4 if len(stems) > 14 else 2)
     words = "; ".join(
         f"{g.label}: {min(g.dice_per_slide.values()):.2f} to {max(g.dice_per_slide.values()):.2f}" for _, g in shown
     )
@@ -347,12 +336,12 @@ def dice_per_slide(comparison: Comparison) -> Drawing | None:
         "Dice on each test slide; a grey line joins the runs on one slide. Right: mean and 95 % bootstrap interval."
         + left_out
     )
-    return Drawing(
+    return fs.Drawing(
         "dice_per_slide", "Dice on each test slide", caption, f"Dot plot of Dice per test slide. {words}.", figure
     )
 
 
-def _mean_column(axis: "Axes", group: Row, k: int, kind: Style) -> None:
+def _mean_column(axis: "Axes", group: Row, k: int, kind: fs.Style) -> None:
     mean, interval = float(np.mean(list(group.dice_per_slide.values()))), group.dice_interval
     if interval:
         axis.plot([k, k], interval, color=kind.colour, lw=1.1)

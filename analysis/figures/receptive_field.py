@@ -26,17 +26,11 @@ _POINTS = 100  # of a profile, each the mean of neighbours: single rows of a ran
 
 @dataclass(frozen=True)
 class MeasuredField:
-    """A measured field.
+    """A measured field."""
 
-    Attributes:
-        label: Its experiment.
-        map: (H, W) float64.
-        about: What was measured, as the file says.
-    """
-
-    label: str
-    map: NDArray[np.float64]
-    about: dict[str, Any]
+    label: str  # Its experiment
+    map: NDArray[np.float64]  # (H, W) float64
+    about: dict[str, Any]  # What was measured, as the file says
 
     @property
     def pixel_px(self) -> int:

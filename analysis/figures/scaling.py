@@ -8,19 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.output.figure_style import (
-    COLOURS,
-    GREY,
-    MOST_RUNS,
-    PAGE_IN,
-    Drawing,
-    between,
-    legend_below,
-    look,
-    new_figure,
-    plain_log,
-    style,
-)
+from analysis.output import figure_style as fs
 from analysis.runs.records import Row
 
 if TYPE_CHECKING:
@@ -31,21 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Series:
-    """One training on several numbers of GPUs.
+    """One training on several numbers of GPUs."""
 
-    Attributes:
-        label: its name.
-        kind: strong (same global batch) or weak (same batch per GPU).
-        gpus: ascending.
-        seconds: one tuple of seconds per image over the seeds, for each number of GPUs.
-        rows: those behind each number of GPUs.
-    """
-
-    label: str
-    kind: str
-    gpus: tuple[int, ...]
-    seconds: tuple[tuple[float, ...], ...]
-    rows: tuple[tuple[Row, ...], ...] = ()
+    label: str  # its name
+    kind: str  # strong (same global batch) or weak (same batch per GPU)
+    gpus: tuple[int, ...]  # ascending
+    seconds: tuple[tuple[float, ...], ...]  # one tuple of seconds per image over the seeds, for each number of GPUs
+    rows: tuple[tuple[Row, ...], ...] = ()  # those behind each number of GPUs
 
     @property
     def mean(self) -> np.ndarray:
@@ -154,21 +134,21 @@ def with_bars(axis: "Axes", x: np.ndarray, y: np.ndarray, bars: np.ndarray, **sh
         axis.plot(x, y, **shown)
 
 
-def measured_scaling(rows: Sequence[Row]) -> Drawing | None:
+def measured_scaling(rows: Sequence[Row]) -> fs.Drawing | None:
     """Draw speedup, efficiency and seconds per image over GPUs of trainings that ran on several numbers of them."""
     found = series_of(rows)
-    series = found[:MOST_RUNS]
+    series = found[: fs.MOST_RUNS]
     if not series:
         return None
-    with style():
-        figure = new_figure(PAGE_IN, 2.6)
+    with fs.style():
+        figure = fs.new_figure(fs.PAGE_IN, 2.6)
         left, middle, right = figure.subplots(1, 3)
         counts = sorted({n for s in series for n in s.gpus})
         ideal = np.array([counts[0], counts[-1]], float)
-        left.plot(ideal, ideal, color=GREY, lw=0.8, ls=(0, (2, 2)), label="ideal")
-        middle.axhline(100, color=GREY, lw=0.8, ls=(0, (2, 2)))
+        left.plot(ideal, ideal, color=fs.GREY, lw=0.8, ls=(0, (2, 2)), label="ideal")
+        middle.axhline(100, color=fs.GREY, lw=0.8, ls=(0, (2, 2)))
         for i, s in enumerate(series):
-            kind = look(i)
+            kind = fs.look(i)
             shown = {"color": kind.colour, "marker": kind.marker, "ls": kind.dash, "ms": 3.4}
             n = dodged(s.gpus, i, len(series))
             with_bars(left, n, s.speedup, s.bars, label=f"{s.label}, {s.kind}", **shown)
@@ -183,32 +163,32 @@ def measured_scaling(rows: Sequence[Row]) -> Drawing | None:
         right.set(xlabel="GPUs", ylabel="seconds per image", title="(c) cost of an image", yscale="log")
         for axis in (left, middle, right):
             log2_ticks(axis, counts)
-        plain_log(right.yaxis)
+        fs.plain_log(right.yaxis)
         handles, labels = left.get_legend_handles_labels()
-        legend_below(figure, handles, labels, columns=3, long=2.6)
+        fs.legend_below(figure, handles, labels, columns=3, long=2.6)
     seeds = [len(x) for s in series for x in s.seconds]
     caption = (
         "Measured scaling: images per second against the smallest number of GPUs (speedup), over the GPUs "
-        f"(efficiency), and seconds per image; bars: range over seeds ({between(seeds)} a point). "
+        f"(efficiency), and seconds per image; bars: range over seeds ({fs.between(seeds)} a point). "
         "Strong: the same global batch; weak: the same batch per GPU. The dashed line is perfect scaling."
-        + (f" {len(found) - MOST_RUNS} more are not drawn." if len(found) > MOST_RUNS else "")
+        + (f" {len(found) - fs.MOST_RUNS} more are not drawn." if len(found) > fs.MOST_RUNS else "")
     )
     ends = "; ".join(f"{s.label} {s.kind}: {100 * s.efficiency[-1]:.0f} % at {s.gpus[-1]} GPUs" for s in series)
-    return Drawing("scaling_measured", "Measured scaling", caption, f"Three line plots over GPUs. {ends}.", figure)
+    return fs.Drawing("scaling_measured", "Measured scaling", caption, f"Three line plots over GPUs. {ends}.", figure)
 
 
-def predicted_scaling(predictions: "Sequence[Prediction]", mode: str) -> Drawing:
+def predicted_scaling(predictions: "Sequence[Prediction]", mode: str) -> fs.Drawing:
     """Draw seconds per image and efficiency over GPUs as modelled, a row per site, and what a step consists of."""
     sites = list(dict.fromkeys(p.site for p in predictions))
     names = list(dict.fromkeys(p.experiment for p in predictions))
     counts = sorted({p.gpus for p in predictions})
-    with style():
-        figure = new_figure(PAGE_IN, 2.35 * len(sites) + 0.3)
+    with fs.style():
+        figure = fs.new_figure(fs.PAGE_IN, 2.35 * len(sites) + 0.3)
         axes = figure.subplots(len(sites), 3, squeeze=False)
         for row, site in zip(axes, sites, strict=True):
             for i, name in enumerate(names):
                 mine = [p for p in predictions if (p.site, p.experiment) == (site, name)]
-                kind, n = look(i), [p.gpus for p in mine]
+                kind, n = fs.look(i), [p.gpus for p in mine]
                 shown = {"color": kind.colour, "marker": kind.marker, "ls": kind.dash, "ms": 3.0}
                 row[0].plot(n, [p.seconds_per_image for p in mine], label=name, **shown)
                 row[1].plot(n, [100 * p.efficiency for p in mine], **shown)
@@ -216,11 +196,11 @@ def predicted_scaling(predictions: "Sequence[Prediction]", mode: str) -> Drawing
             row[0].set(xlabel="GPUs", ylabel="seconds per image", yscale="log", title=f"{site}: cost (modelled)")
             row[1].set(xlabel="GPUs", ylabel="efficiency (%)", title=f"{site}: efficiency (modelled)")
             row[1].set_ylim(bottom=0)
-            plain_log(row[0].yaxis)
+            fs.plain_log(row[0].yaxis)
             for axis in row[:2]:
                 log2_ticks(axis, counts)
         handles, labels = axes[0][0].get_legend_handles_labels()
-        legend_below(figure, handles, labels, long=2.6)
+        fs.legend_below(figure, handles, labels, long=2.6)
     caption = (
         f"Modelled, not measured: {mode} scaling of {', '.join(names)} on {', '.join(sites)}; right, what a step "
         f"consists of on {counts[-1]:,} GPUs, from the left: {', '.join(predictions[0].parts)} (terms that take "
@@ -230,7 +210,7 @@ def predicted_scaling(predictions: "Sequence[Prediction]", mode: str) -> Drawing
     alt = "Line plots over GPUs and stacked bars. " + " ".join(
         f"On {p.site} {p.experiment} takes {p.seconds_per_image:.2g} s per image on {p.gpus} GPUs." for p in best
     )
-    return Drawing(f"scaling_{mode}", "Modelled scaling", caption, alt, figure)
+    return fs.Drawing(f"scaling_{mode}", "Modelled scaling", caption, alt, figure)
 
 
 def _shares(axis: "Axes", predictions: "Sequence[Prediction]", names: Sequence[str]) -> None:
@@ -241,7 +221,7 @@ def _shares(axis: "Axes", predictions: "Sequence[Prediction]", names: Sequence[s
         start = 0.0
         for j, (term, seconds) in enumerate(p.parts.items()):
             share = 100 * seconds / p.step_s
-            colour = (*COLOURS, "#8c6d31", GREY)[j]
+            colour = (*fs.COLOURS, "#8c6d31", fs.GREY)[j]
             axis.barh(i, share, left=start, color=colour, hatch=hatches[j], edgecolor="white", lw=0.4, height=0.62)
             if share > 100 * 0.055 * len(term) / 2:
                 box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}

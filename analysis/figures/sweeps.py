@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from analysis.output.figure_style import COLUMN_IN, GREY, PAGE_IN, Drawing, look, new_figure, plain_log, style
 from analysis.papers.entries import REFERENCE, read_cells, wide
@@ -16,17 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Lengths of token files that differ in one setting only: `lengths[x]` holds one number per slide.
+    """Lengths of token files that differ in one setting only: `lengths[x]` holds one number per slide."""
 
-    Attributes:
-        resolution: R, px.
-        fixed: the setting that all of them share: smallest patch p (px) where the split value varies, else split value.
-        lengths: tokens of each slide by split value, or by smallest patch.
-    """
-
-    resolution: int
+    resolution: int  # R, px
+    # the setting that all of them share: smallest patch p (px) where the split value varies, else split value
     fixed: int
-    lengths: dict[int, np.ndarray]
+    lengths: dict[int, np.ndarray]  # tokens of each slide by split value, or by smallest patch
 
     @property
     def values(self) -> np.ndarray:
@@ -55,10 +51,11 @@ class Sweep:
         return float(x @ np.log(own) / (x @ x)), float(low), float(high)
 
 
-Row = tuple[int, int, int, str, int]  # resolution, patch, split value, slide, tokens
+_COLUMNS = ["resolution", "patch", "split value", "slide", "tokens"]
+SlideTokens = tuple[int, int, int, str, int]  # one slide at one setting: _COLUMNS
 
 
-def read_rows(folders: list[Path]) -> list[Row]:
+def read_rows(folders: list[Path]) -> list[SlideTokens]:
     """Return (resolution, patch, split value, slide, tokens) of every token file built with --split-value.
 
     Raises:
@@ -70,34 +67,31 @@ def read_rows(folders: list[Path]) -> list[Row]:
     return rows
 
 
-def by_split_value(rows: list[Row]) -> list[Sweep]:
+def by_split_value(rows: list[SlideTokens]) -> list[Sweep]:
     """Return one sweep over split values per resolution and patch."""
-    return _sweeps([(r, p, v, name, n) for r, p, v, name, n in rows])
+    return _sweeps(rows, "patch", "split value")
 
 
-def by_patch(rows: list[Row]) -> list[Sweep]:
+def by_patch(rows: list[SlideTokens]) -> list[Sweep]:
     """Return one sweep over smallest patches per resolution and split value."""
-    return _sweeps([(r, v, p, name, n) for r, p, v, name, n in rows])
+    return _sweeps(rows, "split value", "patch")
 
 
-def _sweeps(rows: list[tuple[int, int, int, str, int]]) -> list[Sweep]:
-    """Group (resolution, fixed, varied, slide, tokens); slides that not every setting has are left out.
+def _sweeps(rows: list[SlideTokens], fixed: str, varied: str) -> list[Sweep]:
+    """Sweeps over one setting; slides that not every setting has are left out.
 
     Slides come in the order of their names, so that a bootstrap draws the same slides in every setting.
     """
-    found: dict[tuple[int, int], dict[int, dict[str, int]]] = {}
-    for resolution, fixed, varied, name, tokens in rows:
-        found.setdefault((resolution, fixed), {}).setdefault(varied, {})[name] = tokens
-    out = []
-    for (resolution, fixed), settings in sorted(found.items()):
-        names = sorted(set.intersection(*(set(counts) for counts in settings.values())))
-        if names:
-            lengths = {x: np.array([counts[n] for n in names]) for x, counts in sorted(settings.items())}
-            out.append(Sweep(resolution, fixed, lengths))
-    return out
+    frame = pd.DataFrame(rows, columns=_COLUMNS).drop_duplicates(_COLUMNS[:-1], keep="last")
+    found = []
+    for (resolution, value), some in frame.groupby(["resolution", fixed]):
+        tokens = some.pivot(index="slide", columns=varied, values="tokens").dropna().astype(int)
+        if len(tokens):
+            found.append(Sweep(resolution, value, {int(x): tokens[x].to_numpy() for x in tokens}))
+    return found
 
 
-def split_values(rows: list[Row]) -> Drawing:
+def split_values(rows: list[SlideTokens]) -> Drawing:
     """Draw length against split value and, where patches vary, against the smallest patch, with fitted exponents."""
     left, right = by_split_value(rows), [s for s in by_patch(rows) if s.values.size > 1]
     with style():

@@ -8,18 +8,7 @@ import numpy as np
 
 from analysis.comparison.table import Comparison
 from analysis.figures.scaling import dodged, log2_ticks, series_of, with_bars
-from analysis.output.figure_style import (
-    GREY,
-    MOST_RUNS,
-    PAGE_IN,
-    Drawing,
-    between,
-    legend_below,
-    look,
-    new_figure,
-    plain_log,
-    style,
-)
+from analysis.output import figure_style as fs
 from analysis.papers.entries import table2, wide
 
 if TYPE_CHECKING:
@@ -29,25 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rivals:
-    """An adaptive training and its uniform rival on the same GPUs, at several numbers of them.
+    """An adaptive training and its uniform rival on the same GPUs, at several numbers of them."""
 
-    Attributes:
-        label: the adaptive one.
-        rival: the uniform one.
-        gpus: ascending.
-        nodes: of each number of GPUs; empty where they are not known.
-        adaptive: seconds per image of the seeds, for each number of GPUs.
-        uniform: likewise.
-        words: said at each point; empty for none.
-    """
-
-    label: str
-    rival: str
-    gpus: tuple[int, ...]
-    nodes: tuple[int | None, ...]
-    adaptive: tuple[tuple[float, ...], ...]
-    uniform: tuple[tuple[float, ...], ...]
-    words: tuple[str, ...] = ()
+    label: str  # the adaptive one
+    rival: str  # the uniform one
+    gpus: tuple[int, ...]  # ascending
+    nodes: tuple[int | None, ...]  # of each number of GPUs; empty where they are not known
+    adaptive: tuple[tuple[float, ...], ...]  # seconds per image of the seeds, for each number of GPUs
+    uniform: tuple[tuple[float, ...], ...]  # likewise
+    words: tuple[str, ...] = ()  # said at each point; empty for none
 
     @property
     def speedup(self) -> np.ndarray:
@@ -87,24 +66,24 @@ def rivals_of(comparison: Comparison) -> tuple[list[Rivals], int]:
     return found, alone
 
 
-def measured_against_uniform(comparison: Comparison) -> Drawing | None:
+def measured_against_uniform(comparison: Comparison) -> fs.Drawing | None:
     """Draw adaptive against uniform over numbers of GPUs, of trainings that ran on several; None without such."""
     every, alone = rivals_of(comparison)
     if not every:
         return None
-    rivals = every[:MOST_RUNS]
+    rivals = every[: fs.MOST_RUNS]
     seeds = [len(s) for r in rivals for s in (*r.adaptive, *r.uniform)]
     left = f" {alone} adaptive points have no fair uniform rival and are not drawn." if alone else ""
     caption = (
         "Measured: adaptive patching (circles) against its fair uniform rival on the same GPUs (squares), and how many "
-        f"times faster it is per image. Bars: range over seeds, and over pairs of them ({between(seeds)} a point)."
+        f"times faster it is per image. Bars: range over seeds, and over pairs of them ({fs.between(seeds)} a point)."
         + left
     )
     figure = _draw(rivals, "training time per image (s)")
-    return Drawing("against_uniform", "Adaptive against uniform over GPUs (measured)", caption, _alt(rivals), figure)
+    return fs.Drawing("against_uniform", "Adaptive against uniform over GPUs (measured)", caption, _alt(rivals), figure)
 
 
-def published_against_uniform() -> Drawing:
+def published_against_uniform() -> fs.Drawing:
     """Draw Table II of the paper in the same way: every number of GPUs is another resolution there."""
     rows = wide(table2()).pivot(index="resolution", columns="model", values=["gpus", "seconds_per_image"])
     seconds = rows["seconds_per_image"]
@@ -123,18 +102,18 @@ def published_against_uniform() -> Drawing:
         "with other patches, so this is no scaling curve. n = 1 a point; the paper prints no spread."
     )
     figure = _draw([rivals], "time per image (s)")
-    return Drawing(
+    return fs.Drawing(
         "published_against_uniform", "Adaptive against uniform over GPUs (published)", caption, _alt([rivals]), figure
     )
 
 
 def _draw(rivals: Sequence[Rivals], cost: str) -> "Figure":
-    with style():
-        figure = new_figure(PAGE_IN, 2.7)
+    with fs.style():
+        figure = fs.new_figure(fs.PAGE_IN, 2.7)
         left, right = figure.subplots(1, 2)
         for i, pair in enumerate(rivals):
             _pair(left, right, pair, i, len(rivals))
-        right.axhline(1, color=GREY, lw=0.8, ls=(0, (2, 2)))
+        right.axhline(1, color=fs.GREY, lw=0.8, ls=(0, (2, 2)))
         counts = sorted({n for r in rivals for n in r.gpus})
         nodes = {n: k for r in rivals for n, k in zip(r.gpus, r.nodes, strict=False) if k}
         for axis in (left, right):
@@ -143,16 +122,16 @@ def _draw(rivals: Sequence[Rivals], cost: str) -> "Figure":
             if nodes:
                 axis.set_xticks(counts, [f"{n:,}\n({nodes[n]:,})" if n in nodes else f"{n:,}" for n in counts])
         left.set(ylabel=cost, yscale="log", title="(a) cost of an image")
-        plain_log(left.yaxis)
+        fs.plain_log(left.yaxis)
         right.set(ylabel="speedup over uniform (times)", title="(b) speedup at equal GPUs")
         right.set_ylim(0, 1.15 * max(float((r.speedup + r.bars[1]).max()) for r in rivals))
         handles, labels = left.get_legend_handles_labels()
-        legend_below(figure, handles, labels, columns=2, long=2.6)
+        fs.legend_below(figure, handles, labels, columns=2, long=2.6)
     return figure
 
 
 def _pair(left: "Axes", right: "Axes", pair: Rivals, i: int, pairs: int) -> None:
-    colour = look(i).colour
+    colour = fs.look(i).colour
     shown = {"color": colour, "ms": 4}
     sides = ((pair.adaptive, "o", "-", pair.label), (pair.uniform, "s", "--", pair.rival))
     for k, (seconds, marker, dash, name) in enumerate(sides):

@@ -13,26 +13,20 @@ from analysis.comparison.table import Comparison, comparison_table, dice_cell, p
 from analysis.figures.draw import draw_all
 from analysis.output.figure_style import Drawing
 from analysis.output.formats import MISSING, escape_html, html_table, number, whole, write_files
-from analysis.report.css import CSS
 from analysis.report.sections import contradictory, figure_html, joined, modelled, published
 from analysis.runs.records import STUDY, Row
 
+_CSS = Path(__file__).with_name("page.css")  # for screens, paper and keyboards; it loads nothing
 MOST_PROVENANCE = 200  # runs with a block of their own; beyond that the page would be all blocks
 
 
 @dataclass(frozen=True)
 class PageOptions:
-    """What a page shall hold beyond its runs.
+    """What a page shall hold beyond its runs."""
 
-    Attributes:
-        sites: Sites that the scaling model predicts.
-        runs_site: Site that the runs ran on; None: see `report_sections.modelled`.
-        more: Further measured figures (receptive fields, sweeps of lengths).
-    """
-
-    sites: tuple[str, ...] = ("frontier",)
-    runs_site: str | None = None
-    more: tuple[Drawing, ...] = ()
+    sites: tuple[str, ...] = ("frontier",)  # Sites that the scaling model predicts
+    runs_site: str | None = None  # Site that the runs ran on; None: see `report_sections.modelled`
+    more: tuple[Drawing, ...] = ()  # Further measured figures (receptive fields, sweeps of lengths)
 
 
 def write_report(comparison: Comparison, out: Path, options: PageOptions | None = None) -> Path:
@@ -69,7 +63,7 @@ def page(comparison: Comparison, drawings: list[Drawing], out: Path, options: Pa
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape_html(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
+        f"<title>{escape_html(title)}</title>\n<style>{_CSS.read_text()}</style>\n</head>\n<body>\n"
         '<a class="skip" href="#content">Skip to the content</a>\n'
         f"<header><h1>{escape_html(title)}</h1>{_summary(comparison)}"
         f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>\n<main id="content" tabindex="-1">{body}</main>\n'

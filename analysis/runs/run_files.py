@@ -21,17 +21,11 @@ from launch.records.record import read_metrics
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The files of one run.
+    """The files of one run."""
 
-    Attributes:
-        folder: The run's folder; where a collected study would have it, if the run is from one.
-        data: The folder of token files that its record names.
-        kept: The parts of a collected run; None: they are read from the folder.
-    """
-
-    folder: Path
-    data: str | None = None
-    kept: dict[str, Any] | None = None
+    folder: Path  # The run's folder; where a collected study would have it, if the run is from one
+    data: str | None = None  # The folder of token files that its record names
+    kept: dict[str, Any] | None = None  # The parts of a collected run; None: they are read from the folder
 
     def part(self, name: str) -> Any:
         """One of `PARTS` as plain JSON values; None where it is missing or broken."""

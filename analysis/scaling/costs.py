@@ -14,19 +14,12 @@ from launch.config.config import Config
 
 @dataclass(frozen=True)
 class ForwardCost:
-    """FLOPs of one image's forward pass, and weights.
+    """FLOPs of one image's forward pass, and weights."""
 
-    Attributes:
-        encoder: FLOPs of the transformer, with the patch embedding; of the whole network where there is none.
-        decoder: FLOPs of what turns tokens into logits, with the convolutions on leaves.
-        weights: trainable numbers.
-        tokens: length of the sequence that is computed (padding too, unless packed).
-    """
-
-    encoder: float
-    decoder: float
-    weights: int
-    tokens: int
+    encoder: float  # FLOPs of the transformer, with the patch embedding; of the whole network where there is none
+    decoder: float  # FLOPs of what turns tokens into logits, with the convolutions on leaves
+    weights: int  # trainable numbers
+    tokens: int  # length of the sequence that is computed (padding too, unless packed)
 
     @property
     def flops(self) -> float:

@@ -31,56 +31,34 @@ SAVED_BYTES = 12  # weight and two moments
 
 @dataclass(frozen=True)
 class Work:
-    """One training step on some GPUs.
+    """One training step on some GPUs."""
 
-    Attributes:
-        gpus: N.
-        images: images per GPU and step.
-        encoder: FLOPs of the encoder, forward, per image.
-        decoder: FLOPs of the rest, forward, per image.
-        weights: trainable numbers.
-        precision: fp32 or bf16.
-        shard: GPUs of a shard group; 1 means every GPU holds everything.
-        recompute: activations are computed again in the backward pass.
-        spread: for sequences of different lengths that are not padded: cost of sample images over their mean.
-        image_bytes: what is read per image.
-        save_every_s: seconds between two checkpoints; None for none.
-        read_mb_s: what one node reads from the file system.
-    """
-
-    gpus: int
-    images: float
-    encoder: float
-    decoder: float
-    weights: int
-    precision: str = "bf16"
-    shard: int = 1
-    recompute: bool = False
+    gpus: int  # N
+    images: float  # images per GPU and step
+    encoder: float  # FLOPs of the encoder, forward, per image
+    decoder: float  # FLOPs of the rest, forward, per image
+    weights: int  # trainable numbers
+    precision: str = "bf16"  # fp32 or bf16
+    shard: int = 1  # GPUs of a shard group; 1 means every GPU holds everything
+    recompute: bool = False  # activations are computed again in the backward pass
+    # for sequences of different lengths that are not padded: cost of sample images over their mean
     spread: tuple[float, ...] = ()
-    image_bytes: float = 0.0
-    save_every_s: float | None = None
-    read_mb_s: float = 2000.0
+    image_bytes: float = 0.0  # what is read per image
+    save_every_s: float | None = None  # seconds between two checkpoints; None for none
+    read_mb_s: float = 2000.0  # what one node reads from the file system
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Factors of the model, with what is known of them.
+    """Factors of the model, with what is known of them."""
 
-    Attributes:
-        factors: value by term.
-        low: lower end of the 95 % interval by term.
-        high: upper end by term.
-        assumed: terms that the records say nothing about.
-        error: root mean square of the relative errors on the records of the fit, None without records.
-        n: number of records.
-    """
-
-    factors: dict[str, float]
-    low: dict[str, float] = field(default_factory=dict)
-    high: dict[str, float] = field(default_factory=dict)
-    assumed: tuple[str, ...] = tuple(FACTORS)
+    factors: dict[str, float]  # value by term
+    low: dict[str, float] = field(default_factory=dict)  # lower end of the 95 % interval by term
+    high: dict[str, float] = field(default_factory=dict)  # upper end by term
+    assumed: tuple[str, ...] = tuple(FACTORS)  # terms that the records say nothing about
+    # root mean square of the relative errors on the records of the fit, None without records
     error: float | None = None
-    n: int = 0
+    n: int = 0  # number of records
 
 
 def assumed_fit(site: Site | None = None) -> Fit:
@@ -202,11 +180,6 @@ def terms(work: Work, site: Site, fit: Fit) -> dict[str, float]:
     out["data"] = max(0.0, _reading(work, site) - arithmetic - out["imbalance"])
     out["checkpoint"] = sum(out.values()) * _saving(work, site)
     return out
-
-
-def step_seconds(work: Work, site: Site, fit: Fit) -> float:
-    """Seconds of one step."""
-    return sum(terms(work, site, fit).values())
 
 
 def binding(parts: dict[str, float]) -> str:

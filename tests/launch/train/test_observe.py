@@ -208,7 +208,6 @@ def test_a_rank_that_hangs_is_a_timeout_record_and_the_run_goes_on(whole, apf_fi
 PROGRAM = """
 import ctypes, sys, time
 from pathlib import Path
-from launch.train.watchdog import Watchdog
 from launch.train.lifetime import Watchdog
 watchdog = Watchdog(1.0, Path(sys.argv[2]), 0, lambda where: (print(where, flush=True), watchdog.stop()))
 watchdog.start()
