@@ -38,7 +38,7 @@ def tokens(n: int, p: int) -> Batch:
 def test_uniform_unetr_at_every_patch(patch):
     with torch.device("meta"):
         model = build("unetr", size_px=512, patch=patch, length=(512 // patch) ** 2, position="none").eval()
-        counted = count(model, torch.zeros(1, 3, 512, 512))
+        counted = count(model, tokens((512 // patch) ** 2, patch))
     cost = unetr_cost(512, patch, (512 // patch) ** 2)
     assert cost.flops == counted
     spare = sum(p.numel() for n, p in model.named_parameters() if "norm_cross_attn" in n)
