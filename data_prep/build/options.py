@@ -1,8 +1,8 @@
-"""What a build is asked to do: the parameters of a token file, checked before any slide is opened.
+"""Says what a build can be asked for, and checks it before any slide is opened.
 
 An option is declared once, as a field of `BuildOptions`. Command lines (`add_options`, `options_of`), token files
-(`params`, `built_with`) and the words of `launch prep` (`words_of`) follow from the field.
-Must not import anything heavy (no OpenSlide, no h5py): the command line reads it to print its help.
+(`params`, `built_with`) and the words of `launch prep` (`words_of`) follow from the field. Nothing heavy (OpenSlide,
+h5py) is imported, since every command's help reads this module.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_RESOLUTION = 1 << 20  # four times the largest slides that scanners make
 
 
 class OptionError(ValueError):
-    """An option that cannot work; one line that says which and what would."""
+    """An option that cannot work; one line says which, and what would work."""
 
     exit_code = 64
 
@@ -80,9 +80,9 @@ _HEADINGS = {
 class BuildOptions:
     """Everything that decides the bytes of a token file, plus what does not: `tile_px` and `strict`.
 
-    What each is, with its unit, its field says to the help of commands; where it is None, a build chooses.
-    `auto_percent` is in hundredths. `mask_classes` has class ids (None: left out) by name, as
-    `annotations.read_polygons` takes them.
+    The help text of each field says what it is, with its unit. None leaves the choice to the build. `auto_percent` is
+    in hundredths. `mask_classes` pairs names with class ids (None: left out), as `annotations.read_polygons` takes
+    them.
 
     Raises:
         OptionError: They cannot work together; one line says why.
@@ -279,16 +279,13 @@ class BuildOptions:
 
     @property
     def counted(self) -> int:
-        """Classes that are counted while tokens are cut: K, and K + 1 for what lies outside a field of view."""
+        """Classes that are counted while tokens are cut: K, and one more for pixels outside a field of view."""
         return self.classes + (self.fov is not None)
 
     def params(self, blur: int | None, low: int | None, high: int | None) -> dict[str, Any]:
-        """The parameters as they are kept in the token file.
+        """The parameters as the token file keeps them, with the blur and Canny thresholds that were used.
 
-        Args:
-            blur: Blur that was used; None for uniform patching.
-            low: Lower Canny threshold that was used; None without edges.
-            high: Upper Canny threshold that was used; None without edges.
+        `blur` is None for uniform patching, `low` and `high` are None without edges.
         """
         edges = self.patching == "apf" and self.split_on == "edges"
         found = {
@@ -324,10 +321,9 @@ def add_options(
     """Add options to a command's parser.
 
     Args:
-        parser: The parser.
         names: The options, in the order of the help.
-        changed: Arguments of `add_argument` that a command has otherwise; `more_help` is set behind the help.
-        grouped: Under their headings.
+        changed: Other arguments of `add_argument` for some options; `more_help` is added to the help.
+        grouped: Put them under their headings.
     """
     groups: dict[str, Any] = {"": parser}
     kinds = get_type_hints(BuildOptions)
@@ -348,7 +344,7 @@ def add_options(
 
 
 def _of_type(kind: Any) -> dict[str, Any]:
-    """What argparse needs to know of a field's type: a literal's choices, or the type itself."""
+    """Arguments of `add_argument` that follow from a field's type: a literal's choices, or the type itself."""
     if kind is bool:
         return {"action": "store_true"}
     first = kind if get_origin(kind) not in (Union, UnionType) else get_args(kind)[0]  # the other one is None
@@ -356,7 +352,7 @@ def _of_type(kind: Any) -> dict[str, Any]:
 
 
 def options_of(args: argparse.Namespace, **changed: Any) -> BuildOptions:
-    """The options that parsed arguments hold, but for those that are changed.
+    """The options that parsed arguments hold; `changed` replaces some.
 
     Raises:
         OptionError: They cannot work.
@@ -368,11 +364,9 @@ def options_of(args: argparse.Namespace, **changed: Any) -> BuildOptions:
 
 
 def words_of(values: Mapping[str, Any], always: Sequence[str] = ()) -> list[str]:
-    """The words of `build` that ask for these options, in their order; without those that are as by default.
+    """The words of `build` that ask for these options, in their order, without defaults.
 
-    Args:
-        values: Options by name; None: as by default.
-        always: Options that are named also where they are as by default.
+    `values` are options by name; None stands for the default. Options in `always` are named even with their default.
     """
     words: list[str] = []
     for name, value in values.items():
@@ -388,14 +382,10 @@ def built_with(params: Mapping[str, Any], name: str) -> Any:
 
 
 def class_ids(texts: Sequence[str], flag: str) -> dict[str, int | None]:
-    """Class ids by name from texts such as Tumor=1, Ignore=none.
-
-    Args:
-        texts: NAME=ID with an ID from 0 to 255 or none.
-        flag: For the message.
+    """Class ids by name from texts such as Tumor=1, Ignore=none; `flag` is for the message.
 
     Raises:
-        OptionError: Another form.
+        OptionError: A text is not NAME=ID with an ID from 0 to 255, or NAME=none.
     """
     classes: dict[str, int | None] = {}
     for text in texts:
@@ -407,7 +397,7 @@ def class_ids(texts: Sequence[str], flag: str) -> dict[str, int | None]:
 
 
 def changed_parameter(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """The first requested parameter that differs, as `name old -> new`; thresholds that `auto` found do not count."""
+    """The first requested parameter that differs, as `name old -> new`; thresholds found by `auto` do not count."""
     for key in sorted(set(old) | set(new)):
         if key not in ("lo", "hi") and old.get(key) != new.get(key):
             return f"{key} {old.get(key)} -> {new.get(key)}"
@@ -430,7 +420,7 @@ def _check_grid(options: BuildOptions) -> None:
 
 
 def check_fov(fov: Path, masks: Path | None) -> None:
-    """Hold that fields of view have a folder of their own, beside one of masks.
+    """Refuse fields of view without masks, or in the folder of the masks.
 
     Raises:
         OptionError: One line with the folder.

@@ -1,4 +1,4 @@
-"""`python -m data_prep build`: slides to token files. Nothing heavy is imported before it runs, MPI only for ranks."""
+"""`python -m data_prep build`: slides to token files. Imports MPI only for ranks."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace, options: BuildOptions, comm: Any) -> int:
-    """Rank 0 looks at the slides and the folder; what it finds wrong ends every rank with the same code."""
+    """Rank 0 checks the slides and the folder; what it finds wrong ends every rank with the same code."""
     from data_prep.build.run import build, prepare_out, summary
     from data_prep.slides.open import find_slides
     from data_prep.system.files import remove_stale

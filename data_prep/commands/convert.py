@@ -1,4 +1,4 @@
-"""`python -m data_prep convert`: masks and annotations of every kind to tiled TIFF; light until it runs."""
+"""`python -m data_prep convert`: masks and annotations of every kind to tiled TIFF."""
 
 from __future__ import annotations
 

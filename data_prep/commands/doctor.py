@@ -1,4 +1,4 @@
-"""`python -m data_prep doctor`: look slides and masks over before a build. Imports nothing heavy before it runs."""
+"""`python -m data_prep doctor`: check slides and masks before a build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m data_prep export`: leaves of token files for QuPath, TRIDENT and CLAM; light until it runs."""
+"""`python -m data_prep export`: leaves of token files for QuPath, TRIDENT and CLAM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m data_prep inspect`: draw one slide and its tree. Imports nothing heavy before it runs."""
+"""`python -m data_prep inspect`: draw one slide and its tree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m data_prep pack` and `unpack`: token files in a few large ones for many readers, and back."""
+"""`python -m data_prep pack` and `unpack`: token files to a few large ones for many readers, and back."""
 
 from __future__ import annotations
 

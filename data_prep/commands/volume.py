@@ -1,4 +1,4 @@
-"""`python -m data_prep volume`: CT volumes to token files, one per slice. Imports nothing heavy before it runs."""
+"""`python -m data_prep volume`: CT volumes to token files, one per slice."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""`python -m data_prep volume score` and `volume reassemble`: what predictions on slices are worth in three dimensions.
-
-Imports nothing heavy before it runs.
-"""
+"""`python -m data_prep volume score` and `volume reassemble`: predictions on slices, in three dimensions."""
 
 from __future__ import annotations
 

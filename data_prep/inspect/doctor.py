@@ -1,7 +1,4 @@
-"""Looks a folder of slides and masks over before a long build: every tile decoded, and what is odd said with a remedy.
-
-Reports what it sees and knows no file by name. Must not import torch or MPI.
-"""
+"""Checks a folder of slides and masks before a long build: decodes every tile, and gives each fault a remedy."""
 
 from __future__ import annotations
 
@@ -39,7 +36,7 @@ class Finding:
 
     Attributes:
         slide: name of the slide, or of the folder.
-        severity: error (a build would fail or be wrong), warning (probably not what is wanted) or note.
+        severity: error (a build would fail or be wrong), warning (probably a mistake) or note.
         text: what was found.
         remedy: what to do about it.
     """
@@ -62,14 +59,7 @@ class _Findings(list[Finding]):
 
 @dataclass(frozen=True)
 class Band:
-    """Rows of one level of a slide to decode.
-
-    Attributes:
-        slide: the slide.
-        level: its level.
-        top_px: first row.
-        rows_px: number of rows.
-    """
+    """Rows of one level of a slide to decode."""
 
     slide: Path
     level: int
@@ -78,7 +68,7 @@ class Band:
 
 
 def slides_of(paths: Iterable[Path]) -> list[Path]:
-    """Files as given, folders replaced by their `slides_in`.
+    """List slides as given; folders are replaced by their `slides_in`.
 
     Raises:
         SlideError: A path is missing, or no slide is found.
@@ -160,10 +150,10 @@ def _bands(path: Path, slide: Slide) -> list[Band]:
 
 
 def decode(band: Band) -> list[Finding]:
-    """Decode the tiles of a band; one finding for what is damaged.
+    """Decode the tiles of a band; one finding for all damage.
 
-    What the fast reader reads is read by OpenSlide as well, which refuses tiles whose data ends before the last block;
-    imagecodecs makes up the rest of them.
+    OpenSlide reads again what the fast reader read: it refuses tiles whose data end before the last block, where
+    imagecodecs makes up the rest.
     """
     found = _Findings(band.slide.name)
     try:
@@ -183,7 +173,7 @@ def decode(band: Band) -> list[Finding]:
 
 
 def _damaged(band: Band, reader: str) -> tuple[set[DamagedTile], str]:
-    """Tiles of a band that a reader cannot decode, and the reader that it was."""
+    """Tiles of a band that a reader cannot decode, and the reader's name."""
     with open_slide(band.slide, reader) as slide:
         width = slide.level_sizes_wh[band.level][0]
         for top in range(band.top_px, band.top_px + band.rows_px, _STEP_PX):
@@ -194,7 +184,7 @@ def _damaged(band: Band, reader: str) -> tuple[set[DamagedTile], str]:
 
 
 def _mask_findings(path: Path, slide: Slide, folder: Path, what: str = "mask") -> list[Finding]:
-    """Missing, of another size, without class ids, untiled; viable tumour outside of the whole; an empty view."""
+    """Faults of a slide's masks, or of its field of view."""
     found = _Findings(path.name)
     say = found.say
     try:
@@ -232,7 +222,7 @@ def _mask_findings(path: Path, slide: Slide, folder: Path, what: str = "mask") -
 
 
 def _tell_of_whole(found: _Findings, file: Path, mask: Mask, seconds: float, what: str) -> None:
-    """What the mask itself tells, and masks without tiles that took long, whatever their size."""
+    """The mask's own notes, and a warning about an untiled mask that took long, whatever its size."""
     remedy = "python -m data_prep convert makes it tiled, once"
     drawn = file.suffix.lower() in POLYGON_SUFFIXES
     for note in mask.notes:

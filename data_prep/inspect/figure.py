@@ -1,7 +1,4 @@
-"""Draws a `Look`: six panels and a caption, for eyes and for papers. The only module here that imports matplotlib.
-
-Must not read slides or token files.
-"""
+"""Draws a `Look`: six panels and a caption. Only this module of the room imports matplotlib."""
 
 from __future__ import annotations
 
@@ -102,7 +99,7 @@ def _second_line(look: Look, dot: str) -> str:
 
 
 def _picture(axis: Any, look: Look, picture: NDArray[Any], **how: Any) -> None:
-    """A square picture in frame coordinates, padding shaded so that it is not taken for white glass."""
+    """A square picture in frame coordinates; padding is shaded, so that nobody takes it for white glass."""
     size = look.shown_px
     axis.imshow(picture, extent=(0, size, size, 0), **{"interpolation": "antialiased", **how})
     width, height = look.content_wh
@@ -178,7 +175,7 @@ def _span(look: Look) -> str:
 
 
 def _depth_colour(side: int, look: Look) -> Any:
-    """Fine leaves dark violet, coarse ones light: depth is read without a legend."""
+    """Fine leaves dark violet, coarse ones light, so that the depth needs no legend."""
     from matplotlib import colormaps
 
     deepest = math.log2(look.options.resolution / look.options.patch)

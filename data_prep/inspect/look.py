@@ -1,7 +1,6 @@
-"""One slide as the quadtree sees it: the arrays of the picture that `python -m data_prep inspect` draws.
+"""Computes what `python -m data_prep inspect` draws of one slide; `figure` draws it.
 
-Everything is reduced to at most 2048 x 2048 for showing; leaves, tokens and ceiling are those of a real build. Drawing
-itself is in `figure`, so that this module needs no matplotlib. Must not import torch or MPI.
+Pictures are reduced to at most 2048 x 2048. Leaves, tokens and ceiling are those of a real build.
 """
 
 from __future__ import annotations
@@ -35,18 +34,15 @@ class Look:
     """What there is to draw of one slide.
 
     Attributes:
-        name: Stem of the slide.
         size0_wh: Level-0 size in pixels.
         mpp: um per level-0 pixel, or None.
-        options: Parameters.
         found: `blur`, `lo`, `hi`, `edge_pixels` as used.
         shown_px: D, side of the pictures below; R / D is a power of two, or 1.
         content_wh: Part of the shown frame that the slide covers.
         rgb: (D, D, 3) uint8, the frame.
-        edges: (D, D) or less, float32 in [0, 1], edges or their density; for splits by variance or entropy what a
-            pixel of each smallest leaf has of it, beside the largest; None for uniform patching.
+        edges: (D, D) or less, float32 in [0, 1], edges or their density; with variance or entropy the score per pixel
+            of each smallest leaf, relative to the largest; None for uniform patching.
         seen: (D, D, 3) uint8, tokens painted back.
-        token_set: The tokens.
         truth: (D, D) uint8 class ids, or None.
         best: (D, D) uint8 class ids of the majority of each cell, or None.
         ceiling: Largest Dice per class that a prediction per cell can reach, in frame pixels, or None.
@@ -71,7 +67,7 @@ class Look:
 
 
 def default_resolution(slide_path: Path, patch: int) -> int:
-    """The largest p * 2^k that the slide fills, at most 4096 (and at least p), for a first look without parameters.
+    """The largest p * 2^k that the slide fills, at most 4096 (and at least p), for a first look.
 
     Raises:
         SlideError: The slide cannot be opened.
@@ -140,7 +136,7 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
 
 
 def _reduced(frame: Frame, size0_wh: tuple[int, int], shown_px: int) -> Frame:
-    """The same frame in fewer pixels: the slide keeps its place in it, also when it does not fill it."""
+    """The same frame in fewer pixels; the slide keeps its place in it."""
     scale_x, scale_y = (scale * shown_px / frame.size_px for scale in frame.scale_xy)
     content_wh = (max(1, int(size0_wh[0] * scale_x)), max(1, int(size0_wh[1] * scale_y)))
     return Frame(shown_px, (scale_x, scale_y), content_wh, frame.aspect)
@@ -165,7 +161,7 @@ def _edges_to_show(
 
 
 def _scores_to_show(levels: list[NDArray[np.int64]], frame: Frame, shown_px: int, split_on: str) -> NDArray[np.float32]:
-    """Scores per pixel, of variance their root, of the smallest leaves (or nodes no smaller than a pixel shown)."""
+    """Scores per pixel of the smallest leaves, or of nodes as small as a shown pixel; for variance their root."""
     depth = min(len(levels) - 1, shown_px.bit_length() - 1)
     each = levels[depth] / np.maximum(1, content_pixels(depth, frame.size_px, frame.content_wh))
     each = np.sqrt(each) if split_on == "variance" else each
@@ -192,7 +188,6 @@ def paint(values: NDArray[np.uint8], token_set: TokenSet, shown_px: int) -> NDAr
 
     Args:
         values: (N, p, p) or (N, p, p, C) uint8.
-        token_set: Where the leaves lie.
         shown_px: D; R / D is a power of two, or 1.
 
     Returns:
@@ -222,7 +217,7 @@ def paint(values: NDArray[np.uint8], token_set: TokenSet, shown_px: int) -> NDAr
 
 
 def _paint_small(picture: NDArray[np.uint8], values: NDArray[np.uint8], token_set: TokenSet, factor: int) -> None:
-    """Leaves smaller than a pixel of the picture: those that share one fill it, so it takes their mean."""
+    """Fill each pixel that holds several whole leaves with their mean."""
     rows = np.flatnonzero(token_set.leaf_size < factor)
     if not len(rows):
         return

@@ -1,4 +1,4 @@
-"""Draw one slide as the quadtree sees it, for people who choose R, p and L by eye."""
+"""Draws one slide as the quadtree sees it, for people who choose R, p and L by eye."""
 
 from __future__ import annotations
 
@@ -9,16 +9,9 @@ from data_prep.inspect.look import look_at
 
 
 def inspect_slide(slide_path: Path, options: BuildOptions, out: Path, dpi: int = 200) -> str:
-    """Draw one slide to `out`.
+    """Draw one slide to `out` (.png or .pdf) and return the caption, one line.
 
-    Args:
-        slide_path: The slide.
-        options: Parameters, as for a build; `fit` and `packing` are ignored.
-        out: `.png` or `.pdf` file to write.
-        dpi: Dots per inch.
-
-    Returns:
-        The caption, one line.
+    `options` are those of a build; `fit` and `packing` are ignored. `dpi` is dots per inch.
 
     Raises:
         SlideError: The slide or its mask cannot be read.

@@ -1,7 +1,7 @@
-"""Masks of every kind to one kind: tiled, deflated BigTIFF with a pyramid, written in bounded memory.
+"""Converts masks of every kind to tiled, deflated BigTIFF with a pyramid, in bounded memory.
 
-A mask in strips, as PAIP's are, must be decoded whole for every read and OpenSlide cannot open it; polygons are drawn
-anew for every read. Converted once, both are read by tile. Never imports torch.
+A mask in strips, as PAIP's are, is decoded whole for every read, and OpenSlide cannot open it. Polygons are drawn anew
+for every read. Converted once, both are read by tile.
 """
 
 from __future__ import annotations
@@ -28,13 +28,7 @@ _FORMAT = 1  # goes up when the same mask gives other bytes
 
 
 class Conversion(NamedTuple):
-    """One mask to convert.
-
-    Attributes:
-        source: the mask.
-        target: the file to write.
-        slide: its slide, None where there is none; polygons need it.
-    """
+    """One mask to convert: its file, the file to write, and its slide (None if there is none; polygons need it)."""
 
     source: Path
     target: Path
@@ -45,7 +39,6 @@ def plan(sources: Sequence[Path], out: Path, slides: Path | None) -> list[Conver
     """List what is to convert: files as given, folders replaced by the masks directly inside them.
 
     Args:
-        sources: masks and folders of masks.
         out: folder of the converted masks, `<stem>.tif` each.
         slides: folder of the slides; a mask's slide has its stem (without PAIP's `_viable` or `_whole`), in any case.
 
@@ -97,14 +90,13 @@ def convert_mask(
     beat: Callable[[float], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> bool:
-    """Convert one mask unless that was done: a whole file is there, made from the same bytes in the same way.
+    """Convert one mask, unless a whole file is there that was made from the same bytes in the same way.
 
     Args:
-        job: what to convert.
         classes: class ids of polygons, see `annotations.read_polygons`.
         kind: "viable" or "whole": that class of polygons only, as 1.
-        beat: called with the part that is done, 0 to 1, after every row of tiles.
-        note: called with what the mask's user should know, see `Mask.notes`.
+        beat: called with the finished part, 0 to 1, after every row of tiles.
+        note: called with each of `Mask.notes`.
 
     Returns:
         True if it was converted, False if it was there.
@@ -144,7 +136,7 @@ def convert_mask(
 
 
 def is_complete(path: Path, made: Mapping[str, Any]) -> bool:
-    """True if `path` is a whole TIFF that says it was made from `made`."""
+    """Whether `path` is a whole TIFF that says it was made from `made`."""
     if not path.is_file():
         return False
     try:
@@ -157,7 +149,7 @@ def is_complete(path: Path, made: Mapping[str, Any]) -> bool:
 
 
 def level_sizes(size_wh: tuple[int, int]) -> list[tuple[int, int]]:
-    """Sizes of the levels, each half of the one before, down to one tile."""
+    """Sizes of the levels, each half of the previous one, down to one tile."""
     sizes = [size_wh]
     while max(sizes[-1]) > TILE_PX:
         width, height = sizes[-1]
@@ -174,11 +166,9 @@ def write_mask(
 ) -> None:
     """Write a mask as a tiled pyramid. A pixel of a coarser level is the level-0 pixel under its centre.
 
-    Level 0 passes through once, a row of tiles at a time; the coarser levels are gathered meanwhile, compressed.
+    Level 0 passes through once, a row of tiles at a time, and the coarser levels gather their rows meanwhile.
 
     Args:
-        path: file to write, whole or not at all.
-        mask: class ids.
         made: how it was made, kept as the image description.
         mpp: um per level-0 pixel, kept as the resolution.
         beat: as in `convert_mask`.
@@ -200,7 +190,7 @@ def write_mask(
 
 
 def _base(mask: Mask, coarser: list[_CoarseMask], beat: Callable[[float], None] | None) -> Iterator[bytes]:
-    """Compressed tiles of level 0; what passes by is offered to the coarser levels."""
+    """Compressed tiles of level 0; the coarser levels take what they need of each band."""
     y = 0
     for ids in mask.bands(TILE_PX):
         for level in coarser:
@@ -216,7 +206,7 @@ def _compressed(band: npt.NDArray[np.uint8]) -> Iterator[bytes]:
 
 
 class _CoarseMask:
-    """A coarser level, gathered from bands of level 0 and kept as compressed tiles until its turn to be written."""
+    """A coarser level, gathered from bands of level 0 and kept as compressed tiles until it is written."""
 
     def __init__(self, size_wh: tuple[int, int], size0_wh: tuple[int, int], folder: Path) -> None:
         self.size_wh = size_wh

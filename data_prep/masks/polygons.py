@@ -1,9 +1,8 @@
-"""Polygons in level-0 pixels, drawn as class ids by rectangle: any rectangle, never the whole slide.
+"""Draws polygons in level-0 pixels as class ids, rectangle by rectangle.
 
-A pixel belongs to a shape when its centre does, by the even-odd rule over the shape's rings; where a ring runs is
-worked out in coordinates of the slide, so no pixel depends on the rectangle that was asked for. A centre on a ring is
-inside where the ring bounds the shape on the left or from above, so that shapes that share a border share no pixel and
-leave none out. Must not import torch, nor anything of this project.
+A pixel belongs to a shape when its centre does, by the even-odd rule over the shape's rings. Crossings are computed in
+slide coordinates, so no pixel depends on the rectangle that was asked for. A centre on a ring is inside where the ring
+bounds the shape on the left or from above. So shapes with a common border share no pixel and leave none out.
 """
 
 from __future__ import annotations
@@ -32,11 +31,9 @@ class Ring(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Rings that are filled together, by the even-odd rule.
+    """Rings that are filled together, by the even-odd rule; what lies in negative rings only is not filled.
 
-    Attributes:
-        class_id: 0 to 255; 0 erases.
-        rings: its rings. What lies in negative rings only is not filled.
+    The class id is 0 to 255; 0 erases.
     """
 
     class_id: int
@@ -44,13 +41,11 @@ class Shape(NamedTuple):
 
 
 class Polygons:
-    """Shapes ready to be drawn. Higher class ids lie over lower ones, 0 over all; one class is the union of its shapes.
+    """Shapes ready to be drawn: a class is the union of its shapes, higher ids lie over lower ones, 0 lies over all.
 
-    Vertices stay in memory (16 bytes each) with one index entry per 64 edges: rows, and the columns of the whole ring.
-    A rectangle touches only rings whose bounding box it meets, and of those only the edges of its rows.
-
-    Attributes:
-        notes: what the reader of the file should know, one line each.
+    Vertices stay in memory (16 bytes each), with one index entry per 64 edges: their rows, and the columns of the ring.
+    A rectangle touches only rings whose bounding box it meets, and of these only the edges of its rows. `notes` are one
+    line each for the reader of the file.
     """
 
     def __init__(self, shapes: Sequence[Shape], notes: Sequence[str] = ()) -> None:
@@ -116,7 +111,7 @@ class Polygons:
             self._fill(out, x, y, edge[kept], ring[kept], first[kept], count[kept])
 
     def _edges(self, x: int, y: int, w: int, h: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Edges that may cross rows of the rectangle, of rings that may reach it, and the ring of each."""
+        """Edges that may cross rows of the rectangle, and the ring of each."""
         meets = (self._chunk_y[0] <= y + h) & (self._chunk_y[1] >= y)
         reaches = (self._ring_x[0] <= x + w) & (self._ring_x[1] >= x)
         chosen = np.flatnonzero(meets & reaches[self._chunk_ring])
@@ -137,8 +132,8 @@ class Polygons:
         """Fill between the crossings of edges with the centre lines of rows.
 
         A crossing at xc acts from the first pixel whose centre is at or right of it, ceil(xc - 1/2). Crossings left of
-        the rectangle act from its first column; each ring has an even number of them in a row, so that whatever the
-        rectangle, the n-th crossing of a shape's row is where it is entered (n odd) or left.
+        the rectangle act from its first column. A ring has an even number of crossings in a row. So in every rectangle
+        the n-th crossing of a shape's row enters it (n odd) or leaves it.
         """
         height, width = out.shape
         which = np.repeat(np.arange(len(edge)), count)
@@ -164,7 +159,7 @@ class Polygons:
     def _crossings(
         self, edge: npt.NDArray[np.int64], which: npt.NDArray[np.int64], row: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float64]:
-        """Where edge[which] meets the centre line of `row`; from its upper end, so that direction makes no odds."""
+        """Where edge[which] meets the centre line of `row`, from its upper end so that direction does not matter."""
         xs, ys = self._xy
         upper = np.where(ys[edge] <= ys[edge + 1], edge, edge + 1)
         lower = 2 * edge + 1 - upper
@@ -175,13 +170,9 @@ class Polygons:
     def _with_negative(self, key: npt.NDArray[np.int64], area: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
         """Crossings in order of shape, row and column, with +1 where the shape begins and -1 where it ends.
 
-        Args:
-            key: ring * area + place of each crossing, in any order.
-            area: number of places.
-
-        Returns:
-            (n,) shape * area + place, sorted, and (n,) changes: a place is inside where it lies in an odd number of
-            rings of the shape, at least one of them not negative.
+        A place is inside if an odd number of the shape's rings holds it, at least one of them not negative. `key` is
+        ring * area + place of each crossing, in any order. Returns sorted shape * area + place, and the changes, (n,)
+        each.
         """
         key = np.sort(key)
         ring, place = np.divmod(key, area)

@@ -1,8 +1,7 @@
-"""Tiled TIFF and SVS several times as fast as OpenSlide: tifffile for the directory, imagecodecs for the tiles.
+"""Reads tiled TIFF and SVS several times as fast as OpenSlide: tifffile lists the tiles, imagecodecs decodes them.
 
-`open_fast` trusts itself only after it agreed with OpenSlide, pixel for pixel, on a fixed choice of tiles of the very
-slide; levels where it does not (OpenSlide interpolates those of odd factors) are left to OpenSlide, and so are files
-of another kind. Never imports torch.
+`open_fast` first compares a fixed choice of the slide's tiles with OpenSlide, pixel for pixel. Where a level differs,
+OpenSlide reads it: it interpolates levels of odd factors. Files of another kind stay with OpenSlide too.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _MIDDLE = 128
 
 
 class UnsuitableError(SlideError):
-    """A sound slide that this reader does not read as OpenSlide does."""
+    """A sound slide that this reader does not show as OpenSlide does."""
 
 
 class FastSlide(Slide):
@@ -49,15 +48,10 @@ class FastSlide(Slide):
     reader = "fast"
 
     def __init__(self, path: Path, level_sizes_wh: list[tuple[int, int]], mpp: float | None) -> None:
-        """Open the file.
-
-        Args:
-            path: the file.
-            level_sizes_wh: the levels that OpenSlide sees.
-            mpp: micrometres per pixel that OpenSlide sees.
+        """Open the file; levels and mpp are what OpenSlide sees.
 
         Raises:
-            UnsuitableError: not all levels are tiled pages of a kind that is read here.
+            UnsuitableError: some level is no tiled page of a kind that is read here.
             SlideError: no readable TIFF.
         """
         self.path = path
@@ -92,7 +86,7 @@ class FastSlide(Slide):
         self.decoded_px = self.decoded_tiles = self.read_bytes = 0
 
     def leave(self, levels: set[int], to: OpenSlideSlide) -> None:
-        """Let another reader, which is closed with this one, read some levels."""
+        """Leave some levels to another reader, which is closed with this one."""
         self._slow, self._slow_levels = to, levels
 
     def tile_wh(self, level: int) -> tuple[int, int]:
@@ -128,18 +122,12 @@ class FastSlide(Slide):
         return out
 
     def parts(
-        self,
-        level: int,
-        x_px: int,
-        y_px: int,
-        w_px: int,
-        h_px: int,
-        done: tuple[int, int, int, int] | None = None,
+        self, level: int, x_px: int, y_px: int, w_px: int, h_px: int, done: tuple[int, int, int, int] | None = None
     ) -> Iterator[tuple[npt.NDArray[np.uint8], int, int]]:
-        """As `Slide.parts`: the file's tiles as they were decoded, those of one colour broadcast.
+        """Yield the file's tiles as they were decoded; tiles of one colour are broadcast. See `Slide.parts`.
 
-        Tiles that nobody will ask for again are not kept: the next one is decoded into memory that is still in the
-        cache of the processor, which saves a fifth of the time.
+        Tiles that nobody will ask for again are not kept. The next one is then decoded into memory that is still in the
+        processor's cache, which saves a fifth of the time.
         """
         if self._file is None or (self._slow is not None and level in self._slow_levels):
             yield from super().parts(level, x_px, y_px, w_px, h_px)
@@ -161,7 +149,7 @@ class FastSlide(Slide):
             del tile  # so that its memory is free before the next one is decoded
 
     def _tile(self, level: int, index: int, keep: bool = True) -> npt.NDArray[np.uint8]:
-        """A decoded tile at its full size; the last few are kept, as neighbouring reads share them."""
+        """A decoded tile at its full size; the last few are kept, since neighbouring reads share them."""
         key = (level, index)
         if key in self._cache:
             if not keep:
@@ -216,7 +204,7 @@ class FastSlide(Slide):
         ) from failure
 
     def _ask_openslide(self, level: int, index: int) -> None:
-        """Raise SlideError where OpenSlide, which minds the decoder's warnings, cannot decode a tile either."""
+        """Raise SlideError where OpenSlide, which heeds the decoder's warnings, cannot decode a tile either."""
         tile_w, tile_h = self._levels[level].tile_wh
         width, height = self.level_sizes_wh[level]
         x, y = index % self._levels[level].across * tile_w, index // self._levels[level].across * tile_h
@@ -239,12 +227,12 @@ class FastSlide(Slide):
 
 
 def _size(tile: npt.NDArray[np.uint8]) -> int:
-    """Bytes of memory of a tile; one colour, broadcast, takes next to none, but its entry in the cache does."""
+    """Bytes of a tile in memory. One broadcast colour takes next to none, but its cache entry does."""
     return tile.nbytes if tile.strides[0] else 1024
 
 
 class _TiledPage:
-    """One tiled page: where its tiles are and how they are decoded."""
+    """Where the tiles of one page lie, and how they are decoded."""
 
     def __init__(self, path: Path, page: Any) -> None:
         self.tile_wh = (int(page.tilewidth), int(page.tilelength))
@@ -264,11 +252,7 @@ class _TiledPage:
         self.eoi = True
 
     def decode(self, data: bytes, index: int) -> npt.NDArray[np.uint8]:
-        """A tile of full size, (h, w, 3) uint8 RGB.
-
-        Raises:
-            Exception: whatever the codec raises; ValueError for what is no tile of this page.
-        """
+        """A tile of full size, (h, w, 3) uint8 RGB. Raises what the codec raises; ValueError for another shape."""
         tile: Any
         if self._jpeg:
             # The decoder makes up what is missing of a stream that ends early, so its end must be there.
@@ -284,20 +268,16 @@ class _TiledPage:
         return np.asarray(tile)
 
     def ends_early(self, tile: npt.NDArray[np.uint8]) -> bool:
-        """Whether a decoded JPEG tile looks as if its data had come to an end before the last block.
+        """Whether a decoded JPEG tile looks as if its data ended before the last block.
 
-        From there on libjpeg sets every coefficient to 0, which is middle gray to the last corner, and imagecodecs does
-        not pass its warning on. Flat gray in a sound tile looks the same, so this is a reason to look, not a verdict.
+        libjpeg then fills the rest with middle gray, and imagecodecs drops its warning. Flat gray in a sound tile looks
+        the same, so this is a reason to look, not a verdict.
         """
         return self._jpeg and bool((tile[-_BLOCK:, -_BLOCK:] == _MIDDLE).all())
 
 
 def _page_of(path: Path, pages: list[Any], size_wh: tuple[int, int]) -> Any:
-    """The tiled page of that size.
-
-    Raises:
-        UnsuitableError: there is none, several, or one of a kind that is not read here.
-    """
+    """The tiled page of that size. Raises UnsuitableError for none, several, or one of a kind that is not read here."""
     found = [page for page in pages if page.is_tiled and (page.imagewidth, page.imagelength) == size_wh]
     if len(found) != 1:
         raise UnsuitableError(f"{path}: {len(found)} tiled pages of {size_wh[0]} x {size_wh[1]} pixels")
@@ -319,8 +299,8 @@ def _page_of(path: Path, pages: list[Any], size_wh: tuple[int, int]) -> Any:
 def open_fast(path: Path) -> FastSlide:
     """Open a slide if this reader shows it as OpenSlide does.
 
-    Compared are the levels, and the pixels of nine tiles of level 0, of three of every other level, and of the first
-    tile that the file leaves out. The choice is fixed, so every rank decides alike.
+    It compares the levels, nine tiles of level 0, three of every other level, and the first tile that the file leaves
+    out. The choice is fixed, so every rank decides alike.
 
     Raises:
         UnsuitableError: another kind of file, or one whose level 0 looks different.
@@ -348,16 +328,16 @@ def open_fast(path: Path) -> FastSlide:
 
 
 def _agrees(trusted: OpenSlideSlide, slide: FastSlide, level: int) -> bool:
-    """Whether all samples that both can show are the same, and this reader misses no more than half of them.
+    """Whether all tiles that both readers show are the same, and this reader misses at most half of them.
 
-    One damaged tile that OpenSlide makes something of must not send the level, and the other damage in it, there.
+    One damaged tile that OpenSlide can show must not send the whole level, with its other damage, to OpenSlide.
     """
     verdicts = [_alike(trusted, slide, level, where) for where in _samples(slide, level)]
     return False not in verdicts and 2 * verdicts.count(None) <= len(verdicts)
 
 
 def _alike(trusted: OpenSlideSlide, slide: FastSlide, level: int, where: tuple[int, int, int, int]) -> bool | None:
-    """Whether both show the same, or both cannot show it; None where only OpenSlide shows something."""
+    """Whether both show the same, or neither shows anything; None where only OpenSlide does."""
     shown: list[npt.NDArray[np.uint8] | None] = []
     for reader in (trusted, slide):  # both strict: a class has that default
         try:

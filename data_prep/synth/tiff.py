@@ -1,7 +1,7 @@
-"""Writes a synthetic slide and its mask as pyramids, tile by tile in bounded memory. Must not import torch.
+"""Writes a synthetic slide and its mask as pyramids, tile by tile in bounded memory.
 
-Level 0 streams into the file row by row of tiles. What a coarser level needs is kept as half-size rows until they fill
-a row of its tiles, which are compressed at once and wait, compressed, in a file without a name.
+Level 0 streams into the file by rows of tiles. Half-size rows of a coarser level are kept until they fill a row of its
+tiles; these are compressed at once and wait in an unnamed file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Array = NDArray[np.uint8]
 
 
 class _PyramidLevel:
-    """One level of a pyramid: takes rows of pixels, gives compressed tiles, and halves what it took for the next."""
+    """One level of a pyramid: takes rows of pixels, gives compressed tiles, and halves the rows for the next level."""
 
     def __init__(
         self,
@@ -108,14 +108,11 @@ def write_slide(
 ) -> None:
     """Write a slide, and its mask if a path is given; each is there whole or not at all.
 
-    Both are BigTIFF, tiled, a flat list of pages of factor 2 with the reduced ones marked: what OpenSlide and QuPath
-    take for a pyramid. The slide is JPEG (4:2:0), the mask deflate, its pyramid by nearest.
+    Both are tiled BigTIFF pyramids of factor 2 that OpenSlide and QuPath open. The slide is JPEG (4:2:0), the mask
+    deflate with a pyramid by nearest pixel.
 
     Args:
-        slide: What to write.
-        path: The slide's file.
-        mask_path: The mask's file; None for none.
-        tile_px: Side of the file's tiles, a multiple of 16.
+        tile_px: Side of the file's tiles, a multiple of 16, at least 64.
         quality: JPEG quality, 1 to 100.
         mpp: Micrometres per pixel, for the resolution tags.
 

@@ -1,4 +1,4 @@
-"""Folders of token files to packs and back, byte for byte. Must not import torch or MPI."""
+"""Packs folders of token files and unpacks them again, byte for byte."""
 
 from __future__ import annotations
 
@@ -27,13 +27,12 @@ def pack_folder(folder: Path, out: Path, shard_bytes: int) -> Index:
     """Pack all token files of a folder, and the small files that belong to them.
 
     Args:
-        folder: Token files.
-        out: The pack's folder, new or of an earlier try.
+        out: The pack's folder, new or from an earlier try.
         shard_bytes: Size at which a shard is full.
 
     Raises:
         PackArgumentError: Nothing to pack, or `out` is in use.
-        StoreError: A token file is damaged; nothing of it is packed.
+        StoreError: A token file is damaged; nothing is packed.
         OSError: See `write_pack`.
     """
     if not folder.is_dir():
@@ -66,25 +65,21 @@ def pack_folder(folder: Path, out: Path, shard_bytes: int) -> Index:
 
 
 def _mebibytes(size: int) -> int:
-    """Bytes in MiB, rounded up, so that small packs have something to show too."""
+    """Bytes in MiB, rounded up, so that small packs show progress too."""
     return -(-size // 2**20)
 
 
 def unpack_folder(pack: Path, out: Path, only: Sequence[str] = (), *, force: bool = False) -> list[Path]:
-    """Write the files of a pack out again; those that are there already, as packed, are left alone.
+    """Write the files of a pack out again and return them; files that are there already, as packed, are left alone.
 
     Args:
-        pack: The pack.
         out: Folder for the files; made if missing.
         only: Slide names; none for all files.
         force: Replace files that differ.
 
-    Returns:
-        The files.
-
     Raises:
-        PackArgumentError: No pack, a slide that it does not hold, or a file that differs and no `force`; then nothing
-            was written.
+        PackArgumentError: No pack, a slide that it does not hold, or without `force` a file that differs; nothing is
+            written.
         PackError: Damage.
         OSError: A file cannot be written.
     """

@@ -1,8 +1,8 @@
-"""The pack: files one after another in a few aligned shards, with one checked index; must not import torch or MPI.
+"""The pack format: files one after another in a few aligned shards, with one checked index.
 
-For thousands of readers on a parallel file system: one small index, a few large files that never change, and any
-packed file by one read at a known place. The index is written last and atomically, so a folder without one is no pack.
-Names go in sorted order and nothing in a pack depends on when it was made.
+Thousands of readers on a parallel file system get one small index, a few large files that never change, and any packed
+file by one read at a known place. The index is written last and atomically, so a folder without one is no pack. Names
+are sorted, and nothing in a pack depends on when it was made.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Shard(NamedTuple):
 
 
 class Index(NamedTuple):
-    """What is in a pack: entries by name, the shards, and names of the small files that lie beside them."""
+    """What is in a pack: entries by name, the shards, and SHA-256 of the small files beside them by name."""
 
     entries: dict[str, Entry]
     shards: list[Shard]
@@ -74,19 +74,18 @@ def write_pack(
     beside: dict[str, Path] | None = None,
     tell: Callable[[int], None] | None = None,
 ) -> Index:
-    """Write a pack; after a kill the next call keeps the shards that are whole and from the same files.
+    """Write a pack; after a kill the next call keeps whole shards of the same files.
 
     Args:
         files: Name to path of what is packed.
-        folder: The pack's folder.
         shard_bytes: Size at which a shard is full; a larger file has a shard to itself.
         beside: Name to path of small files that are copied as they are.
-        tell: Called with the bytes of every file that was packed.
+        tell: Called with the bytes of every shard that is done.
 
     Raises:
         PackArgumentError: `folder` already holds a pack, or something else.
-        PackError: A name that is none; a file that changes meanwhile.
-        OSError: A file cannot be read or written, which is named; then no index and no temporary file is left.
+        PackError: An impossible name; a file that changes meanwhile.
+        OSError: A file, which is named, cannot be read or written; no index and no temporary file is left.
     """
     beside = beside or {}
     for name in (*files, *beside):
@@ -195,7 +194,7 @@ def _encode(index: Index) -> bytes:
 
 
 def read_index(folder: Path) -> Index:
-    """The index of a pack; kept in memory, so that thousands of reads cost one.
+    """The index of a pack, kept in memory so that thousands of reads cost one.
 
     Raises:
         PackArgumentError: No pack.
@@ -238,7 +237,7 @@ def _read_index(path: Path, stamp: tuple[int, int]) -> Index:  # noqa: ARG001
 
 
 def check_pack(folder: Path) -> list[str]:
-    """What is wrong with the shards and the small files of a pack, one line each; empty when all is as written.
+    """Faults of a pack's shards and small files, one line each.
 
     Raises:
         PackError: The index itself cannot be read.
@@ -257,19 +256,15 @@ def check_pack(folder: Path) -> list[str]:
 
 
 def fault_of(path: Path, sha256: str) -> str | None:
-    """What is wrong with a small file beside the shards, None if it is as it was packed."""
+    """The fault of a small file beside the shards, None if it is as it was packed."""
     return None if path.is_file() and sha256_of(path) == sha256 else f"{path}: is missing or changed"
 
 
 class PackedFile(io.RawIOBase):
-    """One packed file, opened for reading as if it lay by itself. Its reads are at places of their own (pread)."""
+    """One packed file, opened for reading as if it lay by itself. It reads at its own position (pread)."""
 
     def __init__(self, folder: Path, entry: Entry) -> None:
-        """Open the shard.
-
-        Raises:
-            PackError: It is missing or cut off.
-        """
+        """Open the shard. Raises PackError if it is missing or cut off."""
         super().__init__()
         self._path, self._entry, self._at = shard_path(folder, entry.shard), entry, 0
         self._file = -1
@@ -342,7 +337,7 @@ def open_packed(path: Path) -> PackedFile | None:
 
 
 def unpack_file(folder: Path, entry: Entry, target: Path) -> None:
-    """Write one packed file out again; it is there whole or not at all.
+    """Write one packed file out again, whole or not at all.
 
     Raises:
         PackError: It is not what was packed.
