@@ -93,11 +93,7 @@ class Scratch:
         self.folder = out / f".{stem}.{key}.work"
 
     def begin(self) -> None:
-        """Start, or go on with the whole results of an earlier build.
-
-        Raises:
-            OSError: The folder cannot be written.
-        """
+        """Start, or go on with the whole results of an earlier build. Raises OSError if it cannot write."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.folder / _MANIFEST, durable=False) as out:
             out.write(json.dumps({"owner": writer_name()}).encode())
@@ -130,20 +126,12 @@ class Scratch:
         return self._path(name).exists()
 
     def save(self, name: str, **arrays: Any) -> None:
-        """Keep a result, whole or not at all.
-
-        Raises:
-            OSError: It cannot be written (disk full, quota, ...); names the file.
-        """
+        """Keep a result, whole or not at all. Raises OSError, which names the file, if it cannot be written."""
         with replacing(self._path(name), durable=False) as out:
             _write(out, {key: np.asarray(value, order="C") for key, value in arrays.items()})
 
     def load(self, name: str, *keys: str) -> dict[str, NDArray[Any]]:
-        """Arrays of a result, all or the named ones; only these are read.
-
-        Raises:
-            ScratchError: It is missing or damaged.
-        """
+        """Arrays of a result, all or only the named ones. Raises ScratchError if it is missing or damaged."""
         path = self._path(name)
         try:
             with path.open("rb") as file:

@@ -1,20 +1,19 @@
-"""Draws a `Look`: six panels and a caption. Only this module of the room imports matplotlib."""
+"""Draws what the quadtree makes of a slide: six panels and a caption. matplotlib is loaded only to draw."""
 
 from __future__ import annotations
 
 import io
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.build.options import BuildOptions, OptionError
+from data_prep.inspect.look import Look, look_at
 from data_prep.system.files import write_atomic
 from data_prep.tokens.ceiling import boundary_leaves
-
-if TYPE_CHECKING:
-    from data_prep.inspect.look import Look
 
 _INK = "#1b1f24"
 _FAINT = "#6b7280"
@@ -24,12 +23,28 @@ _WRONG = "#e5002b"
 _MONTAGE_TOKENS = 4096
 
 
-def save_figure(look: Look, out: Path, dpi: int) -> None:
-    """Draw `look` and write it to `out` (.png or .pdf), whole or not at all.
+def inspect_slide(slide_path: Path, options: BuildOptions, out: Path, dpi: int = 200) -> str:
+    """Draw one slide to `out` (.png or .pdf) and return the caption, one line.
+
+    `options` are those of a build; `fit` and `packing` are ignored. `dpi` is dots per inch.
 
     Raises:
-        OSError: It cannot be written.
+        SlideError: The slide or its mask cannot be read.
+        OptionError: `out` has another suffix or cannot be written.
     """
+    if out.suffix.lower() not in (".png", ".pdf"):
+        raise OptionError(f"--out {out}: must end in .png or .pdf")
+    look = look_at(slide_path, options)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_figure(look, out, dpi)
+    except OSError as error:
+        raise OptionError(f"--out {out}: cannot be written ({error.strerror})") from error
+    return f"{out}: {caption(look)}"
+
+
+def save_figure(look: Look, out: Path, dpi: int) -> None:
+    """Draw `look` and write it to `out` (.png or .pdf), whole or not at all. Raises OSError if it cannot."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -47,13 +62,11 @@ def save_figure(look: Look, out: Path, dpi: int) -> None:
         figure.text(0.013, 0.043, caption(look, " $\\cdot$ "), fontsize=9, va="center")
         figure.text(0.013, 0.019, _second_line(look, " $\\cdot$ "), fontsize=9, va="center", color=_FAINT)
         picture = io.BytesIO()
-        figure.savefig(picture, dpi=dpi, format=out.suffix.lower().lstrip("."), metadata=_no_date(out))
+        kind = out.suffix.lower().lstrip(".")
+        undated: dict[str, Any] = {"CreationDate": None} if kind == "pdf" else {"Software": None}
+        figure.savefig(picture, dpi=dpi, format=kind, metadata=undated)
         pyplot.close(figure)
     write_atomic(out, picture.getbuffer())
-
-
-def _no_date(out: Path) -> dict[str, Any]:
-    return {"CreationDate": None} if out.suffix.lower() == ".pdf" else {"Software": None}
 
 
 def caption(look: Look, dot: str = ", ") -> str:

@@ -67,11 +67,7 @@ class Look:
 
 
 def default_resolution(slide_path: Path, patch: int) -> int:
-    """The largest p * 2^k that the slide fills, at most 4096 (and at least p), for a first look.
-
-    Raises:
-        SlideError: The slide cannot be opened.
-    """
+    """The largest p * 2^k that the slide fills, from p to 4096, for a first look. Raises as `open_slide`."""
     with open_slide(slide_path) as slide:
         longest_px = min(max(slide.size_wh), _DEFAULT_PX)
     size_px = max(1, patch)
@@ -88,6 +84,7 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
         ValueError: There is no mask, or no field of view, for it.
     """
     with ExitStack() as opened:
+        # Open, plan and cut as a build does.
         slide = opened.enter_context(open_slide(slide_path))
         frame = make_frame(slide.size_wh, options.resolution, options.aspect)
         reader = FrameReader(slide, frame)
@@ -101,6 +98,8 @@ def look_at(slide_path: Path, options: BuildOptions) -> Look:
         token_set = cut_leaves(reader.read, leaves, frame, options, read_mask)
         if mask is not None and options.fov is not None:
             token_set = seen_part(token_set, slide_path, options.fov)
+
+        # Reduce everything to the size that is shown.
         rgb = FrameReader(slide, small).read(0, 0, shown_px, shown_px)
         edges = None
         if found["counts"] is not None:
@@ -165,8 +164,7 @@ def _scores_to_show(levels: list[NDArray[np.int64]], frame: Frame, shown_px: int
     depth = min(len(levels) - 1, shown_px.bit_length() - 1)
     each = levels[depth] / np.maximum(1, content_pixels(depth, frame.size_px, frame.content_wh))
     each = np.sqrt(each) if split_on == "variance" else each
-    shown: NDArray[np.float32] = (each / max(1e-9, float(each.max()))).astype(np.float32)
-    return shown
+    return np.asarray(each / max(1e-9, float(each.max())), np.float32)
 
 
 def _majority(token_set: TokenSet, shown_px: int) -> NDArray[np.uint8]:
@@ -175,23 +173,16 @@ def _majority(token_set: TokenSet, shown_px: int) -> NDArray[np.uint8]:
     masks = token_set.mask_counts.astype(np.int64)
     on = 2 * masks > token_set.content_counts[..., None]
     ids = np.where(on.any(axis=-1), on.argmax(axis=-1) + 1, 0).astype(np.uint8)
-    classes = masks.shape[-1]
-    planes = [paint((ids == k + 1).astype(np.uint8) * 255, token_set, shown_px) for k in range(classes)]
     shown = np.zeros((shown_px, shown_px), np.uint8)
-    for k, plane in enumerate(planes):
-        shown[plane > 127] = k + 1
+    for class_id in range(1, masks.shape[-1] + 1):
+        shown[paint((ids == class_id).astype(np.uint8) * 255, token_set, shown_px) > 127] = class_id
     return shown
 
 
 def paint(values: NDArray[np.uint8], token_set: TokenSet, shown_px: int) -> NDArray[np.uint8]:
-    """Paint per-cell values of leaves into a picture smaller than the frame.
+    """Paint per-cell values of leaves, (N, p, p) or (N, p, p, C) uint8, into a picture of side D = `shown_px`.
 
-    Args:
-        values: (N, p, p) or (N, p, p, C) uint8.
-        shown_px: D; R / D is a power of two, or 1.
-
-    Returns:
-        (D, D) or (D, D, C) uint8; cells smaller than a pixel are averaged, and so are leaves.
+    R / D is a power of two, or 1. Cells smaller than a pixel are averaged, and so are leaves.
     """
     factor = token_set.size_px // shown_px
     picture = np.zeros((shown_px, shown_px, *values.shape[3:]), np.uint8)
@@ -204,14 +195,9 @@ def paint(values: NDArray[np.uint8], token_set: TokenSet, shown_px: int) -> NDAr
         step = patch // cells
         blocks = values[rows].reshape(len(rows), cells, step, cells, step, *values.shape[3:])
         few = np.round(blocks.mean(axis=(2, 4))).astype(np.uint8) if step > 1 else blocks[:, :, 0, :, 0]
-        part = rebuild(few, token_set.leaf_xy[rows] // factor, token_set.leaf_size[rows] // factor, shown_px)
-        where = rebuild(
-            np.ones((len(rows), 1, 1), np.bool_),
-            token_set.leaf_xy[rows] // factor,
-            token_set.leaf_size[rows] // factor,
-            shown_px,
-        )
-        picture[where] = part[where]
+        xy, sides = token_set.leaf_xy[rows] // factor, token_set.leaf_size[rows] // factor
+        where = rebuild(np.ones((len(rows), 1, 1), np.bool_), xy, sides, shown_px)
+        picture[where] = rebuild(few, xy, sides, shown_px)[where]
     _paint_small(picture, values, token_set, factor)
     return picture
 

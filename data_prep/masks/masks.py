@@ -51,11 +51,7 @@ class Mask(Opened):
         return (ids != 0).astype(np.uint8) if self._two_valued else ids
 
     def bands(self, rows_px: int) -> Iterator[npt.NDArray[np.uint8]]:
-        """Yield the whole mask from top to bottom as (rows, width) uint8 class ids, `rows_px` rows at a time.
-
-        Raises:
-            SlideError: as `read`.
-        """
+        """Yield the mask from top to bottom, `rows_px` rows at a time, (rows, width) uint8. Raises as `read`."""
         width, height = self.size_wh
         for y in range(0, height, rows_px):
             rows = min(rows_px, height - y)
@@ -226,12 +222,9 @@ class _WholeAndViable(Mask):
 
 
 class InView(Mask):
-    """A mask inside a field of view: pixels outside the view have the class `outside`.
+    """A mask inside a field of view: pixels whose view is 0 have the class `outside`, which is above all others.
 
-    Args:
-        mask: the mask; its classes must be below `outside`.
-        view: the field of view, of the same size; any class but 0 is inside. `close` closes both.
-        outside: class id of all other pixels.
+    `close` closes mask and view, which have the same size.
     """
 
     def __init__(self, mask: Mask, view: Mask, outside: int) -> None:
@@ -334,6 +327,7 @@ def find_masks(slide_path: Path | str, masks_dir: Path | str, kind: str | None =
         SlideError: `masks_dir` is no folder, or holds several masks of the slide and `kind` does not settle which.
         ValueError: another `kind`.
     """
+    # List the files that may be the slide's masks.
     slide_path, masks_dir = Path(slide_path), Path(masks_dir)
     if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind of mask {kind!r}; choose from {', '.join(KINDS)}")
@@ -342,10 +336,12 @@ def find_masks(slide_path: Path | str, masks_dir: Path | str, kind: str | None =
     stem = slide_path.stem.casefold()
     stems = {stem, *(stem + end for end in PAIP_ENDINGS.values())}
     alike = (p for p in masks_dir.iterdir() if p.suffix.lower() in FOUND_SUFFIXES and p.stem.casefold() in stems)
-    files = sorted(p for p in alike if p.is_file())  # only these: of many slides each asks for its own
+    files = sorted(p for p in alike if p.is_file())  # only these: each of many slides asks for its own
     # Slides and masks may lie in one folder, and a slide is not its own mask.
     plain = [path for path in files if path.stem.casefold() == stem and path.resolve() != slide_path.resolve()]
     named = {key: [p for p in files if p.stem.casefold() == stem + end] for key, end in PAIP_ENDINGS.items()}
+
+    # Choose among them.
     if kind is None:
         return _only(slide_path, masks_dir, sorted([*plain, *named["viable"], *named["whole"]]), named)
     if kind == "both":

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+Ints = npt.NDArray[np.int64]
+
 _CHUNK = 64  # edges that share an entry of the index
 _AREA_PX = 4 * 2**20  # pixels drawn at once
 _EVENTS = 1 << 20  # crossings of rings and rows held at once
@@ -64,7 +66,7 @@ class Polygons:
         self._xy = np.ascontiguousarray(np.concatenate(closed).T) if closed else np.zeros((2, 0))
         self._index(starts, edges)
 
-    def _index(self, starts: npt.NDArray[np.int64], edges: npt.NDArray[np.int64]) -> None:
+    def _index(self, starts: Ints, edges: Ints) -> None:
         """Bounding columns per ring, rows per chunk of edges; edge e joins vertices e and e + 1."""
         chunks = -(-edges // _CHUNK)
         ring = np.repeat(np.arange(len(edges)), chunks)
@@ -110,7 +112,7 @@ class Polygons:
         if kept.any():
             self._fill(out, x, y, edge[kept], ring[kept], first[kept], count[kept])
 
-    def _edges(self, x: int, y: int, w: int, h: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _edges(self, x: int, y: int, w: int, h: int) -> tuple[Ints, Ints]:
         """Edges that may cross rows of the rectangle, and the ring of each."""
         meets = (self._chunk_y[0] <= y + h) & (self._chunk_y[1] >= y)
         reaches = (self._ring_x[0] <= x + w) & (self._ring_x[1] >= x)
@@ -120,14 +122,7 @@ class Polygons:
         return np.repeat(self._chunk_start[chosen], many) + offset, np.repeat(self._chunk_ring[chosen], many)
 
     def _fill(
-        self,
-        out: npt.NDArray[np.uint8],
-        x: int,
-        y: int,
-        edge: npt.NDArray[np.int64],
-        ring: npt.NDArray[np.int64],
-        first: npt.NDArray[np.int64],
-        count: npt.NDArray[np.int64],
+        self, out: npt.NDArray[np.uint8], x: int, y: int, edge: Ints, ring: Ints, first: Ints, count: Ints
     ) -> None:
         """Fill between the crossings of edges with the centre lines of rows.
 
@@ -135,6 +130,7 @@ class Polygons:
         the rectangle act from its first column. A ring has an even number of crossings in a row. So in every rectangle
         the n-th crossing of a shape's row enters it (n odd) or leaves it.
         """
+        # Where edges cross the centre lines, as places in the rectangle.
         height, width = out.shape
         which = np.repeat(np.arange(len(edge)), count)
         row = np.arange(len(which)) - np.repeat(np.cumsum(count) - count - first, count)
@@ -142,6 +138,8 @@ class Polygons:
         area = height * (width + 1)
         flat = (row - y) * (width + 1) + np.clip(column, 0, width).astype(np.int64)
         of_ring = ring[which]
+
+        # Entries and exits of every shape in order, then one class after the other.
         if self._shape_mixed[self._ring_shape[np.unique(ring)]].any():
             key, change = self._with_negative(of_ring * area + flat, area)
         else:
@@ -156,18 +154,15 @@ class Polygons:
             inside = np.cumsum(depth.reshape(height, width + 1)[:, :width], axis=1) > 0
             out[inside] = classes[start]
 
-    def _crossings(
-        self, edge: npt.NDArray[np.int64], which: npt.NDArray[np.int64], row: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float64]:
+    def _crossings(self, edge: Ints, which: Ints, row: Ints) -> npt.NDArray[np.float64]:
         """Where edge[which] meets the centre line of `row`, from its upper end so that direction does not matter."""
         xs, ys = self._xy
         upper = np.where(ys[edge] <= ys[edge + 1], edge, edge + 1)
         lower = 2 * edge + 1 - upper
         slope = (xs[lower] - xs[upper]) / (ys[lower] - ys[upper])
-        crossings: npt.NDArray[np.float64] = xs[upper][which] + (row + 0.5 - ys[upper][which]) * slope[which]
-        return crossings
+        return np.asarray(xs[upper][which] + (row + 0.5 - ys[upper][which]) * slope[which])
 
-    def _with_negative(self, key: npt.NDArray[np.int64], area: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+    def _with_negative(self, key: Ints, area: int) -> tuple[Ints, npt.NDArray[Any]]:
         """Crossings in order of shape, row and column, with +1 where the shape begins and -1 where it ends.
 
         A place is inside if an odd number of the shape's rings holds it, at least one of them not negative. `key` is

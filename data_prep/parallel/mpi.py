@@ -93,7 +93,7 @@ def share(
     Args:
         comm: mpi4py communicator of at least 2 ranks.
         function: Function of one task; does not raise.
-        queue: Tasks; only rank 0's counts.
+        queue: Tasks, on rank 0.
         idle: Called on rank 0 when nothing was ready for `idle_s` seconds.
     """
     if comm.rank == 0:
@@ -132,6 +132,7 @@ def _hand_out(
     thread = ThreadPoolExecutor(1)
     try:
         while working:
+            # Take results.
             told = []
             if own is not None and own[1].done():
                 told += queue.done(own[0], own[1].result())
@@ -141,6 +142,8 @@ def _hand_out(
                 if rank in given:
                     told += queue.done(given.pop(rank), result)
                 waiting.append(rank)
+
+            # Give tasks to whoever waits, and to this rank's own thread.
             while waiting and (task := queue.take(waiting[0])) is not None:
                 given[waiting[0]] = task
                 comm.send(task, dest=waiting.popleft(), tag=_TAG)
@@ -149,6 +152,8 @@ def _hand_out(
             while queue.over and waiting:
                 working -= 1
                 comm.send(None, dest=waiting.popleft(), tag=_TAG)
+
+            # Tell, or rest a little.
             if told:
                 last_s = time.monotonic()
                 yield from told

@@ -11,7 +11,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -51,10 +51,8 @@ class _Worker(Generic[TaskT]):
     def give(self, task: TaskT) -> None:
         """Send a task. If the worker has died, the pipe says so when its result is awaited."""
         self.task = task
-        try:
+        with suppress(OSError):
             self.pipe.send(task)
-        except OSError:
-            pass
 
     def stop(self) -> None:
         self.pipe.close()
@@ -137,6 +135,7 @@ def run_pool(
             if not ready:
                 idle()
             for pipe in ready:
+                # Take the result, or give the task of a dead worker to another one.
                 worker = busy[pipe]  # type: ignore[index]
                 task, worker.task = worker.task, None
                 assert task is not None
@@ -152,6 +151,8 @@ def run_pool(
                         feed()
                         continue
                     result = died(task, f"{_cause(worker.process.exitcode)}, twice")
+
+                # Keep the workers busy before anyone looks at the result.
                 tried[:] = [other for other in tried if other is not task]
                 told = queue.done(task, result)
                 feed()

@@ -82,9 +82,6 @@ class _Stage:
     def add(self, steps: list[Any]) -> None:
         self._stretches[min(0, min(self._stretches, default=0)) - 1] = deque(steps)
 
-    def __bool__(self) -> bool:
-        return bool(self._stretches)
-
     def __len__(self) -> int:
         return sum(map(len, self._stretches.values()))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from data_prep.system.files import one_line
 
+Box = tuple[int, int, int, int]
 Stored = Callable[[int, int, int, int], npt.NDArray[Any]]
 MPP_RANGE = (0.02, 50.0)  # um per pixel; outside it the number is a printer's resolution or noise
 
@@ -36,11 +37,7 @@ class DamagedTile(NamedTuple):
 
 
 class Opened(ABC):
-    """An open file: a context manager with a path and a size.
-
-    Attributes:
-        size_wh: width and height of level 0 in pixels, after orientation.
-    """
+    """An open file: a context manager with a path, and a size (level 0, in pixels, after orientation)."""
 
     path: Path
     size_wh: tuple[int, int]
@@ -57,9 +54,7 @@ class Opened(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _check_region(self, size_wh: tuple[int, int], x_px: int, y_px: int, w_px: int, h_px: int) -> None:
@@ -126,7 +121,7 @@ class Slide(Opened):
         y_px: int,
         w_px: int,
         h_px: int,
-        done: tuple[int, int, int, int] | None = None,  # noqa: ARG002
+        done: Box | None = None,  # noqa: ARG002
     ) -> Iterator[tuple[npt.NDArray[np.uint8], int, int]]:
         """Yield a region in pieces that cover each pixel once: (pixels, x, y of their top left). Saves a copy.
 
@@ -168,16 +163,11 @@ class Slide(Opened):
 
 def sane_mpp(mpp_x: object, mpp_y: object) -> float | None:
     """Return the mean of two micrometres-per-pixel values, None unless both are plausible and within 10 %."""
-    values = []
-    for raw in (mpp_x, mpp_y):
-        try:
-            value = float(str(raw))
-        except ValueError:
-            return None
-        if not MPP_RANGE[0] <= value <= MPP_RANGE[1]:  # false for nan too
-            return None
-        values.append(value)
-    if max(values) > 1.1 * min(values):
+    try:
+        values = [float(str(raw)) for raw in (mpp_x, mpp_y)]
+    except ValueError:
+        return None
+    if not all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in values) or max(values) > 1.1 * min(values):
         return None
     return values[0] if values[0] == values[1] else sum(values) / 2
 
@@ -238,12 +228,10 @@ def over_white(rgb: npt.NDArray[np.uint8], alpha: npt.NDArray[np.uint8], premult
     """Lay (h, w, 3) colour with (h, w) transparency over white, rounded to nearest."""
     cover = alpha[:, :, None].astype(np.uint16)
     if premultiplied:
-        added = rgb.astype(np.uint16) + (255 - cover)
-        lightened: npt.NDArray[np.uint8] = np.minimum(added, 255).astype(np.uint8)
-        return lightened
-    mixed = (rgb * cover + 255 * (255 - cover) + 127) // 255  # at most 255 * 255 + 127
-    rounded: npt.NDArray[np.uint8] = mixed.astype(np.uint8)
-    return rounded
+        mixed = np.minimum(rgb.astype(np.uint16) + (255 - cover), 255)
+    else:
+        mixed = (rgb * cover + 255 * (255 - cover) + 127) // 255  # at most 255 * 255 + 127
+    return np.asarray(mixed, np.uint8)
 
 
 def to_8_bit(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:

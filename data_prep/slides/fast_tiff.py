@@ -16,7 +16,7 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.slides.base import ClosedError, Slide, SlideError, cells_under, paste
+from data_prep.slides.base import Box, ClosedError, Slide, SlideError, cells_under, paste
 from data_prep.slides.memory import check_memory
 from data_prep.slides.tiff import open_tiff
 from data_prep.slides.vendors import OpenSlideSlide
@@ -40,6 +40,7 @@ class FastSlide(Slide):
     """The tiled levels of a TIFF, as OpenSlide shows them.
 
     Attributes:
+        levels: where the tiles of each level lie.
         decoded_px: pixels decoded so far.
         decoded_tiles: file tiles decoded so far.
         read_bytes: bytes of tiles read so far.
@@ -63,7 +64,7 @@ class FastSlide(Slide):
         self._slow_levels: set[int] = set()
         with open_tiff(path) as tiff:
             pages: list[Any] = list(tiff.pages)
-            self._levels = [_TiledPage(path, _page_of(path, pages, size_wh)) for size_wh in level_sizes_wh]
+            self.levels = [_TiledPage(path, _page_of(path, pages, size_wh)) for size_wh in level_sizes_wh]
         self._file: int | None = os.open(path, os.O_RDONLY)
         self._cache: OrderedDict[tuple[int, int], npt.NDArray[np.uint8]] = OrderedDict()
         self._cached_bytes = 0
@@ -94,26 +95,21 @@ class FastSlide(Slide):
         self._check_level(level)
         if self._slow is not None and level in self._slow_levels:
             return self._slow.tile_wh(level)
-        return self._levels[level].tile_wh
+        return self.levels[level].tile_wh
 
     def _tile_grid(self, level: int) -> tuple[int, int]:
         return self.tile_wh(level)
-
-    def has_gap(self, level: int) -> int | None:
-        """Number of the first tile that the file leaves out, None if it holds all."""
-        gaps = [i for i, count in enumerate(self._levels[level].counts) if not count]
-        return gaps[0] if gaps else None
 
     def _read(self, level: int, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[np.uint8]:
         if self._file is None:
             raise ClosedError(f"{self.path}: read after close")
         if self._slow is not None and level in self._slow_levels:
             return self._slow.read(level, x_px, y_px, w_px, h_px)
-        tile_w, tile_h = self._levels[level].tile_wh
+        tile_w, tile_h = self.levels[level].tile_wh
         out = np.empty((h_px, w_px, 3), np.uint8)
         for column, row in cells_under(x_px, y_px, w_px, h_px, (tile_w, tile_h)):
             left, top = column * tile_w, row * tile_h
-            tile = self._tile(level, row * self._levels[level].across + column)
+            tile = self._tile(level, row * self.levels[level].across + column)
             if not tile.strides[0] and len(set(tile[0, 0].tolist())) == 1:  # one shade of gray: quicker to fill
                 rows = slice(max(0, top - y_px), top + tile_h - y_px)
                 out[rows, max(0, left - x_px) : left + tile_w - x_px] = tile[0, 0, 0]
@@ -122,7 +118,7 @@ class FastSlide(Slide):
         return out
 
     def parts(
-        self, level: int, x_px: int, y_px: int, w_px: int, h_px: int, done: tuple[int, int, int, int] | None = None
+        self, level: int, x_px: int, y_px: int, w_px: int, h_px: int, done: Box | None = None
     ) -> Iterator[tuple[npt.NDArray[np.uint8], int, int]]:
         """Yield the file's tiles as they were decoded; tiles of one colour are broadcast. See `Slide.parts`.
 
@@ -135,12 +131,12 @@ class FastSlide(Slide):
         x0, y0, x1, y1 = done or (0, 0, 0, 0)
         self._check_level(level)
         self._check_region(self.level_sizes_wh[level], x_px, y_px, w_px, h_px)
-        tile_w, tile_h = self._levels[level].tile_wh
+        tile_w, tile_h = self.levels[level].tile_wh
         for column, row in cells_under(x_px, y_px, w_px, h_px, (tile_w, tile_h)):
             x, y = column * tile_w, row * tile_h
             try:
                 keep = x < x0 or y < y0 or x + tile_w > x1 or y + tile_h > y1
-                tile = self._tile(level, row * self._levels[level].across + column, keep)
+                tile = self._tile(level, row * self.levels[level].across + column, keep)
             except SlideError:  # `read` knows what to do with damage
                 right, bottom = min(x + tile_w, x_px + w_px), min(y + tile_h, y_px + h_px)
                 x, y = max(x, x_px), max(y, y_px)
@@ -167,7 +163,8 @@ class FastSlide(Slide):
         return tile
 
     def _decoded(self, level: int, index: int) -> npt.NDArray[np.uint8]:
-        where = self._levels[level]
+        # Read and decode, twice if need be.
+        where = self.levels[level]
         offset, count = where.offsets[index], where.counts[index]
         if not count:
             return where.gap
@@ -185,8 +182,13 @@ class FastSlide(Slide):
             except Exception as error:  # imagecodecs has one exception class per codec
                 check_memory(error, 2 * where.gap.nbytes)
                 failure = error
-                self._reopen()
+                fresh = os.open(self.path, os.O_RDONLY)
+                if self._file is not None:
+                    os.close(self._file)
+                self._file = fresh
                 continue
+
+            # Count the tile, and keep a small one: background comes again.
             self.decoded_tiles += 1
             self.decoded_px += tile.shape[0] * tile.shape[1]
             if small is not None:
@@ -205,9 +207,9 @@ class FastSlide(Slide):
 
     def _ask_openslide(self, level: int, index: int) -> None:
         """Raise SlideError where OpenSlide, which heeds the decoder's warnings, cannot decode a tile either."""
-        tile_w, tile_h = self._levels[level].tile_wh
+        tile_w, tile_h = self.levels[level].tile_wh
         width, height = self.level_sizes_wh[level]
-        x, y = index % self._levels[level].across * tile_w, index // self._levels[level].across * tile_h
+        x, y = index % self.levels[level].across * tile_w, index // self.levels[level].across * tile_h
         with OpenSlideSlide(self.path) as trusted:  # rarely needed: not kept
             trusted.read(level, x, y, min(tile_w, width - x), min(tile_h, height - y))
 
@@ -218,12 +220,6 @@ class FastSlide(Slide):
         if len(data) < count:
             raise ValueError(f"the file ends {count - len(data)} bytes early")
         return data
-
-    def _reopen(self) -> None:
-        fresh = os.open(self.path, os.O_RDONLY)
-        if self._file is not None:
-            os.close(self._file)
-        self._file = fresh
 
 
 def _size(tile: npt.NDArray[np.uint8]) -> int:
@@ -249,14 +245,13 @@ class _TiledPage:
         # What the page says the stored colours are; both kinds are found in slides.
         self._stored = {6: "YCBCR", 2: "RGB"}[int(page.photometric)]
         self.gap = np.full((self.tile_wh[1], self.tile_wh[0], 3), 255, np.uint8)
-        self.eoi = True
 
     def decode(self, data: bytes, index: int) -> npt.NDArray[np.uint8]:
         """A tile of full size, (h, w, 3) uint8 RGB. Raises what the codec raises; ValueError for another shape."""
         tile: Any
         if self._jpeg:
             # The decoder makes up what is missing of a stream that ends early, so its end must be there.
-            if self.eoi and _EOI not in data[-16:]:
+            if _EOI not in data[-16:]:
                 raise ValueError("its JPEG stream has no end")
             tile = imagecodecs.jpeg8_decode(data, tables=self._tables, colorspace=self._stored, outcolorspace="RGB")
         else:
@@ -336,7 +331,7 @@ def _agrees(trusted: OpenSlideSlide, slide: FastSlide, level: int) -> bool:
     return False not in verdicts and 2 * verdicts.count(None) <= len(verdicts)
 
 
-def _alike(trusted: OpenSlideSlide, slide: FastSlide, level: int, where: tuple[int, int, int, int]) -> bool | None:
+def _alike(trusted: OpenSlideSlide, slide: FastSlide, level: int, where: Box) -> bool | None:
     """Whether both show the same, or neither shows anything; None where only OpenSlide does."""
     shown: list[npt.NDArray[np.uint8] | None] = []
     for reader in (trusted, slide):  # both strict: a class has that default
@@ -350,7 +345,7 @@ def _alike(trusted: OpenSlideSlide, slide: FastSlide, level: int, where: tuple[i
     return np.array_equal(a, b)
 
 
-def _samples(slide: FastSlide, level: int) -> list[tuple[int, int, int, int]]:
+def _samples(slide: FastSlide, level: int) -> list[Box]:
     """Rectangles (x, y, w, h) of the tiles that are compared."""
     tile_w, tile_h = slide.tile_wh(level)
     width, height = slide.level_sizes_wh[level]
@@ -359,9 +354,9 @@ def _samples(slide: FastSlide, level: int) -> list[tuple[int, int, int, int]]:
         chosen = {(c, r) for c in (0, across // 2, across - 1) for r in (0, down // 2, down - 1)}
     else:
         chosen = {(0, 0), (across // 2, down // 2), (across - 1, down - 1)}
-    gap = slide.has_gap(level)
-    if gap is not None:
-        chosen.add((gap % across, gap // across))
+    counts = slide.levels[level].counts
+    if 0 in counts:  # the first tile that the file leaves out
+        chosen.add((counts.index(0) % across, counts.index(0) // across))
     return [
         (c * tile_w, r * tile_h, min(tile_w, width - c * tile_w), min(tile_h, height - r * tile_h))
         for c, r in sorted(chosen)

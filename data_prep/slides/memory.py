@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +23,13 @@ def available_bytes() -> int | None:
 
 
 def _machine_available() -> int | None:
-    try:
+    with suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    try:
+    with suppress(OSError, ValueError, AttributeError):
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, AttributeError):
-        return None
+    return None
 
 
 def _cgroup_rooms() -> list[int | None]:
@@ -69,29 +67,23 @@ def _room(folder: Path, limit: str, used: str) -> int | None:
 
 
 def check_decoded_size(path: Path, need_bytes: int, what: str, max_raster_gib: float | None = None) -> None:
-    """Refuse an image that would not fit in memory, before anything is decoded.
+    """Refuse an image (`what`, of `need_bytes` once decoded) that would not fit in memory, before anything is decoded.
 
     The limit is `max_raster_gib`, else the environment variable APF_MAX_RASTER_GIB, else the available memory.
-
-    Args:
-        need_bytes: size once decoded.
-        what: what is decoded, e.g. "20000 x 20000 pixels".
 
     Raises:
         SlideError: it is larger than the limit, or the variable is no positive number.
     """
-    source = "allowed"
-    if max_raster_gib is None and (text := os.environ.get("APF_MAX_RASTER_GIB")):
-        try:
-            max_raster_gib = float(text)
-        except ValueError:
-            max_raster_gib = -1.0
-        if not max_raster_gib > 0:
+    limit, source = available_bytes(), "of memory available"
+    if max_raster_gib is not None:
+        limit, source = int(max_raster_gib * 2**30), "allowed"
+    elif text := os.environ.get("APF_MAX_RASTER_GIB"):
+        gib = -1.0
+        with suppress(ValueError):
+            gib = float(text)
+        if not gib > 0:
             raise SlideError(f"{path}: APF_MAX_RASTER_GIB={text!r} is not a positive number of GiB")
-        source = "allowed by APF_MAX_RASTER_GIB"
-    limit = available_bytes() if max_raster_gib is None else int(max_raster_gib * 2**30)
-    if max_raster_gib is None:
-        source = "of memory available"
+        limit, source = int(gib * 2**30), "allowed by APF_MAX_RASTER_GIB"
     if limit is not None and need_bytes > limit:
         raise SlideError(
             f"{path}: {what} need {need_bytes / 2**30:.1f} GiB decoded, more than the {limit / 2**30:.1f} GiB {source};"
@@ -115,11 +107,7 @@ def check_memory(error: BaseException, need_bytes: int) -> None:
 def check_tokens_fit(path: Path, count: int, patch_px: int, classes: int, remedy: str) -> None:
     """Refuse tokens that would not fit in memory, before they are made: a slide's tokens are written in one go.
 
-    Args:
-        path: the slide, for the message.
-        patch_px: side of a token in pixels.
-        classes: foreground classes that are counted; 0 without a mask.
-        remedy: what would need less.
+    `classes` are the foreground classes that are counted (0 without a mask); `remedy` says what would need less.
 
     Raises:
         SlideError: they need more than the available memory.

@@ -142,8 +142,8 @@ def slides_in(folder: Path) -> list[Path]:
 
     Skips names that begin with a dot, unknown suffixes, and PAIP's masks (`_whole`, `_viable`) beside their slides.
     """
-    files = [p for p in folder.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES and not p.name.startswith(".")]
-    files = [p for p in files if p.is_file()]
+    visible = (p for p in folder.iterdir() if not p.name.startswith("."))
+    files = [p for p in visible if p.suffix.lower() in SLIDE_SUFFIXES and p.is_file()]
     return sorted(set(files) - masks_beside(files))
 
 

@@ -40,19 +40,10 @@ def _no_pixel_limit() -> Iterator[None]:
 
 
 class RasterImage:
-    """One picture on disk, decoded at the first read.
-
-    Attributes:
-        mode: Pillow's mode of the decoded pixels.
-        size_wh: width and height as shown.
-    """
+    """One picture on disk, decoded at the first read; `mode` is Pillow's, `size_wh` is as shown."""
 
     def __init__(self, path: Path, max_raster_gib: float | None = None) -> None:
-        """Open the file and read its header only.
-
-        Raises:
-            SlideError: no image, no usable pixel type, or too large once decoded.
-        """
+        """Read the header. Raises SlideError if it is no image, has no usable pixel type, or is too large to decode."""
         self.path = path
         self._image: Image.Image | None = None
         try:
@@ -87,11 +78,7 @@ class RasterImage:
         self._image = None
 
     def read(self, x_px: int, y_px: int, w_px: int, h_px: int, raw: bool = False) -> npt.NDArray[Any]:
-        """Return a region as shown: (h, w, 3) uint8 RGB, or with `raw` the stored samples.
-
-        Raises:
-            SlideError: the file is truncated or damaged.
-        """
+        """Return a region as shown: (h, w, 3) uint8 RGB, or with `raw` as stored. Raises SlideError for damage."""
         convert = np.asarray if raw else _to_rgb
 
         def stored(x: int, y: int, w: int, h: int) -> npt.NDArray[Any]:
@@ -119,11 +106,7 @@ class RasterSlide(Slide):
     reader = "raster"
 
     def __init__(self, path: Path, max_raster_gib: float | None = None) -> None:
-        """Open the picture, header only.
-
-        Raises:
-            SlideError: no picture, or too large to decode.
-        """
+        """Read the header. Raises SlideError if it is no picture, or too large to decode."""
         self.path = path
         self._image = RasterImage(path, max_raster_gib)
         self.size_wh = self._image.size_wh

@@ -44,11 +44,7 @@ class UnsupportedTiffError(SlideError):
 
 
 def open_tiff(path: Path) -> Any:
-    """Open a TIFF file with at least one two-dimensional page; returns a tifffile.TiffFile.
-
-    Raises:
-        SlideError: no TIFF, or its directory is damaged.
-    """
+    """Open a TIFF with a two-dimensional page as a tifffile.TiffFile. Raises SlideError for damaged directories."""
     try:
         tiff = tifffile.TiffFile(path)
     except Exception as error:  # struct, key, index and value errors, all from broken directories
@@ -90,12 +86,7 @@ class TiffPlane:
     """
 
     def __init__(self, path: Path, page: Any, fill: int, max_raster_gib: float | None = None) -> None:
-        """Check that the page can be read.
-
-        Args:
-            page: a page of the open tifffile.TiffFile.
-            fill: sample value of tiles that the file leaves out.
-            max_raster_gib: limit on what must be decoded at once, see `check_decoded_size`.
+        """Check that a page of an open file can be read; `fill` is the sample of tiles that the file leaves out.
 
         Raises:
             SlideError: unusual layout, samples without a fixed range, data beyond the end of the file, or too large.
@@ -251,11 +242,7 @@ class TiffSlide(Slide):
     reader = "tifffile"
 
     def __init__(self, path: Path, max_raster_gib: float | None = None) -> None:
-        """Open the file and its pyramid, if it has one.
-
-        Raises:
-            SlideError: not readable, no colour layout that makes RGB, or too large to decode.
-        """
+        """Open the file and its pyramid. Raises SlideError if it has no colours that make RGB, or is too large."""
         self.path = path
         self._tiff = open_tiff(path)
         try:
@@ -336,8 +323,7 @@ class _Colour:
     def to_rgb(self, samples: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         """(h, w, samples) as stored to (h, w, 3) uint8."""
         if self._palette is not None:
-            rgb: npt.NDArray[np.uint8] = self._palette[samples[..., 0]]
-            return rgb
+            return np.asarray(self._palette[samples[..., 0]])
         values = to_8_bit(samples, self._bits)
         if self._photometric == 0:
             values = 255 - values

@@ -36,14 +36,10 @@ class _TilesError(Exception):
 
 
 def structure_faults(path: Path, vendor: str, level_sizes_wh: list[tuple[int, int]]) -> list[str]:
-    """Return what does not fit in the directories of a TIFF, one line each.
+    """Return what does not fit in the directories of a TIFF of vendor "aperio" or "generic-tiff", one line each.
 
     Each directory with tiles must be a level that OpenSlide shows. It needs as many tiles as its size asks for, all
     inside the file. Aperio's description must give its size.
-
-    Args:
-        vendor: OpenSlide's name for the format; only "aperio" and "generic-tiff" are checked.
-        level_sizes_wh: levels that OpenSlide shows.
 
     Raises:
         SlideError: the number of tiles does not fit the size; what the file shows is mostly made up.

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import openslide
 
-from data_prep.slides.base import ClosedError, Slide, SlideError, cells_under, over_white, paste, sane_mpp
+from data_prep.slides.base import Box, ClosedError, Slide, SlideError, cells_under, over_white, paste, sane_mpp
 from data_prep.system.files import one_line
 
 _CHUNK_PX = 1024
@@ -39,11 +39,7 @@ class OpenSlideSlide(Slide):
     reader = "openslide"
 
     def __init__(self, path: Path) -> None:
-        """Open the slide.
-
-        Raises:
-            SlideError: OpenSlide cannot open it.
-        """
+        """Open the slide. Raises SlideError if OpenSlide cannot."""
         self.path = path
         self._lock = threading.Lock()
         self._handle: openslide.OpenSlide | None = None
@@ -124,9 +120,7 @@ class OpenSlideSlide(Slide):
                 self._chunks.popitem(last=False)
         return chunk
 
-    def _region(
-        self, level: int, corner0_xy: tuple[int, int], where: tuple[int, int, int, int]
-    ) -> npt.NDArray[np.uint8]:
+    def _region(self, level: int, corner0_xy: tuple[int, int], where: Box) -> npt.NDArray[np.uint8]:
         """Read through OpenSlide. An error ends its handle, so the region is tried once more with a new one."""
         failure: BaseException | None = None
         for _ in range(2):

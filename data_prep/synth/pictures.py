@@ -24,6 +24,10 @@ _FULL = 0.9  # share of a field that must be tissue
 _SOFT = 0.06  # height of the ramp at the tissue's rim, in units of the outline's noise
 _FIELDS = Path(__file__).resolve().parents[1] / "sample_data" / "glomeruli24"
 
+# Weight of a field along one side; the weights of two neighbours add up to OVERLAP_PX.
+_UP = np.arange(OVERLAP_PX, dtype=np.uint32)
+_RAMP = np.concatenate([_UP, np.full(FIELD_PX - 2 * OVERLAP_PX, OVERLAP_PX, np.uint32), OVERLAP_PX - _UP])
+
 RGB = NDArray[np.uint8]
 
 
@@ -104,15 +108,6 @@ class SynthSlide:
                 nearest = weight * 4 > OVERLAP_PX * OVERLAP_PX  # where this field has most to say
                 ids[here] = np.where(nearest, classes[there], ids[here])
         return (total // (OVERLAP_PX * OVERLAP_PX)).astype(np.uint8), ids
-
-
-def _ramp() -> NDArray[np.uint32]:
-    """Weight of a field along one side; the weights of two neighbours add up to OVERLAP_PX."""
-    up = np.arange(OVERLAP_PX, dtype=np.uint32)
-    return np.concatenate([up, np.full(FIELD_PX - 2 * OVERLAP_PX, OVERLAP_PX, np.uint32), OVERLAP_PX - up])
-
-
-_RAMP = _ramp()
 
 
 @lru_cache(1)

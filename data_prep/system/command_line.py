@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
@@ -104,6 +105,7 @@ class CommandLine:
 
         `argv` is without the program's name; by default the arguments of the process.
         """
+        # Find the command and its arguments.
         name, words = self._asked(argv)
         try:
             if name is None:
@@ -115,6 +117,8 @@ class CommandLine:
         shared = getattr(command, "ALL_RANKS", False)
         if self.rank_0_alone and not shared and launcher_rank():
             return DONE
+
+        # Run it.
         try:
             code = int(command.run(args))
             sys.stdout.flush()
@@ -208,7 +212,5 @@ def _formatter(text: str) -> type[argparse.HelpFormatter]:
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(OSError, ValueError):
             stream.flush()
-        except (OSError, ValueError):
-            pass

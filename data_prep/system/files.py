@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -70,16 +70,12 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Make a rename in `folder` durable, where the file system allows it."""
-    try:
+    with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def remove_stale(folder: Path, suffixes: Iterable[str]) -> list[Path]:
@@ -107,13 +103,9 @@ def writer_name() -> str:
 
 
 def writer_lives(writer: str, touched_s: float) -> bool:
-    """Whether the process that wrote something may still be writing.
+    """Whether the process `writer` (from `writer_name`) that last wrote at `touched_s` may still be writing.
 
     That is another live process of this host, or a process of another host (which cannot be asked) within 15 minutes.
-
-    Args:
-        writer: From `writer_name`, in that process.
-        touched_s: When it last wrote, as `time.time()`.
     """
     host, _, pid = writer.rpartition("-")
     maybe_alive = host != _host() or (pid.isdigit() and int(pid) != os.getpid() and _alive(int(pid)))

@@ -43,12 +43,15 @@ def export(
         OSError: a file cannot be written; nothing is left of it.
         ValueError: another `form`, or a side below 1.
     """
+    # Check and read.
     if uniform_px is not None and uniform_px < 1:
         raise ValueError(f"squares of {uniform_px} pixels: must be at least 1")
     if form not in FORMATS:
         raise ValueError(f"unknown format {form!r}; choose from {', '.join(FORMATS)}")
     token_set, meta = read_tokens(path)
     name = meta["slide"]
+
+    # One GeoJSON file, or a file of coordinates per side.
     if form == "geojson":
         target = out / f"{name}.geojson"
         out.mkdir(parents=True, exist_ok=True)
@@ -61,7 +64,15 @@ def export(
     if uniform_px is not None:
         files = [(uniform_px, coords_file(meta, uniform_px, squares_level0(meta, uniform_px)))]
     else:
-        files = [(side, leaf_coords_file(token_set, meta, side, rows)) for side, rows in by_side(token_set, meta)]
+        more = {
+            "adaptive": bool(len(np.unique(token_set.leaf_size)) > 1),
+            "order": "morton",
+            "apf_params": json.dumps(meta["params"], sort_keys=True),
+        }
+        files = [
+            (side, coords_file(meta, side, level0_xy(meta, token_set.leaf_xy[rows]), rows, more))
+            for side, rows in by_side(token_set, meta)
+        ]
     written = []
     for side0_px, data in files:
         folder = out / f"{round(magnification(meta))}x_{side0_px}px_0px_overlap" / "patches"
@@ -105,12 +116,7 @@ def collection(features: Iterable[dict[str, Any]]) -> Iterator[bytes]:
 
 
 def _feature(
-    box: Sequence[float],
-    name: str,
-    classification: str,
-    colour: Sequence[int],
-    properties: dict[str, int],
-    measured: dict[str, float],
+    box: Sequence[float], name: str, kind: str, colour: bytes, properties: dict[str, int], measured: dict[str, float]
 ) -> dict[str, Any]:
     """A QuPath detection, which QuPath draws fast: thousands are fine."""
     left, top, right, bottom = (_number(v) for v in box)
@@ -121,7 +127,7 @@ def _feature(
         "properties": {
             "objectType": "detection",
             "name": name,
-            "classification": {"name": classification, "color": list(colour)},
+            "classification": {"name": kind, "color": list(colour)},
             **properties,
             "measurements": measured,
         },
@@ -173,16 +179,6 @@ def by_side(token_set: TokenSet, meta: dict[str, Any]) -> Iterator[tuple[int, ND
     rows = _shown(token_set)
     for side in np.unique(token_set.leaf_size[rows]).tolist():
         yield max(1, round(side / scale)), rows[token_set.leaf_size[rows] == side]
-
-
-def leaf_coords_file(token_set: TokenSet, meta: dict[str, Any], side0_px: int, rows: NDArray[np.int64]) -> memoryview:
-    """`coords_file` of the leaves in `rows` (N,) of a token file, whose side is `side0_px` level-0 pixels."""
-    more = {
-        "adaptive": bool(len(np.unique(token_set.leaf_size)) > 1),
-        "order": "morton",
-        "apf_params": json.dumps(meta["params"], sort_keys=True),
-    }
-    return coords_file(meta, side0_px, level0_xy(meta, token_set.leaf_xy[rows]), rows, more)
 
 
 def coords_file(

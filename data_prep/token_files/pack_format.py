@@ -12,6 +12,7 @@ import io
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,6 +88,7 @@ def write_pack(
         PackError: An impossible name; a file that changes meanwhile.
         OSError: A file, which is named, cannot be read or written; no index and no temporary file is left.
     """
+    # Check the names and the folder.
     beside = beside or {}
     for name in (*files, *beside):
         _check_name(folder, name)
@@ -98,6 +100,8 @@ def write_pack(
             entry.unlink()
         elif not entry.name.startswith("shard-") and entry.name not in beside:
             raise PackArgumentError(f"{entry}: is in the way; a pack needs a folder of its own")
+
+    # Write what is not there yet, the index last.
     plan = _plan({name: path.stat().st_size for name, path in files.items()}, shard_bytes)
     entries: dict[str, Entry] = {}
     shards: list[Shard] = []
@@ -145,15 +149,13 @@ def _note_path(folder: Path, number: int) -> Path:
 
 def _kept(files: dict[str, Path], names: list[str], number: int, folder: Path) -> tuple[list[Entry], Shard] | None:
     """A shard of an earlier try, if it is whole and holds these files as they are now."""
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         note = json.loads(_note_path(folder, number).read_text())
         entries, shard = [Entry(*row) for row in note["entries"]], Shard(*note["shard"])
         same = [entry.name for entry in entries] == names and note["stamps"] == [_stamp(files[name]) for name in names]
         path = shard_path(folder, number)
         if same and path.stat().st_size == shard.size and sha256_of(path) == shard.sha256:
             return entries, shard
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
     return None
 
 
@@ -237,11 +239,7 @@ def _read_index(path: Path, stamp: tuple[int, int]) -> Index:  # noqa: ARG001
 
 
 def check_pack(folder: Path) -> list[str]:
-    """Faults of a pack's shards and small files, one line each.
-
-    Raises:
-        PackError: The index itself cannot be read.
-    """
+    """Faults of a pack's shards and small files, one line each. Raises PackError if the index is damaged."""
     index = read_index(folder)
     faults = []
     for number, shard in enumerate(index.shards):
@@ -282,18 +280,12 @@ class PackedFile(io.RawIOBase):
         """Always."""
         return True
 
-    def seekable(self) -> bool:
-        """Always."""
-        return True
+    seekable = readable
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """As of any file."""
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._entry.size}[whence]
         self._at = max(0, start + offset)
-        return self._at
-
-    def tell(self) -> int:
-        """As of any file."""
         return self._at
 
     def readinto(self, buffer: Any) -> int:
@@ -325,11 +317,7 @@ class PackedFile(io.RawIOBase):
 
 
 def open_packed(path: Path) -> PackedFile | None:
-    """The packed file that `path` would be if its folder were unpacked; None if there is none.
-
-    Raises:
-        PackError: The pack is damaged.
-    """
+    """The packed file that `path` names in its folder's pack, or None. Raises PackError for a damaged pack."""
     if not is_pack(path.parent):
         return None
     entry = read_index(path.parent).entries.get(path.name)
@@ -337,12 +325,7 @@ def open_packed(path: Path) -> PackedFile | None:
 
 
 def unpack_file(folder: Path, entry: Entry, target: Path) -> None:
-    """Write one packed file out again, whole or not at all.
-
-    Raises:
-        PackError: It is not what was packed.
-        OSError: It cannot be written.
-    """
+    """Write one packed file out again, whole or not at all. Raises PackError if it is damaged, OSError if it cannot."""
     digest = hashlib.sha256()
     with replacing(target, durable=False) as out, PackedFile(folder, entry) as source:
         while block := source.read(_BLOCK):

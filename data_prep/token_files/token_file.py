@@ -63,11 +63,7 @@ def token_path(folder: Path, stem: str) -> Path:
 
 
 def token_names(folder: Path) -> list[str]:
-    """Sorted names of the slides whose token files lie in `folder`, which may be a pack.
-
-    Raises:
-        StoreError: The pack is damaged.
-    """
+    """Sorted names of the slides with token files in a folder or pack. Raises StoreError for a damaged pack."""
     from data_prep.token_files.pack_format import PackError, is_pack, read_index  # only for who reads folders
 
     try:
@@ -127,13 +123,10 @@ def write_tokens(path: Path, token_set: TokenSet, meta: dict[str, Any]) -> None:
         if spill.error is not None:
             raise spill.error
         # The head tells of the rest.
-        digest, size = hashlib.sha256(), 0
         out.seek(_PREAMBLE_BYTES)
-        while block := out.read(_READ_BYTES):
-            digest.update(block)
-            size += len(block)
+        head, _ = _preamble_of(out)
         out.seek(0)
-        out.write(_preamble(size, digest.hexdigest()))
+        out.write(head)
 
 
 def read_tokens(
@@ -183,19 +176,16 @@ def check_bytes(path: Path) -> None:
         StoreError: Cut off, changed after it was written, or no token file at all.
     """
     path = Path(path)
-    digest, size = hashlib.sha256(), 0
     try:
         packed = None if path.exists() else _packed(path)
         with path.open("rb") if packed is None else packed as file:
             head = file.read(_PREAMBLE_BYTES)
-            while block := file.read(_READ_BYTES):
-                digest.update(block)
-                size += len(block)
+            right, size = _preamble_of(file)
     except FileNotFoundError:
         raise StoreError(f"{path}: no such token file") from None
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
-    if head == _preamble(size, digest.hexdigest()) or head.startswith(b"\x89HDF"):
+    if head == right or head.startswith(b"\x89HDF"):
         return
     wanted = re.search(rb"^bytes (\d+)$", head, re.MULTILINE)
     if wanted is None:
@@ -225,9 +215,14 @@ def _fill(image: Any, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> 
         out.attrs["checksum"] = _checksum(arrays, attributes)
 
 
-def _preamble(size: int, sha256: str) -> bytes:
-    text = f"APF token file, HDF5 from byte {_PREAMBLE_BYTES}\nbytes {size}\nsha256 {sha256}\n"
-    return text.encode().ljust(_PREAMBLE_BYTES)
+def _preamble_of(rest: Any) -> tuple[bytes, int]:
+    """The first block of a file whose other bytes `rest` reads, and their number."""
+    digest, size = hashlib.sha256(), 0
+    while block := rest.read(_READ_BYTES):
+        digest.update(block)
+        size += len(block)
+    text = f"APF token file, HDF5 from byte {_PREAMBLE_BYTES}\nbytes {size}\nsha256 {digest.hexdigest()}\n"
+    return text.encode().ljust(_PREAMBLE_BYTES), size
 
 
 class _Spill:

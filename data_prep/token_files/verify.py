@@ -101,11 +101,7 @@ def _count_faults(token_set: TokenSet, meta: dict[str, Any], dropped: bool) -> l
 
 
 def token_files(folder: Path) -> list[Path]:
-    """Every token file under `folder` (or the one file, or the files of a pack), sorted.
-
-    Raises:
-        StoreError: No such folder, or no token file in it.
-    """
+    """Every token file under a folder, sorted; one file or a pack will do too. Raises StoreError if there is none."""
     from data_prep.token_files.pack_format import is_pack  # a build verifies its files and knows no packs
 
     if folder.is_file():
