@@ -1,8 +1,8 @@
-"""What a build is asked to do: the parameters of a token file, checked before any slide is opened.
+"""Says what a build can be asked for, and checks it before any slide is opened.
 
 An option is declared once, as a field of `BuildOptions`. Command lines (`add_options`, `options_of`), token files
-(`params`, `built_with`) and the words of `launch prep` (`words_of`) follow from the field.
-Must not import anything heavy (no OpenSlide, no h5py): the command line reads it to print its help.
+(`params`, `built_with`) and the words of `launch prep` (`words_of`) follow from the field. Nothing heavy (OpenSlide,
+h5py) is imported, since every command's help reads this module.
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from data_prep.edges import AUTO_PERCENT
 from data_prep.system.powers_of_two import is_power_of_two
 
-#: Goes up when the same slide and parameters give other bytes, so that old token files are built again.
-
-ALGORITHM = 3
+ALGORITHM = 3  # goes up when the same slide and parameters give other bytes, so that old token files are built again
 MAX_TILE_PX = 16384  # regions of this side need about 1 GiB per rank
 IN_MEMORY_PX = 4096  # frames up to this side are built in one step, unless they are to be cut into smaller regions
 MAX_RESOLUTION = 1 << 20  # four times the largest slides that scanners make
 
 
 class OptionError(ValueError):
-    """An option that cannot work; one line that says which and what would."""
+    """An option that cannot work; one line says which, and what would work."""
 
     exit_code = 64
 
@@ -53,211 +51,183 @@ def _percent(text: str) -> int:
     return int(hundredths)
 
 
-def _option(help: str, kept: Literal["always", "changed", "never"] = "always", **more: Any) -> dict[str, Any]:
-    """The metadata of a field: how an option is written.
+def _option(
+    help: str, default: Any = MISSING, *, kept: Literal["always", "changed", "never"] = "always", **more: Any
+) -> Any:
+    """A field whose metadata say how an option is written.
 
-    Args:
-        help: What a command's help says of it.
-        kept: When a token file keeps it: always, where it differs from the default, or never.
-        more: `flag` on the command line and `key` in token files, where these are not the name; `as_kept`, a function
-            that makes what a token file keeps; `setting` where a run's data section has one of this name, which files
-            are held against; and arguments of `add_argument`.
+    `kept` says when a token file keeps it: always, if it differs from the default, or never. `more` are arguments of
+    `add_argument`, and where they apply: `flag` (on the command line) and `key` (in token files), if not the name;
+    `as_kept`, which makes what a token file keeps; `setting`, if a run's data section has this name and must agree;
+    `heading`, if a group of the help begins here.
     """
-    return {"help": help, "kept": kept, **more}
-
-
-# The option that begins a group in a command's help, and the group's heading; the last ones have none.
-_HEADINGS = {
-    "resolution": "frame and patches",
-    "length": "quadtree (apf only)",
-    "masks": "annotation",
-    "fit": "for comparison with the paper's code only",
-    "tile_px": "",
-}
+    return field(default=default, metadata={"help": help, "kept": kept, **more})
 
 
 @dataclass(frozen=True)
 class BuildOptions:
     """Everything that decides the bytes of a token file, plus what does not: `tile_px` and `strict`.
 
-    What each is, with its unit, its field says to the help of commands; where it is None, a build chooses.
-    `auto_percent` is in hundredths. `mask_classes` has class ids (None: left out) by name, as
-    `annotations.read_polygons` takes them.
+    The help text of each field says what it is, with its unit. None leaves the choice to the build. `auto_percent` is
+    in hundredths. `mask_classes` pairs names with class ids (None: left out), as `annotations.read_polygons` takes
+    them.
 
     Raises:
         OptionError: They cannot work together; one line says why.
     """
 
     # In the order of the help.
-    resolution: int = field(
-        metadata=_option("side of the frame in pixels, p times a power of two", metavar="R", setting=True)
+    resolution: int = _option(
+        "side of the frame in pixels, p times a power of two", metavar="R", setting=True, heading="frame and patches"
     )
-    patch: int = field(
-        metadata=_option("side of a patch in pixels, a power of two; also the smallest leaf", metavar="p", setting=True)
+    patch: int = _option("side of a patch in pixels, a power of two; also the smallest leaf", metavar="p", setting=True)
+    patching: Literal["apf", "uniform"] = _option(
+        "apf: adaptive quadtree; uniform: equal squares (default apf)", default="apf", setting=True
     )
-    patching: Literal["apf", "uniform"] = field(
-        default="apf", metadata=_option("apf: adaptive quadtree; uniform: equal squares (default apf)", setting=True)
+    aspect: Literal["keep", "squash"] = _option(
+        "keep: pad to the square; squash: stretch to it, as the paper's authors did (default keep)", default="keep"
     )
-    aspect: Literal["keep", "squash"] = field(
-        default="keep",
-        metadata=_option("keep: pad to the square; squash: stretch to it, as the paper's authors did (default keep)"),
-    )
-    length: int | None = field(
+    length: int | None = _option(
+        "tokens per slide, at least 4: split the square with most edges until L leaves are reached",
         default=None,
-        metadata=_option(
-            "tokens per slide, at least 4: split the square with most edges until L leaves are reached", metavar="L"
-        ),
+        metavar="L",
+        heading="quadtree (apf only)",
     )
-    split_value: int | None = field(
+    split_value: int | None = _option(
+        "instead of --length: split while a square holds more than v edge pixels (the paper's rule)",
         default=None,
-        metadata=_option(
-            "instead of --length: split while a square holds more than v edge pixels (the paper's rule)", metavar="v"
-        ),
+        metavar="v",
     )
-    blur: int | None = field(
+    blur: int | None = _option(
+        "side of the Gaussian before Canny in pixels, odd, 1 for none "
+        "(default by R: 3 up to 1K, 7 at 4K, 9 at 8K, 11 at 16K, 13 at 32K, 15 at 64K)",
         default=None,
-        metadata=_option(
-            "side of the Gaussian before Canny in pixels, odd, 1 for none "
-            "(default by R: 3 up to 1K, 7 at 4K, 9 at 8K, 11 at 16K, 13 at 32K, 15 at 64K)",
-            metavar="k",
-        ),
+        metavar="k",
     )
-    thresholds: Literal["auto"] | tuple[int, int] = field(
+    thresholds: Literal["auto"] | tuple[int, int] = _option(
+        "Canny thresholds. auto: from each slide's own gradients, also good on faint images; "
+        "the paper: 100,200 (default auto)",
         default="auto",
-        metadata=_option(
-            "Canny thresholds. auto: from each slide's own gradients, also good on faint images; "
-            "the paper: 100,200 (default auto)",
-            metavar="LOW,HIGH|auto",
-            type=_thresholds,
-            setting=True,
-        ),
+        metavar="LOW,HIGH|auto",
+        type=_thresholds,
+        setting=True,
     )
-    split_on: Literal["edges", "variance", "entropy"] = field(
+    split_on: Literal["edges", "variance", "entropy"] = _option(
+        "with --length: what counts in a square: its edges, or the variance or entropy of its luma "
+        "times its pixels (default edges; the others need frames built in memory)",
         default="edges",
-        metadata=_option(
-            "with --length: what is counted in a square, its edges, or the variance or entropy of its "
-            "luma times its pixels (default edges; others for frames built in memory)",
-            setting=True,
-            kept="changed",
-        ),
+        setting=True,
+        kept="changed",
     )
-    auto_percent: int = field(
+    auto_percent: int = _option(
+        "with auto: the quantile of the slide's non-zero gradients that becomes HIGH (LOW is half of it), "
+        f"0.01 to 0.99; lower finds more edges (default {AUTO_PERCENT / 100:.2f})",
         default=AUTO_PERCENT,
-        metadata=_option(
-            "of auto: quantile of the slide's non-zero gradients that becomes HIGH (LOW is half of it), "
-            f"0.01 to 0.99; lower finds more edges (default {AUTO_PERCENT / 100:.2f})",
-            flag="--auto-quantile",
-            key="auto_quantile",
-            as_kept=lambda percent: percent / 100,
-            metavar="Q",
-            type=_percent,
-            kept="changed",
-        ),
+        flag="--auto-quantile",
+        key="auto_quantile",
+        as_kept=lambda percent: percent / 100,
+        metavar="Q",
+        type=_percent,
+        kept="changed",
     )
-    resample: Literal["mean", "cubic"] = field(
+    resample: Literal["mean", "cubic"] = _option(
+        "how a leaf becomes p x p pixels: means of its cells, or OpenCV's bicubic interpolation, as in "
+        "the paper's code (default mean; cubic needs frames built in memory)",
         default="mean",
-        metadata=_option(
-            "how a leaf becomes p x p pixels: means of its cells, or OpenCV's bicubic interpolation, "
-            "as the paper's code (default mean; cubic for frames built in memory)",
-            setting=True,
-            kept="changed",
-        ),
+        setting=True,
+        kept="changed",
     )
-    masks: Path | None = field(
+    masks: Path | None = _option(  # noqa: RUF009
+        "folder with a mask per slide, of the same name: .png, .tif, .tiff (same size, pixel "
+        "value = class, 0 = background), or polygons, .xml (ImageScope, ASAP), .geojson (level-0 px)",
         default=None,
-        metadata=_option(
-            "folder with a mask per slide, of the same name: .png, .tif, .tiff (same size, pixel "
-            "value = class, 0 = background), or polygons, .xml (ImageScope, ASAP), .geojson (level-0 px)",
-            kept="never",
-            metavar="DIR",
-        ),
+        kept="never",
+        metavar="DIR",
+        heading="annotation",
     )
-    mask_kind: Literal["viable", "whole", "both"] | None = field(
+    mask_kind: Literal["viable", "whole", "both"] | None = _option(
+        "which of PAIP's masks to take (<slide>_whole.tif, <slide>_viable.tif, or layers of an XML): "
+        "one of them as class 1, or both, whole tumour 1 and viable tumour 2",
         default=None,
-        metadata=_option(
-            "of whole and viable tumour, as PAIP has them (<slide>_whole.tif, <slide>_viable.tif, or "
-            "layers of an XML): one of them as class 1, or both, whole 1 and viable 2",
-            kept="changed",
-        ),
+        kept="changed",
     )
-    mask_classes: tuple[tuple[str, int | None], ...] | None = field(
+    mask_classes: tuple[tuple[str, int | None], ...] | None = _option(
+        "class ids of polygons by name, as convert --class: class name, ImageScope layer number or "
+        "colour #rrggbb; ID 0 erases, none leaves out; then every class needs one (default: by known "
+        "names, see convert)",
         default=None,
-        metadata=_option(
-            "class ids of polygons by name, as convert --class: class name, ImageScope layer number or "
-            "colour #rrggbb; ID 0 erases, none leaves out; then every class needs one (default: by known "
-            "names, see convert)",
-            as_kept=dict,
-            metavar="NAME=ID,...",
-            type=str,
-            kept="changed",
-        ),
+        as_kept=dict,
+        metavar="NAME=ID,...",
+        type=str,
+        kept="changed",
     )
-    fov: Path | None = field(
+    fov: Path | None = _option(  # noqa: RUF009
+        "folder with a field of view per slide, found and read as masks are: where it is 0 "
+        "(outside), nothing is scored or learned, e.g. around the round picture of a retina",
         default=None,
-        metadata=_option(
-            "folder with a field of view per slide, found and read as masks are: where it is 0 "
-            "(outside), nothing is scored or learned, e.g. around the round picture of a retina",
-            as_kept=bool,
-            metavar="DIR",
-            setting=True,
-            kept="changed",
-        ),
+        as_kept=bool,
+        metavar="DIR",
+        setting=True,
+        kept="changed",
     )
-    classes: int = field(
-        default=1,
-        metadata=_option(
-            "number of foreground classes, values 1..K of the masks (default 1)", metavar="K", setting=True
-        ),
+    classes: int = _option(
+        "number of foreground classes, values 1..K of the masks (default 1)", default=1, metavar="K", setting=True
     )
-    fit: Literal["budget", "drop"] = field(
+    fit: Literal["budget", "drop"] = _option(
+        "drop: the tree of --split-value, then random tokens dropped or duplicated to reach "
+        "--length exactly, as the paper (default budget: never)",
         default="budget",
-        metadata=_option(
-            "drop: the tree of --split-value, then random tokens dropped or duplicated to reach "
-            "--length exactly, as the paper (default budget: never)"
-        ),
+        heading="for comparison with the paper's code only",
     )
-    packing: Literal["leaf", "strip"] = field(
+    packing: Literal["leaf", "strip"] = _option(
+        "strip: tokens mix rows of p leaves, as the public code's reshape does; train with "
+        "model.packing=strip, which puts them back (default leaf)",
         default="leaf",
-        metadata=_option(
-            "strip: tokens mix rows of p leaves, as the public code's reshape does; training puts "
-            "them back, its own switch is model.packing=strip (default leaf)"
-        ),
     )
-    seed: int = field(default=0, metadata=_option("seed of --fit drop (default 0)"))
-    tile_px: int | None = field(
+    seed: int = _option("seed of --fit drop (default 0)", default=0)
+    tile_px: int | None = _option(
+        "side of the regions of a frame that ranks share, rounded down to a power of two, at most "
+        "64 x 64 regions: smaller needs less memory, larger reads less twice; never changes the result "
+        "(default: frames up to 4096 at once, else 4096, or 8192 for 32K and more on up to 16 ranks)",
         default=None,
-        metadata=_option(
-            "side of the regions of a frame that ranks share, rounded down to a power of two, at most "
-            "64 x 64 regions: smaller needs less memory, larger reads less twice; never changes the result "
-            "(default: frames up to 4096 at once, else 4096, or 8192 for 32K and more on up to 16 ranks)",
-            kept="never",
-            flag="--tile",
-            metavar="PX",
-        ),
+        kept="never",
+        flag="--tile",
+        metavar="PX",
+        heading="",
     )
-    strict: bool = field(
+    strict: bool = _option(
+        "refuse a slide with a tile that cannot be decoded (default: such tiles are white, and are "
+        "listed in the token file and in the log)",
         default=False,
-        metadata=_option(
-            "refuse a slide with a tile that cannot be decoded (default: such tiles are white, and are "
-            "listed in the token file and in the log)",
-            kept="never",
-        ),
+        kept="never",
     )
 
     def __post_init__(self) -> None:
+        # The tree, and how leaves become patches.
         _check_grid(self)
         _check_rule(self)
         if self.split_on != "edges":
             _check_criterion(self)
         if self.resample != "mean":
-            _check_resample(self)
+            asked = f"--resample {self.resample}"
+            if self.patching == "uniform":
+                raise OptionError(f"{asked}: only with --patching apf; equal squares keep their pixels")
+            _check_in_memory(asked, self)
+
+        # The edges.
         if self.blur is not None and (self.blur < 1 or self.blur % 2 == 0):
             raise OptionError(f"--blur {self.blur}: must be an odd number of pixels, 1 for none")
         if self.thresholds != "auto":
             low, high = self.thresholds
             if not 0 <= low <= high:
                 raise OptionError(f"--thresholds {low},{high}: must be LOW,HIGH with 0 <= LOW <= HIGH, or auto")
-        _check_auto(self)
+        asked = f"--auto-quantile {self.auto_percent / 100:g}"
+        if not 1 <= self.auto_percent <= 99:
+            raise OptionError(f"{asked}: must be 0.01 to 0.99")
+        if self.auto_percent != AUTO_PERCENT and (self.patching == "uniform" or self.thresholds != "auto"):
+            raise OptionError(f"{asked}: only with --patching apf and --thresholds auto")
+
+        # Classes, memory and masks.
         if not 1 <= self.classes <= 255:
             raise OptionError(f"--classes {self.classes}: must be 1 to 255")
         if self.tile_px is not None and not 64 <= self.tile_px <= MAX_TILE_PX:
@@ -279,16 +249,13 @@ class BuildOptions:
 
     @property
     def counted(self) -> int:
-        """Classes that are counted while tokens are cut: K, and K + 1 for what lies outside a field of view."""
+        """Classes that are counted while tokens are cut: K, and one more for pixels outside a field of view."""
         return self.classes + (self.fov is not None)
 
     def params(self, blur: int | None, low: int | None, high: int | None) -> dict[str, Any]:
-        """The parameters as they are kept in the token file.
+        """The parameters as the token file keeps them, with the blur and Canny thresholds that were used.
 
-        Args:
-            blur: Blur that was used; None for uniform patching.
-            low: Lower Canny threshold that was used; None without edges.
-            high: Upper Canny threshold that was used; None without edges.
+        `blur` is None for uniform patching, `low` and `high` are None without edges.
         """
         edges = self.patching == "apf" and self.split_on == "edges"
         found = {
@@ -324,16 +291,15 @@ def add_options(
     """Add options to a command's parser.
 
     Args:
-        parser: The parser.
         names: The options, in the order of the help.
-        changed: Arguments of `add_argument` that a command has otherwise; `more_help` is set behind the help.
-        grouped: Under their headings.
+        changed: Other arguments of `add_argument` for some options; `more_help` is added to the help.
+        grouped: Put them under their headings.
     """
     groups: dict[str, Any] = {"": parser}
     kinds = get_type_hints(BuildOptions)
     heading, headings = "", {}
     for name in OPTIONS:
-        headings[name] = heading = _HEADINGS.get(name, heading)
+        headings[name] = heading = OPTIONS[name].metadata.get("heading", heading)
     for name in names:
         option = OPTIONS[name]
         heading = headings[name] if grouped else ""
@@ -348,7 +314,7 @@ def add_options(
 
 
 def _of_type(kind: Any) -> dict[str, Any]:
-    """What argparse needs to know of a field's type: a literal's choices, or the type itself."""
+    """Arguments of `add_argument` that follow from a field's type: a literal's choices, or the type itself."""
     if kind is bool:
         return {"action": "store_true"}
     first = kind if get_origin(kind) not in (Union, UnionType) else get_args(kind)[0]  # the other one is None
@@ -356,11 +322,7 @@ def _of_type(kind: Any) -> dict[str, Any]:
 
 
 def options_of(args: argparse.Namespace, **changed: Any) -> BuildOptions:
-    """The options that parsed arguments hold, but for those that are changed.
-
-    Raises:
-        OptionError: They cannot work.
-    """
+    """The options that parsed arguments hold; `changed` replaces some. Raises OptionError if they clash."""
     values = {name: getattr(args, name) for name in OPTIONS if hasattr(args, name)}
     if isinstance(values.get("mask_classes"), str):
         values["mask_classes"] = tuple(class_ids(values["mask_classes"].split(","), "--mask-classes").items())
@@ -368,11 +330,9 @@ def options_of(args: argparse.Namespace, **changed: Any) -> BuildOptions:
 
 
 def words_of(values: Mapping[str, Any], always: Sequence[str] = ()) -> list[str]:
-    """The words of `build` that ask for these options, in their order; without those that are as by default.
+    """The words of `build` that ask for these options, in their order, without defaults.
 
-    Args:
-        values: Options by name; None: as by default.
-        always: Options that are named also where they are as by default.
+    `values` are options by name; None stands for the default. Options in `always` are named even with their default.
     """
     words: list[str] = []
     for name, value in values.items():
@@ -388,14 +348,10 @@ def built_with(params: Mapping[str, Any], name: str) -> Any:
 
 
 def class_ids(texts: Sequence[str], flag: str) -> dict[str, int | None]:
-    """Class ids by name from texts such as Tumor=1, Ignore=none.
-
-    Args:
-        texts: NAME=ID with an ID from 0 to 255 or none.
-        flag: For the message.
+    """Class ids by name from texts such as Tumor=1, Ignore=none; `flag` is for the message.
 
     Raises:
-        OptionError: Another form.
+        OptionError: A text is not NAME=ID with an ID from 0 to 255, or NAME=none.
     """
     classes: dict[str, int | None] = {}
     for text in texts:
@@ -407,7 +363,7 @@ def class_ids(texts: Sequence[str], flag: str) -> dict[str, int | None]:
 
 
 def changed_parameter(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """The first requested parameter that differs, as `name old -> new`; thresholds that `auto` found do not count."""
+    """The first requested parameter that differs, as `name old -> new`; thresholds found by `auto` do not count."""
     for key in sorted(set(old) | set(new)):
         if key not in ("lo", "hi") and old.get(key) != new.get(key):
             return f"{key} {old.get(key)} -> {new.get(key)}"
@@ -430,25 +386,13 @@ def _check_grid(options: BuildOptions) -> None:
 
 
 def check_fov(fov: Path, masks: Path | None) -> None:
-    """Hold that fields of view have a folder of their own, beside one of masks.
-
-    Raises:
-        OptionError: One line with the folder.
-    """
+    """Raise OptionError for fields of view without masks, or in the folder of the masks."""
     if not fov.is_dir():
         raise OptionError(f"--fov {fov}: no such folder")
     if masks is None:
         raise OptionError(f"--fov {fov}: only with --masks; it says where they count")
     if fov.resolve() == masks.resolve():
         raise OptionError(f"--fov {fov}: is the folder of --masks; it says where those count")
-
-
-def _check_auto(options: BuildOptions) -> None:
-    percent = options.auto_percent
-    if not 1 <= percent <= 99:
-        raise OptionError(f"--auto-quantile {percent / 100:g}: must be 0.01 to 0.99")
-    if percent != AUTO_PERCENT and (options.patching == "uniform" or options.thresholds != "auto"):
-        raise OptionError(f"--auto-quantile {percent / 100:g}: only with --patching apf and --thresholds auto")
 
 
 def _check_rule(options: BuildOptions) -> None:
@@ -481,13 +425,6 @@ def _check_criterion(options: BuildOptions) -> None:
     if options.thresholds != "auto" or options.auto_percent != AUTO_PERCENT:
         flag = "--thresholds are" if options.thresholds != "auto" else "--auto-quantile is"
         raise OptionError(f"{asked}: {flag} of edges; leave it out")
-    _check_in_memory(asked, options)
-
-
-def _check_resample(options: BuildOptions) -> None:
-    asked = f"--resample {options.resample}"
-    if options.patching == "uniform":
-        raise OptionError(f"{asked}: only with --patching apf; equal squares keep their pixels")
     _check_in_memory(asked, options)
 
 

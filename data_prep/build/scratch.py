@@ -1,15 +1,14 @@
-"""Results of finished steps of one slide, in a hidden folder beside its token file, so that a killed build goes on.
+"""Keeps results of finished steps of one slide in a hidden folder beside its token file, for the next build.
 
-The folder's name tells what the results belong to (slide, mask, parameters, code, side of the regions), so builds that
-differ in any of these never see each other's, also when they run at the same time into one folder. Builds of the very
-same, on several hosts, share the folder and need not know of each other: a result is the same whoever makes it, and
-takes its place in one rename. The first build that has written the token file removes the folder; the others then
-fail with one line, and find the token file when they are started again.
-
-Every result is one file under a temporary name, renamed when it is complete. Nothing is flushed to the disk: a process
-that is killed loses nothing by that, and after a power cut the checksums inside the file tell. A file is a line of
-JSON, {name: [type, shape, CRC-32]}, and the arrays one after another, each from a multiple of 64 bytes on: an .npz
-copies every array once more and checks it at every look, a tenth of the time of a build.
+The folder's name tells what the results belong to (slide, mask, parameters, code, side of the regions). So builds that
+differ in any of these never see each other's results, even at the same time in one folder. The same build on several
+hosts shares the folder without talking: any host's result is the same, and one rename puts it in place. The first build
+with a token file removes the folder. The others then fail with one line, and find the token file when they are started
+again.
+Every result is one file, renamed from a temporary name when it is complete. Nothing is flushed to the disk: a killed
+process loses nothing by that, and after a power cut the checksums tell. A file is a line of JSON, {name: [type, shape,
+CRC-32]}, then the arrays, each from a multiple of 64 bytes on. An .npz would copy every array once more and check it at
+every look, a tenth of a build's time.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ class ScratchError(ValueError):
 
 
 class BusyError(ValueError):
-    """Another build is working on the same; one line that says who."""
+    """Another build is working on the same; one line says who."""
 
 
 def scratch_key(about: dict[str, Any], side_px: int) -> str:
-    """What tells the scratch folders of one slide apart: a hash of what decides the results, and the regions' side."""
+    """The key of a scratch folder: a hash of what decides the results, and the regions' side."""
     return f"{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]}-{side_px}"
 
 
@@ -54,16 +53,7 @@ def scratch_sides(out: Path, stem: str, about: dict[str, Any]) -> list[int]:
 
 
 def remove_scratch(out: Path, stem: str, but: Path | None = None) -> list[Path]:
-    """Remove a slide's scratch folders whose build is gone: `files.writer_lives` says no.
-
-    Args:
-        out: Folder of the token files.
-        stem: Name of the slide.
-        but: A folder that stays.
-
-    Returns:
-        What was removed.
-    """
+    """Remove a slide's scratch folders, except `but`, whose build does not live (`files.writer_lives`); return them."""
     removed = []
     for folder in out.glob(".*.work"):
         if folder == but or folder.name[1 : -len(".work")].rpartition(".")[0] != stem:
@@ -76,7 +66,7 @@ def remove_scratch(out: Path, stem: str, but: Path | None = None) -> list[Path]:
 
 
 def discard(folder: Path) -> None:
-    """Remove a scratch folder that other ranks may still write to: first its name goes, so that nothing new gets in."""
+    """Remove a scratch folder that other ranks may still write to; its name goes first, so that nothing new gets in."""
     gone = folder.with_name(f"{folder.name.removesuffix('.work')}-gone.work")
     try:
         folder.rename(gone)
@@ -97,21 +87,13 @@ def _owner(folder: Path) -> tuple[str, float] | None:
 
 
 class Scratch:
-    """The scratch folder of one slide.
-
-    Attributes:
-        folder: `OUT/.<stem>.<key>.work`.
-    """
+    """The scratch folder of one slide, `OUT/.<stem>.<key>.work`."""
 
     def __init__(self, out: Path, stem: str, key: str) -> None:
         self.folder = out / f".{stem}.{key}.work"
 
     def begin(self) -> None:
-        """Start, or go on with what is whole of an earlier build's results.
-
-        Raises:
-            OSError: The folder cannot be written.
-        """
+        """Start, or go on with the whole results of an earlier build. Raises OSError if it cannot write."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.folder / _MANIFEST, durable=False) as out:
             out.write(json.dumps({"owner": writer_name()}).encode())
@@ -121,10 +103,10 @@ class Scratch:
                 result.unlink(missing_ok=True)
 
     def worked_on_by(self) -> str | None:
-        """Which other process of this host builds from this folder now, None if none does.
+        """The process of this host that builds from this folder now, None if none does.
 
-        A process of another host cannot be asked. Nobody needs to know, see the top of this file: the next job of a
-        chain goes on at once where the last one was killed, on whatever host.
+        A process of another host cannot be asked, and need not be: see the top of this file. So the next job of a chain
+        goes on at once, on whatever host.
         """
         owner, newest_s = _owner(self.folder) or ("", 0.0)
         if not same_host(owner) or not writer_lives(owner, newest_s):
@@ -144,20 +126,12 @@ class Scratch:
         return self._path(name).exists()
 
     def save(self, name: str, **arrays: Any) -> None:
-        """Keep a result: it is there whole or not at all.
-
-        Raises:
-            OSError: It cannot be written (disk full, quota, ...); names the file.
-        """
+        """Keep a result, whole or not at all. Raises OSError, which names the file, if it cannot be written."""
         with replacing(self._path(name), durable=False) as out:
             _write(out, {key: np.asarray(value, order="C") for key, value in arrays.items()})
 
     def load(self, name: str, *keys: str) -> dict[str, NDArray[Any]]:
-        """Arrays of a result, all or those named; only what is asked for is read.
-
-        Raises:
-            ScratchError: It is missing or damaged.
-        """
+        """Arrays of a result, all or only the named ones. Raises ScratchError if it is missing or damaged."""
         path = self._path(name)
         try:
             with path.open("rb") as file:
@@ -201,11 +175,7 @@ def _write(out: IO[bytes], arrays: dict[str, NDArray[Any]]) -> None:
 
 
 def _places(file: BinaryIO) -> dict[str, _Place]:
-    """Where the arrays of a file are; leaves the file anywhere.
-
-    Raises:
-        ValueError: The file is not one of these, or ends early.
-    """
+    """Where the arrays of a file are. Raises ValueError if the file is not one of these, or ends early."""
     try:
         about = json.loads(file.readline(1 << 16))
         at, places = file.tell(), dict[str, _Place]()

@@ -1,4 +1,4 @@
-"""The commands of `python -m data_prep`, as `system.command_line` describes them: a module each, imported to run it.
+"""The commands of `python -m data_prep`, a module each, as `system.command_line` describes them.
 
 Others use `COMMANDS`.
 """

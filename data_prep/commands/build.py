@@ -1,4 +1,4 @@
-"""`python -m data_prep build`: slides to token files. Nothing heavy is imported before it runs, MPI only for ranks."""
+"""`python -m data_prep build`: slides to token files. Imports MPI only for ranks."""
 
 from __future__ import annotations
 
@@ -47,31 +47,18 @@ exit code: 0 all built or skipped, 1 some slide failed, 64 bad arguments."""
 def add_command(parser: argparse.ArgumentParser) -> None:
     """Add its arguments."""
     parser.description, parser.epilog = _DESCRIPTION, _EXAMPLES
-    parser.add_argument(
-        "slides",
-        nargs="+",
-        type=Path,
-        metavar="SLIDE_OR_DIR",
-        help="slides (.svs and all OpenSlide reads, TIFF, PNG, JPEG) or folders of them",
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the token files")
+    add = parser.add_argument
+    kinds = "slides (.svs and all OpenSlide reads, TIFF, PNG, JPEG) or folders of them"
+    add("slides", nargs="+", type=Path, metavar="SLIDE_OR_DIR", help=kinds)
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the token files")
     add_options(parser)
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        default=1,
-        metavar="N",
-        help="processes on this machine, 0 for one per core allowed; not under mpiexec (default 1)",
-    )
-    parser.add_argument("--rebuild", action="store_true", help="build also what is complete and valid")
+    processes = "processes on this machine, 0 for one per core allowed; not under mpiexec (default 1)"
+    add("--jobs", type=int, default=1, metavar="N", help=processes)
+    add("--rebuild", action="store_true", help="build again what is complete and valid")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; returns the exit code, the same on all ranks.
-
-    Raises:
-        OptionError, LaunchError: Wrong arguments, or a launcher that does not fit the MPI library.
-    """
+    """Run it; returns the exit code, the same on all ranks. Raises OptionError and LaunchError."""
     from data_prep.parallel.mpi import check_world, lonely, wants_mpi
 
     options = options_of(args)
@@ -95,16 +82,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace, options: BuildOptions, comm: Any) -> int:
-    """Rank 0 looks at the slides and the folder; what it finds wrong ends every rank with the same code."""
+    """Rank 0 checks the slides and the folder; what it finds wrong ends every rank with the same code."""
     from data_prep.build.run import build, prepare_out, summary
     from data_prep.slides.open import find_slides
     from data_prep.system.files import remove_stale
     from data_prep.token_files.token_file import SUFFIX
 
+    # Find the slides and clear the folder, on rank 0.
     started_s = time.perf_counter()
     slides: list[Path] = []
     wrong: str | None = None
-    if comm is None or comm.rank == 0:
+    first = comm is None or comm.rank == 0
+    if first:
         try:
             slides = find_slides(args.slides)
             for path in prepare_out(args.out):
@@ -114,9 +103,11 @@ def _build(args: argparse.Namespace, options: BuildOptions, comm: Any) -> int:
     if comm is not None:
         slides, wrong = comm.bcast((slides, wrong))
     if wrong is not None:
-        if comm is None or comm.rank == 0:
+        if first:
             raise OptionError(wrong)
         return BAD_ARGUMENTS
+
+    # Build, and say what became of every slide.
     jobs = args.jobs or len(os.sched_getaffinity(0))
     try:
         outcomes = build(slides, options, args.out, jobs=jobs, comm=comm, rebuild=args.rebuild)
@@ -125,6 +116,6 @@ def _build(args: argparse.Namespace, options: BuildOptions, comm: Any) -> int:
             remove_stale(args.out, [SUFFIX])
         raise
     code = FAILED if any(outcome.status == "failed" for outcome in outcomes) else DONE
-    if comm is None or comm.rank == 0:
+    if first:
         print(summary(outcomes, args.out, time.perf_counter() - started_s), flush=True)
     return int(comm.bcast(code)) if comm is not None else code

@@ -1,4 +1,4 @@
-"""`python -m data_prep convert`: masks and annotations of every kind to tiled TIFF; light until it runs."""
+"""`python -m data_prep convert`: masks and annotations of every kind to tiled TIFF."""
 
 from __future__ import annotations
 
@@ -38,22 +38,18 @@ exit code: 0 all converted or skipped, 1 some mask failed, 64 bad arguments."""
 def add_command(parser: argparse.ArgumentParser) -> None:
     """Add its arguments."""
     parser.description, parser.epilog = _DESCRIPTION, _EXAMPLES
-    parser.add_argument(
-        "masks",
-        nargs="+",
-        type=Path,
-        metavar="MASK_OR_DIR",
-        help="masks (.png, .tif, .tiff, .xml, .geojson, .json) or folders of them",
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the converted masks")
-    parser.add_argument(
+    add = parser.add_argument
+    kinds = "masks (.png, .tif, .tiff, .xml, .geojson, .json) or folders of them"
+    add("masks", nargs="+", type=Path, metavar="MASK_OR_DIR", help=kinds)
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the converted masks")
+    add(
         "--slides",
         type=Path,
         metavar="DIR",
         help="folder of the slides, of the same names: needed for polygons; gives other masks their "
         "resolution, and sizes are compared",
     )
-    parser.add_argument(
+    add(
         "--class",
         dest="classes",
         action="append",
@@ -61,11 +57,11 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         help="class id (0 to 255, none to leave out) of polygons called NAME: class name, ImageScope "
         "layer number or colour #rrggbb; may be repeated, then every class needs one",
     )
-    parser.add_argument(
+    add(
         "--mask-kind",
         choices=("viable", "whole", "both"),
         default="both",
-        help="of polygons of whole (1) and viable tumour (2): one of them, as class 1, or both (default both)",
+        help="which polygons to take: whole or viable tumour, as class 1, or both, as 1 and 2 (default both)",
     )
 
 
@@ -75,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     from data_prep.system.files import remove_stale
     from data_prep.system.progress import Progress
 
+    # List the masks, and clear what a killed run left.
     classes = class_ids(args.classes, "--class") if args.classes is not None else None
     try:
         jobs = plan(args.masks, args.out, args.slides)
@@ -83,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
         raise OptionError(str(error)) from error
     for path in remove_stale(args.out, [".tif"]):
         print(f"removed {path}, left by a run that was killed", file=sys.stderr)
+
+    # Convert them one by one.
     counts = {"converted": 0, "skipped": 0, "failed": 0}
     with Progress(len(jobs), "convert", "masks") as progress:
         for job in jobs:
@@ -91,20 +90,13 @@ def run(args: argparse.Namespace) -> int:
             def beat(part: float, name: str = name) -> None:
                 progress.update(0, f"{name} {part:.0%}")
 
-            def note(text: str) -> None:
-                progress.write(f"note: {text}")
-
             try:
-                done = "converted" if convert_mask(job, classes, args.mask_kind, beat, note) else "skipped"
+                new = convert_mask(job, classes, args.mask_kind, beat, lambda text: progress.write(f"note: {text}"))
+                done = "converted" if new else "skipped"
             except (ValueError, OSError, MemoryError) as error:
-                done = "failed"
-                progress.write(f"error: {_one_line(job.source, error)}")
+                done, text = "failed", one_line(error)
+                progress.write(f"error: {text if str(job.source) in text else f'{job.source}: {text}'}")
             counts[done] += 1
             progress.update(1, name)
     print(", ".join(f"{count} {done}" for done, count in counts.items() if count) + f", in {args.out}")
     return 1 if counts["failed"] else 0
-
-
-def _one_line(source: Path, error: BaseException) -> str:
-    text = one_line(error)
-    return text if str(source) in text else f"{source}: {text}"

@@ -1,15 +1,14 @@
-"""`python -m data_prep doctor`: look slides and masks over before a build. Imports nothing heavy before it runs."""
+"""`python -m data_prep doctor`: check slides and masks before a build."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-HELP = "look slides and masks over"
-_DESCRIPTION = """Look slides and masks over before a long build: decode every tile of every level, in parallel, check
+HELP = "check slides and masks"
+_DESCRIPTION = """Check slides and masks before a long build: decode every tile of every level, in parallel, and check
 micrometres per pixel, pyramid factors and names, and with --masks (and --fov) that every slide has a mask (and a field
 of view) of its size. Prints what is wrong and what to do about it. Changes nothing.
 
@@ -29,21 +28,10 @@ def add_command(parser: argparse.ArgumentParser) -> None:
     add("slides", nargs="+", type=Path, metavar="SLIDE_OR_DIR", help="slides, or folders of them")
     add("--masks", type=Path, metavar="DIR", help="folder of the masks, PAIP's _whole and _viable pairs included")
     add("--fov", type=Path, metavar="DIR", help="folder of the fields of view, as build --fov takes it")
-    add(
-        "--burden",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="CSV",
-        help="table of tumour burdens (viable over whole area) to hold against the masks; may be given twice",
-    )
-    add(
-        "--burden-column",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="column of the burdens in the tables; may be given once per table (default: the only column of numbers)",
-    )
+    table = "table of tumour burdens (viable over whole area) to compare with the masks; may be given twice"
+    add("--burden", type=Path, action="append", default=[], metavar="CSV", help=table)
+    column = "column of the burdens in the tables; may be given once per table (default: the only column of numbers)"
+    add("--burden-column", action="append", default=[], metavar="NAME", help=column)
     add("--jobs", type=int, default=0, metavar="N", help="processes, 0 for one per core allowed (default 0)")
     add("--json", type=Path, metavar="FILE", help="also write the findings there")
 
@@ -62,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from data_prep.system.files import write_atomic
     from data_prep.system.progress import Progress, counted
 
+    # Check the arguments.
     if args.jobs < 0:
         raise OptionError(f"--jobs {args.jobs}: must be 0 (one per core) or more")
     if args.masks is not None and not args.masks.is_dir():
@@ -81,28 +70,33 @@ def run(args: argparse.Namespace) -> int:
             burdens |= read_burdens(path, args.burden_column)
     except SlideError as error:
         raise OptionError(str(error)) from error
+
+    # Look at the headers and the masks. A header that ends a reader's process must not end this one.
     jobs = args.jobs or len(os.sched_getaffinity(0))
-    findings, bands, mpps = [], [], {}
+    findings, bands, examined = [], [], {}
     with Progress(len(slides), "look", "slides") as progress:
-        # A header that ends a reader's process must not end this one.
-        looked = _in_order(
-            run_pool, partial(_examined, masks=args.masks, fov=args.fov), slides, jobs, died, lambda: progress.update(0)
-        )
-        for path, found in zip(slides, looked, strict=True):
-            if isinstance(found, tuple):
-                findings += found[0]
-                bands += found[1]
-                mpps[path] = found[2]
-            else:
-                findings += found
-            if burdens and args.masks is not None:
-                findings += check_burden(path, args.masks, burdens)
+
+        def gone(path: Path, cause: str) -> Any:
+            return path, (died(path, cause), [], None)
+
+        look = partial(_examined, masks=args.masks, fov=args.fov)
+        for path, found in run_pool(look, slides, jobs, gone, idle=lambda: progress.update(0)):
+            examined[path] = found
             progress.update(1, path.name)
-    findings += over_the_folder(slides, mpps)
+    for path in slides:
+        findings += examined[path][0]
+        bands += examined[path][1]
+        if burdens:
+            findings += check_burden(path, args.masks, burdens)
+    findings += over_the_folder(slides, {path: examined[path][2] for path in slides})
+
+    # Decode every tile.
     with Progress(len(bands), "decode", "parts") as progress:
         for found in run_pool(decode, bands, jobs, died, idle=lambda: progress.update(0)):
             findings += found
             progress.update(1)
+
+    # Report.
     findings = sorted(set(findings), key=lambda finding: (ORDER.index(finding.severity), finding.slide, finding.text))
     for finding in findings:
         print(f"{finding.severity:<8} {finding.slide}: {finding.text}\n         -> {finding.remedy}")
@@ -113,22 +107,7 @@ def run(args: argparse.Namespace) -> int:
     return int(count["error"] > 0)
 
 
-def _examined(numbered: tuple[int, Path], masks: Path | None, fov: Path | None) -> tuple[int, Any]:
+def _examined(path: Path, masks: Path | None, fov: Path | None) -> tuple[Path, Any]:
     from data_prep.inspect.doctor import examine
 
-    return numbered[0], examine(numbered[1], masks, fov)
-
-
-def _in_order(
-    run_pool: Any, function: Any, slides: list[Path], jobs: int, died: Any, idle: Callable[[], None]
-) -> Iterator[Any]:
-    """Results of all slides in their order, each as soon as it and those before it are there."""
-    ready: dict[int, Any] = {}
-    wanted = 0
-    for number, found in run_pool(
-        function, list(enumerate(slides)), jobs, lambda task, cause: (task[0], died(task[1], cause)), idle=idle
-    ):
-        ready[number] = found
-        while wanted in ready:
-            yield ready.pop(wanted)
-            wanted += 1
+    return path, examine(path, masks, fov)

@@ -1,4 +1,4 @@
-"""`python -m data_prep export`: leaves of token files for QuPath, TRIDENT and CLAM; light until it runs."""
+"""`python -m data_prep export`: leaves of token files for QuPath, TRIDENT and CLAM."""
 
 from __future__ import annotations
 
@@ -31,20 +31,14 @@ exit code: 0 all written, 1 some file bad, 64 bad arguments."""
 def add_command(parser: argparse.ArgumentParser) -> None:
     """Add its arguments."""
     parser.description, parser.epilog = _DESCRIPTION, _EXAMPLES
-    parser.add_argument("tokens", type=Path, metavar="TOKENS_OR_DIR", help="token file, or a folder of them")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
-    parser.add_argument("--format", choices=("geojson", "coords"), required=True, help="what to write")
-    parser.add_argument(
-        "--classification",
-        metavar="NAME",
-        help="geojson: class of all objects (default: one per side, such as 'leaf 64 px')",
-    )
-    parser.add_argument(
-        "--uniform",
-        type=int,
-        metavar="SIZE",
-        help="instead of leaves: equal squares of SIZE level-0 pixels over the whole slide",
-    )
+    add = parser.add_argument
+    add("tokens", type=Path, metavar="TOKENS_OR_DIR", help="token file, or a folder of them")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write to")
+    add("--format", choices=("geojson", "coords"), required=True, help="what to write")
+    kinds = "geojson: class of all objects (default: one per side, such as 'leaf 64 px')"
+    add("--classification", metavar="NAME", help=kinds)
+    squares = "instead of leaves: equal squares of SIZE level-0 pixels over the whole slide"
+    add("--uniform", type=int, metavar="SIZE", help=squares)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,9 +61,8 @@ def run(args: argparse.Namespace) -> int:
     with Progress(len(files), "export", "files") as progress:
         for path in files:
             try:
-                written += len(
-                    export(path, args.out, args.format, classification=args.classification, uniform_px=args.uniform)
-                )
+                more = {"classification": args.classification, "uniform_px": args.uniform}
+                written += len(export(path, args.out, args.format, **more))
             except (ValueError, OSError) as error:
                 bad += 1
                 progress.write(f"error: {error}")

@@ -1,4 +1,4 @@
-"""`python -m data_prep inspect`: draw one slide and its tree. Imports nothing heavy before it runs."""
+"""`python -m data_prep inspect`: draw one slide and its tree."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from data_prep.system.command_line import DONE
 HELP = "draw one slide: edges, leaves, patches, mask"
 _DESCRIPTION = """Draw what the quadtree makes of one slide: frame, edges, leaves, token sequence, patches, and
 the mask with what a prediction per cell must get wrong (its ceiling). Choose --patch and --length by
-eye before a long build. With --patching uniform it says in how many patches a boundary of the mask lies:
-about those that a tree with this smallest patch has to keep; the rest is what it could save at most."""
+eye before a long build. With --patching uniform it says in how many patches a boundary of the mask lies.
+A tree with this smallest patch has to keep about as many; it could save the others at most."""
 
 _NOT_DRAWN = ("fit", "packing", "seed", "tile_px", "strict")
 _LENGTH = 1024
@@ -35,8 +35,8 @@ def add_command(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
+    from data_prep.inspect.figure import inspect_slide
     from data_prep.inspect.look import default_resolution
-    from data_prep.inspect.view import inspect_slide
 
     changed: dict[str, Any] = {}
     if not args.slide.is_file():

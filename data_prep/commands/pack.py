@@ -1,4 +1,4 @@
-"""`python -m data_prep pack` and `unpack`: token files in a few large ones for many readers, and back."""
+"""`python -m data_prep pack` and `unpack`: token files to a few large ones for many readers, and back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import argparse
 import re
 from pathlib import Path
 
+from data_prep.build.options import OptionError
 from data_prep.system.command_line import Command
+from data_prep.system.progress import counted
 
 _PACK = """Put the token files of a folder into a few large, read-only shards with one index, for training on many
 ranks: a parallel file system serves few large files far better than many small ones. `launch train ... data.dir=PACK`
@@ -34,13 +36,8 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.description = _PACK
     parser.add_argument("folder", type=Path, metavar="TOKENS_DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="PACK_DIR", help="folder of the pack")
-    parser.add_argument(
-        "--shard-size",
-        type=_bytes,
-        default=2**30,
-        metavar="SIZE",
-        help="size at which a shard is full, e.g. 512MiB or 4GiB (default 1GiB)",
-    )
+    size = "size at which a shard is full, e.g. 512MiB or 4GiB (default 1GiB)"
+    parser.add_argument("--shard-size", type=_bytes, default=2**30, metavar="SIZE", help=size)
 
 
 def _add_unpack(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +49,6 @@ def _add_unpack(parser: argparse.ArgumentParser) -> None:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    from data_prep.build.options import OptionError
-    from data_prep.system.progress import counted
     from data_prep.token_files.pack import pack_folder
     from data_prep.token_files.pack_format import PackArgumentError
 
@@ -68,8 +63,6 @@ def _pack(args: argparse.Namespace) -> int:
 
 
 def _unpack(args: argparse.Namespace) -> int:
-    from data_prep.build.options import OptionError
-    from data_prep.system.progress import counted
     from data_prep.token_files.pack import unpack_folder
     from data_prep.token_files.pack_format import PackArgumentError
 

@@ -1,4 +1,4 @@
-"""`python -m data_prep synth`: make a test slide of any size with a mask. Imports nothing heavy before it runs."""
+"""`python -m data_prep synth`: make a test slide of any size with a mask."""
 
 from __future__ import annotations
 

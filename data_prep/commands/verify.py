@@ -1,4 +1,4 @@
-"""`python -m data_prep verify`: check token files, or a pack. Imports nothing heavy before it runs."""
+"""`python -m data_prep verify`: check token files, or a pack."""
 
 from __future__ import annotations
 

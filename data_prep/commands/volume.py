@@ -1,4 +1,4 @@
-"""`python -m data_prep volume`: CT volumes to token files, one per slice. Imports nothing heavy before it runs."""
+"""`python -m data_prep volume`: CT volumes to token files, one per slice."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _EXAMPLES = """examples:
   python -m data_prep volume series/ --out tokens/lung --resolution 512 --patch 8 --length 256 --window=-1000,400 \\
       --axis coronal
 
-  # what predictions on the slices are worth in three dimensions, and as label volumes
+  # Dice of predictions on the slices in three dimensions, and the predictions as label volumes
   python -m data_prep volume score tokens/btcv --predictions pred/ --labels labelsTr/
   python -m data_prep volume reassemble tokens/btcv --predictions pred/ --out labelsPred/"""
 
@@ -55,15 +55,10 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         "split_value": {"help": "instead of --length, as in build"},
     }
     add_options(parser, changed, changed, grouped=False)
-    add(
-        "--window",
-        type=_window,
-        default=(-125.0, 275.0),
-        metavar="LOW,HIGH",
-        help="HU shown as black and white; write --window=LOW,HIGH if LOW is negative (default -125,275)",
-    )
+    window = "HU shown as black and white; write --window=LOW,HIGH if LOW is negative (default -125,275)"
+    add("--window", type=_window, default=(-125.0, 275.0), metavar="LOW,HIGH", help=window)
     add("--axis", choices=("axial", "coronal", "sagittal"), default="axial", help="axis of the slices (default axial)")
-    add("--rebuild", action="store_true", help="build also what is complete and valid")
+    add("--rebuild", action="store_true", help="build again what is complete and valid")
 
 
 def run(args: argparse.Namespace) -> int:

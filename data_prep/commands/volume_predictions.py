@@ -1,7 +1,4 @@
-"""`python -m data_prep volume score` and `volume reassemble`: what predictions on slices are worth in three dimensions.
-
-Imports nothing heavy before it runs.
-"""
+"""`python -m data_prep volume score` and `volume reassemble`: predictions on slices, in three dimensions."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ that a volume holds. With --labels in the volume's own voxels, against the label
 frames, exact from the counts in the token files (the same where frames are as fine as the slices).
 
 Predictions are class ids per cell, (N, p, p), 0 for none: PRED/<case>_slice<NNN>.npy, or PRED/<case>.npz with an array
-per slice. Without --predictions each cell has its most frequent class: what is lost by the cells alone.
+per slice. Without --predictions each cell has its most frequent class: this shows what the cells alone lose.
 
 exit code: 0 all scored, 1 some could not be, 64 bad arguments."""
 
@@ -72,6 +69,7 @@ def _run_score(args: argparse.Namespace) -> int:
         raise OptionError(f"--json {args.json}: no such folder")
     scores: dict[str, Any] = {}
     cases = _cases(args)
+    # Score the volumes one by one.
     for case in cases:
         try:
             if args.labels is None:

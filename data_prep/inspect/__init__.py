@@ -1,4 +1,4 @@
 """Shows people what the quadtree makes of a slide, and what is wrong with a folder of slides.
 
-Others use `look.look_at`, `view.inspect_slide` and `doctor.examine`.
+Others use `look.look_at`, `figure.inspect_slide` and `doctor.examine`.
 """

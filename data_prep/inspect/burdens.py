@@ -1,4 +1,4 @@
-"""Tables of tumour burdens, as PAIP gives them out: viable over whole area of every slide."""
+"""Reads PAIP's tables of tumour burdens: viable over whole area of every slide."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ _NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)%?")
 
 
 def read_burdens(path: Path, columns: Sequence[str] = ()) -> dict[str, float]:
-    """Tumour burden (viable over whole area) per slide from a CSV: percent or fraction, slides in the first column.
+    """Tumour burden per slide (viable over whole area) from a CSV: percent or fraction, slides in the first column.
 
-    Args:
-        path: The table, with a row of names at the top.
-        columns: Names that the column of burdens may have, in any case; empty: the only column of numbers.
+    `columns` are possible names of the burden column, in any case; without them it is the only column of numbers.
 
     Raises:
         SlideError: The file cannot be read, has no such column, or several columns of numbers and none is named.

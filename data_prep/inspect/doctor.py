@@ -1,7 +1,4 @@
-"""Looks a folder of slides and masks over before a long build: every tile decoded, and what is odd said with a remedy.
-
-Reports what it sees and knows no file by name. Must not import torch or MPI.
-"""
+"""Checks a folder of slides and masks before a long build: decodes every tile, and gives each fault a remedy."""
 
 from __future__ import annotations
 
@@ -35,13 +32,9 @@ _PARTS = re.compile(r"_(whole|viable)$", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about a slide that its owner should know.
+    """Something about a slide, or its folder, that its owner should know, and what to do about it.
 
-    Attributes:
-        slide: name of the slide, or of the folder.
-        severity: error (a build would fail or be wrong), warning (probably not what is wanted) or note.
-        text: what was found.
-        remedy: what to do about it.
+    An error would make a build fail or be wrong; a warning is probably a mistake; a note is for information.
     """
 
     slide: str
@@ -62,14 +55,7 @@ class _Findings(list[Finding]):
 
 @dataclass(frozen=True)
 class Band:
-    """Rows of one level of a slide to decode.
-
-    Attributes:
-        slide: the slide.
-        level: its level.
-        top_px: first row.
-        rows_px: number of rows.
-    """
+    """Rows of one level of a slide to decode."""
 
     slide: Path
     level: int
@@ -78,11 +64,7 @@ class Band:
 
 
 def slides_of(paths: Iterable[Path]) -> list[Path]:
-    """Files as given, folders replaced by their `slides_in`.
-
-    Raises:
-        SlideError: A path is missing, or no slide is found.
-    """
+    """List slides; folders become their `slides_in`. Raises SlideError if a path is missing, or no slide is found."""
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -102,6 +84,7 @@ def examine(path: Path, masks: Path | None, fov: Path | None = None) -> tuple[li
     Returns:
         Findings, the bands to decode (none if it cannot be opened), and the slide's um per pixel.
     """
+    # Open it.
     found = _Findings(path.name)
     say = found.say
     if "rescan" in path.stem.lower():
@@ -112,6 +95,7 @@ def examine(path: Path, masks: Path | None, fov: Path | None = None) -> tuple[li
         say("error", _without(path, error), "copy it again from its source; compare sizes and checksums")
         return found, [], None
     with slide:
+        # What its header and levels say.
         for fault in slide.faults:
             say("error", fault, "copy it again from its source; build warns, build --strict refuses")
         if slide.mpp is None:
@@ -129,6 +113,8 @@ def examine(path: Path, masks: Path | None, fov: Path | None = None) -> tuple[li
             say("warning", seen, "convert it to flat pages to use them")
         if slide.reader == "raster" and max(slide.size_wh) > 8192:
             say("warning", f"a {path.suffix} picture is decoded whole", "convert it to a tiled TIFF")
+
+        # What lies beside it.
         if masks is not None:
             found += _mask_findings(path, slide, masks)
         if fov is not None:
@@ -160,10 +146,10 @@ def _bands(path: Path, slide: Slide) -> list[Band]:
 
 
 def decode(band: Band) -> list[Finding]:
-    """Decode the tiles of a band; one finding for what is damaged.
+    """Decode the tiles of a band; one finding for all damage.
 
-    What the fast reader reads is read by OpenSlide as well, which refuses tiles whose data ends before the last block;
-    imagecodecs makes up the rest of them.
+    OpenSlide reads again what the fast reader read: it refuses tiles whose data end before the last block, where
+    imagecodecs makes up the rest.
     """
     found = _Findings(band.slide.name)
     try:
@@ -183,7 +169,7 @@ def decode(band: Band) -> list[Finding]:
 
 
 def _damaged(band: Band, reader: str) -> tuple[set[DamagedTile], str]:
-    """Tiles of a band that a reader cannot decode, and the reader that it was."""
+    """Tiles of a band that a reader cannot decode, and the reader's name."""
     with open_slide(band.slide, reader) as slide:
         width = slide.level_sizes_wh[band.level][0]
         for top in range(band.top_px, band.top_px + band.rows_px, _STEP_PX):
@@ -194,7 +180,8 @@ def _damaged(band: Band, reader: str) -> tuple[set[DamagedTile], str]:
 
 
 def _mask_findings(path: Path, slide: Slide, folder: Path, what: str = "mask") -> list[Finding]:
-    """Missing, of another size, without class ids, untiled; viable tumour outside of the whole; an empty view."""
+    """Faults of a slide's masks, or of its field of view."""
+    # Find the files.
     found = _Findings(path.name)
     say = found.say
     try:
@@ -204,6 +191,8 @@ def _mask_findings(path: Path, slide: Slide, folder: Path, what: str = "mask") -
         return found
     if not files:
         say("error", f"no {what} in {folder}", f"put {path.stem}.tif, .png, .xml or .geojson there")
+
+    # Read each, and look at its size and classes.
     for file in files:
         try:
             with open_mask(file, slide.size_wh, kind=None if what == "mask" else "inside") as mask:
@@ -225,6 +214,8 @@ def _mask_findings(path: Path, slide: Slide, folder: Path, what: str = "mask") -
         elif max(held) > 13 and what == "mask":
             ids = ", ".join(map(str, sorted(held)[:5]))
             say("warning", f"mask {file.name} holds classes {ids} ...", "is it a mask of ids?")
+
+    # Hold whole and viable tumour against each other.
     parts = _parts(files)
     if what == "mask" and len(parts) == 2 and not any(finding.severity == "error" for finding in found):
         _tell_of_parts(found, parts["whole"], parts["viable"], slide.size_wh)
@@ -232,15 +223,14 @@ def _mask_findings(path: Path, slide: Slide, folder: Path, what: str = "mask") -
 
 
 def _tell_of_whole(found: _Findings, file: Path, mask: Mask, seconds: float, what: str) -> None:
-    """What the mask itself tells, and masks without tiles that took long, whatever their size."""
+    """The mask's own notes, and a warning about an untiled mask that took long, whatever its size."""
     remedy = "python -m data_prep convert makes it tiled, once"
     drawn = file.suffix.lower() in POLYGON_SUFFIXES
     for note in mask.notes:
         found.say("note" if drawn else "warning", f"{what} {note}", "see that this is meant" if drawn else remedy)
     if not mask.notes and not drawn and seconds > SLOW_S and not is_tiled(file):
-        found.say(
-            "warning", f"{what} {file.name} has no tiles and took {seconds:.1f} s to decode, once per process", remedy
-        )
+        slow = f"{what} {file.name} has no tiles and took {seconds:.1f} s to decode, once per process"
+        found.say("warning", slow, remedy)
 
 
 def _parts(files: Iterable[Path]) -> dict[str, Path]:
@@ -250,13 +240,9 @@ def _parts(files: Iterable[Path]) -> dict[str, Path]:
 
 def _mask_files(path: Path, masks: Path) -> list[Path]:
     """PAIP's pair of masks if there is one, else the mask of the slide's name."""
-    stem = path.stem.casefold()
-    parts = [
-        p
-        for p in sorted(masks.iterdir())
-        if p.suffix.lower() in MASK_SUFFIXES and p.stem.casefold() in (f"{stem}_whole", f"{stem}_viable")
-    ]
-    return parts or find_masks(path, masks)
+    stems = (f"{path.stem}_whole".casefold(), f"{path.stem}_viable".casefold())
+    beside = (p for p in sorted(masks.iterdir()) if p.suffix.lower() in MASK_SUFFIXES)
+    return [p for p in beside if p.stem.casefold() in stems] or find_masks(path, masks)
 
 
 def _classes(bands: Iterable[np.ndarray]) -> dict[int, int]:

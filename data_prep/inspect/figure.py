@@ -1,23 +1,19 @@
-"""Draws a `SlideLook`: six panels and a caption, for eyes and for papers. The only module here that imports matplotlib.
-
-Must not read slides or token files.
-"""
+"""Draws what the quadtree makes of a slide: six panels and a caption. matplotlib is loaded only to draw."""
 
 from __future__ import annotations
 
 import io
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.build.options import BuildOptions, OptionError
+from data_prep.inspect.look import SlideLook, look_at
 from data_prep.system.files import write_atomic
 from data_prep.tokens.ceiling import boundary_leaves
-
-if TYPE_CHECKING:
-    from data_prep.inspect.look import SlideLook
 
 _INK = "#1b1f24"
 _FAINT = "#6b7280"
@@ -27,12 +23,28 @@ _WRONG = "#e5002b"
 _MONTAGE_TOKENS = 4096
 
 
-def save_figure(look: SlideLook, out: Path, dpi: int) -> None:
-    """Draw `look` and write it to `out` (.png or .pdf), whole or not at all.
+def inspect_slide(slide_path: Path, options: BuildOptions, out: Path, dpi: int = 200) -> str:
+    """Draw one slide to `out` (.png or .pdf) and return the caption, one line.
+
+    `options` are those of a build; `fit` and `packing` are ignored. `dpi` is dots per inch.
 
     Raises:
-        OSError: It cannot be written.
+        SlideError: The slide or its mask cannot be read.
+        OptionError: `out` has another suffix or cannot be written.
     """
+    if out.suffix.lower() not in (".png", ".pdf"):
+        raise OptionError(f"--out {out}: must end in .png or .pdf")
+    look = look_at(slide_path, options)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_figure(look, out, dpi)
+    except OSError as error:
+        raise OptionError(f"--out {out}: cannot be written ({error.strerror})") from error
+    return f"{out}: {caption(look)}"
+
+
+def save_figure(look: SlideLook, out: Path, dpi: int) -> None:
+    """Draw `look` and write it to `out` (.png or .pdf), whole or not at all. Raises OSError if it cannot."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -50,13 +62,11 @@ def save_figure(look: SlideLook, out: Path, dpi: int) -> None:
         figure.text(0.013, 0.043, caption(look, " $\\cdot$ "), fontsize=9, va="center")
         figure.text(0.013, 0.019, _second_line(look, " $\\cdot$ "), fontsize=9, va="center", color=_FAINT)
         picture = io.BytesIO()
-        figure.savefig(picture, dpi=dpi, format=out.suffix.lower().lstrip("."), metadata=_no_date(out))
+        kind = out.suffix.lower().lstrip(".")
+        undated: dict[str, Any] = {"CreationDate": None} if kind == "pdf" else {"Software": None}
+        figure.savefig(picture, dpi=dpi, format=kind, metadata=undated)
         pyplot.close(figure)
     write_atomic(out, picture.getbuffer())
-
-
-def _no_date(out: Path) -> dict[str, Any]:
-    return {"CreationDate": None} if out.suffix.lower() == ".pdf" else {"Software": None}
 
 
 def caption(look: SlideLook, dot: str = ", ") -> str:
@@ -102,7 +112,7 @@ def _second_line(look: SlideLook, dot: str) -> str:
 
 
 def _picture(axis: Any, look: SlideLook, picture: NDArray[Any], **how: Any) -> None:
-    """A square picture in frame coordinates, padding shaded so that it is not taken for white glass."""
+    """A square picture in frame coordinates; padding is shaded, so that nobody takes it for white glass."""
     size = look.shown_px
     axis.imshow(picture, extent=(0, size, size, 0), **{"interpolation": "antialiased", **how})
     width, height = look.content_wh
@@ -178,7 +188,7 @@ def _span(look: SlideLook) -> str:
 
 
 def _depth_colour(side: int, look: SlideLook) -> Any:
-    """Fine leaves dark violet, coarse ones light: depth is read without a legend."""
+    """Fine leaves dark violet, coarse ones light, so that the depth needs no legend."""
     from matplotlib import colormaps
 
     deepest = math.log2(look.options.resolution / look.options.patch)

@@ -1,4 +1,4 @@
-"""Annotation files to polygons with class ids, and what their user should be told of them. Never imports torch."""
+"""Turns annotation files into polygons with class ids, and notes what their user should know."""
 
 from __future__ import annotations
 
@@ -24,24 +24,22 @@ _YELLOW, _RED = "#ffff00", "#ff0000"
 def read_polygons(path: Path, classes: Mapping[str, int | None] | None = None, kind: str | None = None) -> Polygons:
     """Read an annotation file.
 
-    Class ids come from `classes`, which calls a thing by its class name (ImageScope: the layer's name, description or
-    attribute; ASAP: its group; GeoJSON: its classification), by ImageScope's layer number, or by its line colour as
-    "#rrggbb"; "" calls what has no class, None leaves a class out, 0 erases. Without it:
-
-    - a name that holds "whole" is 1, one that holds "viable" (not "non-viable") is 2, a number is itself;
+    `classes` gives class ids by name: the class name (ImageScope: the layer's name, description or attribute; ASAP: its
+    group; GeoJSON: its classification), ImageScope's layer number, or the line colour as "#rrggbb". The name "" stands
+    for things without a class. None leaves a class out, 0 erases. Without `classes`:
+    - a name with "whole" is 1, one with "viable" (not "non-viable") is 2, a number is itself;
     - "tumor" is 1; CAMELYON's groups "_0" and "_1" are 1, "_2" and "exclusion" erase;
-    - ImageScope layers without such a name: yellow is 1 and red is 2 if these are the two layers there are (PAIP:
-      whole and viable tumour), else the layer's number is the class;
+    - ImageScope layers without such a name: of exactly two, yellow is 1 and red is 2 (PAIP: whole and viable tumour),
+      else the layer's number is the class;
     - ASAP and GeoJSON polygons without a class are 1.
-
-    What its reader should know is in `Polygons.notes`: things without area, which are left out, and rings of one
-    ImageScope layer that overlap, whose common part the even-odd rule leaves out.
+    `Polygons.notes` lists things without area, which are left out, and rings of one ImageScope layer that overlap: the
+    even-odd rule leaves their common part out.
 
     Args:
         path: .xml, .geojson or .json.
         classes: class id (0 to 255, None to leave out) by name, in any case.
-        kind: "viable" or "whole" keeps only class 2 or 1 and makes it 1; "both" and None keep all; "inside" makes all
-            1 whatever they are called, but for those that erase by name.
+        kind: "viable" or "whole" keeps only class 2 or 1 and makes it 1; "both" and None keep all; "inside" makes every
+            class 1 unless its name erases.
 
     Raises:
         SlideError: missing, damaged, of another format, or with a class that has no id.
@@ -130,7 +128,7 @@ def _listed(names: Sequence[str] | Mapping[str, int | None]) -> str:
 
 
 def _left_out_note(left_out: Sequence[str]) -> list[str]:
-    """One line about things that were drawn but have no area; [] if there are none."""
+    """One line about drawn things without area; [] if there are none."""
     if not left_out:
         return []
     many = len(left_out)
@@ -142,11 +140,7 @@ def _left_out_note(left_out: Sequence[str]) -> list[str]:
 def overlap_note(name: str, rings: Sequence[Ring]) -> list[str]:
     """One line if rings of one ImageScope layer overlap that are not marked as negative, else [].
 
-    By the even-odd rule, which ImageScope's files ask for, what lies in two of them is outside.
-
-    Args:
-        name: what the layer is called.
-        rings: its rings.
+    ImageScope's files ask for the even-odd rule: what lies in two rings is outside.
     """
     positive = [ring.xy for ring in rings if not ring.negative and len(ring.xy) >= 3]
     if len(positive) < 2:
@@ -172,7 +166,7 @@ def overlap_note(name: str, rings: Sequence[Ring]) -> list[str]:
 
 
 def _share(a: Ring, b: Ring, low: np.ndarray, high: np.ndarray) -> bool:
-    """Whether two rings share any of a grid of points inside a box."""
+    """Whether two rings share a point of a grid inside a box."""
     scale = _GRID_PX / np.maximum(high - low, 1e-9)
     inside = [
         Polygons([Shape(1, [Ring((ring.xy - low) * scale)])]).draw(0, 0, _GRID_PX, _GRID_PX) != 0 for ring in (a, b)

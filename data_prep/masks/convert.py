@@ -1,7 +1,7 @@
-"""Masks of every kind to one kind: tiled, deflated BigTIFF with a pyramid, written in bounded memory.
+"""Converts masks of every kind to tiled, deflated BigTIFF with a pyramid, in bounded memory.
 
-A mask in strips, as PAIP's are, must be decoded whole for every read and OpenSlide cannot open it; polygons are drawn
-anew for every read. Converted once, both are read by tile. Never imports torch.
+A mask in strips, as PAIP's are, is decoded whole for every read, and OpenSlide cannot open it. Polygons are drawn anew
+for every read. Converted once, both are read by tile.
 """
 
 from __future__ import annotations
@@ -18,23 +18,18 @@ import numpy.typing as npt
 
 from data_prep.masks.masks import FOUND_SUFFIXES, POLYGON_SUFFIXES, Mask, check_mask_size, open_mask
 from data_prep.slides.base import SlideError
-from data_prep.slides.open import PAIP_ENDINGS, SLIDE_SUFFIXES, open_slide
+from data_prep.slides.open import PAIP_ENDINGS, open_slide, slides_in
 from data_prep.slides.pyramid import LevelOfTiles, TileSpool, row_of_tiles, write_pyramid
 from data_prep.slides.tiff import TiffPlane, open_tiff
 from data_prep.system.files import sha256_of
 
+Beat = Callable[[float], None] | None
 TILE_PX = 512
 _FORMAT = 1  # goes up when the same mask gives other bytes
 
 
 class Conversion(NamedTuple):
-    """One mask to convert.
-
-    Attributes:
-        source: the mask.
-        target: the file to write.
-        slide: its slide, None where there is none; polygons need it.
-    """
+    """One mask to convert: its file, the file to write, and its slide (None if there is none; polygons need it)."""
 
     source: Path
     target: Path
@@ -45,13 +40,13 @@ def plan(sources: Sequence[Path], out: Path, slides: Path | None) -> list[Conver
     """List what is to convert: files as given, folders replaced by the masks directly inside them.
 
     Args:
-        sources: masks and folders of masks.
         out: folder of the converted masks, `<stem>.tif` each.
         slides: folder of the slides; a mask's slide has its stem (without PAIP's `_viable` or `_whole`), in any case.
 
     Raises:
         SlideError: something is missing, nothing is there to convert, or two masks would become one file.
     """
+    # List the masks and the slides.
     found: list[Path] = []
     for path in sources:
         if path.is_dir():
@@ -64,7 +59,11 @@ def plan(sources: Sequence[Path], out: Path, slides: Path | None) -> list[Conver
             found.append(path)
         else:
             raise SlideError(f"{path}: no such file or folder")
-    by_stem = _slides(slides) if slides is not None else {}
+    if slides is not None and not slides.is_dir():
+        raise SlideError(f"{slides}: no such folder of slides")
+    by_stem = {path.stem.casefold(): path for path in slides_in(slides)} if slides is not None else {}
+
+    # Give every mask its file and its slide.
     targets: dict[str, Path] = {}
     jobs = []
     for source in dict.fromkeys(found):
@@ -80,31 +79,20 @@ def plan(sources: Sequence[Path], out: Path, slides: Path | None) -> list[Conver
     return jobs
 
 
-def _slides(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise SlideError(f"{folder}: no such folder of slides")
-    return {
-        path.stem.casefold(): path
-        for path in sorted(folder.iterdir())
-        if path.suffix.lower() in SLIDE_SUFFIXES and path.is_file() and not path.name.startswith(".")
-    }
-
-
 def convert_mask(
     job: Conversion,
     classes: Mapping[str, int | None] | None = None,
     kind: str | None = None,
-    beat: Callable[[float], None] | None = None,
-    note: Callable[[str], None] | None = None,
+    beat: Beat = None,
+    note: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> bool:
-    """Convert one mask unless that was done: a whole file is there, made from the same bytes in the same way.
+    """Convert one mask, unless a whole file is there that was made from the same bytes in the same way.
 
     Args:
-        job: what to convert.
         classes: class ids of polygons, see `annotations.read_polygons`.
         kind: "viable" or "whole": that class of polygons only, as 1.
-        beat: called with the part that is done, 0 to 1, after every row of tiles.
-        note: called with what the mask's user should know, see `Mask.notes`.
+        beat: called with the finished part, 0 to 1, after every row of tiles.
+        note: called with each of `Mask.notes`.
 
     Returns:
         True if it was converted, False if it was there.
@@ -119,6 +107,7 @@ def convert_mask(
             f"{job.source}: polygons do not say how large their slide is, and no slide of that name was found;"
             " give its folder with --slides"
         )
+    # Is it done already?
     with ExitStack() as opened:
         slide = opened.enter_context(open_slide(job.slide)) if job.slide is not None else None
         made = {
@@ -132,19 +121,20 @@ def convert_mask(
         }
         if is_complete(job.target, made):
             return False
+
+        # Convert it.
         size_wh = slide.size_wh if slide else None
         mask = opened.enter_context(open_mask(job.source, size_wh, classes, kind=kind, in_bands=True))
         if slide is not None:
             check_mask_size(slide, mask)
-        if note is not None:
-            for text in mask.notes:
-                note(text)
+        for text in mask.notes:
+            note(text)
         write_mask(job.target, mask, made, slide.mpp if slide else None, beat)
     return True
 
 
 def is_complete(path: Path, made: Mapping[str, Any]) -> bool:
-    """True if `path` is a whole TIFF that says it was made from `made`."""
+    """Whether `path` is a whole TIFF that says it was made from `made`."""
     if not path.is_file():
         return False
     try:
@@ -157,7 +147,7 @@ def is_complete(path: Path, made: Mapping[str, Any]) -> bool:
 
 
 def level_sizes(size_wh: tuple[int, int]) -> list[tuple[int, int]]:
-    """Sizes of the levels, each half of the one before, down to one tile."""
+    """Sizes of the levels, each half of the previous one, down to one tile."""
     sizes = [size_wh]
     while max(sizes[-1]) > TILE_PX:
         width, height = sizes[-1]
@@ -165,23 +155,12 @@ def level_sizes(size_wh: tuple[int, int]) -> list[tuple[int, int]]:
     return sizes
 
 
-def write_mask(
-    path: Path,
-    mask: Mask,
-    made: Mapping[str, Any],
-    mpp: float | None = None,
-    beat: Callable[[float], None] | None = None,
-) -> None:
+def write_mask(path: Path, mask: Mask, made: Mapping[str, Any], mpp: float | None, beat: Beat) -> None:
     """Write a mask as a tiled pyramid. A pixel of a coarser level is the level-0 pixel under its centre.
 
-    Level 0 passes through once, a row of tiles at a time; the coarser levels are gathered meanwhile, compressed.
-
-    Args:
-        path: file to write, whole or not at all.
-        mask: class ids.
-        made: how it was made, kept as the image description.
-        mpp: um per level-0 pixel, kept as the resolution.
-        beat: as in `convert_mask`.
+    Level 0 passes through once, a row of tiles at a time, and the coarser levels gather their rows meanwhile. `made`
+    says how it was made and becomes the image description; `mpp` is in um per level-0 pixel; `beat` is as in
+    `convert_mask`.
 
     Raises:
         SlideError: the mask cannot be read.
@@ -199,8 +178,8 @@ def write_mask(
     write_pyramid(path, levels(), TILE_PX, compression="adobe_deflate", photometric="minisblack", description=about)
 
 
-def _base(mask: Mask, coarser: list[_CoarseMask], beat: Callable[[float], None] | None) -> Iterator[bytes]:
-    """Compressed tiles of level 0; what passes by is offered to the coarser levels."""
+def _base(mask: Mask, coarser: list[_CoarseMask], beat: Beat) -> Iterator[bytes]:
+    """Compressed tiles of level 0; the coarser levels take what they need of each band."""
     y = 0
     for ids in mask.bands(TILE_PX):
         for level in coarser:
@@ -216,7 +195,7 @@ def _compressed(band: npt.NDArray[np.uint8]) -> Iterator[bytes]:
 
 
 class _CoarseMask:
-    """A coarser level, gathered from bands of level 0 and kept as compressed tiles until its turn to be written."""
+    """A coarser level, gathered from bands of level 0 and kept as compressed tiles until it is written."""
 
     def __init__(self, size_wh: tuple[int, int], size0_wh: tuple[int, int], folder: Path) -> None:
         self.size_wh = size_wh
@@ -239,5 +218,4 @@ class _CoarseMask:
 
 def _under_centres(size: int, size0: int) -> npt.NDArray[np.int64]:
     """Level-0 pixel under the centre of each of `size` pixels: floor((i + 1/2) * size0 / size)."""
-    centres: npt.NDArray[np.int64] = (2 * np.arange(size, dtype=np.int64) + 1) * size0 // (2 * size)
-    return centres
+    return np.asarray((2 * np.arange(size, dtype=np.int64) + 1) * size0 // (2 * size))

@@ -1,4 +1,4 @@
-"""Annotations from GeoJSON in level-0 pixels, as QuPath exports them. Never imports torch."""
+"""Reads annotations from GeoJSON in level-0 pixels, as QuPath exports them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,8 @@ _NO_AREA = ("Point", "MultiPoint", "LineString", "MultiLineString")
 def read_geojson(path: Path, left_out: list[str] | None = None) -> list[Drawn]:
     """Return the polygons of a FeatureCollection, a list of features, a feature or a bare geometry, in file order.
 
-    A polygon's first ring is its outline, the others are holes; rings need not be closed, coordinates beyond x and y
-    are ignored, points and lines are left out.
-
-    Args:
-        path: the file.
-        left_out: gets a few words about each thing that is left out.
+    A polygon's first ring is its outline, the others are holes. Rings need not be closed. Coordinates beyond x and y
+    are ignored; points and lines are left out. `left_out` gets a few words about each of these.
 
     Raises:
         SlideError: no GeoJSON, damaged, or with coordinates that are no numbers.
@@ -112,7 +108,7 @@ def _geometry(path: Path, geometry: Any, where: str, left_out: list[str]) -> Ite
 
 
 def _classification(path: Path, properties: Any) -> tuple[tuple[str, ...], str]:
-    """Name and colour of a feature's class: QuPath's `classification`, a plain string there, or `class`."""
+    """Name and colour of a feature's class, from QuPath's `classification` (an object or a string) or `class`."""
     if properties is None:
         return (), ""
     if not isinstance(properties, dict):

@@ -1,7 +1,4 @@
-"""Annotation masks: pictures of class ids, or polygons, beside the slide, read by region at level 0.
-
-Never imports torch.
-"""
+"""Finds the annotation mask of a slide and reads it by region at level 0: pictures of class ids, or polygons."""
 
 from __future__ import annotations
 
@@ -30,13 +27,11 @@ _NO_LIMIT_GIB = 1e6
 class Mask(Opened):
     """A picture of class ids, 0 = background.
 
-    Stored values are class ids, a palette's indices included; 1-bit pictures hold classes 0 and 1. A mask whose only
-    values are 0 and 255, as drawing programs write them, holds classes 0 and 1 too. Colour pictures count only where
-    red, green and blue are equal.
+    Stored values are class ids; a palette's indices too. 1-bit pictures hold classes 0 and 1. So do masks with no
+    values but 0 and 255, as drawing programs write them. Colour pictures count only where red, green and blue are
+    equal.
 
     Attributes:
-        path: the file.
-        size_wh: width and height in pixels.
         notes: what its user should know, one line each; nothing is wrong with the mask.
     """
 
@@ -56,11 +51,7 @@ class Mask(Opened):
         return (ids != 0).astype(np.uint8) if self._two_valued else ids
 
     def bands(self, rows_px: int) -> Iterator[npt.NDArray[np.uint8]]:
-        """Yield the whole mask from top to bottom as (rows, width) uint8 class ids, `rows_px` rows at a time.
-
-        Raises:
-            SlideError: as `read`.
-        """
+        """Yield the mask from top to bottom, `rows_px` rows at a time, (rows, width) uint8. Raises as `read`."""
         width, height = self.size_wh
         for y in range(0, height, rows_px):
             rows = min(rows_px, height - y)
@@ -83,7 +74,7 @@ class Mask(Opened):
         return np.ascontiguousarray(values, dtype=np.uint8)
 
     def _only_0_and_255(self) -> bool:
-        """Look through the mask until a value other than 0 and 255 turns up, which is soon where ids are small."""
+        """Look through the mask until another value turns up, which is soon where ids are small."""
         found = False
         for ids in self._pieces():
             if ((ids != 0) & (ids != 255)).any():
@@ -149,7 +140,7 @@ class _TiffMask(Mask):
 
 
 class _StripMask(_TiffMask):
-    """A TIFF mask for `bands` only: strips are decoded one after the other, twice if it may hold 0 and 255 only."""
+    """A TIFF mask for `bands` only. It decodes strips in turn, twice if the mask may hold only 0 and 255."""
 
     def __init__(self, path: Path, max_raster_gib: float | None) -> None:
         super().__init__(path, _NO_LIMIT_GIB)
@@ -231,12 +222,9 @@ class _WholeAndViable(Mask):
 
 
 class InView(Mask):
-    """A mask as it counts: its classes inside a field of view, class `outside` where that is 0.
+    """A mask inside a field of view: pixels whose view is 0 have the class `outside`, which is above all others.
 
-    Args:
-        mask: the mask; classes must be below `outside`.
-        view: the field of view, of the same size; any class but 0 is inside. Both become this one's to close.
-        outside: class id of all other pixels.
+    `close` closes mask and view, which have the same size.
     """
 
     def __init__(self, mask: Mask, view: Mask, outside: int) -> None:
@@ -264,7 +252,7 @@ def check_classes(path: Path, ids: npt.NDArray[np.uint8], classes: int) -> None:
 
 
 def _whole_note(path: Path, size_wh: tuple[int, int]) -> tuple[str, ...]:
-    """What to say of a mask that is decoded whole, if it is large."""
+    """A note about a large mask that is decoded whole."""
     if size_wh[0] * size_wh[1] <= _LARGE_PX:
         return ()
     size = f"{size_wh[0]} x {size_wh[1]} pixels"
@@ -280,17 +268,16 @@ def open_mask(
     max_raster_gib: float | None = None,
     in_bands: bool = False,
 ) -> Mask:
-    """Open a mask of class ids; tiled TIFF is read by region, polygons are drawn by region, others are decoded whole.
+    """Open a mask of class ids. Tiled TIFF and polygons are read by region, other masks are decoded whole.
 
     Args:
-        path: a .png, .tif or .tiff file; .xml (ImageScope, ASAP), .geojson or .json; or two pictures, PAIP's whole and
+        path: a .png, .tif or .tiff file; .xml (ImageScope, ASAP), .geojson or .json; or PAIP's masks of whole and
             viable tumour, in this order, as `find_masks` returns them.
-        size_wh: level-0 size of the slide in pixels; needed for polygons, which do not say it.
-        classes: class ids of polygons by name, see `annotations.read_polygons`; pictures hold ids already.
-        kind: "viable" or "whole" makes that class of polygons 1 and drops the rest, "inside" makes all of them 1 but
-            those that erase; pictures stay as they are.
+        size_wh: level-0 size of the slide in pixels; polygons need it.
+        classes: class ids of polygons by name, see `annotations.read_polygons`.
+        kind: of polygons, see `annotations.read_polygons`; pictures stay as they are.
         max_raster_gib: limit on what is decoded whole; default APF_MAX_RASTER_GIB or the available memory.
-        in_bands: only `Mask.bands` will be called, so that an untiled TIFF need not be decoded whole.
+        in_bands: only `Mask.bands` will be called, so an untiled TIFF need not be decoded whole.
 
     Raises:
         SlideError: missing, another format, damaged, too large, or polygons without `size_wh`.
@@ -330,21 +317,17 @@ def is_tiled(path: Path) -> bool:
 
 
 def find_masks(slide_path: Path | str, masks_dir: Path | str, kind: str | None = None) -> list[Path]:
-    """Return the mask files of a slide in `masks_dir`, for `open_mask`; none, one, or PAIP's whole and viable masks.
+    """Return the mask files of a slide in `masks_dir`, for `open_mask`: none, one, or PAIP's whole and viable masks.
 
-    A mask has the slide's stem, in any case, and one of the suffixes .png, .tif, .tiff, .xml, .geojson, in any case.
-    With `kind` PAIP's names come first: "viable" is `<stem>_viable.tif`, "whole" `<stem>_whole.tif`, "both" the two of
-    them; where there are none of those, a mask named like the slide is taken.
-
-    Args:
-        slide_path: the slide.
-        masks_dir: folder of the masks.
-        kind: "viable", "whole", "both", or None: the only mask there is.
+    A mask has the slide's stem and one of the suffixes .png, .tif, .tiff, .xml, .geojson, all in any case. With `kind`
+    PAIP's names come first: "viable" is `<stem>_viable.tif`, "whole" is `<stem>_whole.tif`, "both" is the pair. If they
+    are absent, a mask named like the slide is taken. Without `kind` there must be one mask.
 
     Raises:
         SlideError: `masks_dir` is no folder, or holds several masks of the slide and `kind` does not settle which.
         ValueError: another `kind`.
     """
+    # List the files that may be the slide's masks.
     slide_path, masks_dir = Path(slide_path), Path(masks_dir)
     if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind of mask {kind!r}; choose from {', '.join(KINDS)}")
@@ -353,10 +336,12 @@ def find_masks(slide_path: Path | str, masks_dir: Path | str, kind: str | None =
     stem = slide_path.stem.casefold()
     stems = {stem, *(stem + end for end in PAIP_ENDINGS.values())}
     alike = (p for p in masks_dir.iterdir() if p.suffix.lower() in FOUND_SUFFIXES and p.stem.casefold() in stems)
-    files = sorted(p for p in alike if p.is_file())  # only these: of many slides each asks for its own
+    files = sorted(p for p in alike if p.is_file())  # only these: each of many slides asks for its own
     # Slides and masks may lie in one folder, and a slide is not its own mask.
     plain = [path for path in files if path.stem.casefold() == stem and path.resolve() != slide_path.resolve()]
     named = {key: [p for p in files if p.stem.casefold() == stem + end] for key, end in PAIP_ENDINGS.items()}
+
+    # Choose among them.
     if kind is None:
         return _only(slide_path, masks_dir, sorted([*plain, *named["viable"], *named["whole"]]), named)
     if kind == "both":
@@ -381,7 +366,7 @@ def _only(
 
 
 def check_mask_size(slide: Slide, mask: Mask, what: str = "mask") -> None:
-    """Raise SlideError, with both sizes, unless the mask (or `what` it is) has the slide's level-0 size."""
+    """Raise SlideError, with both sizes, unless the mask (or field of view: `what`) has the slide's level-0 size."""
     if mask.size_wh != slide.size_wh:
         (mask_w, mask_h), (slide_w, slide_h) = mask.size_wh, slide.size_wh
         raise SlideError(

@@ -1,9 +1,8 @@
-"""Polygons in level-0 pixels, drawn as class ids by rectangle: any rectangle, never the whole slide.
+"""Draws polygons in level-0 pixels as class ids, rectangle by rectangle.
 
-A pixel belongs to a shape when its centre does, by the even-odd rule over the shape's rings; where a ring runs is
-worked out in coordinates of the slide, so no pixel depends on the rectangle that was asked for. A centre on a ring is
-inside where the ring bounds the shape on the left or from above, so that shapes that share a border share no pixel and
-leave none out. Must not import torch, nor anything of this project.
+A pixel belongs to a shape when its centre does, by the even-odd rule over the shape's rings. Crossings are computed in
+slide coordinates, so no pixel depends on the rectangle that was asked for. A centre on a ring is inside where the ring
+bounds the shape on the left or from above. So shapes with a common border share no pixel and leave none out.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
 
 _CHUNK = 64  # edges that share an entry of the index
 _AREA_PX = 4 * 2**20  # pixels drawn at once
@@ -32,11 +33,9 @@ class Ring(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """Rings that are filled together, by the even-odd rule.
+    """Rings that are filled together, by the even-odd rule; what lies in negative rings only is not filled.
 
-    Attributes:
-        class_id: 0 to 255; 0 erases.
-        rings: its rings. What lies in negative rings only is not filled.
+    The class id is 0 to 255; 0 erases.
     """
 
     class_id: int
@@ -44,13 +43,11 @@ class Shape(NamedTuple):
 
 
 class Polygons:
-    """Shapes ready to be drawn. Higher class ids lie over lower ones, 0 over all; one class is the union of its shapes.
+    """Shapes ready to be drawn: a class is the union of its shapes, higher ids lie over lower ones, 0 lies over all.
 
-    Vertices stay in memory (16 bytes each) with one index entry per 64 edges: rows, and the columns of the whole ring.
-    A rectangle touches only rings whose bounding box it meets, and of those only the edges of its rows.
-
-    Attributes:
-        notes: what the reader of the file should know, one line each.
+    Vertices stay in memory (16 bytes each), with one index entry per 64 edges: their rows, and the columns of the ring.
+    A rectangle touches only rings whose bounding box it meets, and of these only the edges of its rows. `notes` are one
+    line each for the reader of the file.
     """
 
     def __init__(self, shapes: Sequence[Shape], notes: Sequence[str] = ()) -> None:
@@ -69,7 +66,7 @@ class Polygons:
         self._xy = np.ascontiguousarray(np.concatenate(closed).T) if closed else np.zeros((2, 0))
         self._index(starts, edges)
 
-    def _index(self, starts: npt.NDArray[np.int64], edges: npt.NDArray[np.int64]) -> None:
+    def _index(self, starts: Ints, edges: Ints) -> None:
         """Bounding columns per ring, rows per chunk of edges; edge e joins vertices e and e + 1."""
         chunks = -(-edges // _CHUNK)
         ring = np.repeat(np.arange(len(edges)), chunks)
@@ -115,8 +112,8 @@ class Polygons:
         if kept.any():
             self._fill(out, x, y, edge[kept], ring[kept], first[kept], count[kept])
 
-    def _edges(self, x: int, y: int, w: int, h: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Edges that may cross rows of the rectangle, of rings that may reach it, and the ring of each."""
+    def _edges(self, x: int, y: int, w: int, h: int) -> tuple[Ints, Ints]:
+        """Edges that may cross rows of the rectangle, and the ring of each."""
         meets = (self._chunk_y[0] <= y + h) & (self._chunk_y[1] >= y)
         reaches = (self._ring_x[0] <= x + w) & (self._ring_x[1] >= x)
         chosen = np.flatnonzero(meets & reaches[self._chunk_ring])
@@ -125,21 +122,15 @@ class Polygons:
         return np.repeat(self._chunk_start[chosen], many) + offset, np.repeat(self._chunk_ring[chosen], many)
 
     def _fill(
-        self,
-        out: npt.NDArray[np.uint8],
-        x: int,
-        y: int,
-        edge: npt.NDArray[np.int64],
-        ring: npt.NDArray[np.int64],
-        first: npt.NDArray[np.int64],
-        count: npt.NDArray[np.int64],
+        self, out: npt.NDArray[np.uint8], x: int, y: int, edge: Ints, ring: Ints, first: Ints, count: Ints
     ) -> None:
         """Fill between the crossings of edges with the centre lines of rows.
 
         A crossing at xc acts from the first pixel whose centre is at or right of it, ceil(xc - 1/2). Crossings left of
-        the rectangle act from its first column; each ring has an even number of them in a row, so that whatever the
-        rectangle, the n-th crossing of a shape's row is where it is entered (n odd) or left.
+        the rectangle act from its first column. A ring has an even number of crossings in a row. So in every rectangle
+        the n-th crossing of a shape's row enters it (n odd) or leaves it.
         """
+        # Where edges cross the centre lines, as places in the rectangle.
         height, width = out.shape
         which = np.repeat(np.arange(len(edge)), count)
         row = np.arange(len(which)) - np.repeat(np.cumsum(count) - count - first, count)
@@ -147,6 +138,8 @@ class Polygons:
         area = height * (width + 1)
         flat = (row - y) * (width + 1) + np.clip(column, 0, width).astype(np.int64)
         of_ring = ring[which]
+
+        # Entries and exits of every shape in order, then one class after the other.
         if self._shape_mixed[self._ring_shape[np.unique(ring)]].any():
             key, change = self._with_negative(of_ring * area + flat, area)
         else:
@@ -161,27 +154,20 @@ class Polygons:
             inside = np.cumsum(depth.reshape(height, width + 1)[:, :width], axis=1) > 0
             out[inside] = classes[start]
 
-    def _crossings(
-        self, edge: npt.NDArray[np.int64], which: npt.NDArray[np.int64], row: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float64]:
-        """Where edge[which] meets the centre line of `row`; from its upper end, so that direction makes no odds."""
+    def _crossings(self, edge: Ints, which: Ints, row: Ints) -> npt.NDArray[np.float64]:
+        """Where edge[which] meets the centre line of `row`, from its upper end so that direction does not matter."""
         xs, ys = self._xy
         upper = np.where(ys[edge] <= ys[edge + 1], edge, edge + 1)
         lower = 2 * edge + 1 - upper
         slope = (xs[lower] - xs[upper]) / (ys[lower] - ys[upper])
-        crossings: npt.NDArray[np.float64] = xs[upper][which] + (row + 0.5 - ys[upper][which]) * slope[which]
-        return crossings
+        return np.asarray(xs[upper][which] + (row + 0.5 - ys[upper][which]) * slope[which])
 
-    def _with_negative(self, key: npt.NDArray[np.int64], area: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+    def _with_negative(self, key: Ints, area: int) -> tuple[Ints, npt.NDArray[Any]]:
         """Crossings in order of shape, row and column, with +1 where the shape begins and -1 where it ends.
 
-        Args:
-            key: ring * area + place of each crossing, in any order.
-            area: number of places.
-
-        Returns:
-            (n,) shape * area + place, sorted, and (n,) changes: a place is inside where it lies in an odd number of
-            rings of the shape, at least one of them not negative.
+        A place is inside if an odd number of the shape's rings holds it, at least one of them not negative. `key` is
+        ring * area + place of each crossing, in any order. Returns sorted shape * area + place, and the changes, (n,)
+        each.
         """
         key = np.sort(key)
         ring, place = np.divmod(key, area)

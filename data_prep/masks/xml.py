@@ -1,6 +1,6 @@
-"""Annotations drawn in Aperio ImageScope (PAIP) and in ASAP, from XML. Never imports torch.
+"""Reads annotations drawn in Aperio ImageScope (PAIP) and in ASAP, from XML.
 
-Parsed as a stream through defusedxml: files come from strangers, and a slide can have millions of vertices, so no tree
+defusedxml parses the file as a stream: files come from strangers, and a slide can have millions of vertices, so no tree
 of elements is built.
 """
 
@@ -32,7 +32,7 @@ class Drawn(NamedTuple):
     """One thing that somebody drew, before it has a class.
 
     Attributes:
-        names: what it may be called by, best first; none where it has no class.
+        names: its possible names, best first; none where it has no class.
         number: ImageScope's layer number, "" elsewhere.
         colour: "#rrggbb" of its line, "" where the file does not say.
         rings: its rings, in the order of the file.
@@ -45,11 +45,9 @@ class Drawn(NamedTuple):
 
 
 def read_xml(path: Path, left_out: list[str] | None = None) -> list[Drawn]:
-    """Return what an ImageScope or ASAP file holds, in the order of the file; lines, dots and rulers are left out.
+    """Return what an ImageScope or ASAP file holds, in the order of the file, without lines, dots and rulers.
 
-    Args:
-        path: the file.
-        left_out: gets a few words about each thing that is left out.
+    `left_out` gets a few words about each of these.
 
     Raises:
         SlideError: not such a file, damaged, or with coordinates that are no numbers.
@@ -71,7 +69,7 @@ def read_xml(path: Path, left_out: list[str] | None = None) -> list[Drawn]:
 
 
 def check_coordinates(path: Path, xy: npt.NDArray[np.float64], what: str) -> npt.NDArray[np.float64]:
-    """Return `xy`; raise SlideError where a value is not finite or no slide is as large."""
+    """Return `xy`; raise SlideError where a value is not finite or larger than any slide."""
     if len(xy) and not float(np.abs(xy).max()) <= LIMIT_PX:  # also where the maximum is nan
         raise SlideError(f"{path}: {what}: coordinate {float(np.abs(xy).max()):g} is no pixel of a slide")
     return xy

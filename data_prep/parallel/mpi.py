@@ -1,8 +1,8 @@
-"""The same tasks shared over MPI ranks, each rank taking the next one when it is free.
+"""Shares tasks over MPI ranks: each rank takes the next one when it is free.
 
-`comm` is an argument and never imported here. Rank 0 hands out tasks and works too (in a thread of its own; only the
-main thread speaks MPI), so two ranks do the work of two. Messages, and no counter that ranks take numbers from: which
-task is possible depends on which are done, and only rank 0 knows.
+`comm` is an argument and never imported here. Rank 0 hands out tasks by messages and works too, in a thread of its own;
+only the main thread speaks MPI. A shared counter would not do: which task is possible depends on which are done, and
+only rank 0 knows.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _POLL_S = 0.001
 
 
 class LaunchError(RuntimeError):
-    """Started under a launcher that does not fit the MPI library; one line with the remedy."""
+    """The launcher does not fit the MPI library; one line with the remedy."""
 
     exit_code = 64
 
 
 def wants_mpi(env: Mapping[str, str] = os.environ) -> bool:
-    """Whether an MPI launcher or a SLURM step of several tasks started this process.
+    """Whether an MPI launcher, or a SLURM step of several tasks, started this process.
 
-    Plain runs return False, and so never need mpi4py. A step of one task, or the batch script itself, is a plain run.
+    A step of one task and the batch script itself are plain runs; these never need mpi4py.
     """
     if _number(env, "PMI_SIZE", "OMPI_COMM_WORLD_SIZE") > 1:
         return True
@@ -37,16 +37,12 @@ def wants_mpi(env: Mapping[str, str] = os.environ) -> bool:
 
 
 def _slurm_tasks(env: Mapping[str, str]) -> int:
-    """Tasks of the SLURM step this process is in; 1 outside of steps."""
+    """Tasks of this process's SLURM step; 1 outside of steps."""
     return _number(env, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS") if "SLURM_STEP_ID" in env else 1
 
 
 def _number(env: Mapping[str, str], *names: str) -> int:
-    """The first of these variables that is there, 1 if none is.
-
-    Raises:
-        LaunchError: It is no number.
-    """
+    """The first of these variables that is set, 1 if none is. Raises LaunchError if it is no number."""
     name = next((name for name in names if env.get(name)), None)
     if name is None:
         return 1
@@ -56,7 +52,7 @@ def _number(env: Mapping[str, str], *names: str) -> int:
 
 
 def lonely(env: Mapping[str, str] = os.environ) -> str | None:
-    """What to say to a process that is alone in a SLURM job of several tasks, outside of any step; None else."""
+    """A warning for a process that is alone in a SLURM job of several tasks, outside of any step; None else."""
     tasks = _number(env, "SLURM_NTASKS") if "SLURM_JOB_ID" in env and "SLURM_STEP_ID" not in env else 1
     if tasks <= 1 or wants_mpi(env):
         return None
@@ -64,10 +60,10 @@ def lonely(env: Mapping[str, str] = os.environ) -> str | None:
 
 
 def check_world(size: int, env: Mapping[str, str] = os.environ) -> None:
-    """Refuse N worlds of one: the wrong `srun --mpi` starts N copies that each think they are alone, and exits 0.
+    """Refuse N worlds of one: a wrong `srun --mpi` starts N copies that each think they are alone.
 
-    A launcher of its own inside an allocation (`mpiexec`) may start another number of ranks than SLURM has tasks; that
-    is fine when it says so itself.
+    A launcher inside an allocation (`mpiexec`) may start another number of ranks than SLURM has tasks, if it says so
+    itself.
 
     Raises:
         LaunchError: The number of ranks is not what the launcher started.
@@ -92,14 +88,13 @@ def share(
     idle: Callable[[], None] = lambda: None,
     idle_s: float = 5.0,
 ) -> Generator[Any, None, None]:
-    """What the queue tells of, on rank 0; nothing on the others, which work until the queue is over. Collective.
+    """Do the tasks on all ranks; rank 0 yields what the queue tells, the others yield nothing. Collective.
 
     Args:
         comm: mpi4py communicator of at least 2 ranks.
         function: Function of one task; does not raise.
-        queue: Tasks; only rank 0's counts.
+        queue: Tasks, on rank 0.
         idle: Called on rank 0 when nothing was ready for `idle_s` seconds.
-        idle_s: See `idle`.
     """
     if comm.rank == 0:
         assert queue is not None
@@ -137,6 +132,7 @@ def _hand_out(
     thread = ThreadPoolExecutor(1)
     try:
         while working:
+            # Take results.
             told = []
             if own is not None and own[1].done():
                 told += queue.done(own[0], own[1].result())
@@ -146,6 +142,8 @@ def _hand_out(
                 if rank in given:
                     told += queue.done(given.pop(rank), result)
                 waiting.append(rank)
+
+            # Give tasks to whoever waits, and to this rank's own thread.
             while waiting and (task := queue.take(waiting[0])) is not None:
                 given[waiting[0]] = task
                 comm.send(task, dest=waiting.popleft(), tag=_TAG)
@@ -154,6 +152,8 @@ def _hand_out(
             while queue.over and waiting:
                 working -= 1
                 comm.send(None, dest=waiting.popleft(), tag=_TAG)
+
+            # Tell, or rest a little.
             if told:
                 last_s = time.monotonic()
                 yield from told

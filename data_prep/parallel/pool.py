@@ -1,8 +1,7 @@
-"""Many independent tasks on the cores of one machine; a worker that dies costs its task, not the run.
+"""Runs many independent tasks on the cores of one machine; a worker that dies costs its task, not the run.
 
 `concurrent.futures` gives up on everything when one process is killed (out of memory, a crash inside a C reader). Here
-the task fails, a new worker starts, and the rest goes on. Workers are spawned, not forked: the parent may hold threads.
-Must not import MPI, nor of this project more than the queue.
+a new worker starts and the rest goes on. Workers are spawned, not forked, since the parent may hold threads.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -38,7 +37,7 @@ def _work(pipe: Connection, function: Callable[[Any], Any]) -> None:
 
 
 class _Worker(Generic[TaskT]):
-    """One process, its pipe and the task it is on."""
+    """One process, its pipe and its task."""
 
     def __init__(self, function: Callable[[TaskT], Any], number: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -52,10 +51,8 @@ class _Worker(Generic[TaskT]):
     def give(self, task: TaskT) -> None:
         """Send a task. If the worker has died, the pipe says so when its result is awaited."""
         self.task = task
-        try:
+        with suppress(OSError):
             self.pipe.send(task)
-        except OSError:
-            pass
 
     def stop(self) -> None:
         self.pipe.close()
@@ -65,12 +62,12 @@ class _Worker(Generic[TaskT]):
 
 @contextmanager
 def _interrupts_later() -> Iterator[None]:
-    """Hold Ctrl-C back while workers start; it comes at the end of the block. Workers started inside never see it.
+    """Hold Ctrl-C back while workers start; it comes at the end of the block. Workers never see it.
 
-    Ctrl-C is for the parent, which stops its workers: they are born with SIGINT blocked, and a half-started one would
-    die with a traceback. Blocking is not enough here. Python runs its handler in the main thread even when the system
-    gave the signal to another one, so the handler is exchanged too; and the first worker starts multiprocessing's
-    resource tracker, which unblocks SIGINT, so that is started first.
+    Ctrl-C is for the parent, which stops its workers. They start with SIGINT blocked, since a half-started one would
+    die with a traceback. Python runs its handler in the main thread even when another thread got the signal, so the
+    handler is exchanged too. The first worker would start multiprocessing's resource tracker, which unblocks SIGINT, so
+    the tracker is started before.
     """
     held: list[tuple[int, Any]] = []
     handler: Any = None
@@ -97,18 +94,17 @@ def run_pool(
     idle: Callable[[], None] = lambda: None,
     idle_s: float = 5.0,
 ) -> Generator[Any, None, None]:
-    """What the queue of tasks tells of as they are done, until it is over. Closing it stops the workers.
+    """Do the tasks in worker processes and yield what their queue tells. Closing the generator stops the workers.
 
-    A task whose worker died is done once more by a new worker, since the system may have ended it for want of memory
-    that another one used; if that dies too, the task has failed.
+    A task whose worker died is done once more by a new worker: the system may have ended the first one for memory that
+    another one used. If the second dies too, the task has failed.
 
     Args:
         function: Importable function of one task; runs in the workers and does not raise.
-        tasks: A queue, or tasks in the order in which they are begun, whose results are then told; picklable.
+        tasks: A queue, or picklable tasks in the order in which they begin, whose results are then yielded.
         jobs: Worker processes.
-        died: Makes the result of a task whose worker died twice; gets the task and a sentence.
+        died: Makes the result of a task whose worker died twice, from the task and a sentence.
         idle: Called when nothing was ready for `idle_s` seconds (progress lines of long tasks).
-        idle_s: See `idle`.
     """
     queue: Queue = Flat(tasks) if isinstance(tasks, Iterable) else tasks
     workers: list[_Worker[Any]] = []
@@ -139,6 +135,7 @@ def run_pool(
             if not ready:
                 idle()
             for pipe in ready:
+                # Take the result, or give the task of a dead worker to another one.
                 worker = busy[pipe]  # type: ignore[index]
                 task, worker.task = worker.task, None
                 assert task is not None
@@ -154,6 +151,8 @@ def run_pool(
                         feed()
                         continue
                     result = died(task, f"{_cause(worker.process.exitcode)}, twice")
+
+                # Keep the workers busy before anyone looks at the result.
                 tried[:] = [other for other in tried if other is not task]
                 told = queue.done(task, result)
                 feed()

@@ -1,8 +1,8 @@
-"""What can be worked on next: one queue over the steps of many slides. Pure; no MPI, no files, no pixels.
+"""Says what can be worked on next: one queue over the steps of many slides, without MPI, files or pixels.
 
-A `Queue` is what pool and ranks are fed from. `Flat` holds independent tasks. `Schedule` holds plans, whose steps
-become possible as others are done: it prefers later stages, so that a slide that was begun is finished before the
-next one takes up space, and otherwise keeps the order of the plans. No step waits for anything but its own slide.
+Pool and ranks take their work from a `Queue`. `Flat` holds independent tasks. `Schedule` holds plans, whose steps
+become possible as others are done. It prefers later stages, so a slide is finished before the next one takes up space;
+otherwise it keeps the order of the plans. A step waits only for its own slide.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 
 class Queue(Protocol):
-    """Tasks for workers: take one, do it, say that it is done, until it is over."""
+    """Tasks for workers: take one, do it, say that it is done, until the queue is over."""
 
     @property
     def over(self) -> bool:
@@ -24,7 +24,7 @@ class Queue(Protocol):
         """The next task for that worker, None if there is none now; one may come when another is done."""
 
     def done(self, task: Any, result: Any) -> list[Any]:
-        """Take the result of a task. Returns what is finished by it and worth telling."""
+        """Take the result of a task; return finished results that are worth telling."""
 
 
 class Flat:
@@ -56,24 +56,24 @@ class WorkPlan(Protocol):
     """The steps of one piece of work. Steps have an integer `stage`."""
 
     def first(self) -> list[Any]:
-        """Steps that need nothing."""
+        """Steps that need no other."""
 
     def done(self, step: Any, result: Any) -> tuple[list[Any], list[Any]]:
         """Steps that are possible now that `step` has this result, and what is worth telling."""
 
     @property
     def failed(self) -> bool:
-        """Steps that were not begun yet are not wanted any more."""
+        """Whether the remaining steps are not wanted any more."""
 
     def drop(self, steps: int) -> list[Any]:
-        """So many steps will not be done. Returns what is worth telling."""
+        """So many steps will not be done; return what is worth telling."""
 
 
 class _Stage:
-    """Steps of one stage of one plan, in their order, a stretch of them to each worker.
+    """Steps of one stage of one plan, in their order; each worker has a stretch of them.
 
-    Neighbouring regions share pixels, and who has just decoded them has them at hand. So a worker goes on where it
-    was, and one that has nothing left takes the second half of the longest stretch, from which nobody has begun.
+    Neighbouring regions share pixels, and the worker that just decoded these still has them. So a worker goes on where
+    it was. One that has nothing left takes the second half of the longest stretch.
     """
 
     def __init__(self) -> None:
@@ -81,9 +81,6 @@ class _Stage:
 
     def add(self, steps: list[Any]) -> None:
         self._stretches[min(0, min(self._stretches, default=0)) - 1] = deque(steps)
-
-    def __bool__(self) -> bool:
-        return bool(self._stretches)
 
     def __len__(self) -> int:
         return sum(map(len, self._stretches.values()))

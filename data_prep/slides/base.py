@@ -1,14 +1,11 @@
-"""What every slide reader offers, the one error they raise, and the pixel arithmetic that they share.
-
-Imports no image library and never torch.
-"""
+"""What every slide reader offers, the errors it raises, and the pixel arithmetic that readers share."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -16,6 +13,7 @@ import numpy.typing as npt
 
 from data_prep.system.files import one_line
 
+Box = tuple[int, int, int, int]
 Stored = Callable[[int, int, int, int], npt.NDArray[Any]]
 MPP_RANGE = (0.02, 50.0)  # um per pixel; outside it the number is a printer's resolution or noise
 
@@ -39,12 +37,7 @@ class DamagedTile(NamedTuple):
 
 
 class Opened(ABC):
-    """A file that is open: a context manager with a path and a size.
-
-    Attributes:
-        path: the file.
-        size_wh: width and height of level 0 in pixels, after orientation.
-    """
+    """An open file: a context manager with a path, and a size (level 0, in pixels, after orientation)."""
 
     path: Path
     size_wh: tuple[int, int]
@@ -61,9 +54,7 @@ class Opened(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _check_region(self, size_wh: tuple[int, int], x_px: int, y_px: int, w_px: int, h_px: int) -> None:
@@ -78,15 +69,12 @@ class Slide(Opened):
     """One input image, read by region at any of its levels as 8-bit RGB.
 
     Attributes:
-        path: the file.
         size_wh: level-0 width and height in pixels, after orientation.
         mpp: micrometres per level-0 pixel, None where the file does not say or says nonsense.
         level_sizes_wh: width and height of each level, finest first.
         reader: "fast" (`data_prep.slides.fast_tiff`), "openslide", "tifffile" or "raster".
-        strict: raise at a tile that cannot be decoded; else it is white, and noted in `damaged`.
-        damaged: tiles that could not be decoded so far, sorted.
-        causes: why, for each of them.
-        faults: what does not fit in the file's directories, one line each; pixels that it shows may be wrong.
+        strict: raise at a tile that cannot be decoded; else fill it with white and note it in `damaged`.
+        faults: contradictions in the file's directories, one line each; pixels that it shows may be wrong.
     """
 
     mpp: float | None
@@ -98,7 +86,7 @@ class Slide(Opened):
 
     @property
     def causes(self) -> dict[DamagedTile, str]:
-        """Why, for each tile that could not be decoded so far; one line each, in the words of the decoder."""
+        """Why each damaged tile could not be decoded: one line in the words of the decoder."""
         return dict(self._causes)
 
     @property
@@ -107,19 +95,12 @@ class Slide(Opened):
         return sorted(self._causes)
 
     def tile_wh(self, level: int) -> tuple[int, int]:
-        """Return the size of the file's own tiles, so that reads can be aligned to them; (1, 1) if it has none."""
+        """Return the size of the file's own tiles, to which reads can be aligned; (1, 1) if it has none."""
         self._check_level(level)
         return 1, 1
 
     def read(self, level: int, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[np.uint8]:
-        """Return a region as (h, w, 3) uint8 RGB; transparency is laid over white.
-
-        Args:
-            level: pyramid level.
-            x_px: left edge in pixels of that level.
-            y_px: top edge.
-            w_px: width, at least 1.
-            h_px: height, at least 1.
+        """Return a region, in pixels of its level, as (h, w, 3) uint8 RGB; transparency is laid over white.
 
         Raises:
             SlideError: the region leaves the level, or the file cannot be decoded there.
@@ -140,18 +121,18 @@ class Slide(Opened):
         y_px: int,
         w_px: int,
         h_px: int,
-        done: tuple[int, int, int, int] | None = None,  # noqa: ARG002
+        done: Box | None = None,  # noqa: ARG002
     ) -> Iterator[tuple[npt.NDArray[np.uint8], int, int]]:
-        """A region in pieces that cover it, each pixel once: (pixels, x, y of their top left); saves `read` a copy.
+        """Yield a region in pieces that cover each pixel once: (pixels, x, y of their top left). Saves a copy.
 
-        A piece may reach beyond the region, even beyond the level, where its pixels mean nothing; it must not be
-        written to. Arguments and errors as `read`; `done` is a rectangle (x0, y0, x1, y1) of the level whose pixels
-        are not asked for again once these are read.
+        A piece may reach beyond the region, even beyond the level; its pixels there mean nothing. Do not write to a
+        piece. `done` is a rectangle (x0, y0, x1, y1) of the level: nobody asks for its pixels again once these are
+        read. The other arguments and the errors are those of `read`.
         """
         yield self.read(level, x_px, y_px, w_px, h_px), x_px, y_px
 
     def _read_by_tile(self, level: int, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[np.uint8]:
-        """A region with damage: file tile by file tile, so that only what is bad is white."""
+        """Read a region with damage tile by tile, so that only bad tiles are white."""
         tile_w, tile_h = self._tile_grid(level)
         width, height = self.level_sizes_wh[level]
         out = np.full((h_px, w_px, 3), 255, np.uint8)
@@ -168,12 +149,12 @@ class Slide(Opened):
         return out
 
     def _tile_grid(self, level: int) -> tuple[int, int]:  # noqa: ARG002
-        """Sides of the tiles that can fail apart from each other; (0, 0) if a failure is one of the whole file."""
+        """Sides of the tiles that can fail one by one; (0, 0) if only the whole file can fail."""
         return 0, 0
 
     @abstractmethod
     def _read(self, level: int, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[np.uint8]:
-        """`read` with arguments that were checked."""
+        """`read` with checked arguments."""
 
     def _check_level(self, level: int) -> None:
         if not 0 <= level < len(self.level_sizes_wh):
@@ -182,29 +163,24 @@ class Slide(Opened):
 
 def sane_mpp(mpp_x: object, mpp_y: object) -> float | None:
     """Return the mean of two micrometres-per-pixel values, None unless both are plausible and within 10 %."""
-    values = []
-    for raw in (mpp_x, mpp_y):
-        try:
-            value = float(str(raw))
-        except ValueError:
-            return None
-        if not MPP_RANGE[0] <= value <= MPP_RANGE[1]:  # false for nan too
-            return None
-        values.append(value)
-    if max(values) > 1.1 * min(values):
+    try:
+        values = [float(str(raw)) for raw in (mpp_x, mpp_y)]
+    except ValueError:
+        return None
+    if not all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in values) or max(values) > 1.1 * min(values):
         return None
     return values[0] if values[0] == values[1] else sum(values) / 2
 
 
 def cells_under(x: int, y: int, w: int, h: int, cell_wh: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Column and row of every cell of a grid from (0, 0) on that a rectangle touches, row by row."""
+    """Yield column and row of every grid cell that a rectangle touches, row by row; the grid starts at (0, 0)."""
     for row in range(y // cell_wh[1], (y + h - 1) // cell_wh[1] + 1):
         for column in range(x // cell_wh[0], (x + w - 1) // cell_wh[0] + 1):
             yield column, row
 
 
 def paste(out: npt.NDArray[Any], x: int, y: int, piece: npt.NDArray[Any], left: int, top: int) -> None:
-    """Copy into `out`, whose top left lies at (x, y), what it shares with `piece`, whose top left is (left, top)."""
+    """Copy the overlap of `piece`, whose top left is (left, top), into `out`, whose top left is (x, y)."""
     x0, x1 = max(x, left), min(x + out.shape[1], left + piece.shape[1])
     y0, y1 = max(y, top), min(y + out.shape[0], top + piece.shape[0])
     out[y0 - y : y1 - y, x0 - x : x1 - x] = piece[y0 - top : y1 - top, x0 - left : x1 - left]
@@ -218,16 +194,12 @@ def oriented_size(stored_wh: tuple[int, int], orientation: int) -> tuple[int, in
 def read_oriented(
     read_stored: Stored, stored_wh: tuple[int, int], orientation: int, x_px: int, y_px: int, w_px: int, h_px: int
 ) -> npt.NDArray[Any]:
-    """Read a region given in shown coordinates from an image stored in another orientation.
+    """Read a region, given in shown coordinates, from an image that is stored in another orientation.
 
     Args:
         read_stored: (x, y, w, h) in stored pixels -> (h, w, ...) array.
         stored_wh: stored width and height.
         orientation: EXIF / TIFF tag 274, 1 to 8 (1 = as stored).
-        x_px: left edge as shown.
-        y_px: top edge as shown.
-        w_px: width as shown.
-        h_px: height as shown.
 
     Returns:
         (h, w, ...) array as shown.
@@ -256,16 +228,14 @@ def over_white(rgb: npt.NDArray[np.uint8], alpha: npt.NDArray[np.uint8], premult
     """Lay (h, w, 3) colour with (h, w) transparency over white, rounded to nearest."""
     cover = alpha[:, :, None].astype(np.uint16)
     if premultiplied:
-        added = rgb.astype(np.uint16) + (255 - cover)
-        lightened: npt.NDArray[np.uint8] = np.minimum(added, 255).astype(np.uint8)
-        return lightened
-    mixed = (rgb * cover + 255 * (255 - cover) + 127) // 255  # at most 255 * 255 + 127
-    rounded: npt.NDArray[np.uint8] = mixed.astype(np.uint8)
-    return rounded
+        mixed = np.minimum(rgb.astype(np.uint16) + (255 - cover), 255)
+    else:
+        mixed = (rgb * cover + 255 * (255 - cover) + 127) // 255  # at most 255 * 255 + 127
+    return np.asarray(mixed, np.uint8)
 
 
 def to_8_bit(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.uint8]:
-    """Bring unsigned samples of `bits` bits to 8: the top 8 of more, the full range 0 to 255 of fewer."""
+    """Bring unsigned samples of `bits` bits to 8: keep the top 8 of more, stretch fewer to 0 to 255."""
     if bits > 8:
         values = values >> (bits - 8)
     elif bits < 8:

@@ -1,8 +1,7 @@
-"""Tiled TIFF and SVS several times as fast as OpenSlide: tifffile for the directory, imagecodecs for the tiles.
+"""Reads tiled TIFF and SVS several times as fast as OpenSlide: tifffile lists the tiles, imagecodecs decodes them.
 
-`open_fast` trusts itself only after it agreed with OpenSlide, pixel for pixel, on a fixed choice of tiles of the very
-slide; levels where it does not (OpenSlide interpolates those of odd factors) are left to OpenSlide, and so are files
-of another kind. Never imports torch.
+`open_fast` first compares a fixed choice of the slide's tiles with OpenSlide, pixel for pixel. Where a level differs,
+OpenSlide reads it: it interpolates levels of odd factors. Files of another kind stay with OpenSlide too.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.slides.base import ClosedError, Slide, SlideError, cells_under, paste
+from data_prep.slides.base import Box, ClosedError, Slide, SlideError, cells_under, paste
 from data_prep.slides.memory import check_memory
 from data_prep.slides.tiff import open_tiff
 from data_prep.slides.vendors import OpenSlideSlide
@@ -34,13 +33,14 @@ _MIDDLE = 128
 
 
 class UnsuitableError(SlideError):
-    """A sound slide that this reader does not read as OpenSlide does."""
+    """A sound slide that this reader does not show as OpenSlide does."""
 
 
 class FastSlide(Slide):
     """The tiled levels of a TIFF, as OpenSlide shows them.
 
     Attributes:
+        levels: where the tiles of each level lie.
         decoded_px: pixels decoded so far.
         decoded_tiles: file tiles decoded so far.
         read_bytes: bytes of tiles read so far.
@@ -49,15 +49,10 @@ class FastSlide(Slide):
     reader = "fast"
 
     def __init__(self, path: Path, level_sizes_wh: list[tuple[int, int]], mpp: float | None) -> None:
-        """Open the file.
-
-        Args:
-            path: the file.
-            level_sizes_wh: the levels that OpenSlide sees.
-            mpp: micrometres per pixel that OpenSlide sees.
+        """Open the file; levels and mpp are what OpenSlide sees.
 
         Raises:
-            UnsuitableError: not all levels are tiled pages of a kind that is read here.
+            UnsuitableError: some level is no tiled page of a kind that is read here.
             SlideError: no readable TIFF.
         """
         self.path = path
@@ -69,7 +64,7 @@ class FastSlide(Slide):
         self._slow_levels: set[int] = set()
         with open_tiff(path) as tiff:
             pages: list[Any] = list(tiff.pages)
-            self._levels = [_TiledPage(path, _page_of(path, pages, size_wh)) for size_wh in level_sizes_wh]
+            self.levels = [_TiledPage(path, _page_of(path, pages, size_wh)) for size_wh in level_sizes_wh]
         self._file: int | None = os.open(path, os.O_RDONLY)
         self._cache: OrderedDict[tuple[int, int], npt.NDArray[np.uint8]] = OrderedDict()
         self._cached_bytes = 0
@@ -92,7 +87,7 @@ class FastSlide(Slide):
         self.decoded_px = self.decoded_tiles = self.read_bytes = 0
 
     def leave(self, levels: set[int], to: OpenSlideSlide) -> None:
-        """Let another reader, which is closed with this one, read some levels."""
+        """Leave some levels to another reader, which is closed with this one."""
         self._slow, self._slow_levels = to, levels
 
     def tile_wh(self, level: int) -> tuple[int, int]:
@@ -100,26 +95,21 @@ class FastSlide(Slide):
         self._check_level(level)
         if self._slow is not None and level in self._slow_levels:
             return self._slow.tile_wh(level)
-        return self._levels[level].tile_wh
+        return self.levels[level].tile_wh
 
     def _tile_grid(self, level: int) -> tuple[int, int]:
         return self.tile_wh(level)
-
-    def has_gap(self, level: int) -> int | None:
-        """Number of the first tile that the file leaves out, None if it holds all."""
-        gaps = [i for i, count in enumerate(self._levels[level].counts) if not count]
-        return gaps[0] if gaps else None
 
     def _read(self, level: int, x_px: int, y_px: int, w_px: int, h_px: int) -> npt.NDArray[np.uint8]:
         if self._file is None:
             raise ClosedError(f"{self.path}: read after close")
         if self._slow is not None and level in self._slow_levels:
             return self._slow.read(level, x_px, y_px, w_px, h_px)
-        tile_w, tile_h = self._levels[level].tile_wh
+        tile_w, tile_h = self.levels[level].tile_wh
         out = np.empty((h_px, w_px, 3), np.uint8)
         for column, row in cells_under(x_px, y_px, w_px, h_px, (tile_w, tile_h)):
             left, top = column * tile_w, row * tile_h
-            tile = self._tile(level, row * self._levels[level].across + column)
+            tile = self._tile(level, row * self.levels[level].across + column)
             if not tile.strides[0] and len(set(tile[0, 0].tolist())) == 1:  # one shade of gray: quicker to fill
                 rows = slice(max(0, top - y_px), top + tile_h - y_px)
                 out[rows, max(0, left - x_px) : left + tile_w - x_px] = tile[0, 0, 0]
@@ -128,18 +118,12 @@ class FastSlide(Slide):
         return out
 
     def parts(
-        self,
-        level: int,
-        x_px: int,
-        y_px: int,
-        w_px: int,
-        h_px: int,
-        done: tuple[int, int, int, int] | None = None,
+        self, level: int, x_px: int, y_px: int, w_px: int, h_px: int, done: Box | None = None
     ) -> Iterator[tuple[npt.NDArray[np.uint8], int, int]]:
-        """As `Slide.parts`: the file's tiles as they were decoded, those of one colour broadcast.
+        """Yield the file's tiles as they were decoded; tiles of one colour are broadcast. See `Slide.parts`.
 
-        Tiles that nobody will ask for again are not kept: the next one is decoded into memory that is still in the
-        cache of the processor, which saves a fifth of the time.
+        Tiles that nobody will ask for again are not kept. The next one is then decoded into memory that is still in the
+        processor's cache, which saves a fifth of the time.
         """
         if self._file is None or (self._slow is not None and level in self._slow_levels):
             yield from super().parts(level, x_px, y_px, w_px, h_px)
@@ -147,12 +131,12 @@ class FastSlide(Slide):
         x0, y0, x1, y1 = done or (0, 0, 0, 0)
         self._check_level(level)
         self._check_region(self.level_sizes_wh[level], x_px, y_px, w_px, h_px)
-        tile_w, tile_h = self._levels[level].tile_wh
+        tile_w, tile_h = self.levels[level].tile_wh
         for column, row in cells_under(x_px, y_px, w_px, h_px, (tile_w, tile_h)):
             x, y = column * tile_w, row * tile_h
             try:
                 keep = x < x0 or y < y0 or x + tile_w > x1 or y + tile_h > y1
-                tile = self._tile(level, row * self._levels[level].across + column, keep)
+                tile = self._tile(level, row * self.levels[level].across + column, keep)
             except SlideError:  # `read` knows what to do with damage
                 right, bottom = min(x + tile_w, x_px + w_px), min(y + tile_h, y_px + h_px)
                 x, y = max(x, x_px), max(y, y_px)
@@ -161,7 +145,7 @@ class FastSlide(Slide):
             del tile  # so that its memory is free before the next one is decoded
 
     def _tile(self, level: int, index: int, keep: bool = True) -> npt.NDArray[np.uint8]:
-        """A decoded tile at its full size; the last few are kept, as neighbouring reads share them."""
+        """A decoded tile at its full size; the last few are kept, since neighbouring reads share them."""
         key = (level, index)
         if key in self._cache:
             if not keep:
@@ -179,7 +163,8 @@ class FastSlide(Slide):
         return tile
 
     def _decoded(self, level: int, index: int) -> npt.NDArray[np.uint8]:
-        where = self._levels[level]
+        # Read and decode, twice if need be.
+        where = self.levels[level]
         offset, count = where.offsets[index], where.counts[index]
         if not count:
             return where.gap
@@ -197,8 +182,13 @@ class FastSlide(Slide):
             except Exception as error:  # imagecodecs has one exception class per codec
                 check_memory(error, 2 * where.gap.nbytes)
                 failure = error
-                self._reopen()
+                fresh = os.open(self.path, os.O_RDONLY)
+                if self._file is not None:
+                    os.close(self._file)
+                self._file = fresh
                 continue
+
+            # Count the tile, and keep a small one: background comes again.
             self.decoded_tiles += 1
             self.decoded_px += tile.shape[0] * tile.shape[1]
             if small is not None:
@@ -216,10 +206,10 @@ class FastSlide(Slide):
         ) from failure
 
     def _ask_openslide(self, level: int, index: int) -> None:
-        """Raise SlideError where OpenSlide, which minds the decoder's warnings, cannot decode a tile either."""
-        tile_w, tile_h = self._levels[level].tile_wh
+        """Raise SlideError where OpenSlide, which heeds the decoder's warnings, cannot decode a tile either."""
+        tile_w, tile_h = self.levels[level].tile_wh
         width, height = self.level_sizes_wh[level]
-        x, y = index % self._levels[level].across * tile_w, index // self._levels[level].across * tile_h
+        x, y = index % self.levels[level].across * tile_w, index // self.levels[level].across * tile_h
         with OpenSlideSlide(self.path) as trusted:  # rarely needed: not kept
             trusted.read(level, x, y, min(tile_w, width - x), min(tile_h, height - y))
 
@@ -231,20 +221,14 @@ class FastSlide(Slide):
             raise ValueError(f"the file ends {count - len(data)} bytes early")
         return data
 
-    def _reopen(self) -> None:
-        fresh = os.open(self.path, os.O_RDONLY)
-        if self._file is not None:
-            os.close(self._file)
-        self._file = fresh
-
 
 def _size(tile: npt.NDArray[np.uint8]) -> int:
-    """Bytes of memory of a tile; one colour, broadcast, takes next to none, but its entry in the cache does."""
+    """Bytes of a tile in memory. One broadcast colour takes next to none, but its cache entry does."""
     return tile.nbytes if tile.strides[0] else 1024
 
 
 class _TiledPage:
-    """One tiled page: where its tiles are and how they are decoded."""
+    """Where the tiles of one page lie, and how they are decoded."""
 
     def __init__(self, path: Path, page: Any) -> None:
         self.tile_wh = (int(page.tilewidth), int(page.tilelength))
@@ -261,18 +245,13 @@ class _TiledPage:
         # What the page says the stored colours are; both kinds are found in slides.
         self._stored = {6: "YCBCR", 2: "RGB"}[int(page.photometric)]
         self.gap = np.full((self.tile_wh[1], self.tile_wh[0], 3), 255, np.uint8)
-        self.eoi = True
 
     def decode(self, data: bytes, index: int) -> npt.NDArray[np.uint8]:
-        """A tile of full size, (h, w, 3) uint8 RGB.
-
-        Raises:
-            Exception: whatever the codec raises; ValueError for what is no tile of this page.
-        """
+        """A tile of full size, (h, w, 3) uint8 RGB. Raises what the codec raises; ValueError for another shape."""
         tile: Any
         if self._jpeg:
             # The decoder makes up what is missing of a stream that ends early, so its end must be there.
-            if self.eoi and _EOI not in data[-16:]:
+            if _EOI not in data[-16:]:
                 raise ValueError("its JPEG stream has no end")
             tile = imagecodecs.jpeg8_decode(data, tables=self._tables, colorspace=self._stored, outcolorspace="RGB")
         else:
@@ -284,20 +263,16 @@ class _TiledPage:
         return np.asarray(tile)
 
     def ends_early(self, tile: npt.NDArray[np.uint8]) -> bool:
-        """Whether a decoded JPEG tile looks as if its data had come to an end before the last block.
+        """Whether a decoded JPEG tile looks as if its data ended before the last block.
 
-        From there on libjpeg sets every coefficient to 0, which is middle gray to the last corner, and imagecodecs does
-        not pass its warning on. Flat gray in a sound tile looks the same, so this is a reason to look, not a verdict.
+        libjpeg then fills the rest with middle gray, and imagecodecs drops its warning. Flat gray in a sound tile looks
+        the same, so this is a reason to look, not a verdict.
         """
         return self._jpeg and bool((tile[-_BLOCK:, -_BLOCK:] == _MIDDLE).all())
 
 
 def _page_of(path: Path, pages: list[Any], size_wh: tuple[int, int]) -> Any:
-    """The tiled page of that size.
-
-    Raises:
-        UnsuitableError: there is none, several, or one of a kind that is not read here.
-    """
+    """The tiled page of that size. Raises UnsuitableError for none, several, or one of a kind that is not read here."""
     found = [page for page in pages if page.is_tiled and (page.imagewidth, page.imagelength) == size_wh]
     if len(found) != 1:
         raise UnsuitableError(f"{path}: {len(found)} tiled pages of {size_wh[0]} x {size_wh[1]} pixels")
@@ -319,8 +294,8 @@ def _page_of(path: Path, pages: list[Any], size_wh: tuple[int, int]) -> Any:
 def open_fast(path: Path) -> FastSlide:
     """Open a slide if this reader shows it as OpenSlide does.
 
-    Compared are the levels, and the pixels of nine tiles of level 0, of three of every other level, and of the first
-    tile that the file leaves out. The choice is fixed, so every rank decides alike.
+    It compares the levels, nine tiles of level 0, three of every other level, and the first tile that the file leaves
+    out. The choice is fixed, so every rank decides alike.
 
     Raises:
         UnsuitableError: another kind of file, or one whose level 0 looks different.
@@ -348,16 +323,16 @@ def open_fast(path: Path) -> FastSlide:
 
 
 def _agrees(trusted: OpenSlideSlide, slide: FastSlide, level: int) -> bool:
-    """Whether all samples that both can show are the same, and this reader misses no more than half of them.
+    """Whether all tiles that both readers show are the same, and this reader misses at most half of them.
 
-    One damaged tile that OpenSlide makes something of must not send the level, and the other damage in it, there.
+    One damaged tile that OpenSlide can show must not send the whole level, with its other damage, to OpenSlide.
     """
     verdicts = [_alike(trusted, slide, level, where) for where in _samples(slide, level)]
     return False not in verdicts and 2 * verdicts.count(None) <= len(verdicts)
 
 
-def _alike(trusted: OpenSlideSlide, slide: FastSlide, level: int, where: tuple[int, int, int, int]) -> bool | None:
-    """Whether both show the same, or both cannot show it; None where only OpenSlide shows something."""
+def _alike(trusted: OpenSlideSlide, slide: FastSlide, level: int, where: Box) -> bool | None:
+    """Whether both show the same, or neither shows anything; None where only OpenSlide does."""
     shown: list[npt.NDArray[np.uint8] | None] = []
     for reader in (trusted, slide):  # both strict: a class has that default
         try:
@@ -370,7 +345,7 @@ def _alike(trusted: OpenSlideSlide, slide: FastSlide, level: int, where: tuple[i
     return np.array_equal(a, b)
 
 
-def _samples(slide: FastSlide, level: int) -> list[tuple[int, int, int, int]]:
+def _samples(slide: FastSlide, level: int) -> list[Box]:
     """Rectangles (x, y, w, h) of the tiles that are compared."""
     tile_w, tile_h = slide.tile_wh(level)
     width, height = slide.level_sizes_wh[level]
@@ -379,9 +354,9 @@ def _samples(slide: FastSlide, level: int) -> list[tuple[int, int, int, int]]:
         chosen = {(c, r) for c in (0, across // 2, across - 1) for r in (0, down // 2, down - 1)}
     else:
         chosen = {(0, 0), (across // 2, down // 2), (across - 1, down - 1)}
-    gap = slide.has_gap(level)
-    if gap is not None:
-        chosen.add((gap % across, gap // across))
+    counts = slide.levels[level].counts
+    if 0 in counts:  # the first tile that the file leaves out
+        chosen.add((counts.index(0) % across, counts.index(0) // across))
     return [
         (c * tile_w, r * tile_h, min(tile_w, width - c * tile_w), min(tile_h, height - r * tile_h))
         for c, r in sorted(chosen)

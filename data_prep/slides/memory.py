@@ -1,8 +1,9 @@
-"""How many bytes this process may still use, and refusing beforehand what needs more."""
+"""How much memory this process may still use; refuses in advance what needs more."""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_bytes() -> int | None:
-    """Return the smallest of free machine memory and what the cgroups of this process leave, None if unknown.
+    """Return the smaller of free machine memory and room under this process's cgroup limits, None if unknown.
 
     A job on a shared node usually sees the whole machine in /proc/meminfo, but is killed at its cgroup's limit.
     """
@@ -22,20 +23,17 @@ def available_bytes() -> int | None:
 
 
 def _machine_available() -> int | None:
-    try:
+    with suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    try:
+    with suppress(OSError, ValueError, AttributeError):
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, AttributeError):
-        return None
+    return None
 
 
 def _cgroup_rooms() -> list[int | None]:
-    """Room under the limit of every memory cgroup from this process's own up to the root (v2 and v1)."""
+    """Room under every memory cgroup from this process's own up to the root (v2 and v1)."""
     rooms: list[int | None] = []
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
@@ -69,31 +67,23 @@ def _room(folder: Path, limit: str, used: str) -> int | None:
 
 
 def check_decoded_size(path: Path, need_bytes: int, what: str, max_raster_gib: float | None = None) -> None:
-    """Refuse, before anything is decoded, an image that would not fit in memory.
+    """Refuse an image (`what`, of `need_bytes` once decoded) that would not fit in memory, before anything is decoded.
 
-    The limit is `max_raster_gib`, else the environment variable APF_MAX_RASTER_GIB, else the memory that is available.
-
-    Args:
-        path: the file, for the message.
-        need_bytes: size once decoded.
-        what: what is decoded, e.g. "20000 x 20000 pixels".
-        max_raster_gib: limit in GiB.
+    The limit is `max_raster_gib`, else the environment variable APF_MAX_RASTER_GIB, else the available memory.
 
     Raises:
         SlideError: it is larger than the limit, or the variable is no positive number.
     """
-    source = "allowed"
-    if max_raster_gib is None and (text := os.environ.get("APF_MAX_RASTER_GIB")):
-        try:
-            max_raster_gib = float(text)
-        except ValueError:
-            max_raster_gib = -1.0
-        if not max_raster_gib > 0:
+    limit, source = available_bytes(), "of memory available"
+    if max_raster_gib is not None:
+        limit, source = int(max_raster_gib * 2**30), "allowed"
+    elif text := os.environ.get("APF_MAX_RASTER_GIB"):
+        gib = -1.0
+        with suppress(ValueError):
+            gib = float(text)
+        if not gib > 0:
             raise SlideError(f"{path}: APF_MAX_RASTER_GIB={text!r} is not a positive number of GiB")
-        source = "allowed by APF_MAX_RASTER_GIB"
-    limit = available_bytes() if max_raster_gib is None else int(max_raster_gib * 2**30)
-    if max_raster_gib is None:
-        source = "of memory available"
+        limit, source = int(gib * 2**30), "allowed by APF_MAX_RASTER_GIB"
     if limit is not None and need_bytes > limit:
         raise SlideError(
             f"{path}: {what} need {need_bytes / 2**30:.1f} GiB decoded, more than the {limit / 2**30:.1f} GiB {source};"
@@ -102,30 +92,25 @@ def check_decoded_size(path: Path, need_bytes: int, what: str, max_raster_gib: f
 
 
 def check_memory(error: BaseException, need_bytes: int) -> None:
-    """See whose fault it is that something could not be decoded.
+    """Tell damage from a lack of memory when a tile could not be decoded.
 
-    A damaged header asks for any size, so a MemoryError may be damage; but if not even a sound tile fits, the machine
-    is to blame, and pixels that could be read must not be taken for damaged ones.
+    A damaged header can ask for any size, so a MemoryError may mean damage. If even a sound tile does not fit, the
+    machine is to blame, and readable pixels must not be taken for damaged ones.
 
     Raises:
-        MemoryError: `error` is one, and `need_bytes` are not to be had either.
+        MemoryError: `error` is one, and `need_bytes` cannot be had either.
     """
     if isinstance(error, MemoryError):
         np.empty(need_bytes, np.uint8)
 
 
 def check_tokens_fit(path: Path, count: int, patch_px: int, classes: int, remedy: str) -> None:
-    """Refuse, before they are made, tokens that would not fit in memory: a slide's tokens are written in one go.
+    """Refuse tokens that would not fit in memory, before they are made: a slide's tokens are written in one go.
 
-    Args:
-        path: the slide, for the message.
-        count: number of tokens.
-        patch_px: side of a token in pixels.
-        classes: foreground classes that are counted; 0 without a mask.
-        remedy: what would need less.
+    `classes` are the foreground classes that are counted (0 without a mask); `remedy` says what would need less.
 
     Raises:
-        SlideError: they need more than the memory that is available.
+        SlideError: they need more than the available memory.
     """
     need_bytes, limit = count * patch_px**2 * (3 + 4 + 4 * classes), available_bytes()
     if limit is not None and need_bytes > limit:

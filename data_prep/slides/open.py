@@ -1,7 +1,7 @@
-"""Slides from disk: `open_slide`, `find_slides`. Never imports torch.
+"""Opens slides of every format and lists the slides of a folder.
 
-OpenSlide says what a slide is; tiled TIFF and SVS are then decoded faster by tifffile and imagecodecs, if they agree
-with it; tifffile reads the TIFF files that OpenSlide cannot; Pillow reads PNG, JPEG and the like.
+OpenSlide says what a slide is. Tiled TIFF and SVS are then decoded faster by tifffile and imagecodecs, if they agree
+with OpenSlide. tifffile reads TIFF files that OpenSlide cannot; Pillow reads PNG, JPEG and the like.
 """
 
 from __future__ import annotations
@@ -31,18 +31,15 @@ _MAGIC = {
 def open_slide(
     path: Path | str, reader: str = "auto", *, strict: bool = False, max_raster_gib: float | None = None
 ) -> Slide:
-    """Open a slide of any supported format.
+    """Open a slide of any supported format, as a context manager.
 
     Args:
         path: the file.
         reader: "auto" ("fast" where it agrees with OpenSlide, see `data_prep.slides.fast_tiff`), or force "fast",
             "openslide", "tifffile" or "raster" (Pillow, decoded whole).
-        strict: raise at a tile that cannot be decoded, instead of filling it with white and noting it in `damaged`; and
-            at a file whose directories do not fit, instead of saying so in `faults`.
+        strict: raise at a tile that cannot be decoded, and at directories that do not fit; by default such a tile is
+            white and noted in `damaged`, and directories are noted in `faults`.
         max_raster_gib: limit on what is decoded whole; default APF_MAX_RASTER_GIB or the available memory.
-
-    Returns:
-        The open slide, a context manager.
 
     Raises:
         SlideError: missing, not an image, damaged, or too large; one line that names the file.
@@ -57,7 +54,7 @@ def open_slide(
 
 
 def _open(path: Path, reader: str, max_raster_gib: float | None) -> Slide:
-    """The factory of slides. A reader is imported when a file needs it: a build of pictures loads no OpenSlide."""
+    """Choose the reader. It is imported when a file needs it, so a build of pictures loads no OpenSlide."""
     if reader not in READERS:
         raise ValueError(f"unknown reader {reader!r}; choose from {', '.join(READERS)}")
     kind = _kind(path)
@@ -87,7 +84,7 @@ def _open(path: Path, reader: str, max_raster_gib: float | None) -> Slide:
 
 
 def _open_tiff(path: Path, vendor: str | None, max_raster_gib: float | None) -> Slide:
-    """A TIFF: of a vendor, with the fast reader where that shows the same; else by tifffile, at last by Pillow."""
+    """A TIFF: the fast reader or OpenSlide if a vendor knows it, else tifffile, else Pillow."""
     from data_prep.slides.tiff import TiffSlide, UnsupportedTiffError, shown_otherwise
 
     if vendor is not None and not (vendor == "generic-tiff" and shown_otherwise(path)):
@@ -107,7 +104,7 @@ def _open_tiff(path: Path, vendor: str | None, max_raster_gib: float | None) -> 
 
 
 def _open_tiff_of(path: Path, vendor: str) -> Slide:
-    """A TIFF that OpenSlide reads, with what does not fit in its directories."""
+    """A TIFF that OpenSlide reads, with the faults of its directories."""
     from data_prep.slides.fast_tiff import open_fast
     from data_prep.slides.tiff_check import structure_faults
     from data_prep.slides.vendors import OpenSlideSlide
@@ -125,7 +122,7 @@ def _open_tiff_of(path: Path, vendor: str) -> Slide:
 
 
 def _kind(path: Path) -> str:
-    """What the first bytes say: "picture", "tiff", or words for the error message. Raises SlideError if unreadable."""
+    """What the first bytes say: "picture", "tiff", or words for the error message."""
     if path.is_dir():
         raise SlideError(f"{path}: a folder, not a slide")
     try:
@@ -143,22 +140,15 @@ def _kind(path: Path) -> str:
 def slides_in(folder: Path) -> list[Path]:
     """Slides directly inside a folder, sorted.
 
-    Names that begin with a dot, unknown suffixes, and masks of whole and viable tumour that lie beside their slides
-    (`_whole`, `_viable`), are skipped.
+    Skips names that begin with a dot, unknown suffixes, and PAIP's masks (`_whole`, `_viable`) beside their slides.
     """
-    files = [p for p in folder.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES and not p.name.startswith(".")]
-    files = [p for p in files if p.is_file()]
+    visible = (p for p in folder.iterdir() if not p.name.startswith("."))
+    files = [p for p in visible if p.suffix.lower() in SLIDE_SUFFIXES and p.is_file()]
     return sorted(set(files) - masks_beside(files))
 
 
 def find_slides(paths: Sequence[Path | str]) -> list[Path]:
-    """List slides: files as given, folders replaced by their `slides_in`.
-
-    Args:
-        paths: files and folders.
-
-    Returns:
-        Sorted paths, each once.
+    """List slides, sorted and each once: files as given, folders replaced by their `slides_in`.
 
     Raises:
         SlideError: a path is missing, a folder holds no slide, or two slides would share an output name.
@@ -183,7 +173,7 @@ def find_slides(paths: Sequence[Path | str]) -> list[Path]:
 
 
 def masks_beside(files: Collection[Path]) -> set[Path]:
-    """PAIP's masks among the files of a folder: `<stem>_whole` and `<stem>_viable` pictures beside another `<stem>`."""
+    """PAIP's masks among the files of a folder: `<stem>_whole` and `<stem>_viable` pictures beside `<stem>`."""
     stems = {path.stem.casefold() for path in files}
     ends = tuple(PAIP_ENDINGS.values())
     pictures = [path for path in files if path.suffix.lower() in MASK_SUFFIXES and path.stem.casefold().endswith(ends)]

@@ -1,4 +1,4 @@
-"""Writes tiled pyramids in bounded memory: tiles come compressed, coarser levels wait on the disk for their turn."""
+"""Writes tiled pyramids in bounded memory: tiles come compressed, and coarser levels wait on the disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data_prep.system.files import replacing
 
 
 class TileSpool:
-    """Compressed tiles in the order they come, in a file without a name in `folder`."""
+    """Compressed tiles in the order they came, kept in an unnamed file in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)
@@ -40,7 +40,7 @@ class LevelOfTiles(NamedTuple):
 
 
 def row_of_tiles(rows: npt.NDArray[np.uint8], tile_px: int) -> Iterator[npt.NDArray[np.uint8]]:
-    """One row of tiles of a picture, (tile_px, tile_px, ...) each; those at the border are filled up with 0."""
+    """Yield one row of a picture's tiles, (tile_px, tile_px, ...) each; tiles at the border are filled up with 0."""
     for left in range(0, rows.shape[1], tile_px):
         part = rows[:, left : left + tile_px]
         if part.shape[:2] != (tile_px, tile_px):
@@ -51,14 +51,12 @@ def row_of_tiles(rows: npt.NDArray[np.uint8], tile_px: int) -> Iterator[npt.NDAr
 
 
 def write_pyramid(path: Path, levels: Iterable[LevelOfTiles], tile_px: int, samples: int = 1, **options: Any) -> None:
-    """Write a tiled BigTIFF, whole or not at all: flat pages, coarser ones marked as reduced, all that OpenSlide knows.
+    """Write a tiled BigTIFF, whole or not at all: flat pages, coarser ones marked as reduced, as OpenSlide wants them.
 
     Args:
-        path: The file.
-        levels: Finest first; a level's tiles are asked for when those before it are written.
-        tile_px: Side of the tiles.
+        levels: Finest first; a level's tiles are asked for when the levels before it are written.
         samples: 1 for class ids, 3 for colour.
-        options: Of `tifffile.TiffWriter.write`, for all levels; a `description` is level 0's.
+        options: For `tifffile.TiffWriter.write` at every level; a `description` goes to level 0 only.
 
     Raises:
         OSError: The file cannot be written; nothing is left of it.

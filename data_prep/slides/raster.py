@@ -1,6 +1,6 @@
-"""Images that are decoded whole (PNG, JPEG and what else Pillow reads), then handed out by region. Never imports torch.
+"""Pictures that Pillow decodes whole (PNG, JPEG, ...) and that are then read by region.
 
-Only the decoded picture is kept, as Pillow stores it; colour conversion happens per region.
+Only the decoded picture is kept, as Pillow stores it. Colours are converted per region.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _pillow_lock = threading.RLock()
 
 @contextmanager
 def _no_pixel_limit() -> Iterator[None]:
-    """Lift Pillow's process-wide pixel limit: ours is the memory there is, checked before decoding."""
+    """Lift Pillow's process-wide pixel limit; `check_decoded_size` holds pictures to the available memory instead."""
     with _pillow_lock:
         before = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None
@@ -40,20 +40,10 @@ def _no_pixel_limit() -> Iterator[None]:
 
 
 class RasterImage:
-    """One picture on disk, decoded at the first read.
-
-    Attributes:
-        path: the file.
-        mode: Pillow's mode of the decoded pixels.
-        size_wh: width and height as shown.
-    """
+    """One picture on disk, decoded at the first read; `mode` is Pillow's, `size_wh` is as shown."""
 
     def __init__(self, path: Path, max_raster_gib: float | None = None) -> None:
-        """Open the file and read its header only.
-
-        Raises:
-            SlideError: no image, no usable pixel type, or too large once decoded.
-        """
+        """Read the header. Raises SlideError if it is no image, has no usable pixel type, or is too large to decode."""
         self.path = path
         self._image: Image.Image | None = None
         try:
@@ -88,11 +78,7 @@ class RasterImage:
         self._image = None
 
     def read(self, x_px: int, y_px: int, w_px: int, h_px: int, raw: bool = False) -> npt.NDArray[Any]:
-        """Return a region as shown: (h, w, 3) uint8 RGB, or the stored samples as they are with `raw`.
-
-        Raises:
-            SlideError: the file is truncated or damaged.
-        """
+        """Return a region as shown: (h, w, 3) uint8 RGB, or with `raw` as stored. Raises SlideError for damage."""
         convert = np.asarray if raw else _to_rgb
 
         def stored(x: int, y: int, w: int, h: int) -> npt.NDArray[Any]:
@@ -120,11 +106,7 @@ class RasterSlide(Slide):
     reader = "raster"
 
     def __init__(self, path: Path, max_raster_gib: float | None = None) -> None:
-        """Open the picture, header only.
-
-        Raises:
-            SlideError: no picture, or too large to decode.
-        """
+        """Read the header. Raises SlideError if it is no picture, or too large to decode."""
         self.path = path
         self._image = RasterImage(path, max_raster_gib)
         self.size_wh = self._image.size_wh
@@ -140,7 +122,7 @@ class RasterSlide(Slide):
 
 
 def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Convert a piece of any mode to (h, w, 3) uint8, transparency over white."""
+    """A piece of any mode as (h, w, 3) uint8, transparency over white."""
     mode = image.mode
     if mode == "RGB" and "transparency" not in image.info:
         return np.asarray(image)
@@ -155,7 +137,7 @@ def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def _orientation(path: Path, image: Image.Image) -> int:
-    """EXIF orientation, 1 where there is none or it is out of range. Decodes nothing."""
+    """EXIF orientation, 1 where it is absent or out of range. Decodes nothing."""
     if image.format == "TIFF":  # Pillow turns these itself
         return 1
     if image.format == "PNG":  # Pillow would decode the whole PNG to look for EXIF behind the pixels
@@ -169,7 +151,7 @@ def _orientation(path: Path, image: Image.Image) -> int:
 
 
 def _png_exif(path: Path) -> bytes | None:
-    """Walk the chunk headers of a PNG to its end; return the eXIf chunk. Raises SlideError if the file ends early."""
+    """The eXIf chunk of a PNG, found by its chunk headers. Raises SlideError if the file ends early."""
     size = path.stat().st_size
     found = None
     with path.open("rb") as file:

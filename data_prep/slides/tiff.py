@@ -1,6 +1,6 @@
-"""TIFF through tifffile: regions of one page as stored, for slides and for masks, and slides made of such pages.
+"""Reads TIFF through tifffile: regions of one page as stored (`TiffPlane`), and slides made of such pages.
 
-A page is read by tile where it is tiled, whole where it has strips. Never imports torch.
+A tiled page is read by tile, a page of strips whole.
 """
 
 from __future__ import annotations
@@ -44,11 +44,7 @@ class UnsupportedTiffError(SlideError):
 
 
 def open_tiff(path: Path) -> Any:
-    """Open a TIFF file with at least one two-dimensional page; returns a tifffile.TiffFile.
-
-    Raises:
-        SlideError: no TIFF, or its directory is damaged.
-    """
+    """Open a TIFF with a two-dimensional page as a tifffile.TiffFile. Raises SlideError for damaged directories."""
     try:
         tiff = tifffile.TiffFile(path)
     except Exception as error:  # struct, key, index and value errors, all from broken directories
@@ -68,7 +64,7 @@ def open_tiff(path: Path) -> Any:
 
 
 def _next_directory(tiff: tifffile.TiffFile) -> int:
-    """Offset of the directory behind the last that could be read; 0 in a complete file."""
+    """Offset of the directory behind the last readable one; 0 in a complete file."""
     last: Any = tiff.pages[-1]
     form, handle = tiff.tiff, tiff.filehandle
     handle.seek(last.offset)
@@ -82,7 +78,7 @@ class TiffPlane:
     """One page of an open TIFF file.
 
     Attributes:
-        size_wh: width and height as shown (orientation tag honoured).
+        size_wh: width and height as shown, after the orientation tag.
         samples: samples per pixel.
         bits: bits per sample, at most 16, unsigned.
         photometric: TIFF photometric interpretation.
@@ -90,13 +86,7 @@ class TiffPlane:
     """
 
     def __init__(self, path: Path, page: Any, fill: int, max_raster_gib: float | None = None) -> None:
-        """Check that the page can be read.
-
-        Args:
-            path: the file, for messages.
-            page: a page of the open tifffile.TiffFile.
-            fill: sample value of tiles that the file leaves out.
-            max_raster_gib: limit on what must be decoded at once, see `check_decoded_size`.
+        """Check that a page of an open file can be read; `fill` is the sample of tiles that the file leaves out.
 
         Raises:
             SlideError: unusual layout, samples without a fixed range, data beyond the end of the file, or too large.
@@ -161,7 +151,7 @@ class TiffPlane:
     def read_strips(self, rows_px: int) -> Iterator[npt.NDArray[Any]]:
         """Yield an untiled page from top to bottom, (rows, width, samples), in whole strips of about `rows_px` rows.
 
-        Nothing is kept, so that a page larger than the memory is read. Raises as `read`.
+        It keeps nothing, so a page may be larger than the memory. Raises as `read`.
         """
         width, height = self._stored_wh
         step = self.rows_at_once * max(1, rows_px // self.rows_at_once)
@@ -216,7 +206,7 @@ class TiffPlane:
             return decoded
 
     def _decoded(self, data: bytes | None, index: int) -> npt.NDArray[Any] | None:
-        """Decode one unit; background tiles, compressed to the same few bytes, only once."""
+        """Decode one tile or strip. Background tiles, compressed to the same few bytes, are decoded once."""
         page = self._page
         inner = False
         if page.is_tiled and not self._separate:
@@ -252,11 +242,7 @@ class TiffSlide(Slide):
     reader = "tifffile"
 
     def __init__(self, path: Path, max_raster_gib: float | None = None) -> None:
-        """Open the file and its pyramid, if it has one.
-
-        Raises:
-            SlideError: not readable, a colour layout without meaning as RGB, or too large to decode.
-        """
+        """Open the file and its pyramid. Raises SlideError if it has no colours that make RGB, or is too large."""
         self.path = path
         self._tiff = open_tiff(path)
         try:
@@ -291,7 +277,7 @@ class TiffSlide(Slide):
         return self._colour.to_rgb(self._planes[level].read(x_px, y_px, w_px, h_px))
 
     def _pyramid(self) -> list[Any]:
-        """Level 0 and those reduced pages of the same kind that are smaller by one factor along both axes."""
+        """Level 0 and all reduced pages of its kind that one factor along both axes makes smaller."""
         series = self._tiff.series[0]
         if any(axis not in "YXS" for axis in series.axes) and len(series.pages) > 1:
             raise SlideError(f"{self.path}: a stack with axes {series.axes}, not one flat image")
@@ -312,11 +298,7 @@ class TiffSlide(Slide):
 
 
 class _Colour:
-    """Turns the stored samples of a TIFF page into RGB.
-
-    Attributes:
-        white: stored sample that shows as white (a palette's first colour), for tiles that the file leaves out.
-    """
+    """Turns the stored samples of a TIFF page into RGB; `white` is the sample of tiles that the file leaves out."""
 
     def __init__(self, path: Path, page: Any) -> None:
         self._bits = int(page.bitspersample)
@@ -341,8 +323,7 @@ class _Colour:
     def to_rgb(self, samples: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
         """(h, w, samples) as stored to (h, w, 3) uint8."""
         if self._palette is not None:
-            rgb: npt.NDArray[np.uint8] = self._palette[samples[..., 0]]
-            return rgb
+            return np.asarray(self._palette[samples[..., 0]])
         values = to_8_bit(samples, self._bits)
         if self._photometric == 0:
             values = 255 - values
@@ -367,7 +348,7 @@ def _tiff_mpp(page: Any) -> float | None:
 
 
 def shown_otherwise(path: Path) -> bool:
-    """True for tiled TIFF that OpenSlide opens but shows differently: not 8 bit, rotated, or planes as pages."""
+    """Whether OpenSlide opens this tiled TIFF but shows it differently: not 8 bit, rotated, or planes as pages."""
     with open_tiff(path) as tiff:
         page = tiff.pages[0]
         axes = tiff.series[0].axes

@@ -1,7 +1,7 @@
-"""Whether the directories of a tiled TIFF fit each other and what OpenSlide made of them.
+"""Checks that the directories of a tiled TIFF fit each other and the levels that OpenSlide shows.
 
-OpenSlide stops at the first directory that it cannot read and says nothing: a slide loses its coarser levels. So what
-the file lists is read a second time, by tifffile, and compared. Never imports torch.
+OpenSlide stops at the first directory that it cannot read and says nothing: a slide loses its coarser levels. So
+tifffile reads the directories a second time.
 """
 
 from __future__ import annotations
@@ -36,18 +36,13 @@ class _TilesError(Exception):
 
 
 def structure_faults(path: Path, vendor: str, level_sizes_wh: list[tuple[int, int]]) -> list[str]:
-    """Return, one line each, what does not fit in the directories of a TIFF; [] where all does.
+    """Return what does not fit in the directories of a TIFF of vendor "aperio" or "generic-tiff", one line each.
 
-    Looked at are the directories with tiles: each must be a level that OpenSlide shows, complete, with as many tiles
-    as its size asks for, all of them inside the file, and (Aperio) of the size that its description gives.
-
-    Args:
-        path: the file.
-        vendor: OpenSlide's name for the format; only "aperio" and "generic-tiff" are looked at.
-        level_sizes_wh: levels that OpenSlide shows.
+    Each directory with tiles must be a level that OpenSlide shows. It needs as many tiles as its size asks for, all
+    inside the file. Aperio's description must give its size.
 
     Raises:
-        SlideError: it lists another number of tiles than its size needs: what it shows is mostly made up.
+        SlideError: the number of tiles does not fit the size; what the file shows is mostly made up.
     """
     if vendor not in ("aperio", "generic-tiff"):
         return []
@@ -66,7 +61,7 @@ def structure_faults(path: Path, vendor: str, level_sizes_wh: list[tuple[int, in
 
 
 def _is_level(number: int, page: Any, vendor: str) -> bool:
-    """Whether a directory should be a level: it has tiles; of generic TIFF also the mark of a smaller copy."""
+    """Whether a directory should be a level: it has tiles, and in generic TIFF the mark of a smaller copy."""
     tags = page.tags
     if not any(tag in tags for tag in _TILE_TAGS):
         return False
@@ -100,7 +95,7 @@ def _faults(number: int, page: Any, level_sizes_wh: list[tuple[int, int]], vendo
 
 
 def _said(page: Any) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """Sizes of image and tiles that Aperio's description gives, None where it does not."""
+    """Sizes of image and tiles in Aperio's description, None where it gives none."""
     found = _APERIO.search(str(page.tags.valueof(270, "")))
     if found is None:
         return None

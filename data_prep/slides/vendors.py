@@ -1,4 +1,4 @@
-"""Slides of the scanners' vendors, through OpenSlide. Never imports torch."""
+"""Reads what OpenSlide reads: the slides of the scanners' vendors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import openslide
 
-from data_prep.slides.base import ClosedError, Slide, SlideError, cells_under, over_white, paste, sane_mpp
+from data_prep.slides.base import Box, ClosedError, Slide, SlideError, cells_under, over_white, paste, sane_mpp
 from data_prep.system.files import one_line
 
 _CHUNK_PX = 1024
@@ -29,21 +29,17 @@ def vendor_of(path: Path) -> str | None:
 
 
 class OpenSlideSlide(Slide):
-    """Everything OpenSlide reads.
+    """A slide of any format that OpenSlide reads.
 
-    OpenSlide is asked for a region of a coarser level in level-0 pixels, and divides them by a floating-point factor.
-    Where that is no integer (TCGA: 2.0005), the result lies up to half a level-0 pixel off and is interpolated,
-    differently for every region. Such levels are therefore read in fixed chunks, so that a pixel has one value.
+    OpenSlide takes the corner of a region in level-0 pixels and divides it by a floating-point factor. Where the factor
+    is no integer (TCGA: 2.0005), it interpolates by up to half a level-0 pixel, differently for every region. Such
+    levels are read in fixed chunks, so that a pixel has one value.
     """
 
     reader = "openslide"
 
     def __init__(self, path: Path) -> None:
-        """Open the slide.
-
-        Raises:
-            SlideError: OpenSlide cannot open it.
-        """
+        """Open the slide. Raises SlideError if OpenSlide cannot."""
         self.path = path
         self._lock = threading.Lock()
         self._handle: openslide.OpenSlide | None = None
@@ -71,7 +67,7 @@ class OpenSlideSlide(Slide):
             self._chunks.clear()
 
     def tile_wh(self, level: int) -> tuple[int, int]:
-        """As `Slide.tile_wh`; the chunk size where the level is read in fixed chunks."""
+        """The file's tile size, or the chunk size where the level is read in fixed chunks. See `Slide.tile_wh`."""
         self._check_level(level)
         return self._tiles[level] if self._whole_factor(level) else (_CHUNK_PX, _CHUNK_PX)
 
@@ -124,10 +120,8 @@ class OpenSlideSlide(Slide):
                 self._chunks.popitem(last=False)
         return chunk
 
-    def _region(
-        self, level: int, corner0_xy: tuple[int, int], where: tuple[int, int, int, int]
-    ) -> npt.NDArray[np.uint8]:
-        """Read through OpenSlide; an error ends its handle, so the region is tried once more with a new one."""
+    def _region(self, level: int, corner0_xy: tuple[int, int], where: Box) -> npt.NDArray[np.uint8]:
+        """Read through OpenSlide. An error ends its handle, so the region is tried once more with a new one."""
         failure: BaseException | None = None
         for _ in range(2):
             with self._lock:
@@ -147,7 +141,7 @@ class OpenSlideSlide(Slide):
 
 
 def _flatten(rgba: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """(h, w, 4) straight-alpha RGBA to RGB over white; one cheap test where everything is opaque, which is usual."""
+    """(h, w, 4) straight-alpha RGBA to RGB over white; one cheap test covers the usual opaque case."""
     rgb = cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB).astype(np.uint8, copy=False)
     if int(rgba.view("<u4").min()) >= 0xFF000000:
         return rgb

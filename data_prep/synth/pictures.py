@@ -1,7 +1,7 @@
-"""Test slides of any size: tissue made of real texture on a white background, with a mask, as a pure function of place.
+"""Test slides of any size: tissue made of real texture on a white background, with a mask.
 
-The picture of a rectangle depends on the seed and its coordinates only, so it is made tile by tile in bounded memory;
-`data_prep.synth.tiff` writes it. Texture and mask come from the bundled kidney fields. Must not import torch.
+The picture of a rectangle depends on the seed and its coordinates only, so `data_prep.synth.tiff` writes it tile by
+tile. Texture and mask come from the bundled kidney fields.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ _FULL = 0.9  # share of a field that must be tissue
 _SOFT = 0.06  # height of the ramp at the tissue's rim, in units of the outline's noise
 _FIELDS = Path(__file__).resolve().parents[1] / "sample_data" / "glomeruli24"
 
+# Weight of a field along one side; the weights of two neighbours add up to OVERLAP_PX.
+_UP = np.arange(OVERLAP_PX, dtype=np.uint32)
+_RAMP = np.concatenate([_UP, np.full(FIELD_PX - 2 * OVERLAP_PX, OVERLAP_PX, np.uint32), OVERLAP_PX - _UP])
+
 RGB = NDArray[np.uint8]
 
 
@@ -32,9 +36,9 @@ class SynthSlide:
     """A slide that exists only as a recipe.
 
     Attributes:
-        size_wh: width and height in pixels.
+        size_wh: width and height in pixels, 256 to 262144.
         seed: another seed, another slide.
-        tissue: share of the area that is tissue, above 0, below 1.
+        tissue: share of the area that is tissue, 0.01 to 0.95.
     """
 
     size_wh: tuple[int, int]
@@ -50,9 +54,9 @@ class SynthSlide:
             raise ValueError(f"seed {self.seed}: must be 0 or more")
 
     def tile(self, x: int, y: int, w: int, h: int) -> tuple[RGB, NDArray[np.uint8]]:
-        """A rectangle as (h, w, 3) RGB and (h, w) class ids (1 = glomerulus).
+        """A rectangle as (h, w, 3) RGB and (h, w) class ids (1 = glomerulus), also beyond the slide's far ends.
 
-        Any rectangle, also beyond the slide's far ends; a pixel is the same whatever rectangle asked for it.
+        A pixel is the same in every rectangle.
         """
         height = self._outline(x, y, w, h)
         rgb = np.empty((h, w, 3), np.uint8)
@@ -70,7 +74,7 @@ class SynthSlide:
         return (mixed >> 8).astype(np.uint8), ids
 
     def is_background(self, x: int, y: int, w: int, h: int) -> bool:
-        """Whether a rectangle is certainly without tissue: bilinear heights are below those of the grid around them."""
+        """Whether a rectangle certainly has no tissue: bilinear heights stay below the grid points around them."""
         coarse = _coarse(self.size_wh, self.seed, self.tissue)
         a, b = x // _COARSE_PX, y // _COARSE_PX
         c, d = (x + w - 1) // _COARSE_PX + 2, (y + h - 1) // _COARSE_PX + 2
@@ -104,15 +108,6 @@ class SynthSlide:
                 nearest = weight * 4 > OVERLAP_PX * OVERLAP_PX  # where this field has most to say
                 ids[here] = np.where(nearest, classes[there], ids[here])
         return (total // (OVERLAP_PX * OVERLAP_PX)).astype(np.uint8), ids
-
-
-def _ramp() -> NDArray[np.uint32]:
-    """Weight of a field along one side; those of two neighbours add up to OVERLAP_PX."""
-    up = np.arange(OVERLAP_PX, dtype=np.uint32)
-    return np.concatenate([up, np.full(FIELD_PX - 2 * OVERLAP_PX, OVERLAP_PX, np.uint32), OVERLAP_PX - up])
-
-
-_RAMP = _ramp()
 
 
 @lru_cache(1)
@@ -165,7 +160,7 @@ def _coarse(size_wh: tuple[int, int], seed: int, tissue: float) -> NDArray[np.fl
 
 
 def _weights(start: int, count: int, points: int) -> tuple[NDArray[np.float32], int, int]:
-    """Bilinear weights (count, points needed) of pixels along one axis, and the first point and number of points."""
+    """Bilinear weights (count, points needed) of pixels along one axis, the first point, and the number of points."""
     at = np.arange(start, start + count)
     first = int(np.clip(at[0] // _COARSE_PX, 0, points - 2))
     cell = np.clip(at // _COARSE_PX, 0, points - 2) - first

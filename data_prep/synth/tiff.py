@@ -1,12 +1,13 @@
-"""Writes a synthetic slide and its mask as pyramids, tile by tile in bounded memory. Must not import torch.
+"""Writes a synthetic slide and its mask as pyramids, tile by tile in bounded memory.
 
-Level 0 streams into the file row by row of tiles. What a coarser level needs is kept as half-size rows until they fill
-a row of its tiles, which are compressed at once and wait, compressed, in a file without a name.
+Level 0 streams into the file by rows of tiles. Half-size rows of a coarser level are kept until they fill a row of its
+tiles; these are compressed at once and wait in an unnamed file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,18 @@ _SMALLEST_PX = 1024  # no level is made below this side
 Array = NDArray[np.uint8]
 
 
+@dataclass
 class _PyramidLevel:
-    """One level of a pyramid: takes rows of pixels, gives compressed tiles, and halves what it took for the next."""
+    """One level of a pyramid: takes rows of pixels, gives compressed tiles, and halves the rows for the next level."""
 
-    def __init__(
-        self,
-        size_wh: tuple[int, int],
-        tile_px: int,
-        add: Callable[[bytes], None],
-        encode: Callable[[Array], bytes],
-        halve: Callable[[Array], Array],
-        above: _PyramidLevel | None,
-    ) -> None:
-        self.size_wh, self.tile_px, self.above = size_wh, tile_px, above
-        self.add, self.encode, self.halve = add, encode, halve
+    size_wh: tuple[int, int]
+    tile_px: int
+    add: Callable[[bytes], None]
+    encode: Callable[[Array], bytes]
+    halve: Callable[[Array], Array]
+    above: _PyramidLevel | None
+
+    def __post_init__(self) -> None:
         self._rows: list[Array] = []
         self._count = self._seen = 0
 
@@ -72,21 +71,19 @@ def _half_nearest(rows: Array) -> Array:
     return np.ascontiguousarray(rows[: len(rows) // 2 * 2 : 2, : rows.shape[1] // 2 * 2 : 2])
 
 
-class _Encoder:
-    """Compresses tiles; the same flat tile only once."""
+def _flat_once(encode: Callable[[Array], bytes]) -> Callable[[Array], bytes]:
+    """An encoder of tiles that compresses the same flat tile only once."""
+    flat: dict[bytes, bytes] = {}
 
-    def __init__(self, encode: Callable[[Array], bytes]) -> None:
-        self._encode = encode
-        self._flat: dict[bytes, bytes] = {}
+    def encoded(tile: Array) -> bytes:
+        if not (tile == tile[0, 0]).all():
+            return encode(tile)
+        key = tile[0, 0].tobytes()
+        if key not in flat:
+            flat[key] = encode(tile)
+        return flat[key]
 
-    def __call__(self, tile: Array) -> bytes:
-        first = tile[0, 0]
-        if not (tile == first).all():
-            return self._encode(tile)
-        key = first.tobytes()
-        if key not in self._flat:
-            self._flat[key] = self._encode(tile)
-        return self._flat[key]
+    return encoded
 
 
 def level_sizes(size_wh: tuple[int, int]) -> list[tuple[int, int]]:
@@ -108,14 +105,11 @@ def write_slide(
 ) -> None:
     """Write a slide, and its mask if a path is given; each is there whole or not at all.
 
-    Both are BigTIFF, tiled, a flat list of pages of factor 2 with the reduced ones marked: what OpenSlide and QuPath
-    take for a pyramid. The slide is JPEG (4:2:0), the mask deflate, its pyramid by nearest.
+    Both are tiled BigTIFF pyramids of factor 2 that OpenSlide and QuPath open. The slide is JPEG (4:2:0), the mask
+    deflate with a pyramid by nearest pixel.
 
     Args:
-        slide: What to write.
-        path: The slide's file.
-        mask_path: The mask's file; None for none.
-        tile_px: Side of the file's tiles, a multiple of 16.
+        tile_px: Side of the file's tiles, a multiple of 16, at least 64.
         quality: JPEG quality, 1 to 100.
         mpp: Micrometres per pixel, for the resolution tags.
 
@@ -127,16 +121,20 @@ def write_slide(
         raise ValueError(f"a tile of {tile_px} px: must be a multiple of 16, at least 64")
     if not 1 <= quality <= 100 or not mpp > 0:
         raise ValueError(f"quality {quality}, mpp {mpp}: quality must be 1 to 100, mpp above 0")
+
+    # The coarser levels, which wait in spools, from the coarsest on.
     sizes = level_sizes(slide.size_wh)
     colours = [TileSpool(path.parent) for _ in sizes[1:]]
     masks = [TileSpool(path.parent) for _ in sizes] if mask_path is not None else []
-    jpeg = _Encoder(lambda tile: bytes(imagecodecs.jpeg8_encode(tile, level=quality, subsampling="420")))
-    flate = _Encoder(lambda tile: bytes(imagecodecs.zlib_encode(tile.tobytes(), level=6)))
+    jpeg = _flat_once(lambda tile: bytes(imagecodecs.jpeg8_encode(tile, level=quality, subsampling="420")))
+    flate = _flat_once(lambda tile: bytes(imagecodecs.zlib_encode(tile.tobytes(), level=6)))
     above = mask_above = None
     for i in range(len(sizes) - 1, 0, -1):
         above = _PyramidLevel(sizes[i], tile_px, colours[i - 1].add, jpeg, _half_mean, above)
         if masks:
             mask_above = _PyramidLevel(sizes[i], tile_px, masks[i].add, flate, _half_nearest, mask_above)
+
+    # Level 0, which feeds them while it is written.
     tiles: list[bytes] = []
     base = _PyramidLevel(sizes[0], tile_px, tiles.append, jpeg, _half_mean, above)
     mask_base = _PyramidLevel(sizes[0], tile_px, masks[0].add, flate, _half_nearest, mask_above) if masks else None
@@ -156,6 +154,7 @@ def write_slide(
                 progress.update(now - done)
                 done = now
 
+    # Both files.
     mpps = [mpp * 2**i for i in range(len(sizes))]
     tiles_of: list[Iterable[bytes]] = [level_0(), *colours]
     levels = [LevelOfTiles(*level) for level in zip(sizes, mpps, tiles_of, strict=True)]

@@ -1,17 +1,13 @@
-"""The command line of a package: loads the module of the command that was asked for, alone, runs it, and ends well.
+"""The command line of a package: loads the module of one command, runs it, and ends with its exit code.
 
 A package has a module per command in its room `commands`, with
-
     HELP         one line for the list of commands
     add_command  gives the command's parser a description, examples and arguments
-    run          does the work and returns the exit code; what is heavy is imported in it
+    run          does the work and returns the exit code; it imports what is heavy
     GOES_ON      optional: what to say behind "interrupted"
-    ALL_RANKS    optional: true where every rank takes part; rank 0 does the others alone, if the package says so
-
-Small commands may share a module, which then has a dict COMMANDS of objects with these names.
-
-An exception with an `exit_code` is an error of whoever typed the command: one line says what is wrong.
-Must not import anything that is not in every Python, nor of this project more than `ctrl_c`.
+    ALL_RANKS    optional: true where every rank takes part; else rank 0 works alone, if the package says so
+Small commands may share a module with a dict COMMANDS of objects with these names. An exception with an `exit_code` is
+a user's error: one line says what is wrong. This module imports only the standard library and `ctrl_c`.
 """
 
 from __future__ import annotations
@@ -23,6 +19,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
@@ -33,7 +30,7 @@ MOST_NAMES = 5  # that an error offers
 
 
 class Command(NamedTuple):
-    """One of several commands in a module; see there."""
+    """One of several commands in a module; see the top of this file."""
 
     HELP: str
     add_command: Callable[[argparse.ArgumentParser], None]
@@ -49,7 +46,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def complain(message: str) -> None:
-    """One line on stderr, from one rank of many: all of them find the same fault in the arguments."""
+    """Print one line on stderr, from one rank only: all ranks find the same fault in the arguments."""
     if launcher_rank() == 0:
         print(f"error: {message}", file=sys.stderr, flush=True)
 
@@ -62,7 +59,7 @@ def nearest(word: str, names: Sequence[str]) -> str:
 
 
 def positive(text: str) -> int:
-    """Type of an argument that is a whole number of at least 1."""
+    """Argument type: a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"invalid value: must be a whole number of at least 1, got {text!r}")
     return int(text)
@@ -73,16 +70,14 @@ class CommandLine:
     """`python -m PACKAGE COMMAND ...`.
 
     Attributes:
-        package: Its name.
-        description: What stands above the list of commands.
-        commands: The commands in the order of the list, and their modules in the room `commands`.
-        epilog: What stands below the list.
-        listed: Of argparse's `add_subparsers`: how the list is headed.
-        errors: Exit codes of exceptions that have none themselves and are one line all the same, but where
-            every rank takes part.
-        rank_0_alone: Rank 0 of many does a command that does not say `ALL_RANKS`; the others return at once.
-        at_once: Ctrl-C ends the process without a KeyboardInterrupt: its commands leave nothing half done, or take
-            the signal over themselves.
+        description: Text above the list of commands.
+        commands: The commands in the order of the list, with their modules in the room `commands`.
+        epilog: Text below the list.
+        listed: Arguments of argparse's `add_subparsers`: the heading of the list.
+        errors: Exit codes of exceptions that become one line but have no `exit_code`; not where every rank takes part.
+        rank_0_alone: Only rank 0 runs a command without `ALL_RANKS`; the others return at once.
+        at_once: Ctrl-C ends the process without a KeyboardInterrupt, since its commands leave nothing half done or take
+            the signal over.
     """
 
     package: str
@@ -95,7 +90,7 @@ class CommandLine:
     at_once: bool = False
 
     def parser(self) -> argparse.ArgumentParser:
-        """The parser of all commands, which loads the modules of all."""
+        """The parser of all commands; loads all their modules."""
         top = self._new_parser("")
         top.description, top.epilog, top.formatter_class = self.description, self.epilog, _formatter("\n")
         adding = {"dest": "command", "required": True, "metavar": "COMMAND", **self.listed}
@@ -106,14 +101,11 @@ class CommandLine:
         return top
 
     def main(self, argv: Sequence[str] | None = None) -> int:
-        """Run one command.
+        """Run one command and return its exit code, also for wrong arguments and --help.
 
-        Args:
-            argv: Arguments without the program's name; default those of the process.
-
-        Returns:
-            The exit code, also of wrong arguments and of --help.
+        `argv` is without the program's name; by default the arguments of the process.
         """
+        # Find the command and its arguments.
         name, words = self._asked(argv)
         try:
             if name is None:
@@ -125,6 +117,8 @@ class CommandLine:
         shared = getattr(command, "ALL_RANKS", False)
         if self.rank_0_alone and not shared and launcher_rank():
             return DONE
+
+        # Run it.
         try:
             code = int(command.run(args))
             sys.stdout.flush()
@@ -141,7 +135,7 @@ class CommandLine:
             return int(known)
 
     def start(self) -> NoReturn:
-        """Run the command of this process, and end it with the command's exit code."""
+        """Run the command of this process, and end the process with the command's exit code."""
         if getattr(sys.stdout, "errors", None) == "strict":  # a name may hold what this terminal cannot show
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         try:
@@ -162,7 +156,7 @@ class CommandLine:
         sys.exit(code)
 
     def _asked(self, argv: Sequence[str] | None) -> tuple[str | None, list[str]]:
-        """The command, also of two words, and the words behind it; None and all words if they begin with none."""
+        """The command (one or two words) and the words behind it; None and all words if they begin with none."""
         words = list(sys.argv[1:] if argv is None else argv)
         for count in (2, 1):
             if (name := " ".join(words[:count])) in self.commands:
@@ -190,8 +184,8 @@ class CommandLine:
     def _parse(self, name: str, command: Any, words: list[str]) -> argparse.Namespace:
         """The arguments of a command.
 
-        argparse ends a list of settings at the first option; those behind it are settings too. A command that has a
-        default `more` gets all words there that it does not know.
+        argparse ends a list of settings at the first option; settings behind it are added here. A command with a
+        default `more` gets all unknown words there.
         """
         parser = _fill(self._new_parser(name), command)
         args, more = parser.parse_known_args(words)
@@ -212,13 +206,11 @@ def _fill(parser: argparse.ArgumentParser, command: Any) -> argparse.ArgumentPar
 
 
 def _formatter(text: str) -> type[argparse.HelpFormatter]:
-    """Text of several lines stays as it is laid out; a single line is wrapped."""
+    """Keep the layout of text with several lines; wrap a single line."""
     return argparse.RawDescriptionHelpFormatter if "\n" in text else argparse.HelpFormatter
 
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(OSError, ValueError):
             stream.flush()
-        except (OSError, ValueError):
-            pass

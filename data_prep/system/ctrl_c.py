@@ -1,4 +1,4 @@
-"""Ctrl-C, so that it is neither swallowed nor answered with a traceback. Imports little: it must be there first."""
+"""Answers Ctrl-C so that it is neither lost nor a traceback. Imports little, since it must be there first."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def launcher_rank() -> int:
 
 
 def mpi_abort() -> Callable[[int], None] | None:
-    """`Abort` of the MPI world that this process has joined; None without one, or alone in it."""
+    """`Abort` of this process's MPI world; None without a world, or alone in it."""
     mpi = sys.modules.get("mpi4py.MPI")
     return mpi.COMM_WORLD.Abort if mpi is not None and mpi.COMM_WORLD.size > 1 else None
 
 
 def take_over(at_once: bool) -> None:
-    """Answer Ctrl-C from now on: by KeyboardInterrupt, or, with `at_once`, by `end`."""
+    """Answer Ctrl-C from now on by KeyboardInterrupt, or with `at_once` by `end`."""
     handler = _end_at_once if at_once else _interrupt
     signal.signal(signal.SIGINT, handler)
     signal.signal(signal.SIGALRM, handler)
@@ -40,10 +40,10 @@ def take_over(at_once: bool) -> None:
 
 
 def end(text: str = "interrupted") -> NoReturn:
-    """Say that this process was interrupted, and end it with `INTERRUPTED`, and the MPI world that it has joined.
+    """Say that this process was interrupted, then end it, and its MPI world, with `INTERRUPTED`.
 
-    `os._exit`: a KeyboardInterrupt that passed through `exec` of a text (`dataclass` has one) leaves a mark, by which
-    Python would end itself with SIGINT instead of the exit code.
+    It calls `os._exit`: a KeyboardInterrupt that passed through `exec` of a text, as in `dataclass`, leaves a mark that
+    makes Python end with SIGINT instead of the exit code.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     rank, abort = launcher_rank(), mpi_abort()
@@ -57,7 +57,7 @@ def end(text: str = "interrupted") -> NoReturn:
 
 
 def end_all(abort: Callable[[int], None], code: int) -> None:
-    """End all ranks. A launcher that is told to abort drops what it was to pass on, so it is given time before."""
+    """End all ranks. A launcher that must abort drops output that it still holds, so give it time first."""
     time.sleep(_PASS_ON_S)
     abort(code)
 
@@ -67,7 +67,7 @@ def _end_at_once(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    """Raise KeyboardInterrupt; inside an import, end at once: there it would be swallowed, or leave a traceback."""
+    """Raise KeyboardInterrupt. An import would swallow it or print a traceback, so end at once inside one."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             end()
@@ -76,10 +76,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 
 
 def _again(unraisable: sys.UnraisableHookArgs) -> None:
-    """Hook of what Python prints and ignores: a KeyboardInterrupt among it comes again a moment later.
+    """Hook for exceptions that Python prints and ignores: raise a KeyboardInterrupt again a moment later.
 
-    What the callback of a weak reference, of ctypes or a finalizer raises has no caller to go to, and such a callback
-    is often the first Python code after a long call into C: about one Ctrl-C in fifty was lost there.
+    A callback of a weak reference, of ctypes or of a finalizer has no caller that could catch it. Such a callback is
+    often the first Python code after a long call into C: about one Ctrl-C in fifty was lost there.
     """
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)

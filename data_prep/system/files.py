@@ -1,6 +1,6 @@
-"""Whole files or none: writing through a temporary name, finding what a killed run left, hashing, words for errors.
+"""Writes files whole or not at all, finds what a killed run left, hashes files, and words errors.
 
-Imports nothing of this project: all rooms stand on it, and `launch` and `analysis` write through it too.
+All rooms, `launch` and `analysis` write through it, so it imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -20,24 +20,22 @@ _STALE_AFTER_S = 900.0
 
 
 def temporary_name(path: Path) -> Path:
-    """The name under which `path` is written: same folder, hidden, with host and process in it.
+    """The hidden name under which `path` is written, in the same folder, with host and process in it.
 
-    The same folder, so that the rename stays inside one file system; host and process, so that two ranks never share a
-    temporary file and a later run can tell whether its writer is still alive.
+    The rename then stays inside one file system, two ranks never share a temporary file, and a later run can tell
+    whether the writer still lives.
     """
     return path.with_name(f".{path.name}.tmp-{writer_name()}")
 
 
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
-    """A new file to write and read, which takes the place of `path` at the end of the block, whole.
+    """A new file to write and read, which replaces `path` as a whole at the end of the block.
 
-    Args:
-        path: The file.
-        durable: Also after a power cut; costs a wait for the disk.
+    `durable`: it also survives a power cut, which costs a wait for the disk.
 
     Raises:
-        OSError: The disk is full, the folder is not writable, ...; then nothing is left of the new file.
+        OSError: The disk is full, the folder is not writable, ...; nothing is left of the new file.
     """
     temporary = temporary_name(path)
     try:
@@ -59,10 +57,10 @@ def replacing(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path` so that readers see the old file, or all of the new one, whenever the power goes.
+    """Write `data` to `path` so that readers see the old file or all of the new one, also after a power cut.
 
     Raises:
-        OSError: The disk is full, the folder is not writable, ...; then nothing is left of the new file.
+        OSError: The disk is full, the folder is not writable, ...; nothing is left of the new file.
     """
     with replacing(path) as out:
         view = memoryview(data).cast("B")
@@ -71,28 +69,20 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable; some file systems refuse it, and then there is nothing better to do."""
-    try:
+    """Make a rename in `folder` durable, where the file system allows it."""
+    with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def remove_stale(folder: Path, suffixes: Iterable[str]) -> list[Path]:
-    """Remove temporary files that a killed run left in `folder`; returns them.
+    """Remove and return temporary files that a killed run left in `folder`; see `writer_lives`.
 
-    A file is stale when its writer ran on this host and lives no more, or when it was not written to for 15 minutes (no
-    way to ask another host). So two runs into one folder do not take each other's files away.
-
-    Args:
-        folder: Folder of the finished files.
-        suffixes: Endings of the finished names, e.g. ".tokens.h5".
+    `suffixes` are endings of the finished names, e.g. ".tokens.h5". Two runs into one folder do not take each other's
+    files away.
     """
     removed = []
     for suffix in suffixes:
@@ -113,12 +103,9 @@ def writer_name() -> str:
 
 
 def writer_lives(writer: str, touched_s: float) -> bool:
-    """Whether the process that wrote something may still be at it: another one that lives on this host, or one of
-    another host (no way to ask it) if what it wrote was touched within 15 minutes.
+    """Whether the process `writer` (from `writer_name`) that last wrote at `touched_s` may still be writing.
 
-    Args:
-        writer: From `writer_name`, in that process.
-        touched_s: When it last wrote, as `time.time()`.
+    That is another live process of this host, or a process of another host (which cannot be asked) within 15 minutes.
     """
     host, _, pid = writer.rpartition("-")
     maybe_alive = host != _host() or (pid.isdigit() and int(pid) != os.getpid() and _alive(int(pid)))
@@ -157,7 +144,7 @@ def sha256_of(path: Path) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's text for people, with the file's name where the system gave one; its class name if it has none."""
+    """An exception's text for people, with the file's name if known; its class name if it has no text."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

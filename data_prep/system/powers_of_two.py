@@ -1,4 +1,4 @@
-"""Powers of two, as which frames, regions, leaves and patches have their sides; imports nothing."""
+"""Powers of two, the sides of frames, regions, leaves and patches."""
 
 from __future__ import annotations
 

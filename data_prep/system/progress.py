@@ -1,13 +1,12 @@
-"""Progress for people and for log files: a tqdm bar on a terminal, one plain line per 30 s otherwise.
+"""Shows progress: a tqdm bar on a terminal, one plain line per 30 s in a log file.
 
-Must not import anything of this project, nor MPI: the caller says which rank it is.
+The caller says which rank it is, since this module knows no MPI.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import Any, Self, TextIO
 
 
@@ -20,28 +19,21 @@ def format_duration(seconds: float) -> str:
 
 
 def counted(count: int, unit: str) -> str:
-    """A number of things in words, such as "1 file" and "2 files".
-
-    Args:
-        count: How many.
-        unit: Name of one, which takes an s in the plural.
-    """
+    """A number of things in words: "1 file", "2 files"; `unit` is the singular."""
     return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
 
 
 class Progress:
     """Counts finished units and shows them; a context manager.
 
-    On a terminal this is a tqdm bar. In a log file (batch job, pipe) it is one line when `interval_s` have passed since
-    the last one, and one line at the end, since bars fill logs with control characters. Ranks other than 0 are silent.
+    On a terminal this is a tqdm bar. Bars fill log files with control characters, so a log gets one line per
+    `interval_s` and one at the end. Ranks other than 0 are silent.
 
     Args:
         total: Units to do, or None when unknown (then there is no ETA).
         label: What is being done, e.g. "build".
-        unit: Name of one unit, in the plural, e.g. "slides"; "s" when the work is measured in seconds.
-        rank: Rank of this process; only rank 0 prints.
-        initial: Units already done before this start (resume); they count in the position, not in the rate.
-        interval_s: Seconds between two lines when the stream is no terminal.
+        unit: Name of the units in the plural, e.g. "slides"; "s" when the work is measured in seconds.
+        initial: Units done before this start (resume); they count in the position, not in the rate.
         stream: Where to print; default is the standard error of the moment.
     """
 
@@ -86,7 +78,7 @@ class Progress:
         return self
 
     def update(self, n: int = 1, note: str = "") -> None:
-        """Count `n` more units (0 is fine: it lets a long wait print its line) and show `note` beside them."""
+        """Count `n` more units and show `note` beside them. With n = 0 a long wait can print its line."""
         self.done += n
         if note:
             self._note = note
@@ -105,7 +97,7 @@ class Progress:
             self._print(self.line())
 
     def write(self, text: str) -> None:
-        """Print one line of text without tearing the bar. Every rank may call it; only rank 0 prints."""
+        """Print one line of text without tearing the bar; only rank 0 prints."""
         if self._quiet:
             return
         if self._bar is not None:
@@ -148,7 +140,5 @@ class Progress:
         self._stream.write(text + "\n")
         self._stream.flush()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

@@ -1,6 +1,6 @@
-"""Leaves of token files for other tools: GeoJSON for QuPath, coordinate files for TRIDENT and CLAM readers.
+"""Exports the leaves of token files: GeoJSON for QuPath, coordinate files for TRIDENT and CLAM readers.
 
-Everything is in level-0 pixels, x and y from the top left. Must not import torch or MPI, nor open slides.
+Everything is in level-0 pixels, x and y from the top left. No slide is opened.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ _COLOURS = tuple(map(bytes.fromhex, ("d62728", "ff7f0e", "f1c40f", "2ca02c", "17
 def export(
     path: Path, out: Path, form: str, *, classification: str | None = None, uniform_px: int | None = None
 ) -> list[Path]:
-    """Write the leaves of one token file, or equal squares over its slide, in another form.
+    """Write the leaves of one token file, or equal squares over its slide, in another form; return the files written.
 
     Args:
         path: the token file.
         out: folder to write to; made if it is not there.
         form: "geojson" or "coords".
-        classification: class of all objects of the GeoJSON; None: one class per side of leaves.
-        uniform_px: instead of the leaves, squares of this side in level-0 pixels from the top left on, as uniform
-            patching of the slide would have them; the last column and row may reach beyond the slide.
-
-    Returns:
-        The files written.
+        classification: class of all GeoJSON objects; None: one class per side of leaves.
+        uniform_px: write squares of this side in level-0 pixels from the top left on, as uniform patching of the slide
+            would; the last column and row may reach beyond the slide.
 
     Raises:
         StoreError: not a whole token file.
         OSError: a file cannot be written; nothing is left of it.
         ValueError: another `form`, or a side below 1.
     """
+    # Check and read.
     if uniform_px is not None and uniform_px < 1:
         raise ValueError(f"squares of {uniform_px} pixels: must be at least 1")
     if form not in FORMATS:
         raise ValueError(f"unknown format {form!r}; choose from {', '.join(FORMATS)}")
     token_set, meta = read_tokens(path)
     name = meta["slide"]
+
+    # One GeoJSON file, or a file of coordinates per side.
     if form == "geojson":
         target = out / f"{name}.geojson"
         out.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,15 @@ def export(
     if uniform_px is not None:
         files = [(uniform_px, coords_file(meta, uniform_px, squares_level0(meta, uniform_px)))]
     else:
-        files = [(side, leaf_coords_file(token_set, meta, side, rows)) for side, rows in by_side(token_set, meta)]
+        more = {
+            "adaptive": bool(len(np.unique(token_set.leaf_size)) > 1),
+            "order": "morton",
+            "apf_params": json.dumps(meta["params"], sort_keys=True),
+        }
+        files = [
+            (side, coords_file(meta, side, level0_xy(meta, token_set.leaf_xy[rows]), rows, more))
+            for side, rows in by_side(token_set, meta)
+        ]
     written = []
     for side0_px, data in files:
         folder = out / f"{round(magnification(meta))}x_{side0_px}px_0px_overlap" / "patches"
@@ -108,14 +116,9 @@ def collection(features: Iterable[dict[str, Any]]) -> Iterator[bytes]:
 
 
 def _feature(
-    box: Sequence[float],
-    name: str,
-    classification: str,
-    colour: Sequence[int],
-    properties: dict[str, int],
-    measured: dict[str, float],
+    box: Sequence[float], name: str, kind: str, colour: bytes, properties: dict[str, int], measured: dict[str, float]
 ) -> dict[str, Any]:
-    """A QuPath detection: drawn fast, thousands are fine."""
+    """A QuPath detection, which QuPath draws fast: thousands are fine."""
     left, top, right, bottom = (_number(v) for v in box)
     ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
     return {
@@ -124,7 +127,7 @@ def _feature(
         "properties": {
             "objectType": "detection",
             "name": name,
-            "classification": {"name": classification, "color": list(colour)},
+            "classification": {"name": kind, "color": list(colour)},
             **properties,
             "measurements": measured,
         },
@@ -136,9 +139,9 @@ def leaf_features(
 ) -> Iterator[dict[str, Any]]:
     """Yield a GeoJSON feature for each leaf that shows some of the slide.
 
-    They are coloured by their side, and of the class `classification` or else one per side. Properties: `depth` in the
-    quadtree and `size`, the side in frame pixels. Measurements: row of the token file, depth, sides in pixels of the
-    frame and of level 0, and the share of each class where the file has masks.
+    Colours tell the sides apart; the class is `classification`, or one per side. Properties: `depth` in the quadtree,
+    and `size`, the side in frame pixels. Measurements: row of the token file, depth, sides in pixels of the frame and
+    of level 0, and with masks the share of each class.
     """
     boxes = boxes_level0(token_set, meta)
     patch = token_set.tokens.shape[1]
@@ -171,21 +174,11 @@ def _number(value: float) -> float:
 
 
 def by_side(token_set: TokenSet, meta: dict[str, Any]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yield, for each side of leaves, that side in level-0 pixels (rounded) and the rows of the leaves shown."""
+    """Yield each side of leaves in level-0 pixels (rounded), and the rows of its leaves that are shown."""
     scale = max(scale_xy(meta))
     rows = _shown(token_set)
     for side in np.unique(token_set.leaf_size[rows]).tolist():
         yield max(1, round(side / scale)), rows[token_set.leaf_size[rows] == side]
-
-
-def leaf_coords_file(token_set: TokenSet, meta: dict[str, Any], side0_px: int, rows: NDArray[np.int64]) -> memoryview:
-    """`coords_file` of the leaves in `rows` (N,) of a token file, whose side is `side0_px` level-0 pixels."""
-    more = {
-        "adaptive": bool(len(np.unique(token_set.leaf_size)) > 1),
-        "order": "morton",
-        "apf_params": json.dumps(meta["params"], sort_keys=True),
-    }
-    return coords_file(meta, side0_px, level0_xy(meta, token_set.leaf_xy[rows]), rows, more)
 
 
 def coords_file(
@@ -198,8 +191,8 @@ def coords_file(
     """The bytes of a `<slide>_patches.h5`: squares of one side, as TRIDENT and CLAM readers expect patches.
 
     Those readers know one patch size per file, so each side of leaves has a file of its own. The attributes say "read
-    side x side pixels at level 0", in TRIDENT's words and in CLAM's, so that both read exactly the leaf; to what size
-    an encoder wants it is the encoder's affair.
+    side x side pixels at level 0" in TRIDENT's and in CLAM's words, so both read exactly the leaf. An encoder resizes
+    it as it likes.
 
     Args:
         meta: metadata of the token file.
@@ -209,8 +202,8 @@ def coords_file(
         more: further attributes of `coords`.
 
     Returns:
-        HDF5 with `coords` (N, 2) int64 with the attributes, and with `rows` `token_index` (N,), to bring what was made
-        of the patches together again.
+        HDF5 with `coords` (N, 2) int64 and their attributes; with `rows` also `token_index` (N,), to join features
+            again.
     """
     attributes = reader_attributes(meta, side0_px, side0_px, Fraction(1))
     attributes["target_magnification"] = attributes["level0_magnification"]

@@ -1,4 +1,4 @@
-"""Folders of token files to packs and back, byte for byte. Must not import torch or MPI."""
+"""Packs folders of token files and unpacks them again, byte for byte."""
 
 from __future__ import annotations
 
@@ -24,18 +24,14 @@ BESIDE = ("build_log.jsonl", "split.json", "*.volume.json")  # what goes with to
 
 
 def pack_folder(folder: Path, out: Path, shard_bytes: int) -> Index:
-    """Pack all token files of a folder, and the small files that belong to them.
-
-    Args:
-        folder: Token files.
-        out: The pack's folder, new or of an earlier try.
-        shard_bytes: Size at which a shard is full.
+    """Pack all token files of a folder, and the small files that belong to them; `out` is new or from an earlier try.
 
     Raises:
         PackArgumentError: Nothing to pack, or `out` is in use.
-        StoreError: A token file is damaged; nothing of it is packed.
+        StoreError: A token file is damaged; nothing is packed.
         OSError: See `write_pack`.
     """
+    # Check the folders, and list the files.
     if not folder.is_dir():
         raise PackArgumentError(f"{folder}: no such folder")
     if is_pack(folder):
@@ -50,6 +46,8 @@ def pack_folder(folder: Path, out: Path, shard_bytes: int) -> Index:
         for path in sorted(folder.iterdir())
         if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in BESIDE)
     }
+
+    # Check all files, then pack them.
     with Progress(len(files), "check", "files") as progress:
         for path in files.values():
             check_bytes(path)
@@ -66,28 +64,22 @@ def pack_folder(folder: Path, out: Path, shard_bytes: int) -> Index:
 
 
 def _mebibytes(size: int) -> int:
-    """Bytes in MiB, rounded up, so that small packs have something to show too."""
+    """Bytes in MiB, rounded up, so that small packs show progress too."""
     return -(-size // 2**20)
 
 
 def unpack_folder(pack: Path, out: Path, only: Sequence[str] = (), *, force: bool = False) -> list[Path]:
-    """Write the files of a pack out again; those that are there already, as packed, are left alone.
+    """Write the files of a pack, or the slides in `only`, out again and return them.
 
-    Args:
-        pack: The pack.
-        out: Folder for the files; made if missing.
-        only: Slide names; none for all files.
-        force: Replace files that differ.
-
-    Returns:
-        The files.
+    Files that are there already, as packed, are left alone. `force` replaces files that differ.
 
     Raises:
-        PackArgumentError: No pack, a slide that it does not hold, or a file that differs and no `force`; then nothing
-            was written.
+        PackArgumentError: No pack, a slide that it does not hold, or without `force` a file that differs; nothing is
+            written.
         PackError: Damage.
         OSError: A file cannot be written.
     """
+    # Find what is wanted.
     index = read_index(pack)
     names = [f"{stem}{SUFFIX}" for stem in only] or list(index.entries)
     missing = [name for name in names if name not in index.entries]
@@ -101,6 +93,8 @@ def unpack_folder(pack: Path, out: Path, only: Sequence[str] = (), *, force: boo
             if fault := fault_of(pack / name, digest):
                 raise PackError(fault)
             wanted[name] = ((pack / name).stat().st_size, digest)
+
+    # Keep what is there already, and write the rest.
     there = {name for name in wanted if (out / name).exists()}
     kept = {name for name in there if _is(out / name, *wanted[name])}
     if there - kept and not force:

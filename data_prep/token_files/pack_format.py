@@ -1,8 +1,8 @@
-"""The pack: files one after another in a few aligned shards, with one checked index; must not import torch or MPI.
+"""The pack format: files one after another in a few aligned shards, with one checked index.
 
-For thousands of readers on a parallel file system: one small index, a few large files that never change, and any
-packed file by one read at a known place. The index is written last and atomically, so a folder without one is no pack.
-Names go in sorted order and nothing in a pack depends on when it was made.
+Thousands of readers on a parallel file system get one small index, a few large files that never change, and any packed
+file by one read at a known place. The index is written last and atomically, so a folder without one is no pack. Names
+are sorted, and nothing in a pack depends on when it was made.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import io
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ class Shard(NamedTuple):
 
 
 class Index(NamedTuple):
-    """What is in a pack: entries by name, the shards, and names of the small files that lie beside them."""
+    """What is in a pack: entries by name, the shards, and SHA-256 of the small files beside them by name."""
 
     entries: dict[str, Entry]
     shards: list[Shard]
@@ -74,20 +75,20 @@ def write_pack(
     beside: dict[str, Path] | None = None,
     tell: Callable[[int], None] | None = None,
 ) -> Index:
-    """Write a pack; after a kill the next call keeps the shards that are whole and from the same files.
+    """Write a pack; after a kill the next call keeps whole shards of the same files.
 
     Args:
         files: Name to path of what is packed.
-        folder: The pack's folder.
         shard_bytes: Size at which a shard is full; a larger file has a shard to itself.
         beside: Name to path of small files that are copied as they are.
-        tell: Called with the bytes of every file that was packed.
+        tell: Called with the bytes of every shard that is done.
 
     Raises:
         PackArgumentError: `folder` already holds a pack, or something else.
-        PackError: A name that is none; a file that changes meanwhile.
-        OSError: A file cannot be read or written, which is named; then no index and no temporary file is left.
+        PackError: An impossible name; a file that changes meanwhile.
+        OSError: A file, which is named, cannot be read or written; no index and no temporary file is left.
     """
+    # Check the names and the folder.
     beside = beside or {}
     for name in (*files, *beside):
         _check_name(folder, name)
@@ -99,6 +100,8 @@ def write_pack(
             entry.unlink()
         elif not entry.name.startswith("shard-") and entry.name not in beside:
             raise PackArgumentError(f"{entry}: is in the way; a pack needs a folder of its own")
+
+    # Write what is not there yet, the index last.
     plan = _plan({name: path.stat().st_size for name, path in files.items()}, shard_bytes)
     entries: dict[str, Entry] = {}
     shards: list[Shard] = []
@@ -146,15 +149,13 @@ def _note_path(folder: Path, number: int) -> Path:
 
 def _kept(files: dict[str, Path], names: list[str], number: int, folder: Path) -> tuple[list[Entry], Shard] | None:
     """A shard of an earlier try, if it is whole and holds these files as they are now."""
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):
         note = json.loads(_note_path(folder, number).read_text())
         entries, shard = [Entry(*row) for row in note["entries"]], Shard(*note["shard"])
         same = [entry.name for entry in entries] == names and note["stamps"] == [_stamp(files[name]) for name in names]
         path = shard_path(folder, number)
         if same and path.stat().st_size == shard.size and sha256_of(path) == shard.sha256:
             return entries, shard
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
     return None
 
 
@@ -195,7 +196,7 @@ def _encode(index: Index) -> bytes:
 
 
 def read_index(folder: Path) -> Index:
-    """The index of a pack; kept in memory, so that thousands of reads cost one.
+    """The index of a pack, kept in memory so that thousands of reads cost one.
 
     Raises:
         PackArgumentError: No pack.
@@ -238,11 +239,7 @@ def _read_index(path: Path, stamp: tuple[int, int]) -> Index:  # noqa: ARG001
 
 
 def check_pack(folder: Path) -> list[str]:
-    """What is wrong with the shards and the small files of a pack, one line each; empty when all is as written.
-
-    Raises:
-        PackError: The index itself cannot be read.
-    """
+    """Faults of a pack's shards and small files, one line each. Raises PackError if the index is damaged."""
     index = read_index(folder)
     faults = []
     for number, shard in enumerate(index.shards):
@@ -257,19 +254,15 @@ def check_pack(folder: Path) -> list[str]:
 
 
 def fault_of(path: Path, sha256: str) -> str | None:
-    """What is wrong with a small file beside the shards, None if it is as it was packed."""
+    """The fault of a small file beside the shards, None if it is as it was packed."""
     return None if path.is_file() and sha256_of(path) == sha256 else f"{path}: is missing or changed"
 
 
 class PackedFile(io.RawIOBase):
-    """One packed file, opened for reading as if it lay by itself. Its reads are at places of their own (pread)."""
+    """One packed file, opened for reading as if it lay by itself. It reads at its own position (pread)."""
 
     def __init__(self, folder: Path, entry: Entry) -> None:
-        """Open the shard.
-
-        Raises:
-            PackError: It is missing or cut off.
-        """
+        """Open the shard. Raises PackError if it is missing or cut off."""
         super().__init__()
         self._path, self._entry, self._at = shard_path(folder, entry.shard), entry, 0
         self._file = -1
@@ -287,18 +280,12 @@ class PackedFile(io.RawIOBase):
         """Always."""
         return True
 
-    def seekable(self) -> bool:
-        """Always."""
-        return True
+    seekable = readable
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """As of any file."""
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._entry.size}[whence]
         self._at = max(0, start + offset)
-        return self._at
-
-    def tell(self) -> int:
-        """As of any file."""
         return self._at
 
     def readinto(self, buffer: Any) -> int:
@@ -330,11 +317,7 @@ class PackedFile(io.RawIOBase):
 
 
 def open_packed(path: Path) -> PackedFile | None:
-    """The packed file that `path` would be if its folder were unpacked; None if there is none.
-
-    Raises:
-        PackError: The pack is damaged.
-    """
+    """The packed file that `path` names in its folder's pack, or None. Raises PackError for a damaged pack."""
     if not is_pack(path.parent):
         return None
     entry = read_index(path.parent).entries.get(path.name)
@@ -342,12 +325,7 @@ def open_packed(path: Path) -> PackedFile | None:
 
 
 def unpack_file(folder: Path, entry: Entry, target: Path) -> None:
-    """Write one packed file out again; it is there whole or not at all.
-
-    Raises:
-        PackError: It is not what was packed.
-        OSError: It cannot be written.
-    """
+    """Write one packed file out again, whole or not at all. Raises PackError if it is damaged, OSError if it cannot."""
     digest = hashlib.sha256()
     with replacing(target, durable=False) as out, PackedFile(folder, entry) as source:
         while block := source.read(_BLOCK):

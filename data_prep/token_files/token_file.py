@@ -1,13 +1,11 @@
-"""The token file: one HDF5 file per slide and setting (design 4.5), written whole or not at all.
+"""Reads and writes the token file: one HDF5 file per slide and setting (design 4.5), written whole or not at all.
 
-Must not import torch or MPI, nor open slides; `launch` reads token files through this module.
-
-Layout choices, measured on 65,536 patches of 16 x 16 (50 MB): `tokens` are stored as they are, since gzip-1 saves 41 %
-of the bytes and makes reading 4,096 rows 8 times slower; the counts, nearly constant, shrink 170-fold under gzip-1 and
-read as fast. HDF5 crashes the process when the disk fills under it, so it writes through `_Spill`, which never fails.
-HDF5 may also read a damaged file for ever, so the first 512 bytes (a user block, which every reader skips) hold a
-SHA-256 of the rest, to be checked before HDF5 sees it. Nothing in the file depends on when, where or by how many ranks
-it was made.
+`launch` reads token files through this module. Layout, measured on 65,536 patches of 16 x 16 (50 MB): `tokens` are
+stored plain, since gzip-1 saves 41 % of the bytes but reads 4,096 rows 8 times slower. The counts, nearly constant,
+shrink 170-fold under gzip-1 and read as fast.
+HDF5 crashes the process when the disk fills under it, so it writes through `_Spill`, which never fails. HDF5 may read a
+damaged file for ever, so the first 512 bytes (a user block, which every reader skips) hold a SHA-256 of the rest, to be
+checked first. Nothing in the file depends on when, where or by how many ranks it was made.
 """
 
 from __future__ import annotations
@@ -65,11 +63,7 @@ def token_path(folder: Path, stem: str) -> Path:
 
 
 def token_names(folder: Path) -> list[str]:
-    """Names of the slides whose token files lie in `folder`, or in the pack that it is, sorted.
-
-    Raises:
-        StoreError: The pack is damaged.
-    """
+    """Sorted names of the slides with token files in a folder or pack. Raises StoreError for a damaged pack."""
     from data_prep.token_files.pack_format import PackError, is_pack, read_index  # only for who reads folders
 
     try:
@@ -80,15 +74,15 @@ def token_names(folder: Path) -> list[str]:
 
 
 def new_meta(**known: Any) -> dict[str, Any]:
-    """All metadata keys of a token file: those given, the others None (text: empty).
+    """All metadata keys of a token file: the given ones, and None (text: empty) for the others.
 
     Keys: `schema`; `slide` (stem); `params` (dict of every build parameter, with the thresholds `lo`, `hi` that were
     used); `size0_wh` (level-0 size); `frame_px` (R); `content_wh` (part of the frame that the slide covers); `mpp` (um
     per level-0 pixel); `source_sha256`, `mask_sha256`; `code_version`; `mask_pixels` (foreground of the frame per
-    class; the tokens hold less after `--fit drop`); `ceiling` (best Dice per class that these tokens can reach);
-    `budget_used` (leaves / length, before any drop or duplication); `edge_pixels`; `damaged` (tiles of the slide
-    that could not be decoded and show white, each [level, x, y, w, h] in pixels of its level); `content_pixels` (frame
-    pixels inside a field of view; None: all of `content_wh`).
+    class; after `--fit drop` the tokens hold less); `ceiling` (best Dice per class that these tokens can reach);
+    `budget_used` (leaves / length, before any drop or duplication); `edge_pixels`; `damaged` (white tiles of the slide
+    that could not be decoded, each [level, x, y, w, h] in pixels of its level); `content_pixels` (frame pixels inside a
+    field of view; None: all of `content_wh`).
 
     Raises:
         ValueError: A key that does not exist.
@@ -109,7 +103,7 @@ def write_tokens(path: Path, token_set: TokenSet, meta: dict[str, Any]) -> None:
         path: Ends in `.tokens.h5`.
         token_set: Rows of `tokens` (N,p,p,3) uint8, `leaf_xy` (N,2), `leaf_size` (N,), `content_counts` (N,p,p) and,
             with annotation, `mask_counts` (N,p,p,K).
-        meta: Keys of `new_meta`; `frame_px` and `content_wh` are taken from the token set.
+        meta: Keys of `new_meta`; the token set gives `frame_px` and `content_wh`.
 
     Raises:
         OSError: The file cannot be written (full disk, folder missing, ...); nothing is left behind.
@@ -129,27 +123,20 @@ def write_tokens(path: Path, token_set: TokenSet, meta: dict[str, Any]) -> None:
         if spill.error is not None:
             raise spill.error
         # The head tells of the rest.
-        digest, size = hashlib.sha256(), 0
         out.seek(_PREAMBLE_BYTES)
-        while block := out.read(_READ_BYTES):
-            digest.update(block)
-            size += len(block)
+        head, _ = _preamble_of(out)
         out.seek(0)
-        out.write(_preamble(size, digest.hexdigest()))
+        out.write(head)
 
 
 def read_tokens(
     path: Path, rows: slice | NDArray[np.integer[Any]] | None = None, check: bool = False
 ) -> tuple[TokenSet, dict[str, Any]]:
-    """Read a token file, whole or some of its rows.
+    """Read the token set and the metadata of a token file, whole or some of its rows.
 
     Args:
-        path: The token file.
         rows: Rows to read: a slice, or an index array (any order, repeats allowed); None reads all.
         check: Also compare the content with its checksum; needs all rows.
-
-    Returns:
-        The token set (arrays of the rows asked for) and the metadata.
 
     Raises:
         StoreError: Not a token file, cut off, of another schema, or (`check`) not what was written.
@@ -183,25 +170,22 @@ def read_meta(path: Path) -> dict[str, Any]:
 def check_bytes(path: Path) -> None:
     """Compare the bytes of a token file with the SHA-256 in its first block, without HDF5.
 
-    HDF5 files without such a block pass; whether they are token files is for the other readers to say.
+    HDF5 files without such a block pass; other readers decide whether they are token files.
 
     Raises:
         StoreError: Cut off, changed after it was written, or no token file at all.
     """
     path = Path(path)
-    digest, size = hashlib.sha256(), 0
     try:
         packed = None if path.exists() else _packed(path)
         with path.open("rb") if packed is None else packed as file:
             head = file.read(_PREAMBLE_BYTES)
-            while block := file.read(_READ_BYTES):
-                digest.update(block)
-                size += len(block)
+            right, size = _preamble_of(file)
     except FileNotFoundError:
         raise StoreError(f"{path}: no such token file") from None
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from error
-    if head == _preamble(size, digest.hexdigest()) or head.startswith(b"\x89HDF"):
+    if head == right or head.startswith(b"\x89HDF"):
         return
     wanted = re.search(rb"^bytes (\d+)$", head, re.MULTILINE)
     if wanted is None:
@@ -231,13 +215,18 @@ def _fill(image: Any, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> 
         out.attrs["checksum"] = _checksum(arrays, attributes)
 
 
-def _preamble(size: int, sha256: str) -> bytes:
-    text = f"APF token file, HDF5 from byte {_PREAMBLE_BYTES}\nbytes {size}\nsha256 {sha256}\n"
-    return text.encode().ljust(_PREAMBLE_BYTES)
+def _preamble_of(rest: Any) -> tuple[bytes, int]:
+    """The first block of a file whose other bytes `rest` reads, and their number."""
+    digest, size = hashlib.sha256(), 0
+    while block := rest.read(_READ_BYTES):
+        digest.update(block)
+        size += len(block)
+    text = f"APF token file, HDF5 from byte {_PREAMBLE_BYTES}\nbytes {size}\nsha256 {digest.hexdigest()}\n"
+    return text.encode().ljust(_PREAMBLE_BYTES), size
 
 
 class _Spill:
-    """A binary file for HDF5 to write, which never sees it fail: `error` keeps the first error, the rest is dropped.
+    """A binary file for HDF5 that never fails: it keeps the first error in `error` and drops all later writes.
 
     HDF5 takes only objects for files that can be read too. After an error it reads zeros, or nothing.
     """
@@ -283,7 +272,7 @@ class _Spill:
 
 @contextmanager
 def _open(path: Path, whole: bool = False) -> Iterator[Any]:
-    """`h5py.File` for reading whose every error is a `StoreError` with one line; of a pack, `whole` is one read."""
+    """Open a file with h5py so that every error is a one-line `StoreError`; `whole` reads a packed file at once."""
     path = Path(path)
     packed: Any = None
     if not path.exists():
@@ -379,7 +368,7 @@ def _decode(path: Path, file: Any) -> dict[str, Any]:
 
 
 def _compare(path: Path, file: Any, meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
-    """Raise unless the checksum holds and `coords` and its attributes are what the rest of the file says."""
+    """Raise unless the checksum holds, and `coords` and its attributes follow from the rest of the file."""
     if file.attrs["checksum"] != _checksum(arrays, _encode(meta)):
         raise StoreError(f"{path}: content does not match its checksum (changed after it was written)")
     if "leaf_xy" not in arrays or "leaf_size" not in arrays or "tokens" not in arrays:
@@ -404,7 +393,7 @@ def _checksum(arrays: dict[str, NDArray[Any]], attributes: dict[str, Any]) -> st
 
 
 def scale_xy(meta: dict[str, Any]) -> tuple[Fraction, Fraction]:
-    """Frame pixels per level-0 pixel, as `frame.make_frame` defines it; 1 when the slide size is unknown."""
+    """Frame pixels per level-0 pixel, as `frame.make_frame` defines it; 1 if the slide size is unknown."""
     if not meta["size0_wh"]:
         return Fraction(1), Fraction(1)
     width, height = meta["size0_wh"]
@@ -421,18 +410,14 @@ def level0_xy(meta: dict[str, Any], leaf_xy: NDArray[np.integer[Any]]) -> NDArra
 
 
 def magnification(meta: dict[str, Any]) -> float:
-    """Of level 0, by the usual reading of mpp; 0 where that is unknown."""
+    """Magnification of level 0, by the usual reading of mpp; 0 if mpp is unknown."""
     return 10.0 / meta["mpp"] if meta["mpp"] else 0.0
 
 
 def reader_attributes(meta: dict[str, Any], patch_px: int, side0_px: int, scale: Fraction) -> dict[str, Any]:
     """What TRIDENT and CLAM readers look for on `coords`: patches of `patch_px` made of `side0_px` level-0 pixels.
 
-    Args:
-        meta: Metadata of the token file.
-        patch_px: Side of a patch.
-        side0_px: Its side at level 0.
-        scale: Patch pixels per level-0 pixel.
+    `scale` is in patch pixels per level-0 pixel.
     """
     width, height = meta["size0_wh"] or meta["content_wh"]
     return {
@@ -456,8 +441,8 @@ def reader_attributes(meta: dict[str, Any], patch_px: int, side0_px: int, scale:
 def _coords(meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> tuple[NDArray[np.int64], dict[str, Any]]:
     """`coords` (N,2) at level 0, and its attributes.
 
-    Readers of `coords` know one patch size per file; an adaptive file has many, so they get the smallest leaf's, and
-    the true sides are in the dataset `leaf_size` (frame pixels).
+    Readers of `coords` know one patch size per file. An adaptive file tells them its smallest leaf; the true sides are
+    in the dataset `leaf_size` (frame pixels).
     """
     sides, scale = arrays["leaf_size"], scale_xy(meta)[0]
     smallest = int(sides.min()) if len(sides) else 0

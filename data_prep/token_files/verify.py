@@ -1,7 +1,4 @@
-"""Checks token files from end to end: whole, unchanged, a tiling in Morton order, counts that add up.
-
-Must not import torch or MPI, nor open slides: a token file is checked by itself.
-"""
+"""Checks token files without their slides: whole, unchanged, a tiling in Morton order, right counts."""
 
 from __future__ import annotations
 
@@ -16,12 +13,11 @@ from data_prep.tree.quadtree import Leaves, check_tiling
 
 
 def verify_file(path: Path) -> list[str]:
-    """All faults of one token file, one line each without the file's name; empty when it is good.
+    """All faults of one token file, one line each without the file's name.
 
-    Checks that it opens, that the checksum over datasets and attributes matches, shapes and types, that the leaves tile
-    the frame in Morton order (files of `--fit drop`: that each row is a possible leaf), and that the counts add up:
-    content_counts are each cell's part of the content (with a field of view: at most that), mask_counts lie within
-    them and add up to the mask.
+    The file opens; the checksum over datasets and attributes holds; shapes and types are right. The leaves tile the
+    frame in Morton order (with `--fit drop` each row is a possible leaf). `content_counts` are each cell's part of the
+    content (with a field of view at most that). `mask_counts` lie within them and add up to the mask.
     """
     try:
         token_set, meta = read_tokens(path, check=True)
@@ -105,11 +101,7 @@ def _count_faults(token_set: TokenSet, meta: dict[str, Any], dropped: bool) -> l
 
 
 def token_files(folder: Path) -> list[Path]:
-    """Every token file under `folder` (or the one file, or those of a pack), sorted.
-
-    Raises:
-        StoreError: No such folder, or no token file in it.
-    """
+    """Every token file under a folder, sorted; one file or a pack will do too. Raises StoreError if there is none."""
     from data_prep.token_files.pack_format import is_pack  # a build verifies its files and knows no packs
 
     if folder.is_file():

@@ -120,7 +120,7 @@ def test_builds_of_two_hosts_take_turns_in_one_folder(ahead: int, tmp_path: Path
 
 _ON_NODE_7 = """
 import sys
-from data_prep.commands.parser import main
+from data_prep.__main__ import main
 from data_prep.system import files
 files._host = lambda: "node7"
 sys.exit(main(sys.argv[1:]))

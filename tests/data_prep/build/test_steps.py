@@ -419,6 +419,8 @@ def test_8192_of_real_texture_by_regions_and_in_memory(thresholds, tmp_path: Pat
 PEAK = """
 import resource, sys
 from data_prep.commands.parser import main
+from data_prep.__main__ import main
+from data_prep.__main__ import main
 code = main(sys.argv[1:])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
 sys.exit(code)

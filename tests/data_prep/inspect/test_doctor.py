@@ -9,7 +9,6 @@ import pytest
 import tifffile
 
 from data_prep.__main__ import main
-from data_prep.commands.doctor import _in_order
 from data_prep.inspect.burdens import read_burdens
 from data_prep.inspect.doctor import _mask_findings, over_the_folder
 from data_prep.slides.base import SlideError
@@ -223,17 +222,3 @@ def test_over_the_folder(tmp_path: Path, capsys):
 def test_bad_arguments(args: list[str], words: str, capsys):
     code, text = doctor(capsys, *args)
     assert code == 64 and words in text
-
-
-def test_results_come_in_order_and_as_soon_as_they_can():
-    """A folder of slides takes hours, so what is known is counted meanwhile."""
-    given: list[int] = []
-
-    def pool(function, tasks, jobs, died, idle):
-        for number in (1, 0, 2):
-            given.append(number)
-            yield number, f"{tasks[number][1]} of {jobs}"
-
-    results = _in_order(pool, None, [Path("a"), Path("b"), Path("c")], 4, None, lambda: None)
-    assert next(results) == "a of 4" and given == [1, 0]
-    assert list(results) == ["b of 4", "c of 4"]

@@ -229,7 +229,7 @@ def test_nothing_is_left_of_a_mask_that_fails(tmp_path: Path, capsys: pytest.Cap
 
 _LIMITED = """
 import resource, sys
-from data_prep.commands.parser import main
+from data_prep.__main__ import main
 from data_prep.__main__ import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 sys.exit(main(sys.argv[1:]))
