@@ -48,7 +48,7 @@ def test_papers_call_macs_flops():
 def plain_vit(model, image):
     """The same network from torch's own encoder layers."""
     d, heads = model.head.in_features, model.body.vit.blocks[0].attn.heads
-    x = F.conv2d((image - 0.5) / 0.5, model.embed.proj.weight, model.embed.proj.bias, stride=model.patch_px)
+    x = F.conv2d((image - 0.5) / 0.5, model.embed.proj.weight, model.embed.proj.bias, stride=model.patch)
     x = x.flatten(2).transpose(1, 2)
     x = torch.cat((model.body.cls.expand(len(x), -1, -1), x), 1) + model.body.table
     for block in model.body.vit.blocks:
