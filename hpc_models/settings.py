@@ -1,4 +1,4 @@
-"""The two objects that every model takes: its settings, and the shape of its data; must not import torch.
+"""The two objects that every model takes: its settings, and the shape of its data.
 
 A model's settings are a frozen dataclass beside it, in `segmentation.settings` or `classification.settings`. Each field
 says in a sentence what it means and which values it takes, so a configuration can be checked on a login node.

@@ -1,7 +1,4 @@
-"""`python -m launch`: list experiments, train one, submit many; its commands are the modules of `commands`.
-
-Importing it must not import torch.
-"""
+"""`python -m launch`: list experiments, train one, submit many; its commands are the modules of `commands`."""
 
 from data_prep.system.command_line import CommandLine
 from launch.commands import COMMANDS, EXAMPLES

@@ -1,4 +1,4 @@
-"""Pre-norm transformer block with a key mask; imports torch only, knows nothing of images or ranks."""
+"""Pre-norm transformer block with a key mask. It knows nothing of images or ranks."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_models.blocks.checkpointing import maybe_recompute
-from hpc_models.blocks.sdpa import KINDS, attend, attend_packed, attend_window
+from hpc_models.blocks.linear_attention import Nystrom, Performer
+from hpc_models.blocks.sdpa import KINDS, attend, attend_packed, attend_window, merge_heads, split_heads
 
 LINEAR = ("performer_relu", "performer_softmax", "nystrom")
 ALL_KINDS = (*KINDS, *LINEAR)
 
 
 class AttentionOptions(TypedDict, total=False):
-    """What a block's attention can be told; see `make_attention`.
+    """Options of a block's attention; see `make_attention`.
 
-    qkv_bias: whether q, k and v have a bias (MONAI's ViT: no, the default); linear kinds have those of their papers.
-    dropout: on the attention weights and on the output, and after both maps of the MLP; 0 by default.
-    kind: full (every token attends to every valid one, the default), packed (the same, computed on valid tokens only),
-    window (within `window` consecutive tokens), performer_relu, performer_softmax (random features, FAVOR+) or nystrom.
+    qkv_bias: q, k and v have a bias; not by default, as in MONAI's ViT. Linear kinds have the biases of their papers.
+    dropout: on the attention weights and the output, and after both maps of the MLP; 0 by default.
+    kind: full (each token attends to all valid ones, the default), packed (the same, computed on valid tokens only),
+    window (within `window` consecutive tokens), performer_relu, performer_softmax (random features) or nystrom.
     window: tokens per window, 256 by default; for nystrom the number of landmarks.
     """
 
@@ -32,13 +33,13 @@ class AttentionOptions(TypedDict, total=False):
 
 
 class Exchange(Protocol):
-    """What turns a sequence spread over ranks into heads spread over ranks, and back (Ulysses); the launcher's part."""
+    """Turns a sequence spread over ranks into heads spread over ranks, and back (Ulysses). The launcher provides it."""
 
     def to_heads(self, x: Tensor) -> Tensor:
         """(B, H, L / P, d) of this rank's tokens to (B, H / P, L, d) of all tokens."""
 
     def to_tokens(self, x: Tensor) -> Tensor:
-        """The way back: (B, H / P, L, d) to (B, H, L / P, d)."""
+        """Inverse of `to_heads`: (B, H / P, L, d) to (B, H, L / P, d)."""
 
     def split(self, x: Tensor) -> Tensor:
         """(B, L, ...) on every rank to this rank's (B, ceil(L / P), ...), zeros behind the end."""
@@ -54,44 +55,31 @@ class Attention(nn.Module):
     """Multi-head self-attention on the fastest kernel at hand (`hpc_models.blocks.sdpa`); see `AttentionOptions`.
 
     Attributes:
-        exchange: None, or how this rank's share of the tokens meets the others' (`Exchange`); set by the launcher.
+        exchange: how this rank's tokens meet the tokens of other ranks, set by the launcher; None on one rank.
     """
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        qkv_bias: bool = False,
-        dropout: float = 0.0,
-        kind: str = "full",
-        window: int = 256,
-    ) -> None:
+    def __init__(self, width: int, heads: int, **options: Unpack[AttentionOptions]) -> None:
         super().__init__()
+        kind, window = options.get("kind", "full"), options.get("window", 256)
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of heads {heads}")
         if kind not in KINDS:
             raise ValueError(f"attention must be one of {', '.join(ALL_KINDS)}, got {kind!r}")
         if window < 1:
             raise ValueError(f"window must be at least 1, got {window}")
-        self.heads = heads
-        self.dropout = dropout
-        self.kind, self.window = kind, window
+        self.heads, self.kind, self.window = heads, kind, window
+        self.dropout = options.get("dropout", 0.0)
         self.exchange: Exchange | None = None
-        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.qkv = nn.Linear(width, 3 * width, bias=options.get("qkv_bias", False))
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
-        """Attend.
+        """(B, L, D), or packed sequences (T, D) one after another, to the same shape.
 
         Args:
-            x: (B, L, D), or with `lengths` (T, D), sequences one after another.
-            key_mask: (B, L) bool, False keys are not attended to, None attends to all. With an exchange, that of the
-                whole sequence.
+            x: token vectors.
+            key_mask: (B, L) bool, False keys are not attended to. An exchange needs the mask of the whole sequence.
             lengths: (N,) int64, tokens of each packed sequence.
-
-        Returns:
-            As x.
         """
         p = self.dropout if self.training else 0.0
         if lengths is not None:
@@ -100,8 +88,7 @@ class Attention(nn.Module):
             q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
             x = attend_packed(q, k, v, lengths, p).flatten(1)
         else:
-            q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-            x = self._attend(q, k, v, key_mask, p).transpose(1, 2).flatten(2)
+            x = merge_heads(self._attend(*split_heads(self.qkv(x), self.heads), key_mask, p))
         return F.dropout(self.out_proj(x), self.dropout, self.training)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, dropout: float) -> Tensor:
@@ -115,7 +102,7 @@ class Attention(nn.Module):
 
 
 def make_attention(width: int, heads: int, **options: Unpack[AttentionOptions]) -> nn.Module:
-    """The attention of a block: softmax attention in one of its forms, or one that is linear in the tokens.
+    """The attention of a block: softmax attention, or a kind that is linear in the tokens.
 
     Raises:
         ValueError: unknown kind, or a width that the heads do not divide.
@@ -123,7 +110,6 @@ def make_attention(width: int, heads: int, **options: Unpack[AttentionOptions]) 
     kind, dropout = options.get("kind", "full"), options.get("dropout", 0.0)
     if kind not in LINEAR:
         return Attention(width, heads, **options)
-    from hpc_models.blocks.linear_attention import Nystrom, Performer
 
     if kind != "nystrom":
         return Performer(width, heads, kind.removeprefix("performer_"), dropout=dropout)
@@ -148,18 +134,11 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)) (ViT, Dosovitskiy et al. 2021).
 
-    With `spare_norm` it has the frozen cross-attention norm that MONAI's ViT block owns and never uses: so MONAI's
-    weights load one to one, and parameter counts agree.
+    `spare_norm` adds the frozen norm that MONAI's ViT block owns and never uses. MONAI's weights then load one to one.
     """
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        mlp_dim: int,
-        *,
-        spare_norm: bool = False,
-        **options: Unpack[AttentionOptions],
+        self, width: int, heads: int, mlp_dim: int, *, spare_norm: bool = False, **options: Unpack[AttentionOptions]
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
@@ -176,6 +155,6 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
         """(B, L, D) or packed (T, D) to the same; see `Attention` for mask and lengths."""
-        # Inside the block, not around it: a sharding hook on the block then stays outside the recomputation.
+        # The recomputation lies inside the block, so that a sharding hook on the block stays outside of it.
         y: Tensor = maybe_recompute(self, self._forward, x, key_mask, lengths)
         return y

@@ -1,10 +1,11 @@
-"""Activation checkpointing that leaves batch norm's running statistics alone; imports torch only."""
+"""Activation checkpointing that leaves batch norm's running statistics alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -12,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Running statistics inside `module` do not move within the context: a batch must not be counted twice."""
+    """Keep the running statistics inside `module` still, so that a batch is not counted twice."""
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)]
     momenta = [m.momentum for m in norms]
     counts = [None if m.num_batches_tracked is None else m.num_batches_tracked.clone() for m in norms]
@@ -28,13 +29,9 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 
 def maybe_recompute(owner: nn.Module, function: Callable[..., Any], *args: Any) -> Any:
-    """function(*args); its activations are computed again in the backward pass where `owner` trains with checkpointing.
+    """function(*args), recomputed in the backward pass where `owner.checkpoint` is on in training.
 
-    For functions without batch norm, whose running statistics `recompute` looks after.
-
-    Args:
-        owner: has the switch `checkpoint`.
-        function: of tensors, and of what needs no gradient.
+    Functions with batch norm need `recompute`, which looks after the running statistics.
     """
     if owner.checkpoint and owner.training:
         return checkpoint(function, *args, use_reentrant=False)
@@ -42,12 +39,12 @@ def maybe_recompute(owner: nn.Module, function: Callable[..., Any], *args: Any) 
 
 
 def recompute(owner: nn.Module, module: nn.Module, *args: Any) -> Tensor:
-    """As `maybe_recompute`, for a module that may have batch norm: running statistics count a batch once."""
-    y: Tensor
-    if owner.checkpoint and owner.training:
-        y = checkpoint(
-            module, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen_statistics(module))
-        )
-    else:
-        y = module(*args)
-    return y
+    """`maybe_recompute` for a module that may have batch norm."""
+    if not (owner.checkpoint and owner.training):
+        return cast(Tensor, module(*args))
+    contexts = partial(_contexts, module)
+    return cast(Tensor, checkpoint(module, *args, use_reentrant=False, context_fn=contexts))
+
+
+def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), frozen_statistics(module)

@@ -1,4 +1,4 @@
-"""Convolutions and their norms: plain, and with standardised filters; imports torch only.
+"""Convolutions and their norms: plain, and with standardised filters.
 
 Qiao et al., Weight Standardization (arXiv:1903.10520).
 """
@@ -16,15 +16,12 @@ class StdConv2d(nn.Conv2d):
     Padding None is half the filter's side.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, side: int, stride: int = 1, padding: int | None = None
-    ) -> None:
-        padding = side // 2 if padding is None else padding
-        super().__init__(in_channels, out_channels, side, stride, padding=padding, bias=False)
+    def __init__(self, inputs: int, outputs: int, side: int, stride: int = 1, padding: int | None = None) -> None:
+        super().__init__(inputs, outputs, side, stride, side // 2 if padding is None else padding, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
-        # In float32 at least, under autocast too: a variance of 1e-4 has no digits left in 16 bits.
+        # At least float32, under autocast too: a variance of 1e-4 has no digits left in 16 bits.
         flat = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)).flatten(1)
         centred = flat - flat.mean(1, keepdim=True)
         weight = centred * (centred.square().mean(1, keepdim=True) + 1e-5).rsqrt()

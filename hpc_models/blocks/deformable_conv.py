@@ -1,4 +1,4 @@
-"""Deformable convolution, version 1 (Dai et al., ICCV 2017), by bilinear sampling; imports torch only."""
+"""Deformable convolution, version 1 (Dai et al., ICCV 2017), by bilinear sampling."""
 
 from __future__ import annotations
 
@@ -12,16 +12,9 @@ from hpc_models.blocks.linear_attention import full_precision
 
 
 def sampling_points(offset: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
-    """Where each tap of each output pixel looks, in input pixels.
+    """Where each tap of each output pixel looks: (B, k * k, H', W', 2), (x, y) of centres in input pixels.
 
-    Args:
-        offset: (B, 2 * k * k, H', W'), pairs (dy, dx) per tap, taps in raster order.
-        kernel: k.
-        stride: of the convolution.
-        padding: of the convolution.
-
-    Returns:
-        (B, k * k, H', W', 2), (x, y) of pixel centres.
+    `offset` is (B, 2 * k * k, H', W'): pairs (dy, dx) per tap, taps in raster order.
     """
     _, _, rows, cols = offset.shape
     device = offset.device
@@ -33,27 +26,27 @@ def sampling_points(offset: Tensor, kernel: int, stride: int, padding: int) -> T
 
 
 def deform_conv2d(x: Tensor, offset: Tensor, weight: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
-    """Convolution whose taps are moved by `offset` and read bilinearly; outside of the input there are zeros.
+    """Convolution whose taps are moved by `offset` and read bilinearly, with zeros outside of the input.
 
     Args:
         x: (B, C, H, W).
-        offset: (B, 2 * k * k, H', W') in pixels, see `sampling_points`; H', W' as of the plain convolution.
+        offset: (B, 2 * k * k, H', W') in pixels, see `sampling_points`.
         weight: (D, C, k, k).
         stride: of the convolution.
         padding: of the convolution.
 
     Returns:
-        (B, D, H', W').
+        (B, D, H', W'), the size that the plain convolution gives.
 
     Raises:
-        ValueError: an offset of another shape than the output needs.
+        ValueError: the offset has another shape than the output needs.
     """
     b, _, h, w = x.shape
     kernel = weight.shape[-1]
     rows, cols = ((side + 2 * padding - kernel) // stride + 1 for side in (h, w))
     if offset.shape != (b, 2 * kernel * kernel, rows, cols):
         raise ValueError(f"offset is {tuple(offset.shape)}, should be {(b, 2 * kernel * kernel, rows, cols)}")
-    with full_precision(x):  # places need more digits than 16-bit numbers have
+    with full_precision(x):  # 16-bit numbers have too few digits for places
         points = sampling_points(offset.float(), kernel, stride, padding)
         size = torch.tensor((w, h), device=x.device, dtype=torch.float32)
         grid = (2 * points + 1) / size - 1
@@ -69,17 +62,17 @@ class DeformConv2d(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, offset_bias: bool = True
+        self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, *, offset_bias: bool = True
     ) -> None:
         super().__init__()
         self.stride, self.padding = stride, kernel // 2
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel))
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, kernel, kernel))
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
-        self.offset = nn.Conv2d(in_channels, 2 * kernel * kernel, kernel, stride, kernel // 2, bias=offset_bias)
+        self.offset = nn.Conv2d(inputs, 2 * kernel * kernel, kernel, stride, kernel // 2, bias=offset_bias)
         self.start_plain()
 
     def start_plain(self) -> None:
-        """Put all offsets to zero."""
+        """Set all offsets to zero."""
         nn.init.zeros_(self.offset.weight)
         if self.offset.bias is not None:
             nn.init.zeros_(self.offset.bias)

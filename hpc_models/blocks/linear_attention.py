@@ -1,7 +1,9 @@
-"""Attention whose cost grows linearly with the number of tokens: Performer and Nystrom; imports torch only.
+"""Attention whose cost grows linearly with the number of tokens: Performer and Nystrom.
 
-Choromanski et al.: Rethinking Attention with Performers (2021); Xiong et al.: Nystromformer (2021). Their arithmetic
-runs in fp32 whatever the precision around it: sums over thousands of tokens do not survive 16-bit numbers.
+Choromanski et al.: Rethinking Attention with Performers (2021); Xiong et al.: Nystromformer (2021). The arithmetic runs
+in fp32 at any precision, since sums over thousands of tokens do not survive 16-bit numbers.
+
+Shapes: q (B, H, L, d), k and v (B, H, M, d). A key mask (B, M) bool says which keys count; None counts all.
 """
 
 from __future__ import annotations
@@ -14,87 +16,67 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpc_models.blocks.sdpa import note
+from hpc_models.blocks.sdpa import merge_heads, note, split_heads
 
 KERNELS = ("relu", "softmax")
-RELU_FLOOR = 1e-3  # keeps the sum over keys above zero where no feature is on
-SOFTMAX_FLOOR = 1e-4
+RELU_LEAST = 1e-3  # keeps the sum over keys above zero where no feature is on
+SOFTMAX_LEAST = 1e-4
 PINV_STEPS = 6
 RESIDUAL_KERNEL = 33
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """A context in which autocast leaves the arithmetic on the device of `x` alone."""
+    """A context in which autocast leaves arithmetic on the device of `x` alone."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
 
 
 def feature_count(head_width: int) -> int:
-    """m = int(d ln d), the random features that approximate softmax for heads of width d (at least 1)."""
+    """m = int(d ln d), at least 1: random features that approximate softmax for heads of width d."""
     return max(1, int(head_width * math.log(head_width)))
 
 
 def orthogonal_features(features: int, head_width: int) -> Tensor:
-    """Random rows of length sqrt(d), orthogonal within each block of d rows (Choromanski et al. 2021, section 2.4).
+    """(m, d) float32: random rows of length sqrt(d), orthogonal in blocks of d (Choromanski et al. 2021, section 2.4).
 
-    Args:
-        features: m, rows.
-        head_width: d, columns.
-
-    Returns:
-        (m, d) float32 from torch's generator. Directions are uniform on the sphere.
+    Directions are uniform on the sphere, from torch's generator.
     """
     blocks = []
     for first in range(0, features, head_width):
         q, r = torch.linalg.qr(torch.randn(head_width, head_width))
-        q = q * r.diagonal().sign()  # without it the factorisation's own sign rule would favour some directions
+        q = q * r.diagonal().sign()  # the factorisation's own sign rule would favour some directions
         blocks.append(q.t()[: features - first])
     return torch.cat(blocks) * math.sqrt(head_width)
 
 
 def relu_features(x: Tensor, projection: Tensor) -> Tensor:
     """relu(P x / d^(1/4)) + 1e-3: (..., L, d) to (..., L, m)."""
-    return F.relu((x * x.shape[-1] ** -0.25) @ projection.t()) + RELU_FLOOR
+    return F.relu((x * x.shape[-1] ** -0.25) @ projection.t()) + RELU_LEAST
 
 
 def softmax_features(x: Tensor, projection: Tensor, query: bool, key_mask: Tensor | None = None) -> Tensor:
-    """Positive features whose products have the mean exp(q.k / sqrt(d)) (Choromanski et al. 2021, lemma 1).
+    """Positive features (B, H, L, m) with products of mean exp(q.k / sqrt(d)) (Choromanski et al. 2021, lemma 1).
 
-    The largest exponent is taken off first, so that exp cannot overflow: per token for queries, over all tokens of a
-    head for keys. Both cancel in the normalisation.
-
-    Args:
-        x: (B, H, L, d).
-        projection: (m, d).
-        query: whether x are queries.
-        key_mask: (B, L) bool or None: keys that do not count for the maximum.
-
-    Returns:
-        (B, H, L, m).
+    The largest exponent is taken off first, so that exp cannot overflow: per token for queries, per head for keys. It
+    cancels in the normalisation.
     """
     x = x * x.shape[-1] ** -0.25
     dots = x @ projection.t()
     seen = dots if key_mask is None else dots.masked_fill(~key_mask[:, None, :, None], torch.finfo(dots.dtype).min)
     top = seen.amax(dim=-1 if query else (-1, -2), keepdim=True).detach()
     half_square = x.square().sum(-1, keepdim=True) / 2
-    # Clamped: a masked key may lie above the maximum of the others, and must not overflow.
-    positive = ((dots - top).clamp(max=0) - half_square).exp() + SOFTMAX_FLOOR
+    # The clamp: a masked key may lie above the maximum of the others, and must not overflow.
+    positive = ((dots - top).clamp(max=0) - half_square).exp() + SOFTMAX_LEAST
     return positive / math.sqrt(projection.shape[0])
 
 
 def kernel_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """sum_j (q_i.k_j) v_j / sum_j q_i.k_j without the L x L matrix: the sums over keys come first.
 
-    Args:
-        q: (B, H, L, m) positive features of the queries.
-        k: (B, H, M, m) of the keys, zero rows for those that do not count.
-        v: (B, H, M, d).
-
-    Returns:
-        (B, H, L, d).
+    q (B, H, L, m) and k (B, H, M, m) are positive features; keys that do not count are zero. Returns (B, H, L, d).
     """
     total = q @ k.sum(dim=-2, keepdim=True).transpose(-1, -2)
-    # One feature is always positive; only a sequence without any valid key has a total of zero.
+    # Features are positive: only a sequence without any valid key has a total of zero.
     return (q @ (k.transpose(-1, -2) @ v)) / total.clamp(min=torch.finfo(q.dtype).tiny)
 
 
@@ -116,22 +98,16 @@ def pseudo_inverse(matrix: Tensor, steps: int = PINV_STEPS) -> Tensor:
 def nystrom_attention(q: Tensor, k: Tensor, v: Tensor, landmarks: int, key_mask: Tensor | None = None) -> Tensor:
     """Softmax attention from the means of consecutive tokens, the landmarks (Xiong et al. 2021, equation 13).
 
-    Args:
-        q: (B, H, L, d).
-        k: (B, H, L, d).
-        v: (B, H, L, d).
-        landmarks: largest number of them; each is the mean of ceil(L / landmarks) tokens, the last of what is left.
-        key_mask: (B, L) bool, False tokens count for nothing; None counts all.
-
-    Returns:
-        (B, H, L, d).
+    Each of at most `landmarks` landmarks is the mean of ceil(L / landmarks) tokens. Returns (B, H, L, d).
     """
+    # Pad to whole segments, and clear what does not count.
     b, length, width = q.shape[0], q.shape[2], q.shape[3]
     segment = -(-length // landmarks)
     short = -length % segment
     mask = torch.ones(b, length, dtype=torch.bool, device=q.device) if key_mask is None else key_mask
     mask = F.pad(mask, (0, short))[:, None]  # (B, 1, L')
     q, k, v = (F.pad(part, (0, 0, 0, short)).masked_fill(~mask[..., None], 0) for part in (q, k, v))
+    # The mean of each segment's valid tokens.
     members = mask.unflatten(-1, (-1, segment)).sum(-1)  # (B, 1, n)
     present = members > 0
     q_mean, k_mean = (
@@ -142,6 +118,7 @@ def nystrom_attention(q: Tensor, k: Tensor, v: Tensor, landmarks: int, key_mask:
         scores = left @ right.transpose(-1, -2)
         return scores.masked_fill(~columns[..., None, :], torch.finfo(scores.dtype).min).softmax(-1)
 
+    # Tokens to landmarks, landmarks to each other, landmarks to tokens.
     near = weights(q * width**-0.5, k_mean, present)
     middle = weights(q_mean, k_mean, present) * (present[..., None] & present[..., None, :])
     far = weights(q_mean, k, mask)
@@ -151,12 +128,7 @@ def nystrom_attention(q: Tensor, k: Tensor, v: Tensor, landmarks: int, key_mask:
 class Performer(nn.Module):
     """Multi-head attention through fixed orthogonal random features, linear in the number of tokens.
 
-    Args:
-        width: D, a multiple of `heads`.
-        heads: number of heads.
-        kernel: relu (steadier) or softmax (approximates softmax attention).
-        features: m; None: int(d ln d) for heads of width d, the authors' number.
-        dropout: on the output.
+    Kernel relu is steadier; softmax approximates softmax attention. `features` None is the authors' m = int(d ln d).
 
     Raises:
         ValueError: unknown kernel, or a width that the heads do not divide.
@@ -175,14 +147,14 @@ class Performer(nn.Module):
         head_width = width // heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)
-        # Part of the weights: another draw would be another function, and a pretrained model must keep its own.
+        # Saved with the weights: another draw would be another function, and a pretrained model must keep its own.
         self.register_buffer("projection", orthogonal_features(features or feature_count(head_width), head_width))
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """(B, L, D) to the same; key_mask (B, L) bool, False keys are not attended to."""
+        """(B, L, D) to the same; False keys are not attended to."""
         note(f"performer {self.kernel}", x.device)
         dtype = x.dtype
-        q, k, v = _heads(self.qkv(x), self.heads)
+        q, k, v = split_heads(self.qkv(x), self.heads)
         with full_precision(x):
             q, k, v = q.float(), k.float(), v.float()
             if key_mask is not None:
@@ -195,7 +167,7 @@ class Performer(nn.Module):
             if key_mask is not None:
                 k = k.masked_fill(~key_mask[:, None, :, None], 0)
             y = kernel_attention(q, k, v)
-        return F.dropout(self.out_proj(_merge(y).to(dtype)), self.dropout, self.training)
+        return F.dropout(self.out_proj(merge_heads(y).to(dtype)), self.dropout, self.training)
 
 
 class Nystrom(nn.Module):
@@ -216,35 +188,18 @@ class Nystrom(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None, landmarks: int | None = None) -> Tensor:
-        """(B, L, D) to the same.
-
-        Args:
-            x: tokens.
-            key_mask: (B, L) bool, False tokens have no influence.
-            landmarks: for this call, None: those of the module.
-        """
+        """(B, L, D) to the same; `landmarks` takes the place of the module's number for this call."""
         note("nystrom", x.device)
         dtype = x.dtype
-        q, k, v = _heads(self.qkv(x), self.heads)
+        q, k, v = split_heads(self.qkv(x), self.heads)
         if key_mask is not None:
             v = v.masked_fill(~key_mask[:, None, :, None], 0)
         beside = self.residual(v)
         with full_precision(x):
             y = nystrom_attention(q.float(), k.float(), v.float(), landmarks or self.landmarks, key_mask)
-        return F.dropout(self.out_proj(_merge(y + beside).to(dtype)), self.dropout, self.training)
+        return F.dropout(self.out_proj(merge_heads(y + beside).to(dtype)), self.dropout, self.training)
 
 
 def _check_heads(width: int, heads: int) -> None:
     if width % heads:
         raise ValueError(f"width {width} is not a multiple of heads {heads}")
-
-
-def _heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, L, 3D) to three of (B, H, L, d)."""
-    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    return q, k, v
-
-
-def _merge(x: Tensor) -> Tensor:
-    """(B, H, L, d) to (B, L, D)."""
-    return x.transpose(1, 2).flatten(2)

@@ -1,4 +1,4 @@
-"""Patches to token vectors; imports torch only."""
+"""Patches to token vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transformer blocks that make one vector of a sequence; imports torch only."""
+"""Transformer blocks that turn a sequence into one vector."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from hpc_models.blocks.attention import AttentionOptions
 from hpc_models.blocks.init import init_linears, set_norm_eps
 from hpc_models.blocks.vit_encoder import ViTEncoder
-from hpc_models.tokens.position import resize_table
+from hpc_models.tokens.batch import clear_padding
+from hpc_models.tokens.position import resize_table, table_rows
 
 
 class PooledViT(nn.Module):
@@ -20,9 +21,9 @@ class PooledViT(nn.Module):
         width: D.
         depth: transformer blocks.
         heads: attention heads per block.
-        mlp_dim: hidden width of the blocks' MLPs; 4 * width when None.
-        pool: "cls" (a token of its own, with a row of the table) or "mean" (of the valid tokens).
-        table_hw: grid of the table, (1, L) for sequences without one; None: no table.
+        mlp_dim: hidden width of the MLPs; None: 4 * width.
+        pool: "cls" (an extra token with its own row of the table) or "mean" of the valid tokens.
+        table_hw: grid of the table; (1, L) for plain sequences, None: no table.
         **options: see `AttentionOptions`; q, k and v have a bias.
     """
 
@@ -54,13 +55,9 @@ class PooledViT(nn.Module):
         """Rows of the table for the tokens, (1 or B, count, D)."""
         assert self.table is not None and self.table_hw is not None
         table = self.table if self.cls is None else self.table[:, 1:]
-        if slot is not None:
-            return table[0][slot]
-        if grid_hw is not None:
+        if slot is None and grid_hw is not None:
             return resize_table(table, self.table_hw, grid_hw)
-        if count > table.shape[1]:
-            raise ValueError(f"sequence of {count} tokens, but the slot table has length={table.shape[1]}")
-        return table[:, :count]
+        return table_rows(table, count, slot)
 
     def forward(
         self,
@@ -69,21 +66,17 @@ class PooledViT(nn.Module):
         slot: Tensor | None = None,
         grid_hw: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Pool.
+        """(B, L, D) token vectors to (B, D).
 
         Args:
-            x: (B, L, D) token vectors.
-            valid: (B, L) bool, None when every token is real.
+            x: token vectors.
+            valid: (B, L) bool; None: every token is real.
             slot: (B, L) int64 rows of the table; None: row i for token i.
-            grid_hw: grid of the tokens in raster order; the table is interpolated to it.
-
-        Returns:
-            (B, D).
+            grid_hw: grid of the tokens in raster order. The table is interpolated to it.
         """
         if self.table is not None:
             x = x + self._rows(x.shape[1], slot, grid_hw)
-        if valid is not None:
-            x = x.masked_fill(~valid[..., None], 0)
+        x = clear_padding(x, valid)
         if self.cls is not None:
             first = self.cls if self.table is None else self.cls + self.table[:, :1]
             x = torch.cat((first.expand(len(x), -1, -1).to(x.dtype), x), dim=1)
@@ -92,4 +85,4 @@ class PooledViT(nn.Module):
         x, _ = self.vit(x, valid)
         if valid is None:
             return x.mean(dim=1)
-        return x.masked_fill(~valid[..., None], 0).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
+        return clear_padding(x, valid).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)

@@ -1,4 +1,4 @@
-"""ResNet-50 with group norm and standardised weights (BiT), the front of hybrid transformers; imports torch only.
+"""ResNet-50 with group norm and standardised weights (BiT), the front of hybrid transformers.
 
 Kolesnikov et al., Big Transfer (ECCV 2020); TransUNet (Chen et al. 2021) takes its stages of 3, 4 and 9 units.
 """
@@ -41,11 +41,7 @@ class Unit(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem and three stages: maps of 1/2, 1/4, 1/8 and 1/16 of the side, with 1, 4, 8 and 16 times `width` channels.
-
-    Attributes:
-        stages: the units of each stage, the natural parts to shard and to recompute.
-    """
+    """Stem and three stages: maps of 1/2, 1/4, 1/8 and 1/16 of the side, with 1, 4, 8 and 16 times `width` channels."""
 
     def __init__(self, in_channels: int = 3, width: int = 64, units: tuple[int, int, int] = (3, 4, 9)) -> None:
         super().__init__()
@@ -68,7 +64,7 @@ class ResNet(nn.Module):
         maps = [x]
         for i, stage in enumerate(self.stages):
             if i == 0:
-                x = F.max_pool2d(x, 3, 2)  # without padding, so one pixel short: upstream fills its skip with zeros
+                x = F.max_pool2d(x, 3, 2)  # one pixel short, as there is no padding: upstream fills its skip with zeros
             for unit in stage:  # type: ignore[attr-defined]
                 x = recompute(self, unit, x)
             maps.append(x if i else F.pad(x, (0, 1, 0, 1)))

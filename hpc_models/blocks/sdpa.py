@@ -1,6 +1,8 @@
-"""Softmax attention in three forms (whole, packed, windowed) on the fastest kernel at hand; imports torch only.
+"""Softmax attention in three forms (whole, packed, windowed) on the fastest kernel at hand.
 
-Which kernel ran is noted, since a speedup between two runs means nothing when one of them fell back to another kernel.
+Attention notes which kernel ran: a speedup means nothing when one of two runs fell back to another kernel.
+
+Shapes: q (B, H, L, d), k and v (B, H, M, d). A key mask (B, M) bool says which keys are attended to; None: all.
 """
 
 from __future__ import annotations
@@ -34,39 +36,36 @@ def reset_used() -> None:
 
 
 def note(name: str, device: torch.device) -> None:
-    """Remember that attention ran on this kernel (for attention that is not softmax attention too)."""
+    """Remember that attention, of whatever kind, ran on this kernel."""
     if device.type != "meta" and not torch.compiler.is_compiling():
         _used.add(f"{name} ({device.type})")
 
 
 def _note_sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> None:
-    """Ask torch which kernel it is about to choose; the answer depends on shapes, types and mask."""
+    """Ask torch which kernel it will choose for these shapes, types and mask."""
     if q.is_meta or torch.compiler.is_compiling() or type(q) not in (Tensor, torch.nn.Parameter):
         return
     choice = torch._fused_sdp_choice(q, k, v, attn_mask=mask, dropout_p=dropout)
     note(f"sdpa {_NAMES.get(choice, str(choice))}", q.device)
 
 
+def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, L, 3D) to q, k and v of (B, H, L, d)."""
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, H, L, d) to (B, L, D)."""
+    return x.transpose(1, 2).flatten(2)
+
+
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_mask: Tensor | None = None,
-    dropout: float = 0.0,
-    bias: Tensor | None = None,
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, dropout: float = 0.0, bias: Tensor | None = None
 ) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for every head (Vaswani et al. 2017, equation 1).
+    """softmax(q k^T / sqrt(d)) v for every head (Vaswani et al. 2017, equation 1): (B, H, L, d).
 
-    Args:
-        q: (B, H, L, d).
-        k: (B, H, M, d).
-        v: (B, H, M, d).
-        key_mask: (B, M) bool, False keys are not attended to; None attends to all.
-        dropout: on the attention weights.
-        bias: (B, H, L, M), added to the scaled scores; None adds nothing. It does not go with a key mask.
-
-    Returns:
-        (B, H, L, d).
+    `dropout` acts on the attention weights. `bias` (B, H, L, M) is added to the scaled scores.
 
     Raises:
         ValueError: both a bias and a key mask.
@@ -79,21 +78,22 @@ def attend(
 
 
 def attend_packed(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, dropout: float = 0.0) -> Tensor:
-    """Attention within each of several sequences that lie one after another, nothing computed for padding.
+    """Attention within each of several sequences that lie one after another; padding costs nothing.
 
-    On a GPU with 16-bit numbers one variable-length flash kernel does all sequences; elsewhere each sequence is one
-    call of `attend`, which on CPUs is also the fastest way for sequences of unequal lengths.
+    A GPU with 16-bit numbers does all sequences in one flash kernel, unless there is dropout, which the kernel lacks.
+    Elsewhere each sequence is one call of `attend`, the fastest way on CPUs too.
 
     Args:
-        q: (T, H, d), the tokens of all sequences, T the sum of the lengths.
+        q: (T, H, d), the tokens of all sequences; T is the sum of the lengths.
         k: (T, H, d).
         v: (T, H, d).
         lengths: (N,) int64.
-        dropout: on the attention weights (the variable-length kernel has none: then sequences go one by one).
+        dropout: on the attention weights.
 
     Returns:
         (T, H, d).
     """
+    # All sequences at once.
     if q.is_cuda and dropout == 0 and q.dtype in (torch.float16, torch.bfloat16):
         from torch.nn.attention.varlen import varlen_attn
 
@@ -104,6 +104,7 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, dropout: flo
         out = varlen_attn(q, k, v, ends, ends, longest, longest)
         assert isinstance(out, Tensor)
         return out
+    # One by one.
     sizes = lengths.tolist()
     parts = []
     for one in zip(q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
@@ -116,18 +117,9 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, dropout: flo
 def attend_window(
     q: Tensor, k: Tensor, v: Tensor, window: int, key_mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """Attention within consecutive windows of a sequence; in Morton order a window is a compact piece of the frame.
+    """Attention within windows of `window` consecutive tokens: (B, H, L, d).
 
-    Args:
-        q: (B, H, L, d).
-        k: (B, H, L, d).
-        v: (B, H, L, d).
-        window: tokens per window; the last one may be shorter.
-        key_mask: (B, L) bool or None.
-        dropout: on the attention weights.
-
-    Returns:
-        (B, H, L, d). Queries of windows without any valid key get zeros.
+    In Morton order a window is a compact piece of the frame. Queries of windows without any valid key get zeros.
     """
     b, n = q.shape[0], q.shape[2]
     short = -n % window

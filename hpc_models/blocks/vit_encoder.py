@@ -1,4 +1,4 @@
-"""ViT encoder over a sequence of token vectors, returning the hidden states the decoder taps; imports torch only."""
+"""ViT encoder over a sequence of token vectors. It returns the hidden states that a decoder taps."""
 
 from __future__ import annotations
 
@@ -14,16 +14,10 @@ from hpc_models.tokens.batch import pack, unpack
 
 
 class ViTEncoder(nn.Module):
-    """Transformer blocks and a final norm; kind "packed" runs norms and maps on the valid tokens alone, too.
+    """Transformer blocks and a final norm; kind "packed" computes norms and maps on valid tokens only, too.
 
-    Args:
-        width: D.
-        depth: number of blocks.
-        heads: heads per block.
-        mlp_dim: hidden width of the MLPs.
-        taps: 0-based blocks whose outputs are returned (un-normed), in the order given.
-        spare_norm: see `Block`.
-        **options: see `AttentionOptions`.
+    `taps` names 0-based blocks whose outputs are returned without norm, in this order. See `Block` for `spare_norm`
+    and `AttentionOptions` for the options.
     """
 
     def __init__(
@@ -47,11 +41,7 @@ class ViTEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Run the blocks.
-
-        Args:
-            x: (B, L, D).
-            valid: (B, L) bool key mask, None when every token is real.
+        """Run the blocks on x (B, L, D), with a key mask `valid` (B, L) bool where there is padding.
 
         Returns:
             The normed output (B, L, D) and the tapped hidden states, each (B, L, D).
@@ -67,8 +57,8 @@ class ViTEncoder(nn.Module):
     def _trimmed(self, x: Tensor, valid: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Without the padding that all sequences of the batch have at their end.
 
-        Trees have 3 n + 1 leaves and lengths are often other numbers: with the last one or two tokens gone, no mask is
-        left, and attention may use its fastest kernel.
+        Trees have 3 n + 1 leaves, and often one or two tokens of padding. Without them no mask is left, and attention
+        may use its fastest kernel.
         """
         length = x.shape[1]
         longest = max(1, int(torch.where(valid, torch.arange(1, length + 1, device=x.device), 0).max()))
@@ -80,41 +70,38 @@ class ViTEncoder(nn.Module):
 
     def _dense(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """Every token through every block, with a key mask where there is padding."""
-        if valid is not None:
-            # An image without any token would have a softmax over nothing (NaN): let it attend to its zeros.
-            valid = valid | ~valid.any(dim=1, keepdim=True)
+        x, taps = self._run(x, None if valid is None else _attendable(valid))
+        return self.norm(x), taps
+
+    def _run(self, x: Tensor, *where: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """All blocks; `where` is the mask, and the lengths of packed sequences."""
         hidden = []
         for block in self.blocks:
-            x = block(x, valid)
+            x = block(x, *where)
             hidden.append(x)
-        return self.norm(x), [hidden[i] for i in self.taps]
+        return x, [hidden[i] for i in self.taps]
 
     def spread(self, exchange: Exchange) -> None:
-        """Share every sequence among ranks (kind="full"): each runs the blocks on its tokens (see `Exchange`)."""
+        """Share every sequence among ranks (kind="full"): each rank runs the blocks on its tokens; see `Exchange`."""
         self.exchange = exchange
         for block in self.blocks:
             cast(Attention, cast(Block, block).attn).exchange = exchange
 
     def _shared(self, x: Tensor, valid: Tensor | None, exchange: Exchange) -> tuple[Tensor, list[Tensor]]:
-        """The same with this rank's part of the tokens; what comes back is whole again."""
+        """The blocks on this rank's part of the tokens; the results are whole again."""
         length = x.shape[1]
-        if valid is not None:
-            valid = valid | ~valid.any(dim=1, keepdim=True)
+        valid = None if valid is None else _attendable(valid)
         mask = exchange.whole_mask(valid, x.shape[0], length, x.device)
-        x = exchange.split(x)
-        hidden = []
-        for block in self.blocks:
-            x = block(x, mask)
-            hidden.append(x)
-        taps = [exchange.join(hidden[i], length) for i in self.taps]
+        x, parts = self._run(exchange.split(x), mask)
+        taps = [exchange.join(part, length) for part in parts]
         return exchange.join(self.norm(x), length), taps
 
     def _packed(self, x: Tensor, valid: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The same on valid tokens only; zeros stand where padding was."""
-        lengths = valid.sum(dim=1)
-        rows = pack(x, valid)
-        hidden = []
-        for block in self.blocks:
-            rows = block(rows, None, lengths)
-            hidden.append(rows)
-        return unpack(self.norm(rows), x, valid), [unpack(hidden[i], x, valid) for i in self.taps]
+        """The blocks on valid tokens only; padding gets zeros."""
+        rows, taps = self._run(pack(x, valid), None, valid.sum(dim=1))
+        return unpack(self.norm(rows), x, valid), [unpack(tap, x, valid) for tap in taps]
+
+
+def _attendable(valid: Tensor) -> Tensor:
+    """An image without any token would have a softmax over nothing (NaN), so it attends to its zeros."""
+    return valid | ~valid.any(dim=1, keepdim=True)

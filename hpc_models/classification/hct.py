@@ -1,7 +1,7 @@
-"""HCT, GMIC's global network and Def-GMIC: three ResNet-22s for mammograms of 3328 x 2560 px; imports torch only.
+"""HCT, GMIC's global network and Def-GMIC: three ResNet-22s for mammograms of 3328 x 2560 px.
 
-Taha et al.: Deep is a Luxury We Don't Have (MICCAI 2022), figures 1 and 4 and algorithm 1. GMIC (Shen et al. 2019) is
-convolutions throughout; in its last stages HCT puts linear attention, Def-GMIC deformable convolutions.
+Taha et al.: Deep is a Luxury We Don't Have (MICCAI 2022), figures 1 and 4 and algorithm 1. GMIC (Shen et al. 2019) has
+convolutions only. In the last stages HCT has linear attention, and Def-GMIC deformable convolutions.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hpc_models.blocks.attention import make_attention
 from hpc_models.blocks.checkpointing import recompute
 from hpc_models.blocks.conv import plain_conv
 from hpc_models.blocks.deformable_conv import DeformConv2d
-from hpc_models.blocks.linear_attention import Nystrom, Performer
+from hpc_models.blocks.linear_attention import Nystrom
 from hpc_models.blocks.network import Network
 from hpc_models.classification.settings import DefGMICSettings, GMICSettings, HCTSettings
 from hpc_models.settings import DataShape
@@ -28,7 +29,7 @@ BlockShape = tuple[int, int, int, bool]  # channels in and out, stride, whether 
 
 
 class ResidualConv(nn.Module):
-    """Pre-activation residual block of two 3x3 convolutions; a stage's first block has a 1x1 one as its shortcut.
+    """Pre-activation residual block of two 3x3 convolutions, with a 1x1 shortcut in a stage's first block.
 
     `make_conv` makes the first convolution from channels in, channels out, kernel and stride.
     """
@@ -53,16 +54,10 @@ class ResidualConv(nn.Module):
 class ACBlock(nn.Module):
     """Attention over all places of the map, then a 3x3 convolution that sets resolution and channels (algorithm 1)."""
 
-    def __init__(
-        self, inputs: int, outputs: int, stride: int, first: bool, attention: str, heads: int, dropout: float
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, first: bool, settings: HCTSettings) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(inputs)
-        self.attn: nn.Module
-        if attention == "nystrom":
-            self.attn = Nystrom(inputs, heads, dropout=dropout)
-        else:
-            self.attn = Performer(inputs, heads, attention.removeprefix("performer_"), dropout=dropout)
+        self.attn = make_attention(inputs, settings.heads, kind=settings.attention, dropout=settings.dropout)
         self.norm2 = nn.BatchNorm2d(inputs)
         self.conv = plain_conv(inputs, outputs, 3, stride)
         self.shortcut = plain_conv(inputs, outputs, 1, stride) if first else None
@@ -83,11 +78,10 @@ class ACBlock(nn.Module):
 
 
 class ResNet22(Network):
-    """Stem, five stages of two blocks, and a linear map of the mean over all places; its heirs choose the blocks."""
+    """Stem, five stages of two blocks, and a linear map of the mean over all places. Subclasses choose the blocks."""
 
     def __init__(self, settings: GMICSettings, data: DataShape) -> None:
-        super().__init__()
-        self.normalise, self.checkpoint = settings.normalise, settings.checkpointing
+        super().__init__(settings)
         self.stem = nn.Conv2d(data.in_channels, WIDTHS[0], 7, 2, 3, bias=False)
         blocks = []
         inputs = WIDTHS[0]
@@ -108,18 +102,18 @@ class ResNet22(Network):
 
     @staticmethod
     def block(_settings: Any, _stage: int, shape: BlockShape) -> nn.Module:
-        """A block of a stage (from 1)."""
+        """A block of a stage; stages count from 1."""
         return ResidualConv(*shape)
 
     def fsdp_units(self) -> list[nn.Module]:
-        """Modules to shard one by one, in forward order; what is left belongs to the root."""
+        """See `Network`."""
         return list(self.blocks)
 
     def feature_map(self, image: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] to the map (B, 256, H', W') that the head averages.
 
         Raises:
-            ValueError: a picture that is smaller than the stem can take.
+            ValueError: a picture is too small for the stem.
         """
         if min(image.shape[-2:]) < 5:
             raise ValueError(f"pictures must be at least 5 px wide and high, got {tuple(image.shape[-2:])}")
@@ -134,14 +128,12 @@ class ResNet22(Network):
 
 
 class HCT(ResNet22):
-    """High-resolution convolutional transformer: AC blocks after the first stages (the paper's model: after three)."""
+    """High-resolution convolutional transformer: AC blocks after the first stages, three in the paper."""
 
     @staticmethod
     def block(settings: HCTSettings, stage: int, shape: BlockShape) -> nn.Module:
         """Convolutions, then attention."""
-        if stage <= settings.conv_stages:
-            return ResidualConv(*shape)
-        return ACBlock(*shape, settings.attention, settings.heads, settings.dropout)
+        return ResidualConv(*shape) if stage <= settings.conv_stages else ACBlock(*shape, settings)
 
 
 class GMIC(ResNet22):
@@ -151,7 +143,7 @@ class GMIC(ResNet22):
 class DefGMIC(ResNet22):
     """GMIC with deformable first convolutions in the blocks of the last two stages.
 
-    Which convolutions are deformable is not published in full: "the last two layers", and 2.89 M weights fit.
+    The paper says "the last two layers" and 2.89 M weights, which this choice fits.
     """
 
     @staticmethod

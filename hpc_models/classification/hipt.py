@@ -1,9 +1,9 @@
-"""HIPT: a pyramid of three transformers over patches of 16, 256 and 4096 pixels; single device, imports torch only.
+"""HIPT: a pyramid of three transformers over patches of 16, 256 and 4096 pixels.
 
 Chen et al., Scaling Vision Transformers to Gigapixel Images via Hierarchical Self-Supervised Learning (CVPR 2022):
-ViT-S/16 makes a vector of each 256-px square, a small ViT makes a vector of the 16 x 16 squares of a 4096-px region,
-and two transformer layers with gated attention pooling (Ilse et al. 2018) answer for the regions of a slide. The
-authors train the lower two without labels beforehand; here all three learn together.
+ViT-S/16 turns each 256-px square into a vector, and a small ViT the 16 x 16 squares of a 4096-px region. Two
+transformer layers with gated attention pooling (Ilse et al. 2018) answer for the regions of a slide. The authors train
+the lower two levels beforehand, without labels; here all three learn together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hpc_models.blocks.patch_embedding import PatchEmbedding
 from hpc_models.blocks.pooled_vit import PooledViT
 from hpc_models.classification.settings import HIPTSettings
 from hpc_models.settings import DataShape
-from hpc_models.tokens.batch import Batch, cut_patches, images_of
+from hpc_models.tokens.batch import Batch, cut_patches, grid_of, images_of
 
 
 class SquareLevel(nn.Module):
@@ -96,19 +96,18 @@ class SlideLevel(nn.Module):
 
 
 class HIPT(Network):
-    """Three levels from pixels to a label; with `checkpointing` each block is recomputed (256 squares per region).
+    """Three levels from pixels to a label.
 
-    Args:
-        settings: scales, widths, ...
-        data: pictures have sides (`image_hw`) that are multiples of the region. Or uniform tokens are squares of level
-            1: patch is the square's side, length (R / p)^2, and size_px a multiple of the region.
+    Sides of pictures (`image_hw`) are multiples of the region. Or uniform tokens are the squares of level 1: patch is
+    the square's side, length (R / p)^2, and size_px a multiple of the region.
 
     Raises:
         ValueError: sizes that do not fit each other.
     """
 
     def __init__(self, settings: HIPTSettings, data: DataShape) -> None:
-        super().__init__()
+        super().__init__(settings)
+        # Do the sizes fit?
         small, square, region = settings.scales
         count = (data.size_px // square) ** 2
         if data.length > 1:
@@ -120,8 +119,10 @@ class HIPT(Network):
             if data.size_px % region:
                 raise ValueError(f"size_px {data.size_px} is not a multiple of the region of {region} px")
         elif data.image_hw is not None:
-            self._check_sides(data.image_hw, region)
-        self.size_px, self.square, self.region, self.normalise = data.size_px, square, region, settings.normalise
+            grid_of(data.image_hw, region, "the region of {} px")
+        self.size_px, self.square, self.region = data.size_px, square, region
+
+        # The levels, from pixels upwards.
         widths, depths, heads, side = settings.widths, settings.depths, settings.heads, settings.table_side
         self.squares = SquareLevel(small, data.in_channels, widths[0], depths[0], heads[0], side)
         self.regions = RegionLevel(widths[0], widths[1], depths[1], heads[1], side)
@@ -129,28 +130,22 @@ class HIPT(Network):
         self.set_checkpointing(settings.checkpointing)
 
     def fsdp_units(self) -> list[nn.Module]:
-        """Modules to shard one by one, in forward order; what is left belongs to the root."""
+        """See `Network`."""
         return [*self.squares.body.vit.blocks, *self.regions.body.vit.blocks, *self.slide.blocks]
-
-    @staticmethod
-    def _check_sides(image_hw: tuple[int, int], region: int) -> None:
-        h, w = image_hw
-        if h % region or w % region:
-            raise ValueError(f"picture sides {h}x{w} are no multiples of the region of {region} px")
 
     def _squares_of(self, batch: Batch | Tensor) -> Tensor:
         """(B, regions, squares per region, s, s, C), squares in raster order within their region."""
         if isinstance(batch, dict) and "image" not in batch:
             return self._from_tokens(batch)
         image = images_of(batch)
-        self._check_sides((image.shape[-2], image.shape[-1]), self.region)
+        grid_of(image.shape[-2:], self.region, "the region of {} px")
         regions = cut_patches(image, self.region)
         b, n = regions.shape[:2]
         squares = cut_patches(regions.flatten(0, 1).permute(0, 3, 1, 2), self.square)
         return cast(Tensor, squares.unflatten(0, (b, n)))
 
     def _from_tokens(self, batch: Batch) -> Tensor:
-        """Bring uniform tokens, whatever their order, to the order of regions and squares."""
+        """Bring uniform tokens of any order to the order of regions and squares."""
         per_side, across = self.region // self.square, self.size_px // self.region
         place = batch["leaf_xy"].div(self.square, rounding_mode="floor")
         region = place.div(per_side, rounding_mode="floor")

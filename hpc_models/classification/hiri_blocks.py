@@ -1,4 +1,4 @@
-"""Parts of HIRI-ViT: stems, downsamplings, feed-forwards and blocks on channel-first maps; imports torch only.
+"""Parts of HIRI-ViT: stems, downsamplings, feed-forwards and blocks on channel-first maps.
 
 Yao, Li, Pan, Mei: HIRI-ViT, IEEE TPAMI 2024 (arXiv 2403.11999), section 4. Channel numbers are the caller's.
 """
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc_models.blocks.conv import conv_norm, plain_conv
-from hpc_models.blocks.sdpa import attend
+from hpc_models.blocks.sdpa import attend, merge_heads
 
 STEMS = ("vit", "conv", "hr")
 
@@ -31,11 +31,11 @@ def norm(kind: str, channels: int) -> nn.Module:
 
 
 class Stem(nn.Module):
-    """Image to the first stage's map at a quarter of the side; `width` channels lie between its two strides.
+    """Image to the first stage's map at a quarter of the side; `width` channels lie between the two strides.
 
     Kind "vit" is one 7x7 convolution with stride 4. In "conv", the first and the last of four 3x3 convolutions have
-    stride 2. In "hr", two branches follow a strided 3x3 convolution. One of high resolution has a light depth-wise
-    convolution before its stride. One of low resolution does the heavy work after its stride. Their sum is normed.
+    stride 2. In "hr", two branches follow a strided 3x3 convolution. The branch of high resolution has a light
+    depth-wise convolution before its stride. The other one does the heavy work after its stride. Their sum is normed.
     """
 
     def __init__(self, kind: str, in_channels: int, width: int, out_channels: int) -> None:
@@ -105,7 +105,7 @@ class Downsample(nn.Module):
 class FeedForward(nn.Module):
     """Expand, activate, shrink, per pixel; with `convolve`, a depth-wise 3x3 convolution before the activation (CFFN).
 
-    Kind "bn" norms after each map, "ln" has no norm inside, as in ViT.
+    Kind "bn" norms after each map. "ln" has no norm inside, as ViT.
     """
 
     def __init__(self, channels: int, expansion: int, convolve: bool, kind: str) -> None:
@@ -126,10 +126,7 @@ class FeedForward(nn.Module):
 
 
 class HRBlock(nn.Module):
-    """High resolution: one depth-wise convolution; low resolution: the feed-forward at half the side; their sum.
-
-    The low branch comes back by repetition of its pixels. No attention.
-    """
+    """Sum of a depth-wise convolution at high resolution, and of the feed-forward at half the side; no attention."""
 
     def __init__(self, channels: int, expansion: int) -> None:
         super().__init__()
@@ -168,7 +165,7 @@ class FeedBlock(nn.Module):
 class ReducedAttention(nn.Module):
     """Attention of all pixels to a map that a strided convolution made smaller (PVT, Wang et al. 2021, section 3.3).
 
-    With `reduction` 1 the map stays as it is: plain attention.
+    `reduction` 1 is plain attention.
     """
 
     def __init__(self, channels: int, heads: int, reduction: int) -> None:
@@ -196,8 +193,8 @@ class ReducedAttention(nn.Module):
             keys = self.norm(self.sr(x).flatten(2).transpose(1, 2))
         q = self.q(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(keys).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = attend(q, k, v).transpose(1, 2).flatten(2)
-        return cast(Tensor, self.proj(out).transpose(1, 2).unflatten(2, size))
+        out = self.proj(merge_heads(attend(q, k, v)))
+        return cast(Tensor, out.transpose(1, 2).unflatten(2, size))
 
 
 class TransformerBlock(nn.Module):

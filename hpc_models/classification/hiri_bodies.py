@@ -1,9 +1,8 @@
 """PVTv2, DaViT and HRNet as classifiers, each plain and with HIRI-ViT's five stages and two branches (its Table IX).
 
-The plain bodies follow their papers and have their published numbers of weights. How the paper widens them to 448
-pixels is not known beyond its text; the five-stage forms here are RECONSTRUCTIONS: HR-stem, a new first stage of HR
-blocks at stride 4, HR blocks instead of the body's own first stage, which then lies at stride 8, and the body's other
-stages one octave lower than before.
+The plain bodies follow their papers and have the published numbers of weights. How HIRI-ViT's authors widen them to 448
+pixels is known from the text alone. The five-stage forms here are RECONSTRUCTIONS: HR-stem, a new first stage of HR
+blocks at stride 4, HR blocks at stride 8 instead of the body's own first stage, then the body's other stages.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from torch import Tensor, nn
 from hpc_models.blocks.checkpointing import recompute
 from hpc_models.blocks.init import init_linears
 from hpc_models.blocks.network import Network
-from hpc_models.blocks.sdpa import attend
+from hpc_models.blocks.sdpa import attend, merge_heads, split_heads
 from hpc_models.classification.hiri_blocks import ChannelNorm, Downsample, HRBlock, ReducedAttention, Stem
 from hpc_models.classification.hrnet import HRNetBody
 from hpc_models.classification.settings import HIRIBodySettings
 from hpc_models.settings import DataShape
-from hpc_models.tokens.batch import Batch, images_of
+from hpc_models.tokens.batch import Batch, cut_patches, images_of, join_patches
 
 
 class DepthwiseMLP(nn.Module):
@@ -55,29 +54,24 @@ class PVTBlock(nn.Module):
 
 
 class PVTStage(nn.Module):
-    """Overlapping patch embedding (or nothing), blocks, norm."""
+    """Overlapping patch embedding, blocks, norm: stage `place` of PVTv2-B2, from 0."""
 
-    def __init__(
-        self,
-        before: int | None,
-        channels: int,
-        depth: int,
-        heads: int,
-        ratio: int,
-        reduction: int,
-        kernel: int,
-        step: int,
-    ) -> None:
+    WIDTHS, DEPTHS, HEADS = (64, 128, 320, 512), (3, 4, 6, 3), (1, 2, 5, 8)
+    RATIOS, REDUCTIONS = (8, 8, 4, 4), (8, 4, 2, 1)
+
+    def __init__(self, before: int, place: int) -> None:
         super().__init__()
-        self.embed = None
-        if before is not None:
-            self.embed = nn.Sequential(nn.Conv2d(before, channels, kernel, step, kernel // 2), ChannelNorm(channels))
-        self.blocks = nn.ModuleList(PVTBlock(channels, heads, ratio, reduction) for _ in range(depth))
+        channels, kernel, step = self.WIDTHS[place], 3 if place else 7, 2 if place else 4
+        self.embed = nn.Sequential(nn.Conv2d(before, channels, kernel, step, kernel // 2), ChannelNorm(channels))
+        self.blocks = nn.ModuleList(
+            PVTBlock(channels, self.HEADS[place], self.RATIOS[place], self.REDUCTIONS[place])
+            for _ in range(self.DEPTHS[place])
+        )
         self.norm = ChannelNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) to (B, C, H / step, W / step)."""
-        x = x if self.embed is None else self.embed(x)
+        x = self.embed(x)
         for block in self.blocks:
             x = block(x)
         return cast(Tensor, self.norm(x))
@@ -86,7 +80,7 @@ class PVTStage(nn.Module):
 class WindowAttention(nn.Module):
     """Attention within windows of 7 x 7 pixels, or, with `channelwise`, of channels to channels (DaViT).
 
-    Ding et al., DaViT (ECCV 2022), equations 2 and 3: channel attention has groups of 32 channels and scales by the
+    Ding et al., DaViT (ECCV 2022), equations 2 and 3: channel attention has groups of 32 channels, and scales by the
     root of a group's width.
     """
 
@@ -98,22 +92,22 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
+        # Channels to channels.
         if self.channelwise:
             tokens = x.flatten(2).transpose(1, 2)
             q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 4, 1)
-            # Channels are the tokens and pixels their features: the scale stays that of the channels of a group.
+            # Channels are the tokens and pixels their features. The scale still counts the channels of a group.
             scores = (q * q.shape[2] ** -0.5) @ k.transpose(-1, -2)
             out = (scores.softmax(dim=-1) @ v).permute(0, 3, 1, 2).flatten(2)
             return cast(Tensor, self.proj(out).transpose(1, 2).unflatten(2, x.shape[-2:]))
-        b, c, h, w = x.shape
+        # Pixels to pixels of their window.
+        h, w = x.shape[-2:]
         n = self.window
         x = F.pad(x, (0, -w % n, 0, -h % n))
-        rows, cols = x.shape[-2] // n, x.shape[-1] // n
-        tokens = x.reshape(b, c, rows, n, cols, n).permute(0, 2, 4, 3, 5, 1).reshape(-1, n * n, c)
-        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
-        out = out.reshape(b, rows, cols, n, n, c).permute(0, 5, 1, 3, 2, 4).reshape(b, c, rows * n, cols * n)
-        return cast(Tensor, out[..., :h, :w])
+        windows = cut_patches(x, n)
+        tokens = windows.flatten(2, 3).flatten(0, 1)
+        out = self.proj(merge_heads(attend(*split_heads(self.qkv(tokens), self.heads))))
+        return join_patches(out.view_as(windows), x.shape[-2] // n, x.shape[-1] // n)[..., :h, :w]
 
 
 class DaViTBlock(nn.Module):
@@ -156,13 +150,10 @@ class DaViTStage(nn.Module):
 
 
 def _pvt(hiri: bool, channels: int) -> tuple[list[nn.Module], int]:
-    widths, depths, heads = (64, 128, 320, 512), (3, 4, 6, 3), (1, 2, 5, 8)
-    ratios, reductions = (8, 8, 4, 4), (8, 4, 2, 1)
-    first = PVTStage(channels, widths[0], depths[0], heads[0], ratios[0], reductions[0], 7, 4)
-    rest = [
-        PVTStage(widths[i - 1], widths[i], depths[i], heads[i], ratios[i], reductions[i], 3, 2) for i in range(1, 4)
-    ]
-    return [*(_hiri_front(channels, widths[0], depths[0]) if hiri else [first]), *rest], widths[-1]
+    widths = PVTStage.WIDTHS
+    first = PVTStage(channels, 0)
+    rest = [PVTStage(widths[i - 1], i) for i in range(1, 4)]
+    return [*(_hiri_front(channels, widths[0], PVTStage.DEPTHS[0]) if hiri else [first]), *rest], widths[-1]
 
 
 def _davit(hiri: bool, channels: int) -> tuple[list[nn.Module], int]:
@@ -175,7 +166,7 @@ def _davit(hiri: bool, channels: int) -> tuple[list[nn.Module], int]:
 
 
 def _hrnet(hiri: bool, channels: int) -> tuple[list[nn.Module], int]:
-    if hiri:  # its own stem halves twice; behind two HR stages the body starts at stride 8
+    if hiri:  # HRNet's own stem halves twice; behind two HR stages the body starts at stride 8
         return [*_hiri_front(channels, 64, 2), HRNetBody(64, 18, stem=False)], 2048
     return [HRNetBody(channels, 18, stem=True)], 2048
 
@@ -199,17 +190,16 @@ class TwoBranchBody(Network):
     """A published body, or the same with HIRI-ViT's front (a reconstruction); mean over pixels and a linear head."""
 
     def __init__(self, settings: HIRIBodySettings, data: DataShape) -> None:
-        super().__init__()
+        super().__init__(settings)
         stages, width = BODIES[settings.body](settings.five_stages, data.in_channels)
         self.stages = nn.ModuleList(stages)
-        self.normalise, self.checkpoint = settings.normalise, settings.checkpointing
         # PVTv2 norms each stage itself, HRNet is batch-normed throughout.
         self.norm = nn.LayerNorm(width) if settings.body == "davit_tiny" else nn.Identity()
         self.head = nn.Linear(width, data.classes)
         init_linears(self)
 
     def fsdp_units(self) -> list[nn.Module]:
-        """Modules to shard one by one, in forward order; what is left belongs to the root."""
+        """See `Network`."""
         return list(self.stages)
 
     def forward(self, batch: Batch | Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""HIRI-ViT: five stages, two branches where the map is large, attention where it is small; imports torch only.
+"""HIRI-ViT: five stages, two branches where the map is large, attention where it is small.
 
-The paper's table of channels, depths and expansions is lost. Every configuration here is a RECONSTRUCTION: its numbers
-were chosen so that the costs which survive (Table VII: 4.7, 21.5, 5.1 and 5.0 billion multiply-accumulates in rows 6,
-7, 9 and 10) come out, which many other choices would do too. Do not quote them as the paper's.
+The paper's table of channels, depths and expansions is lost. Every configuration here is a RECONSTRUCTION. We chose its
+numbers so that the known costs come out (Table VII: 4.7, 21.5, 5.1 and 5.0 billion multiply-accumulates in rows 6, 7, 9
+and 10). Many other choices would do so too: do not quote these as the paper's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hpc_models.tokens.batch import Batch, images_of
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What the stages are made of; one entry per stage."""
+    """What the stages are made of: one entry per stage."""
 
     widths: tuple[int, ...]  # channels
     blocks: tuple[str, ...]  # hr, cffn or transformer
@@ -93,9 +93,8 @@ class HIRIViT(Network):
     """HIRI-ViT and the steps of its ablation (a reconstruction, see the module)."""
 
     def __init__(self, settings: HIRIViTSettings, data: DataShape) -> None:
-        super().__init__()
+        super().__init__(settings)
         self.plan = plan = PLANS[settings.variant]
-        self.normalise, self.checkpoint = settings.normalise, settings.checkpointing
         self.stem = Stem(plan.stem, data.in_channels, plan.stem_width, plan.widths[0])
         self.downs = nn.ModuleList(
             Downsample(kind, plan.widths[i], plan.widths[i + 1], plan.irds_expansion)
@@ -119,7 +118,7 @@ class HIRIViT(Network):
         return TransformerBlock(width, expansion, plan.convolve, plan.inner, outer, reduction)
 
     def fsdp_units(self) -> list[nn.Module]:
-        """Modules to shard one by one, in forward order; what is left belongs to the root."""
+        """See `Network`."""
         units: list[nn.Module] = [self.stem]
         for i, stage in enumerate(self.stages):
             units += [self.downs[i - 1]] if i else []

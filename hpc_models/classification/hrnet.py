@@ -1,4 +1,4 @@
-"""HRNet: maps of several resolutions side by side that exchange what they know; imports torch only.
+"""HRNet: maps of several resolutions side by side that exchange what they know.
 
 Wang et al., Deep High-Resolution Representation Learning (TPAMI 2020), the classification form of section 4.4.
 """
@@ -83,8 +83,8 @@ class FuseBlock(nn.Module):
 class HRNetBody(nn.Module):
     """HRNet without its linear head: (B, C_in, H, W) to (B, 2048, h, w).
 
-    `width` is the finest branch's channels (18 for W18); coarser ones have twice as many each. The stem is two strided
-    3x3 convolutions; without them the map comes as it is.
+    The finest branch has `width` channels (18 for W18), and each coarser branch twice as many. The stem is two strided
+    3x3 convolutions.
     """
 
     def __init__(self, in_channels: int, width: int, stem: bool) -> None:
@@ -115,7 +115,7 @@ class HRNetBody(nn.Module):
         return nn.Sequential(nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) to (B, 2048, H / 32, W / 32) (H / 8 of the map that comes in without a stem)."""
+        """(B, C_in, H, W) to (B, 2048, H / 32, W / 32), or H / 8 and W / 8 without a stem."""
         x = self.first(x if self.stem is None else self.stem(x))
         maps = [start(x) for start in self.starts[0].children()]
         for i, stage in enumerate(self.stages):

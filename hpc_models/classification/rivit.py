@@ -1,7 +1,7 @@
-"""Resolution-invariant ViT: convolutions and adaptive pooling bring any image to one token grid; imports torch only.
+"""Resolution-invariant ViT: convolutions and adaptive pooling bring any image to one token grid.
 
-Cui, Woo, Zheng: Resolution-Invariant ViT (2024). Its transformer is a small teaching ViT: six layers, no norm in
-front of attention, heads of a width of their own. The width of the two convolutions is not known; 32 is a choice.
+Cui, Woo, Zheng: Resolution-Invariant ViT (2024). The transformer is a small teaching ViT: six layers, no norm in front
+of attention, heads of free width. The paper does not give the width of the two convolutions; ours is 32.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hpc_models.blocks.checkpointing import maybe_recompute
 from hpc_models.blocks.network import Network
-from hpc_models.blocks.sdpa import attend
+from hpc_models.blocks.sdpa import attend, merge_heads, split_heads
 from hpc_models.classification.settings import RIViTSettings
 from hpc_models.settings import DataShape
 from hpc_models.tokens.batch import Batch, images_of
@@ -64,10 +64,9 @@ class StockAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to the same."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = split_heads(self.qkv(x), self.heads)
         bias = None if self.relative is None else self.relative(q) / math.sqrt(self.head_width)
-        y = attend(q, k, v, bias=bias)
-        return cast(Tensor, self.out_proj(y.transpose(1, 2).flatten(2)))
+        return cast(Tensor, self.out_proj(merge_heads(attend(q, k, v, bias=bias))))
 
 
 class StockBlock(nn.Module):
@@ -89,15 +88,15 @@ class StockBlock(nn.Module):
 class RIViT(Network):
     """The stock ViT, plain or behind convolutions that make every resolution the same number of tokens.
 
-    With `conv`, every image has (grid_px / patch_px)^2 tokens. Without, a learned table has `tokens` rows, the largest
-    number of patches.
+    With `conv`, every image has (grid_px / patch_px)^2 tokens. Without, the learned table has `tokens` rows, the
+    largest number of patches.
     """
 
     def __init__(self, settings: RIViTSettings, data: DataShape) -> None:
-        super().__init__()
+        super().__init__(settings)
         width, channels = settings.width, data.in_channels
-        self.patch_px, self.normalise = settings.patch_px, settings.normalise
-        self.checkpoint, self.position = settings.checkpointing, settings.position
+        self.patch_px, self.position = settings.patch_px, settings.position
+        # Convolutions that pool every picture to one size.
         self.front, rows = None, settings.tokens
         if settings.conv:
             inner, rows = settings.conv_width, (settings.grid_px // self.patch_px) ** 2
@@ -109,6 +108,7 @@ class RIViT(Network):
                 nn.AdaptiveAvgPool2d(settings.grid_px),
             )
             channels = inner
+        # The transformer.
         self.embed = nn.Conv2d(channels, width, self.patch_px, self.patch_px)
         self.cls = nn.Parameter(torch.zeros(1, 1, width))
         self.table = nn.Parameter(torch.zeros(1, rows, width)) if self.position == "learned" else None
@@ -123,7 +123,7 @@ class RIViT(Network):
             nn.init.trunc_normal_(parameter, std=0.02)
 
     def fsdp_units(self) -> list[nn.Module]:
-        """Modules to shard one by one, in forward order; what is left belongs to the root."""
+        """See `Network`."""
         return [*([] if self.front is None else [self.front]), *self.blocks]
 
     def tokens_of(self, image: Tensor) -> Tensor:
@@ -143,14 +143,9 @@ class RIViT(Network):
         return cast(Tensor, x)
 
     def forward(self, batch: Batch | Tensor) -> Tensor:
-        """Class logits.
+        """Class logits (B, classes) of pictures (B, C, H, W) in [0, 1], as such or in a batch.
 
-        Args:
-            batch: pictures (B, C, H, W) in [0, 1], as such or in a batch. A batch with a true `features` asks for the
-                class token too.
-
-        Returns:
-            (B, classes), or (B, classes + D) with the class token after the logits.
+        A batch with a true `features` asks for (B, classes + D): the class token follows the logits.
         """
         x = self.tokens_of(images_of(batch))
         x = torch.cat((self.cls.expand(len(x), -1, -1).to(x.dtype), x), dim=1)

@@ -1,4 +1,4 @@
-"""Settings of the networks that answer once per picture or slide; must not import torch."""
+"""Settings of the networks that answer once per picture or slide."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""UNETR's convolutional decoder for any power-of-two patch size, built from residual blocks; imports torch only.
+"""UNETR's convolutional decoder for any power-of-two patch size, built from residual blocks.
 
-MONAI's UNETR is tied to P = 16: four doublings. With k = log2(P) doublings the same rule gives every P: skip i of k - 1
-rises from the token grid by k - i doublings to width f * 2^i, and the image itself is the finest skip
-(Hatamizadeh et al. 2022, figure 1).
+MONAI's UNETR has P = 16 and four doublings. With k = log2(P) doublings the same rule gives every P: skip i of k - 1
+rises from the token grid by k - i doublings to width f * 2^i. The image itself is the finest skip (Hatamizadeh et al.
+2022, figure 1).
 """
 
 from __future__ import annotations
@@ -94,19 +94,16 @@ class ConvDecoder(nn.Module):
         self.checkpoint = False
 
     def fsdp_units(self) -> list[nn.Module]:
-        """Modules to shard one by one, in forward order; what is left belongs to the root."""
+        """See `Network`."""
         return [self.image, *self.projections, *self.ups]
 
     def forward(self, image: Tensor, taps: list[Tensor], last: Tensor) -> Tensor:
-        """Decode.
+        """Decode to (B, K, g*P, g*P) logits.
 
         Args:
-            image: (B, C, g*P, g*P), the picture the tokens came from.
+            image: (B, C, g*P, g*P), the picture of the tokens.
             taps: k - 1 hidden states (B, D, g, g), finest skip first.
             last: (B, D, g, g), normed output of the encoder.
-
-        Returns:
-            (B, K, g*P, g*P) logits.
         """
         skips = [maybe_recompute(self, self.image, image)]
         skips += [maybe_recompute(self, project, tap) for project, tap in zip(self.projections, taps, strict=True)]

@@ -1,11 +1,11 @@
-"""Small convolutional encoder and decoder shared by all leaves, with the transformer at its bottleneck; torch only.
+"""Small convolutional encoder and decoder shared by all leaves, with the transformer at its bottleneck.
 
 A linear patch embedding and a linear head learn little from a few dozen images. Convolutions over the cells of one leaf
-bring the prior of a U-Net to every leaf, at the cost of a U-Net on L * p^2 pixels, and leave tree and transformer as
-they are: the flattened bottleneck, projected, is the token; the token comes back to the bottleneck by addition.
+bring the prior of a U-Net to every leaf, at the cost of a U-Net on L * p^2 pixels. The flattened bottleneck, projected,
+is the token. The transformer's answer is added to the bottleneck.
 
-No norm: batch statistics would tie the result to how images are spread over ranks, and group norm in the residual
-branches made no clear difference in short trials on glomeruli. The starting weights keep the scale steady instead.
+There is no norm, since batch statistics would depend on how images are spread over ranks. The starting weights keep the
+scale steady instead.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from hpc_models.tokens.geometry import halo_patches
 
 
 def leaf_widths(patch: int, base: int = 16) -> tuple[int, ...]:
-    """Channels per level, finest first: the bottleneck has p/4 cells a side up to p = 16 and p/8 above (p/2 for p = 2).
+    """Channels per level, finest first; the width doubles with each halving, up to four times `base`.
 
-    The width doubles with each halving, up to four times `base`.
+    The bottleneck has p/2 cells a side for p = 2, p/4 up to p = 16 and p/8 above.
     """
     halvings = min(patch.bit_length() - 1, 2 if patch <= 16 else 3)
     return tuple(min(base << i, 4 * base) for i in range(halvings + 1))
@@ -47,9 +47,9 @@ class Residual(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """Keep the variance of the features from layer to layer (He et al. 2015), as no norm does it for us.
+    """Keep the variance of the features from layer to layer (He et al. 2015), since there is no norm.
 
-    Without it the features shrink layer by layer and the network needs several times the steps to leave the background.
+    Otherwise features shrink, and the network needs several times the steps to leave the background.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):
@@ -65,7 +65,7 @@ def _initialise(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, Residual):
             with torch.no_grad():
-                part.conv2.weight.mul_(0.5)  # the branch adds a quarter of the variance, not as much again
+                part.conv2.weight.mul_(0.5)  # the branch adds a quarter of the variance
 
 
 class LeafEncoder(nn.Module):
@@ -87,7 +87,7 @@ class LeafEncoder(nn.Module):
         self.checkpoint = False
 
     def around(self, tokens: Tensor, batch: Batch, _valid: Tensor | None, size_px: int) -> tuple[Tensor, tuple[()]]:
-        """Patches with their halo, and nothing more that encoder and decoder need; see `LeafUNetEncoder.around`."""
+        """Patches with their halo; see `LeafUNetEncoder.around`."""
         if self.halo:
             xy, size = batch["leaf_xy"], batch["leaf_size"]
             tokens = halo_patches(tokens, xy, size, batch["valid"], size_px, self.halo)
@@ -102,20 +102,13 @@ class LeafEncoder(nn.Module):
         return (self.project(x.flatten(1)), *levels)
 
     def forward(self, patches: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Encode.
-
-        Args:
-            patches: (M, C, p + 2 halo, p + 2 halo).
-
-        Returns:
-            (M, D) token vectors and the features per level, finest first; the last one is the bottleneck.
-        """
+        """(M, C, p + 2 halo, p + 2 halo) to (M, D) token vectors and the features per level, finest first."""
         token, *levels = maybe_recompute(self, self._forward, patches)
         return token, levels
 
 
 class LeafDecoder(nn.Module):
-    """Token vectors and the encoder's features to p x p logits; settings and data as the encoder's."""
+    """Token vectors and the encoder's features to p x p logits."""
 
     def __init__(self, settings: UNETRSettings, data: DataShape) -> None:
         super().__init__()

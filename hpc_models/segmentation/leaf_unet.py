@@ -1,13 +1,12 @@
-"""U-Net over the leaves of a tree whose convolutions read across the borders of leaves; torch only.
+"""U-Net over the leaves of a tree whose convolutions read across the borders of leaves.
 
-`leafnet` sees every leaf alone, so a vessel that leaves one is cut there. Here each 3x3 convolution first takes, at
-its own resolution, the row of features around each leaf from the leaves beside it, whatever their size. On uniform
-leaves that is, to the last rounding, the convolution of the whole picture with zeros around it (a test shows it); on a
-tree it is the nearest thing: a coarser neighbour lends the cell that covers the place, a finer one the cell at its
-middle. It costs (4 p + 4) / p^2 more reads per leaf, not the (p + 2 h)^2 / p^2 of leaves cut wider.
+`leaf_cnn` sees every leaf alone, so a vessel that leaves one is cut there. Here each 3x3 convolution first takes the
+row of features around each leaf from the leaves beside it, at its own resolution. A coarser neighbour lends the cell
+that covers the place, a finer one the cell at its middle. On uniform leaves this equals, up to rounding, the
+convolution of the whole picture with zeros around it. It costs (4 p + 4) / p^2 more reads per leaf.
 
 Features are normalised over all leaves of one image, so results depend neither on the batch nor on the ranks. The
-transformer joins at the bottleneck, as in `leafnet`.
+transformer joins at the bottleneck, as in `leaf_cnn`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _THRESHOLD_BACKWARD = torch.ops.aten.threshold_backward
 
 
 def leaf_unet_widths(patch: int, base: int = 16) -> tuple[int, ...]:
-    """Channels per level, finest first, of the usual small U-Net: base, base, 2 base, 4 base, at most 8 base.
+    """Channels per level, finest first: base, base, 2 base, 4 base, at most 8 base.
 
     The coarsest level has p/8 cells a side, at least 1 and at most 4.
     """
@@ -42,22 +41,16 @@ def leaf_unet_widths(patch: int, base: int = 16) -> tuple[int, ...]:
 
 
 class Seams:
-    """What lies around the leaves of one batch.
+    """What lies around the leaves of one batch, at levels with `sides` cells per leaf side.
 
-    Args:
-        leaf_xy: (B, L, 2) int64.
-        leaf_size: (B, L) int64.
-        valid: (B, L) bool, or None when every row is a leaf.
-        size_px: side R of the frame.
-        sides: cells per leaf side of each level.
-        across: False: zeros lie around every leaf.
+    `valid` None means that every row is a leaf. Without `across`, zeros lie around every leaf.
 
     Attributes:
         counts: leaves of each image.
-        around: per side q, (M * (4 q + 4),) rows of the flattened features (M * q * q, C), 0 where there is none; see
-            `ring_cells`. None: zeros everywhere.
-        beyond: per side q, (M * (4 q + 4), 1) bool, which of those have none.
-        slots: per side q, where those lie in a square of q + 2 cells; see `ring_steps`.
+        around: per side q, (M * (4 q + 4),) rows of the flattened features (M * q * q, C), 0 where there is no leaf;
+            see `ring_cells`. None: zeros everywhere.
+        beyond: per side q, (M * (4 q + 4), 1) bool: there is no leaf.
+        slots: per side q, the places in a square of q + 2 cells; see `ring_steps`.
     """
 
     def __init__(
@@ -83,9 +76,9 @@ class Seams:
 
 
 class _Surround(torch.autograd.Function):
-    """(M, q, q, C_i) side by side as (M, q + 2, q + 2, C), the ring read from other rows, ReLU first if asked for.
+    """(M, q, q, C_i) side by side as (M, q + 2, q + 2, C), with the ring read from other rows, perhaps after a ReLU.
 
-    Made by hand to save memory traffic: joining, ReLU and widening are one pass over the features.
+    Joining, ReLU and widening are one pass over the features, to save memory traffic.
     """
 
     @staticmethod
@@ -116,12 +109,14 @@ class _Surround(torch.autograd.Function):
         m, w, _, channels = gradient.shape
         inner = gradient[:, 1:-1, 1:-1]
         ring = gradient.reshape(m, w * w, channels)[:, slots]
-        if ctx.relu:  # one pass; what lies beyond is 0 in the ring, so that it gets nothing either
+        # Through the ReLU. Beyond all leaves the ring is 0, so it gets no gradient.
+        if ctx.relu:
             inner = _THRESHOLD_BACKWARD(inner, wide[0][:, 1:-1, 1:-1], 0)
             ring = _THRESHOLD_BACKWARD(ring, wide[0].view(m, w * w, channels)[:, slots], 0)
         ring = ring.view(-1, channels)
         if not ctx.relu:
             ring.masked_fill_(beyond, 0)
+        # To the cells of the leaf itself, and to the cells that lent the ring.
         found: list[Tensor] = []
         at = 0
         for c in ctx.widths:
@@ -134,16 +129,9 @@ class _Surround(torch.autograd.Function):
 
 
 def surround(x: Tensor, seams: Seams, beside: Tensor | None = None, relu: bool = False) -> Tensor:
-    """Widen every leaf's features by one cell, read from the leaves around it.
+    """Widen every leaf's features by one cell, read from the leaves around: (M, C + C2, q + 2, q + 2).
 
-    Args:
-        x: (M, C, q, q).
-        seams: What lies around the leaves.
-        beside: (M, C2, q, q), joined to x as further channels.
-        relu: ReLU first.
-
-    Returns:
-        (M, C + C2, q + 2, q + 2).
+    `beside` (M, C2, q, q) joins x (M, C, q, q) as further channels. With `relu` a ReLU comes first.
     """
     parts = [x] if beside is None else [x, beside]
     if seams.around is None:
@@ -168,12 +156,12 @@ class LeafConv(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
 
     def forward(self, wide: Tensor, seams: Seams) -> Tensor:
-        """(M, C_in, q + 2, q + 2) of `surround` to (M, C_out, q, q), before the ReLU, which `surround` can do."""
+        """(M, C_in, q + 2, q + 2) of `surround` to (M, C_out, q, q), before the ReLU that `surround` can do."""
         normal = [self._norm(part) for part in self.conv(wide).split(seams.counts)]
         return normal[0] if len(normal) == 1 else torch.cat(normal)
 
     def _norm(self, y: Tensor) -> Tensor:
-        if y.shape[0] * y.shape[2] * y.shape[3] < 2:  # nothing to compare with: as if all were equal
+        if y.shape[0] * y.shape[2] * y.shape[3] < 2:  # one value alone equals its mean
             return (y - y) * self.weight[:, None, None] + self.bias[:, None, None]
         return F.batch_norm(y, None, None, self.weight, self.bias, training=True)
 
@@ -203,14 +191,7 @@ class LeafUNetEncoder(nn.Module):
         self.checkpoint = False
 
     def around(self, tokens: Tensor, batch: Batch, valid: Tensor | None, size_px: int) -> tuple[Tensor, tuple[Seams]]:
-        """Patches as they are, and what else encoder and decoder need: the places around every leaf.
-
-        Args:
-            tokens: (B, L, p, p, C).
-            batch: where the leaves lie.
-            valid: (B, L) bool, or None when every row is a leaf.
-            size_px: side R of the frame.
-        """
+        """Patches (B, L, p, p, C), and what else encoder and decoder need: the places around every leaf."""
         seams = Seams(batch["leaf_xy"], batch["leaf_size"], valid, size_px, self.sides, self.across)
         return tokens, (seams,)
 
@@ -229,14 +210,14 @@ class LeafUNetEncoder(nn.Module):
 
 
 class LeafUNetDecoder(nn.Module):
-    """Token vectors and the encoder's features to p x p logits; settings and data as the encoder's."""
+    """Token vectors and the encoder's features to p x p logits."""
 
     def __init__(self, settings: UNETRSettings, data: DataShape) -> None:
         super().__init__()
         widths, standardise = leaf_unet_widths(data.patch, settings.leaf_base), settings.standardise
         side = data.patch >> (len(widths) - 1)
         self.project = nn.Linear(settings.width, widths[-1] * side * side)
-        # A quarter of the bottleneck's variance: what the token says must not drown what the leaf shows.
+        # A quarter of the bottleneck's variance: the token must not drown what the leaf shows.
         nn.init.normal_(self.project.weight, std=0.5 * settings.width**-0.5)
         nn.init.zeros_(self.project.bias)
         pairs = list(zip(widths[:0:-1], widths[-2::-1], strict=True))

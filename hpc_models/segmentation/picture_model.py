@@ -1,7 +1,6 @@
-"""Networks of whole pictures on every kind of batch: crops, token sets laid out as one, bare pictures; torch only.
+"""Networks of whole pictures on every kind of batch: crops, token sets laid out as one, bare pictures.
 
-One front end for all of them: tokens become a picture by `tokens.layout`, the network answers per pixel, and the
-answer goes back to the cells of the tokens.
+Tokens become a picture by `tokens.layout`, the network answers per pixel, and the answer goes back to the cells.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from torch import Tensor, nn
 from hpc_models.blocks.network import Network
 from hpc_models.segmentation.settings import PictureSettings
 from hpc_models.settings import DataShape
-from hpc_models.tokens.batch import Batch, all_valid, pack, unpack
+from hpc_models.tokens.batch import Batch, all_valid, clear_padding, pack, unpack
 from hpc_models.tokens.geometry import is_power_of_two
 from hpc_models.tokens.layout import GeometricLayout, SequenceLayout, cells_of, grid_side
 
 
 def on_tiles(network: nn.Module, batch: Batch) -> Tensor:
-    """Each real token as a picture of its own, through `network.forward_image`: (B, L, p, p, K), zeros in padding."""
+    """Each real token as a picture, through `network.forward_image`: (B, L, p, p, K), zeros in padding."""
     tokens, valid = batch["tokens"], batch["valid"]
     real = None if all_valid(valid) else valid
     rows = network.forward_image(pack(tokens, real).permute(0, 3, 1, 2))  # type: ignore[operator]
@@ -38,24 +37,21 @@ def pad_to(image: Tensor, multiple: int) -> Tensor:
 class PictureModel(Network):
     """What segmentation networks of whole pictures share; subclasses write `network`.
 
-    Args:
-        settings: layout is "geometric" (each token where its leaf lies), "sequence" (row by row in the order of the
-            tokens, as the authors of APF did; the same as geometric for uniform patching) or "tiles" (each token is a
-            picture).
-        data: size_px is the side of the crops with layout "tiles".
-        multiple: sides of pictures are padded to multiples of this, and the answer is cut again.
+    Layout "geometric" puts each token where its leaf lies. "sequence" goes row by row in the order of the tokens, as
+    the authors of APF did; uniform tokens lie as in geometric. In "tiles" each token is a picture of size_px. Sides of
+    pictures are padded to a multiple of `multiple`, and the answer is cut again.
 
     Attributes:
-        picture_px: side of the picture that token sets are laid out in; with uniform patching the frame's.
+        picture_px: side of the picture that token sets are laid out in.
 
     Raises:
         ValueError: sizes that do not fit each other.
     """
 
     def __init__(self, settings: PictureSettings, data: DataShape, multiple: int) -> None:
-        super().__init__()
+        super().__init__(settings)
         self.size_px, self.patch, self.length = data.size_px, data.patch, data.length
-        self.layout, self.normalise, self.multiple = settings.layout, settings.normalise, multiple
+        self.layout, self.multiple = settings.layout, multiple
         self.picture_px, self.grid = data.size_px, 1
         if self.layout == "tiles":
             return
@@ -76,22 +72,22 @@ class PictureModel(Network):
         """(N, C, H, W), sides multiples of `multiple`, to (N, K, H, W) logits."""
 
     def forward(self, batch: Batch | Tensor) -> Tensor:
-        """Per-cell logits of every token, (B, L, p, p, K); rows of padding mean nothing.
+        """Logits of every cell, (B, L, p, p, K); rows of padding mean nothing.
 
-        A tensor is taken as `forward_image` takes it, so that wrappers (which only see `forward`) serve both.
+        A tensor goes to `forward_image`, so that wrappers, which see only `forward`, serve both.
         """
         if isinstance(batch, Tensor):
             return self.forward_image(batch)
         if self.layout == "tiles":
             return on_tiles(self, batch)
+        # Tokens to a picture.
         tokens = batch["tokens"]
         if tokens.shape[2] != self.patch:
             raise ValueError(f"layout={self.layout} takes tokens of {self.patch} cells a side, got {tokens.shape[2]}")
-        if not all_valid(batch["valid"]):
-            tokens = tokens.masked_fill(~batch["valid"][:, :, None, None, None], 0)
+        tokens = clear_padding(tokens, None if all_valid(batch["valid"]) else batch["valid"])
         layout: GeometricLayout | SequenceLayout
         if self.layout == "sequence" and not self.uniform:
-            if tokens.shape[1] < self.length:  # the picture has the size the network was made for
+            if tokens.shape[1] < self.length:  # the network was made for a picture of this size
                 return self.forward(_pad_tokens(batch, self.length))[:, : tokens.shape[1]]
             layout = SequenceLayout(tokens.shape[1], self.patch)
         else:
@@ -105,9 +101,8 @@ class PictureModel(Network):
 
 
 def _pad_tokens(batch: Batch, length: int) -> Batch:
+    def longer(values: Tensor) -> Tensor:
+        return torch.cat((values, values.new_zeros(len(values), length - values.shape[1], *values.shape[2:])), 1)
+
     keys = ("tokens", "leaf_xy", "leaf_size", "valid")
-    return cast(Batch, {key: _longer(batch[key], length) for key in keys})  # type: ignore[literal-required]
-
-
-def _longer(values: Tensor, length: int) -> Tensor:
-    return torch.cat((values, values.new_zeros(len(values), length - values.shape[1], *values.shape[2:])), 1)
+    return cast(Batch, {key: longer(batch[key]) for key in keys})  # type: ignore[literal-required]

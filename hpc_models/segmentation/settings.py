@@ -1,4 +1,4 @@
-"""Settings of the networks that answer for every cell; must not import torch."""
+"""Settings of the networks that answer for every cell."""
 
 from __future__ import annotations
 

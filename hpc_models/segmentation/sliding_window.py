@@ -1,4 +1,4 @@
-"""Large pictures through a network of small ones: overlapping windows, averaged; imports torch only."""
+"""Large pictures through a network of small ones: overlapping windows, averaged."""
 
 from __future__ import annotations
 
@@ -44,9 +44,8 @@ def sliding_window(
         window: side of a window in pixels.
         overlap: share of the window that neighbours have in common, in [0, 1).
         batch: windows per forward pass.
-        weighting: "gaussian" (sigma = window / 8: the border of a window, which sees least context, counts least) or
-            "constant".
-        wanted: (H, W) bool, pixels whose logits matter: windows without any are left out; None: all matter.
+        weighting: "constant", or "gaussian" with sigma = window / 8: a window's border sees least and counts least.
+        wanted: (H, W) bool, pixels whose logits matter. Windows without any are left out; None: all matter.
 
     Returns:
         (K, H, W) float32 on the device of the image; 0 where no window was.
@@ -58,6 +57,7 @@ def sliding_window(
         raise ValueError(f"overlap must lie in [0, 1), got {overlap}")
     if weighting not in ("gaussian", "constant"):
         raise ValueError(f"weighting must be gaussian or constant, got {weighting!r}")
+    # Where the windows lie, and how much each of their pixels counts.
     h, w = image.shape[-2:]
     wh, ww = min(window, h), min(window, w)
     if (wh, ww) == (h, w):
@@ -66,6 +66,7 @@ def sliding_window(
     if wanted is not None:
         corners = [(y, x) for y, x in corners if wanted[y : y + wh, x : x + ww].any()] or corners[:1]
     weight = (_profile(wh, weighting)[:, None] * _profile(ww, weighting)).to(image.device)
+    # Sum logits and weights, batch by batch.
     total: Tensor | None = None
     norm = torch.zeros(h, w, device=image.device)
     for i in range(0, len(corners), batch):

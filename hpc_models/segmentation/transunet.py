@@ -1,7 +1,7 @@
-"""TransUNet R50-ViT-B16: ResNet, vision transformer on its map, convolutional decoder with skips; torch, this folder.
+"""TransUNet R50-ViT-B16: ResNet, vision transformer on its map, convolutional decoder with skips.
 
-Chen et al., TransUNet: Transformers Make Strong Encoders for Medical Image Segmentation (2021), figure 1. Written from
-the description; layer by layer the published counts are met (105,277,081 weights at 224 px and 9 classes).
+Chen et al., TransUNet: Transformers Make Strong Encoders for Medical Image Segmentation (2021), figure 1. Each layer
+has the published number of weights, 105,277,081 in all at 224 px and 9 classes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STRIDE = 16
 
 
 class ConvNorm(nn.Sequential):
-    """3x3 convolution, norm, ReLU; the convolution has a bias only without a norm."""
+    """3x3 convolution, norm, ReLU. The convolution has a bias only without a norm."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
         conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=norm == "none")
@@ -51,8 +51,8 @@ class UpStage(nn.Module):
 class TransUNet(PictureModel):
     """TransUNet on pictures, crops or token sets laid out as a picture.
 
-    The table of positions has (S / 16)^2 rows for pictures of side S, and is interpolated for others. Norm "batch" of
-    the decoder is the paper's; its statistics depend on which images share a rank.
+    The table of positions has (S / 16)^2 rows for pictures of side S, and is interpolated for others. The paper's
+    decoder has norm "batch", with statistics that depend on which images share a rank.
     """
 
     def __init__(self, settings: TransUNetSettings, data: DataShape) -> None:
@@ -90,7 +90,7 @@ class TransUNet(PictureModel):
         set_prior(self.out.bias, prior)
 
     def fsdp_units(self) -> list[nn.Module]:
-        """Modules to shard one by one, in forward order; what is left belongs to the root."""
+        """See `Network`."""
         units = [unit for stage in self.resnet.stages for unit in stage]  # type: ignore[attr-defined]
         return [*units, *self.vit.blocks, self.bridge, *self.ups]
 

@@ -1,6 +1,6 @@
-"""U-Net on crops: each token is a tile; imports torch only.
+"""U-Net on crops: each token is a tile.
 
-The rival people really use. With widths (64, 128, 256, 512, 1024), norm "none" it is the U-Net of Ronneberger et al.
+This is the usual rival. With widths (64, 128, 256, 512, 1024) and norm "none" it is the U-Net of Ronneberger et al.
 (2015) with padded convolutions.
 """
 
@@ -24,7 +24,7 @@ from hpc_models.tokens.batch import Batch
 
 
 class DoubleConv(nn.Module):
-    """Two 3x3 convolutions, each followed by norm and ReLU; a norm would undo a bias, so they have one or the other."""
+    """Two 3x3 convolutions, each followed by norm and ReLU. They have a bias only without a norm."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: str, standardise: bool = False) -> None:
         super().__init__()
@@ -52,16 +52,14 @@ class Up(nn.Module):
 
 
 class UNet(Network):
-    """U-Net on tiles; with norm "batch", statistics depend on which tiles share a rank."""
+    """U-Net on crops; with norm "batch", statistics depend on which crops share a rank."""
 
     def __init__(self, settings: UNetSettings, data: DataShape) -> None:
-        super().__init__()
+        super().__init__(settings)
         widths, norm, standardise = settings.widths, settings.norm, settings.standardise
-        channels = [data.in_channels, *widths]
-        self.normalise, self.checkpoint = settings.normalise, settings.checkpointing
+        channels = (data.in_channels, *widths)
         self.downs = nn.ModuleList(DoubleConv(a, b, norm, standardise) for a, b in pairwise(channels))
-        up_channels = list(reversed(widths))
-        self.ups = nn.ModuleList(Up(a, b, norm, standardise) for a, b in pairwise(up_channels))
+        self.ups = nn.ModuleList(Up(a, b, norm, standardise) for a, b in pairwise(reversed(widths)))
         self.out = nn.Conv2d(widths[0], data.classes, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module is not self.out:
@@ -71,23 +69,20 @@ class UNet(Network):
         set_prior(self.out.bias, settings.prior)
 
     def fsdp_units(self) -> list[nn.Module]:
-        """Modules to shard one by one, in forward order; what is left belongs to the root."""
+        """See `Network`."""
         return [*self.downs, *self.ups]
 
     def forward(self, batch: Batch | Tensor) -> Tensor:
-        """Per-cell logits of every token, each token an image of its own: (B, L, p, p, K).
+        """Logits of every cell, (B, L, p, p, K), with each token as an image of its own.
 
-        A tensor is taken as `forward_image` takes it, so that wrappers (which only see `forward`) serve both.
+        A tensor goes to `forward_image`, so that wrappers, which see only `forward`, serve both.
         """
         if isinstance(batch, Tensor):
             return self.forward_image(batch)
         return on_tiles(self, batch)
 
     def forward_image(self, image: Tensor) -> Tensor:
-        """(N, C, H, W) in [0, 1] to (N, K, H, W) logits.
-
-        Sides that are no multiple of 2^(levels - 1) are padded by repeating the border, and cut again.
-        """
+        """(N, C, H, W) in [0, 1] to (N, K, H, W) logits; any size."""
         h, w = image.shape[-2:]
         multiple = 1 << (len(self.downs) - 1)
         x = pad_to(self.centred(image), multiple)

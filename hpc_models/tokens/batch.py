@@ -1,10 +1,11 @@
-"""The batch every model takes, and how to make one from a plain image; imports torch only.
+"""The batch every model takes, and how to make one from a plain image.
 
 Shapes use one letter per axis: B images, L tokens, p cells per token side, K classes, D width, M valid tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NotRequired, TypedDict, cast
 
 import torch
@@ -19,7 +20,7 @@ class Batch(TypedDict):
     tokens (B, L, p, p, 3) float32 in [0, 1]; leaf_xy (B, L, 2) int64, top left in frame pixels; leaf_size (B, L) int64,
     side in frame pixels, 0 for padding; valid (B, L) bool, False for padding. The loss also reads mask_counts
     (B, L, p, p, K) and content_counts (B, L, p, p), both zero in padding. Batches of whole pictures have image
-    (B, C, H, W) float32 in [0, 1] instead of tokens; those of a classification have label (B,) int64.
+    (B, C, H, W) float32 in [0, 1] instead of tokens. Classification adds label (B,) int64.
     """
 
     tokens: Tensor
@@ -33,7 +34,7 @@ class Batch(TypedDict):
 
 
 def images_of(batch: Batch | Tensor) -> Tensor:
-    """The pictures of a batch, (N, C, H, W): given as such, or one per token (crops, N = B * L)."""
+    """The pictures of a batch, (N, C, H, W): whole ones, or a crop per token (N = B * L)."""
     if isinstance(batch, Tensor):
         return batch
     if "image" in batch:
@@ -41,22 +42,33 @@ def images_of(batch: Batch | Tensor) -> Tensor:
     return batch["tokens"].flatten(0, 1).permute(0, 3, 1, 2)
 
 
-def all_valid(valid: Tensor) -> bool:
-    """Whether no token of the batch is padding.
+def grid_of(image_hw: Sequence[int], patch_px: int, unit: str = "patch_px {}") -> tuple[int, int]:
+    """Rows and columns of patches in a picture.
 
-    On the meta device there are no values to look at: the answer is then True, so that costs can be counted there.
-    On a GPU this waits for the device once per forward pass; it buys the attention kernels that take no mask.
+    Raises:
+        ValueError: a side is no multiple of `patch_px`; `unit` is what the message calls it.
+    """
+    h, w = image_hw
+    if h % patch_px or w % patch_px:
+        raise ValueError(f"picture sides {h}x{w} are no multiples of {unit.format(patch_px)}")
+    return h // patch_px, w // patch_px
+
+
+def all_valid(valid: Tensor) -> bool:
+    """Whether no token of the batch is padding; True on the meta device, where only costs are counted.
+
+    A GPU is waited for once per forward pass. That buys the attention kernels that take no mask.
     """
     return True if valid.is_meta else bool(valid.all())
 
 
 def pack(x: Tensor, valid: Tensor | None) -> Tensor:
-    """(B, L, ...) to (M, ...): the rows of real tokens, all of them for None."""
+    """(B, L, ...) to (M, ...): the rows of real tokens; None: of all tokens."""
     return x.flatten(0, 1) if valid is None else x[valid]
 
 
 def unpack(rows: Tensor, like: Tensor, valid: Tensor | None) -> Tensor:
-    """(M, ...) back to (B, L, ...), zeros in padding; `like` only gives B and L."""
+    """(M, ...) back to (B, L, ...) with zeros in padding; `like` gives B and L."""
     if valid is None:
         return cast(Tensor, rows.unflatten(0, like.shape[:2]))
     full = rows.new_zeros(*valid.shape, *rows.shape[1:])
@@ -64,8 +76,13 @@ def unpack(rows: Tensor, like: Tensor, valid: Tensor | None) -> Tensor:
     return full
 
 
+def clear_padding(x: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, L, ...) with zeros in padding; None: there is no padding."""
+    return x if valid is None else x.masked_fill(~valid.reshape(*valid.shape, *[1] * (x.ndim - 2)), 0)
+
+
 def cut_patches(image: Tensor, patch_px: int) -> Tensor:
-    """Cut (B, C, H, W) into (B, L, p, p, C) patches in raster order. The sides must be multiples of `patch_px`."""
+    """Cut (B, C, H, W) into (B, L, p, p, C) patches in raster order. Both sides are multiples of `patch_px`."""
     b, c, h, w = image.shape
     rows, cols = h // patch_px, w // patch_px
     blocks = image.reshape(b, c, rows, patch_px, cols, patch_px)
@@ -80,14 +97,10 @@ def join_patches(patches: Tensor, rows: int, cols: int) -> Tensor:
 
 
 def uniform_batch(image: Tensor, patch_px: int) -> Batch:
-    """Cut square images into the token set that uniform patching makes: equal leaves in Morton order.
+    """Cut images (B, 3, R, R) in [0, 1] as uniform patching does: L = (R / patch_px)^2 equal leaves in Morton order.
 
-    Args:
-        image: (B, 3, R, R) float in [0, 1].
-        patch_px: side of a leaf and of a patch, a divisor of R.
-
-    Returns:
-        A batch with L = (R / patch_px)^2 tokens, all valid.
+    Raises:
+        ValueError: the images are not square, or `patch_px` does not divide the side.
     """
     b, _, h, w = image.shape
     if h != w or h % patch_px:

@@ -1,8 +1,10 @@
-"""Where a leaf lies: Morton codes, owner maps, painting tokens to a raster and back; imports torch and NumPy only.
+"""Where a leaf lies: Morton codes, owner maps, painting tokens to a raster and back.
 
-Coordinates: frame pixels (x right, y down). A raster of side G over a frame of side R has pixels of R / G frame pixels;
-all of R, G, leaf sides and p are powers of two, so every ratio is one too. Everything is vectorised over the batch and
-uses int64, since 65,536 squared does not fit 32 bits.
+Coordinates: frame pixels (x right, y down). A raster of side G over a frame of side R = size_px has pixels of R / G
+frame pixels. R, G, leaf sides and p are powers of two, and so are their ratios. Places are int64, since 65,536 squared
+does not fit 32 bits.
+
+Shapes: leaf_xy (B, L, 2) int64 in any order, leaf_size (B, L) int64, valid (B, L) bool, False for padding.
 """
 
 from __future__ import annotations
@@ -17,18 +19,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-FAR = 2**62  # larger than any Morton code of a 31-bit coordinate pair: padding sorts behind every leaf
+FAR = 2**62  # larger than any Morton code of 31-bit coordinates: padding sorts behind every leaf
 
 
 def morton_code(xy: Tensor) -> Tensor:
-    """Interleave the bits of integer coordinates, x in the even bits.
-
-    Args:
-        xy: (..., 2) int64, each below 2^31.
-
-    Returns:
-        (...,) int64.
-    """
+    """(..., 2) int64 below 2^31 to (...,) int64: the bits of both coordinates interleaved, x in the even bits."""
     code = torch.zeros_like(xy[..., 0])
     for axis in (0, 1):
         v = xy[..., axis].to(torch.int64)
@@ -50,26 +45,17 @@ def is_power_of_two(n: int) -> bool:
 
 
 def centres_xy(size_px: int, side: int, device: torch.device) -> Tensor:
-    """Frame pixel at (or right and below of) the centre of each raster pixel: (side*side, 2) int64 in raster order."""
+    """Frame pixel at, or right and below of, the centre of each raster pixel: (side*side, 2) int64 in raster order."""
     i = torch.arange(side, device=device)
     centre = (2 * i + 1) * size_px // (2 * side)
     return torch.stack((centre.repeat(side), centre.repeat_interleave(side)), dim=-1)
 
 
 def owner_of(points_xy: Tensor, leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor) -> Tensor:
-    """Which leaf covers each point.
+    """Which leaf covers each of the points (P, 2) or (B, P, 2): its row, (B, P) int64, or -1.
 
-    A leaf is an aligned square, so its pixels are one interval of Morton codes; disjoint leaves sorted by their first
-    code need one binary search per point.
-
-    Args:
-        points_xy: (P, 2) or (B, P, 2) int64 frame pixels.
-        leaf_xy: (B, L, 2) int64. Any order.
-        leaf_size: (B, L) int64.
-        valid: (B, L) bool; False rows own nothing.
-
-    Returns:
-        (B, P) int64 row of the covering leaf, -1 where none does.
+    A leaf is an aligned square, so its pixels are one interval of Morton codes. With leaves sorted by their first code,
+    a point needs one binary search.
     """
     b = leaf_xy.shape[0]
     start = torch.where(valid, morton_code(leaf_xy), FAR)
@@ -86,11 +72,7 @@ def owner_of(points_xy: Tensor, leaf_xy: Tensor, leaf_size: Tensor, valid: Tenso
 
 
 def owner_map(leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor, size_px: int, side: int) -> Tensor:
-    """Row of the leaf that covers the centre of each cell of a side x side grid over the frame.
-
-    Returns:
-        (B, side, side) int64, -1 where no leaf covers the centre.
-    """
+    """(B, side, side) int64: row of the leaf that covers each cell's centre in a grid over the frame, or -1."""
     points = centres_xy(size_px, side, leaf_xy.device)
     return cast(Tensor, owner_of(points, leaf_xy, leaf_size, valid).unflatten(1, (side, side)))
 
@@ -105,21 +87,10 @@ def tokens_to_grid(x: Tensor, owner: Tensor) -> Tensor:
 
 
 def paint(values: Tensor, leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor, size_px: int, side: int) -> Tensor:
-    """Paint per-cell values to a raster of side x side pixels: box means, the inverse of cutting leaves to patches.
+    """Paint values of cells (B, L, p, p, C) to a raster (B, C, side, side), the inverse of cutting leaves to patches.
 
-    A raster pixel inside one cell takes its value; one that spans several cells takes their mean weighted by area (then
-    all of them are smaller than it). With side = size_px this is the full-size picture of the tokens.
-
-    Args:
-        values: (B, L, p, p, C).
-        leaf_xy: (B, L, 2) int64.
-        leaf_size: (B, L) int64.
-        valid: (B, L) bool.
-        size_px: side R of the frame.
-        side: side of the raster, a power of two.
-
-    Returns:
-        (B, C, side, side), zero where nothing covers the pixel.
+    A raster pixel inside a cell takes the cell's value. A pixel that spans several cells takes their mean by area. A
+    pixel without leaf is zero. With side = size_px this is the full-size picture of the tokens.
     """
     b, n, p, _, c = values.shape
     device = values.device
@@ -140,7 +111,7 @@ def paint(values: Tensor, leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor, siz
 def _add_small_cells(
     painted: Tensor, flat: Tensor, leaf_xy: Tensor, leaf_size: Tensor, size_px: int, side: int, p: int
 ) -> Tensor:
-    """Replace raster pixels that span several cells by the area-weighted mean of those; leaf_size is 0 for padding."""
+    """Replace raster pixels that span several cells by their mean by area; leaf_size is 0 for padding."""
     b, _, c = flat.shape
     small = (leaf_size > 0) & (leaf_size * side < size_px * p)
     area = (leaf_size.to(torch.float32) * side / (size_px * p)) ** 2 * small
@@ -156,20 +127,12 @@ def _add_small_cells(
 
 
 def raster_to_cells(raster: Tensor, leaf_xy: Tensor, leaf_size: Tensor, size_px: int, p: int) -> Tensor:
-    """Read per-cell values from a raster: the mean over a cell, or the raster pixel that holds a smaller cell.
+    """Read (B, L, p, p, K) from a raster (B, K, G, G): the mean over a cell, or the raster pixel around a smaller cell.
 
-    The means come from a pyramid of 2x2 means, since a cell is an aligned square of 2^j raster pixels.
-
-    Args:
-        raster: (B, K, G, G), G a power of two.
-        leaf_xy: (B, L, 2) int64.
-        leaf_size: (B, L) int64; rows with 0 (padding) give the top-left value.
-        size_px: side R of the frame.
-        p: cells per leaf side.
-
-    Returns:
-        (B, L, p, p, K).
+    A cell is an aligned square of 2^j raster pixels, so the means come from a pyramid of 2x2 means. Padding, of size 0,
+    gets the top-left value.
     """
+    # The pyramid.
     b, k, side, _ = raster.shape
     n = leaf_xy.shape[1]
     level_raster, levels, offsets, total = raster, [], [], 0
@@ -183,7 +146,7 @@ def raster_to_cells(raster: Tensor, leaf_xy: Tensor, leaf_size: Tensor, size_px:
     pyramid = torch.cat(levels, dim=2).transpose(1, 2)  # (B, 4/3 G^2, K)
 
     device = raster.device
-    # Level j: cells of 2^j raster pixels, that is leaf_size * G = 2^j * R * p. Exact integers, no logarithm.
+    # Its level for each leaf. At j, cells have 2^j raster pixels: leaf_size * G = 2^j * R * p, in exact integers.
     ratio = leaf_size * side
     level = torch.zeros_like(leaf_size)
     for j in range(1, len(levels)):
@@ -200,21 +163,10 @@ def raster_to_cells(raster: Tensor, leaf_xy: Tensor, leaf_size: Tensor, size_px:
 
 
 def halo_patches(tokens: Tensor, leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor, size_px: int, halo: int) -> Tensor:
-    """Widen every patch by `halo` cells of its own size, read from the leaves around it.
+    """Widen patches (B, L, p, p, C) on each side by `halo` cells of their own size, read from the leaves around.
 
-    A halo cell takes the cell of the neighbour that covers its centre: exact where the neighbour is as fine or coarser,
-    a sample where it is finer. Outside the frame it is zero, as convolution padding would be.
-
-    Args:
-        tokens: (B, L, p, p, C).
-        leaf_xy: (B, L, 2) int64.
-        leaf_size: (B, L) int64.
-        valid: (B, L) bool; padding rows come out as zeros around their own patch.
-        size_px: side R of the frame.
-        halo: cells on each side.
-
-    Returns:
-        (B, L, p + 2 halo, p + 2 halo, C).
+    A halo cell takes the neighbour's cell that covers its centre: exact where the neighbour is as fine or coarser, a
+    sample where it is finer. Outside the frame, and around padding, it is zero.
     """
     b, n, p, _, c = tokens.shape
     q = p + 2 * halo
@@ -229,11 +181,11 @@ def halo_patches(tokens: Tensor, leaf_xy: Tensor, leaf_size: Tensor, valid: Tens
 
 
 def ring_steps(side: int, halo: int = 1) -> tuple[Tensor, Tensor]:
-    """The cells around a square of side x side cells, up to `halo` away.
+    """The cells around a square of side x side cells, up to `halo` away, on the CPU.
 
     Returns:
-        (Q, 2) int64 (x, y) of each, counted from the square's first cell, and (Q,) int64 where each lies in raster
-        order in the square of side + 2 halo cells; Q = 4 side + 4 for a halo of 1. Both on the CPU.
+        (Q, 2) int64 (x, y) from the square's first cell, and (Q,) int64 place of each in raster order in the square of
+        side + 2 halo cells. Q = 4 side + 4 for a halo of 1.
     """
     steps, slots = _ring_steps(side, halo)
     return torch.from_numpy(steps.copy()), torch.from_numpy(slots.copy())
@@ -241,7 +193,7 @@ def ring_steps(side: int, halo: int = 1) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=64)
 def _ring_steps(side: int, halo: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`ring_steps` as arrays: a tensor that is kept would be a fake one for ever where the first caller works so."""
+    """`ring_steps` as arrays: a kept tensor would stay fake if the first caller works with fake tensors."""
     at = np.arange(-halo, side + halo)
     cells = np.stack((np.tile(at, len(at)), np.repeat(at, len(at))), axis=-1)
     edge = ((cells < 0) | (cells >= side)).any(axis=-1)
@@ -250,7 +202,7 @@ def _ring_steps(side: int, halo: int) -> tuple[NDArray[np.int64], NDArray[np.int
 
 @lru_cache(maxsize=64)
 def _all_steps(sides: tuple[int, ...], halo: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The steps of all sides one after the other, (Q, 2), and the side that each is of, (Q,)."""
+    """The steps of all sides one after the other, (Q, 2), and the side of each, (Q,)."""
     rings = [_ring_steps(side, halo)[0] for side in sides]
     return np.concatenate(rings), np.repeat(np.array(sides, np.int64), [len(ring) for ring in rings])
 
@@ -261,7 +213,7 @@ def _around(
     """What covers the centres of every leaf's `ring_steps` for all sides one after the other, Q in all.
 
     Returns:
-        Row (B, L * Q), cell (B, L * Q, 2), where there is one (B, L * Q), and the side that each step is of (L * Q,).
+        Row (B, L * Q), cell (B, L * Q, 2), whether there is one (B, L * Q), and the side of each step (L * Q,).
     """
     steps, side = (torch.from_numpy(values).to(leaf_xy.device) for values in _all_steps(tuple(sides), halo))
     centre = torch.div((2 * steps + 1) * leaf_size[..., None, None], 2 * side[:, None], rounding_mode="floor")
@@ -275,7 +227,7 @@ def _around(
 
 
 def _cell_at(points_xy: Tensor, row: Tensor, leaf_xy: Tensor, leaf_size: Tensor, side: int | Tensor) -> Tensor:
-    """Cell (x, y) of each point, (B, P, 2), in the leaf whose row (B, P) is given, which has side x side cells."""
+    """Cell (x, y) of each point, (B, P, 2), in the leaf of the given row (B, P), which has side x side cells."""
     offset = points_xy - torch.gather(leaf_xy, 1, row[..., None].expand(-1, -1, 2))
     size = torch.gather(leaf_size, 1, row).clamp(min=1)
     return (offset * side).div(size[..., None], rounding_mode="floor").clamp(min=0).clamp(max=side - 1)
@@ -284,20 +236,13 @@ def _cell_at(points_xy: Tensor, row: Tensor, leaf_xy: Tensor, leaf_size: Tensor,
 def ring_cells(
     leaf_xy: Tensor, leaf_size: Tensor, valid: Tensor | None, size_px: int, sides: Sequence[int]
 ) -> list[Tensor]:
-    """Which cells lie around every leaf when leaves have side x side cells each: those that cover the ring's centres.
+    """Which cells cover the ring around every leaf, when leaves have side x side cells; valid None: no padding.
 
-    All sides together, since most of the work is the same whatever the number of points.
-
-    Args:
-        leaf_xy: (B, L, 2) int64.
-        leaf_size: (B, L) int64.
-        valid: (B, L) bool; None: every row is a leaf.
-        size_px: side R of the frame.
-        sides: cells per leaf side.
+    All sides are done together, since most of the work does not depend on the number of points.
 
     Returns:
-        Per side (M, 4 side + 4) int64 in the order of `ring_steps`: index of a cell among all M * side * side of the
-        batch's M leaves in a row; -1 where no leaf is.
+        Per side (M, 4 side + 4) int64 in the order of `ring_steps`: index of a cell among all M * side * side cells of
+        the batch's M leaves, or -1.
     """
     b, n = leaf_size.shape
     everyone = torch.ones_like(leaf_size, dtype=torch.bool) if valid is None else valid

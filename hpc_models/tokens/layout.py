@@ -1,8 +1,8 @@
-"""How a sequence of tokens becomes the square picture a convolutional decoder needs, and back; imports torch only.
+"""How a sequence of tokens becomes the square picture a convolutional decoder needs, and back.
 
-Two ways: `SequenceLayout` writes the tokens row by row in sequence order, as the authors of APF did (the picture then
-has little to do with the image); `GeometricLayout` puts each token where its leaf lies. `leaves_to_strip` mixes the
-leaves as their packing does.
+`SequenceLayout` writes the tokens row by row in sequence order, as the authors of APF did; the picture then has little
+to do with the image. `GeometricLayout` puts each token where its leaf lies. `leaves_to_strip` mixes leaves as the
+authors' packing does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def cells_of(data: DataShape) -> int:
     """Smallest leaves per side of the frame, R / p.
 
     Raises:
-        ValueError: no such tree, or no token.
+        ValueError: no tree has these sizes, or there is no token.
     """
     if data.length < 1:
         raise ValueError(f"length must be at least 1, got {data.length}")
@@ -32,12 +32,9 @@ def cells_of(data: DataShape) -> int:
 
 
 def grid_side(length: int, cells: int, grid: int | None = None) -> int:
-    """Side of the picture in tokens that `GeometricLayout` paints.
+    """Side of the picture in tokens that `GeometricLayout` paints: `grid`, or chosen.
 
-    Args:
-        length: L, tokens per sequence.
-        cells: smallest leaves per side of the frame, R / p.
-        grid: the side asked for, or None for the next power of two that gives at least L cells, at most `cells`.
+    The choice is the smallest power of two with at least L cells, and at most `cells` = R / p.
 
     Raises:
         ValueError: not a power of two, or finer than the smallest leaf.
@@ -51,10 +48,6 @@ def grid_side(length: int, cells: int, grid: int | None = None) -> int:
 
 class SequenceLayout:
     """sqrt(L) x sqrt(L) blocks in sequence order; output block i belongs to token i.
-
-    Args:
-        length: L, a perfect square.
-        patch: p.
 
     Raises:
         ValueError: L is not a perfect square.
@@ -80,13 +73,9 @@ class SequenceLayout:
 
 
 class GeometricLayout:
-    """g x g cells over the frame; each takes the token of the leaf that covers its centre, zero where none does.
+    """g x g cells over the frame of side R; each takes the token of the leaf that covers its centre, or zero.
 
-    Args:
-        batch: gives leaf_xy, leaf_size and valid.
-        size_px: side R of the frame.
-        patch: p, also the number of output pixels per grid cell and side.
-        grid: g, a power of two. With uniform leaves and g = R / p this is the picture itself.
+    The picture has p pixels per grid cell and side. With uniform leaves and g = R / p it is the image itself.
     """
 
     def __init__(self, batch: Batch, size_px: int, patch: int, grid: int) -> None:
@@ -108,16 +97,10 @@ class GeometricLayout:
 
 
 def leaves_to_strip(x: Tensor, valid: Tensor) -> Tensor:
-    """Mix the leaves of each image as `pack_strip` of `data_prep` does: each token gets rows of p leaves.
+    """Mix the leaves of each image, (B, L, p, p, K), as `pack_strip` of `data_prep`: a token gets rows of p leaves.
 
     Of n leaves, row r of leaf i, the row i * p + r of all, becomes row (i * p + r) // n of token (i * p + r) % n.
-
-    Args:
-        x: (B, L, p, p, K), by leaves.
-        valid: (B, L) bool, the n leaves of each image first.
-
-    Returns:
-        The same shape, by mixed tokens; rows of padding stay where they are.
+    The leaves come first in `valid` (B, L); rows of padding stay where they are.
     """
     return _transpose_rows(x, valid, x.shape[2])
 
@@ -132,9 +115,9 @@ def _leaves(valid: Tensor) -> Tensor:
 
 
 def _transpose_rows(x: Tensor, valid: Tensor, height: Tensor | int) -> Tensor:
-    """The n * p rows of each image's leaves as a table of `height` rows, read down its columns; padding stays.
+    """The n * p rows of each image's leaves as a table of `height` rows, read down its columns.
 
-    Packing transposes a table of p rows, and putting back one of n rows.
+    Packing transposes a table of p rows, unpacking a table of n rows.
     """
     length, p = x.shape[1:3]
     rows = _leaves(valid) * p

@@ -1,4 +1,4 @@
-"""Position codes of a token: a learned table of slots and Fourier features of the leaf; imports torch only."""
+"""Position codes of a token: a learned table of slots and Fourier features of the leaf."""
 
 from __future__ import annotations
 
@@ -13,16 +13,11 @@ from hpc_models.settings import DataShape
 
 
 class LeafPosition(nn.Module):
-    """Code of a leaf's centre and size: Fourier features through a small MLP.
+    """Code of a leaf's centre and size, of width D: Fourier features through a small MLP.
 
     Features: sin and cos of 2^k pi x / R and 2^k pi y / R for k = 0..bands-1, the same of log2(size) over its range
-    with 4 bands, and the three numbers themselves. The finest band has a period of two smallest leaves, so neighbours
-    differ; the coarsest tells the halves of the frame apart.
-
-    Args:
-        size_px: side R of the frame.
-        patch: cells per leaf side p, also the smallest leaf the bands resolve.
-        width: D.
+    with 4 bands, and the three numbers themselves. The finest band has a period of two smallest leaves (side `patch`),
+    so neighbours differ. The coarsest band tells the halves of the frame (side `size_px`) apart.
     """
 
     def __init__(self, size_px: int, patch: int, width: int) -> None:
@@ -34,13 +29,13 @@ class LeafPosition(nn.Module):
         hidden = min(width, 256)
         first, second = nn.Linear(features, hidden), nn.Linear(hidden, width)
         for layer, gain in ((first, 2.0), (second, 1.0)):
-            # Codes of order one from the start: place and scale must not wait for training to become visible.
+            # Codes are of order one from the start, so that place and scale are visible before training.
             nn.init.normal_(layer.weight, std=math.sqrt(gain / layer.in_features))
             nn.init.zeros_(layer.bias)
         self.mlp = nn.Sequential(first, nn.GELU(), second)
 
     def features(self, leaf_xy: Tensor, leaf_size: Tensor) -> Tensor:
-        """(B, L, 2) and (B, L) int64 to (B, L, F) float32; zeros for padding (size 0) stay finite."""
+        """(B, L, 2) and (B, L) int64 to (B, L, F) float32; finite for padding (size 0) too."""
         size = leaf_size.to(torch.float32)
         centre = (leaf_xy.to(torch.float32) + 0.5 * size[..., None]) / self.size_px
         log_size = torch.log2(size.clamp(min=1.0))[..., None] / self.log_range
@@ -56,13 +51,10 @@ class LeafPosition(nn.Module):
 
 
 class Position(nn.Module):
-    """Sum of the chosen codes.
+    """Sum of the chosen codes, of width D.
 
-    Args:
-        kind: "slot" (a learned table, one row per slot of the sequence, as ViT and the APF authors do), "geom"
-            (`LeafPosition`), "both" or "none".
-        data: frame and patch, and the rows of the slot table (`length`).
-        width: D.
+    Kind "slot" is a learned table with one row per slot of the sequence, as ViT and the authors of APF have. "geom" is
+    `LeafPosition`. The others are "both" and "none".
     """
 
     def __init__(self, kind: str, data: DataShape, width: int) -> None:
@@ -73,38 +65,33 @@ class Position(nn.Module):
             nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, x: Tensor, slot: Tensor | None, leaf_xy: Tensor, leaf_size: Tensor) -> Tensor:
-        """Add the codes to x (B, L, D).
-
-        Args:
-            x: (B, L, D).
-            slot: (B, L) int64 rows of the table, or None for row i of the sequence = row i of the table.
-            leaf_xy: (B, L, 2) int64.
-            leaf_size: (B, L) int64.
-
-        Raises:
-            ValueError: the sequence is longer than the table.
-        """
+        """Add the codes to x (B, L, D) of leaves at leaf_xy (B, L, 2) with sides leaf_size (B, L); see `table_rows`."""
         if self.table is not None:
-            n = x.shape[1]
-            if n > self.table.shape[1]:
-                raise ValueError(f"sequence of {n} tokens, but the slot table has length={self.table.shape[1]}")
-            x = x + (self.table[:, :n] if slot is None else self.table[0][slot])
+            x = x + table_rows(self.table, x.shape[1], slot)
         if self.geom is not None:
             x = x + self.geom(leaf_xy, leaf_size)
         return x
 
 
-def resize_table(table: Tensor, old_hw: tuple[int, int], new_hw: tuple[int, int]) -> Tensor:
-    """A learned table of positions for another grid, by bicubic interpolation of the picture it is (as DeiT does).
+def table_rows(table: Tensor, count: int, slot: Tensor | None) -> Tensor:
+    """Rows of a learned table (1, L, D) for `count` tokens: `slot` (B, count) int64, or row i for token i.
 
-    Args:
-        table: (1, h * w, D), rows in raster order.
-        old_hw: its grid (h, w).
-        new_hw: the grid asked for.
-
-    Returns:
-        (1, h' * w', D).
+    Raises:
+        ValueError: the sequence is longer than the table.
     """
+    if count > table.shape[1]:
+        raise ValueError(f"sequence of {count} tokens, but the slot table has length={table.shape[1]}")
+    return table[:, :count] if slot is None else table[0][slot]
+
+
+def raster_slots(leaf_xy: Tensor, patch: int, cells: int) -> Tensor:
+    """(B, L) int64: place of equal leaves of `patch` px in raster order, `cells` a side; padding gets some place."""
+    place = leaf_xy.div(patch, rounding_mode="floor").clamp(0, cells - 1)
+    return place[..., 1] * cells + place[..., 0]
+
+
+def resize_table(table: Tensor, old_hw: tuple[int, int], new_hw: tuple[int, int]) -> Tensor:
+    """A learned table (1, h * w, D) in raster order for another grid, by bicubic interpolation (as DeiT does)."""
     if old_hw == new_hw:
         return table
     picture = table.transpose(1, 2).unflatten(2, old_hw)

@@ -1,7 +1,8 @@
-"""ASAM: gradients at the worst weights nearby, near being measured relative to each weight; imports torch only.
+"""ASAM: gradients at the worst weights nearby, near being measured relative to each weight.
 
 Kwon et al.: ASAM (ICML 2021), equation 6 with element-wise normalisation. A step is: gradients at w, `perturb`,
-gradients at w + eps (in place of the first), `restore`, optimiser step. `neighbourhood` does all but the passes.
+gradients at w + eps (in place of the first), `restore`, optimiser step. `neighbourhood` does all but the passes and the
+optimiser step.
 """
 
 from __future__ import annotations
@@ -18,14 +19,10 @@ Saved = list[tuple[Tensor, Tensor]]
 
 @torch.no_grad()
 def perturb(parameters: Iterable[Tensor], rho: float = RHO) -> Saved:
-    """Move every parameter by eps = rho w^2 g / || |w| g ||, the norm over all of them; so || eps / |w| || = rho.
+    """Move every parameter by eps = rho w^2 g / || |w| g ||, the norm over all parameters; so || eps / |w| || = rho.
 
-    Works on plain and on sharded parameters (DTensor: the norm is that of all ranks, which must all call it). The
-    gradients must be those of the whole batch. A weight of zero does not move; without any gradient nothing does.
-
-    Args:
-        parameters: those without gradient are left alone.
-        rho: size of the neighbourhood.
+    The gradients are means over the whole batch. Parameters without gradient stay. Sharded parameters (DTensor) need
+    the call on all ranks.
 
     Returns:
         The parameters with copies of their values, for `restore`.
@@ -41,7 +38,7 @@ def perturb(parameters: Iterable[Tensor], rho: float = RHO) -> Saved:
     norm = torch.nn.utils.get_total_norm([p.abs() * g for p, g in moved])
     if hasattr(norm, "full_tensor"):  # a DTensor holds only this rank's part of the sum
         norm = norm.full_tensor()
-    # A tensor, not a number: no waiting for the device. Where all |w| g are zero, so is every eps.
+    # A tensor, so that nobody waits for the device. Where all |w| g are zero, so is every eps.
     scale = rho / norm.clamp(min=torch.finfo(norm.dtype).tiny)
     saved: Saved = []
     for p, g in moved:
@@ -59,13 +56,9 @@ def restore(saved: Saved) -> None:
 
 @contextmanager
 def neighbourhood(parameters: Iterable[Tensor], rho: float = RHO) -> Iterator[None]:
-    """Parameters are at w + eps within the context, their gradients cleared for a second pass, and back at w after it.
+    """Hold parameters at w + eps, without their first gradients, for the second pass; then put them back to w.
 
-    Batch norm would count the second pass's batch once more: see `hpc_models.blocks.checkpointing.frozen_statistics`.
-
-    Args:
-        parameters: with the gradients of the first pass.
-        rho: size of the neighbourhood.
+    Batch norm would count the batch twice: see `hpc_models.blocks.checkpointing.frozen_statistics`.
     """
     saved = perturb(parameters, rho)
     for p, _ in saved:

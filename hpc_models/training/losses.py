@@ -1,7 +1,7 @@
-"""Segmentation loss on cells that equals the loss on the painted pixels; imports torch only, no reduction over ranks.
+"""Segmentation loss on cells that equals the loss on the painted pixels; nothing is approximated.
 
-Per-cell logits painted to the frame are constant over a cell, so a sum over pixels is a sum over cells weighted by
-counts: BCE is linear in its target, and the three sums of Dice are too. Nothing is approximated.
+Painted logits are constant over a cell. BCE and the three sums of Dice are linear in their target, so a sum over pixels
+is a sum over cells weighted by counts.
 """
 
 from __future__ import annotations
@@ -14,21 +14,17 @@ from torch import Tensor
 def bce_dice(
     logits: Tensor, mask_counts: Tensor, content_counts: Tensor, bce_weight: float = 0.5, eps: float = 1.0
 ) -> Tensor:
-    """w * BCE + (1 - w) * soft Dice loss of each image (APF's 0.5 and 0.5, eps 1).
+    """(B,) float32: w * BCE + (1 - w) * soft Dice loss of each image (APF has w = 0.5 and eps = 1 pixel).
 
-    BCE is the mean over content pixels and classes. Soft Dice loss is 1 - (2 I + eps) / (P + T + eps) per class with
-    I, P, T summed over the content pixels of the image, averaged over classes.
+    BCE is the mean over content pixels and classes. Soft Dice loss is 1 - (2 I + eps) / (P + T + eps), the mean over
+    classes, with sums over the content pixels of the image. An image without content gives 0.
 
     Args:
         logits: (B, L, p, p, K).
         mask_counts: (B, L, p, p, K), foreground pixels of each cell and class.
-        content_counts: (B, L, p, p), pixels of each cell that are content. Cells with 0 are ignored whatever their
-            logits are.
+        content_counts: (B, L, p, p), content pixels of each cell. Cells with 0 are ignored.
         bce_weight: w.
-        eps: smoothing, in pixels.
-
-    Returns:
-        (B,) float32. An image without any content gives 0.
+        eps: smoothing.
     """
     content = content_counts.to(torch.float32)[..., None]
     mask = mask_counts.to(torch.float32)

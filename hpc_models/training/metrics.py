@@ -1,7 +1,6 @@
-"""Exact hard Dice from counts of frame pixels, accuracy and AUC; imports torch only.
+"""Exact hard Dice from counts of frame pixels, accuracy and AUC.
 
-Counts are integers, so they can be summed over ranks and slides in any order and give the same number: reduce counts,
-never Dice values.
+Counts are integers, so sums over ranks and slides do not depend on their order. Sum counts, never Dice values.
 """
 
 from __future__ import annotations
@@ -11,10 +10,7 @@ from torch import Tensor
 
 
 def dice(counts: Tensor) -> Tensor:
-    """2 I / (P + T) for counts (..., 3), float64.
-
-    Both prediction and truth empty: 1.0 (nothing was there and nothing was claimed). One of them empty: 0.0.
-    """
+    """2 I / (P + T) for counts (..., 3), float64; 1.0 where prediction and truth are both empty."""
     i, p, t = counts.to(torch.float64).unbind(-1)
     return torch.where(p + t > 0, 2 * i / (p + t).clamp(min=1), 1.0)
 
@@ -37,13 +33,12 @@ def accuracy(probabilities: Tensor, labels: Tensor) -> float:
 def auc(probabilities: Tensor, labels: Tensor) -> float | None:
     """Area under the ROC curve, exact: the chance that a positive scores above a negative, ties counting one half.
 
-    Args:
-        probabilities: (N, classes). With two classes the score is that of class 1; with more, the result is the mean
-            over classes of each against the rest (classes without positives or negatives left out).
-        labels: (N,) int64.
+    Two classes are scored by class 1. More give the mean over classes of each against the rest. A class without
+    positives or negatives is left out; None: all are.
 
-    Returns:
-        0..1, or None when no class has both positives and negatives.
+    Args:
+        probabilities: (N, classes).
+        labels: (N,) int64.
     """
     classes = probabilities.shape[-1]
     areas = []
@@ -53,6 +48,6 @@ def auc(probabilities: Tensor, labels: Tensor) -> float | None:
         if p and n:
             _, group, sizes = torch.unique(probabilities[:, c].double(), return_inverse=True, return_counts=True)
             ends = sizes.cumsum(0)
-            midrank = ends.double() - (sizes.double() - 1) / 2  # ranks from 1; equal scores share the mean of theirs
+            midrank = ends.double() - (sizes.double() - 1) / 2  # ranks from 1; equal scores share their mean rank
             areas.append((float(midrank[group][positive].sum()) - p * (p + 1) / 2) / (p * n))
     return sum(areas) / len(areas) if areas else None

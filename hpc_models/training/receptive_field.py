@@ -1,4 +1,4 @@
-"""Effective receptive field: which input pixels the centre of a model's output map depends on; imports torch only.
+"""Effective receptive field: which input pixels the centre of a model's output map depends on.
 
 Luo et al.: Understanding the Effective Receptive Field (NeurIPS 2016); Taha et al. (MICCAI 2022), section 4.
 """
@@ -22,12 +22,9 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Field:
-    """The mean over pictures of |d centre / d pixel|, summed over the input's channels.
+    """The mean over `images` pictures of |d centre / d pixel|, summed over the input's channels: (H, W) float64.
 
-    Attributes:
-        map: (H, W) float64.
-        images: number of pictures it is the mean of.
-        pixel_px: pixels of the frame along a side of one of the map's.
+    A pixel of the map has `pixel_px` pixels of the frame along a side.
     """
 
     map: Tensor
@@ -36,16 +33,16 @@ class Field:
 
     @property
     def profile_row(self) -> Tensor:
-        """(H,): one number per row of the picture, the sum over its columns."""
+        """(H,): the sum over each row."""
         return self.map.sum(1)
 
     @property
     def profile_col(self) -> Tensor:
-        """(W,): one number per column, the sum over its rows."""
+        """(W,): the sum over each column."""
         return self.map.sum(0)
 
     def support_hw(self) -> tuple[int, int]:
-        """Height and width (px) of the smallest rectangle that holds every pixel with any influence at all."""
+        """Height and width (px) of the smallest rectangle that holds every pixel with any influence."""
         sides = [(profile > 0).nonzero() for profile in (self.profile_row, self.profile_col)]
         height, width = (int(on.max() - on.min()) + 1 if len(on) else 0 for on in sides)
         return height * self.pixel_px, width * self.pixel_px
@@ -55,27 +52,21 @@ class Field:
         return float((self.map > 0).double().mean())
 
     def std_hw(self) -> tuple[float, float]:
-        """Standard deviation along rows and columns of the map read as a distribution, in pixels; nan if it is zero."""
+        """Standard deviation (px) along rows and columns of the map as a distribution; nan for a map of zeros."""
         spread = []
         for profile in (self.profile_row, self.profile_col):
             place = torch.arange(len(profile), dtype=torch.float64)
-            weight = profile / profile.sum()  # nan for a map of zeros
+            weight = profile / profile.sum()
             mean = (weight * place).sum()
             spread.append(self.pixel_px * math.sqrt(float((weight * (place - mean) ** 2).sum())))
         return spread[0], spread[1]
 
 
 def map_of(model: nn.Module, layer: str | None = None) -> MapOf:
-    """How to get a map from pictures: the model's `feature_map`, its own output if that is a map, or a layer's output.
+    """A function from pictures (B, C, H, W) to a map (B, D, h, w).
 
-    Args:
-        model: takes (B, C, H, W).
-        layer: name of a submodule, as in `named_modules`, whose output is asked for: (B, D, h, w), or tokens
-            (B, N, D) in raster order, perhaps behind a class token. None: the model's own map. Not a layer norm: its
-            channels always have the same sum, so nothing seems to matter to it.
-
-    Returns:
-        A function from (B, C, H, W) to (B, D, h, w).
+    Without a layer the map is the model's `feature_map`, or its output. A layer gives a map, or tokens (B, N, D) in
+    raster order, perhaps behind a class token. A layer norm does not serve: the sum of its channels never changes.
 
     Raises:
         ValueError: no such layer, or (when called) no map.
@@ -88,7 +79,7 @@ def map_of(model: nn.Module, layer: str | None = None) -> MapOf:
 
 
 def _output_of(model: nn.Module, layer: str) -> Callable[[Tensor | Batch], Tensor]:
-    """What a layer gives when the model is run."""
+    """The output of a layer when the model runs."""
     modules = dict(model.named_modules())
     if not layer or layer not in modules:
         raise ValueError(f"no layer {layer!r} in {type(model).__name__}; e.g. {', '.join(list(modules)[1:9])}")
@@ -126,11 +117,11 @@ def _as_map(output: Tensor, image: Tensor, name: str) -> Tensor:
 def effective_receptive_field(model: nn.Module, images: Iterable[Tensor], layer: str | None = None) -> Field:
     """Mean over pictures of the absolute gradient of the map's centre (all its channels) by the input.
 
-    The model is in evaluation mode meanwhile, and put back. Its parameters get no gradients.
+    The model is in evaluation mode meanwhile. Its parameters get no gradients.
 
     Args:
         model: takes (1, C, H, W).
-        images: pictures (C, H, W) of one size, on the model's device; taken one at a time.
+        images: pictures (C, H, W) of one size, on the model's device.
         layer: see `map_of`.
 
     Raises:
@@ -149,18 +140,17 @@ def effective_receptive_field(model: nn.Module, images: Iterable[Tensor], layer:
 
 
 def token_field(model: nn.Module, batches: Iterable[Batch], size_px: int, side: int, layer: str | None = None) -> Field:
-    """The same for a model of token sets, by the pixels of the frame that its tokens were made from.
+    """The field of a model of token sets, in pixels of the frame.
 
     The centre is the answer for the cell at the frame's centre, or a layer's vector for the token there. A cell is the
-    mean of its frame pixels, so each of them has the cell's gradient over their number.
+    mean of its frame pixels, so each pixel has the cell's gradient over their number.
 
     Args:
         model: takes a `Batch`.
         batches: token sets of one image each, on the model's device.
         size_px: side R of the frame.
-        side: side of the map, a power of two of at most R; its pixels hold the mean of R / side by R / side.
-        layer: submodule whose output (1, N, D) is asked for, N the tokens, perhaps behind a class token. None: the
-            model's own answer per cell.
+        side: side of the map, a power of two of at most R.
+        layer: submodule with output (1, N, D) of N tokens, perhaps behind a class token. None: the answers per cell.
 
     Raises:
         ValueError: no image, no token at the centre, or no answer per cell or token.
@@ -168,7 +158,8 @@ def token_field(model: nn.Module, batches: Iterable[Batch], size_px: int, side: 
     run = model if layer is None else _output_of(model, layer)
 
     def field_of(batch: Batch) -> Tensor:
-        if layer is not None:  # without padding: a model may leave it out, and rows must be countable
+        # Where is the token at the centre? A layer may leave padding out, so there is none.
+        if layer is not None:
             on = batch["valid"][0]
             batch = Batch(**{k: v[:, on] for k, v in batch.items() if k != "label"})  # type: ignore[typeddict-item,index]
         tokens = batch["tokens"].detach().clone().requires_grad_()
@@ -177,6 +168,7 @@ def token_field(model: nn.Module, batches: Iterable[Batch], size_px: int, side: 
         row = int(owner_of(middle, xy, leaf_px, valid)[0, 0])
         if row < 0:
             raise ValueError("no token covers the centre of the frame")
+        # What the model, or the layer, answers there.
         inputs: Batch = {**batch, "tokens": tokens}
         output = run(inputs)
         if layer is None and output.ndim == 5:
@@ -187,6 +179,7 @@ def token_field(model: nn.Module, batches: Iterable[Batch], size_px: int, side: 
         else:
             what = type(model).__name__ if layer is None else f"layer {layer!r}"
             raise ValueError(f"{what} gives {tuple(output.shape)}, no answer per token; name a layer that has one")
+        # Its gradient, painted to the frame.
         (gradient,) = torch.autograd.grad(centre, tokens)
         pixels = (leaf_px / p).square().clamp(min=1)[..., None, None]
         values = gradient.abs().sum(-1) / pixels
@@ -198,7 +191,7 @@ def token_field(model: nn.Module, batches: Iterable[Batch], size_px: int, side: 
 def _mean_field(
     model: nn.Module, items: Iterable[Item], field_of: Callable[[Item], Tensor], pixel_px: int = 1
 ) -> Field:
-    """Mean of the fields, the model in evaluation mode meanwhile."""
+    """Mean of the fields, with the model in evaluation mode."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     total: Tensor | None = None

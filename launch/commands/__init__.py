@@ -1,4 +1,4 @@
-"""The commands of `python -m launch`, as `data_prep.system.command_line` describes them: imported to run them.
+"""The commands of `python -m launch`, in the form that `data_prep.system.command_line` runs.
 
 Others use `COMMANDS`.
 """

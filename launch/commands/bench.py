@@ -1,4 +1,4 @@
-"""`python -m launch bench`: seconds per image of the paper's rows. Importing it must not import torch."""
+"""`python -m launch bench`: seconds per image of the paper's rows."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ _EXAMPLES = (
 def add_command(parser: argparse.ArgumentParser) -> None:
     """Add its arguments."""
     parser.description = (
-        f"{HELP}. Rows that stand in OUT/bench.jsonl already are not run again; what does not fit the memory is a row "
-        "too."
+        f"{HELP}. Rows in OUT/bench.jsonl do not run again. A row that does not fit the memory counts too."
     )
     parser.epilog = _EXAMPLES
     parser.add_argument("--rows", default="*", metavar="PATTERN", help="names to run, e.g. 'paip_64k*' (default: all)")
@@ -38,7 +37,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; returns the exit code.
+    """Run the rows that are missing, print the table.
 
     Raises:
         ConfigError: No row has such a name, or a setting is wrong.
@@ -53,14 +52,15 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from launch.engines.ranks import device_name, find_ranks, pick_device
 
+    # What is there already, and where we are.
     device = pick_device(args.device, find_ranks({}))
     path = args.out / "bench.jsonl"
     lines = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
     args.out.mkdir(parents=True, exist_ok=True)
-    write_atomic(
-        args.out / "env.json", json.dumps(environment(["-"], [device_name(device)], "alone"), indent=1).encode()
-    )
+    about = environment(["-"], [device_name(device)], "alone")
+    write_atomic(args.out / "env.json", json.dumps(about, indent=1).encode())
     have = {line["name"] for line in lines if line.get("overrides") == list(args.overrides)}
+    # Time the rest; each row is written at once.
     with Progress(len(asked), "bench", "rows") as bar:
         for row in asked:
             if row.name not in have:

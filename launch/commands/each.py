@@ -1,4 +1,4 @@
-"""`python -m launch each`: one command for each of many items. Must not import torch."""
+"""`python -m launch each`: one command for each of many items."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""`python -m launch erf`: effective receptive field of an experiment's model, written as one npz file.
-
-Importing it must import neither torch nor what reads pictures.
-"""
+"""`python -m launch erf`: effective receptive field of an experiment's model, written as one npz file."""
 
 from __future__ import annotations
 
@@ -20,8 +17,8 @@ _DESCRIPTION = """\
 Mean absolute gradient of the output map's centre by the input's pixels (Luo et al. 2016), over pictures of a split.
 Give trained weights as train.init_from=RUN_DIR; without them the model is as initialised. Writes DIR/EXPERIMENT.npz:
 map (H, W), profile_row (H,), profile_col (W,) and about, a JSON text that says what was measured.
-Of token sets it is the field in the frame, by the pixels that the tokens were made from; the map's longest side is at
-most 2048, and about.pixel_px says how many pixels of the frame lie along a side of one of its own."""
+The field of token sets is in pixels of the frame. The map's longest side is at most 2048; about.pixel_px says how many
+pixels of the frame lie along a side of one of the map's pixels."""
 
 
 def add_command(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +37,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, write, and print one line; returns the exit code."""
+    """Measure, write, print one line."""
     config = load(args.experiment, args.overrides)
     out = Path(args.out)
     field = measure(config, args.split, args.images, args.noise, args.layer)

@@ -1,4 +1,4 @@
-"""`python -m launch experiments`: what there is to train. Must not import torch."""
+"""`python -m launch experiments`: what there is to train."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m launch export-weights`: a run's weights as one file; importing it must not import torch."""
+"""`python -m launch export-weights`: a run's weights as one file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m launch render`, `where`, `ended` and `prep`: what scripts of jobs/ ask for. Must not import torch."""
+"""`python -m launch render`, which writes the scripts of jobs/, and `where`, `ended` and `prep`, which they call."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _prep(args: argparse.Namespace) -> int:
     from launch.jobs.body_steps import prep_arguments
 
     words = prep_arguments(args.experiment, args.slides, args.masks, args.more)
-    # Another process, since data_prep decides by its own start whether it is one of several MPI ranks.
+    # Another process, since data_prep finds out at its own start whether it is one of several MPI ranks.
     os.execv(sys.executable, [sys.executable, "-m", "data_prep", *words])
 
 

@@ -1,4 +1,4 @@
-"""`python -m launch models`: what every model costs, from shapes alone; importing it must not import torch."""
+"""`python -m launch models`: what every model costs, from shapes alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ def add_command(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command: 0, or a `ConfigError` for names it does not know."""
+    """Print the table, or JSON.
+
+    Raises:
+        ConfigError: An unknown name.
+    """
     configs: dict[str, Config] = {}
     for name in args.name or ([] if args.experiment else sorted(MODELS)):
         configs[name] = apply_overrides(reference(name, args.batch or 1), args.overrides)

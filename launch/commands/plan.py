@@ -1,4 +1,4 @@
-"""`python -m launch plan`: what a training step costs. Must not import torch when it is imported."""
+"""`python -m launch plan`: what a training step costs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ if TYPE_CHECKING:
     from launch.plan.step import Counts
 
 HELP = "what a training step costs on any number of gpus: memory, collectives, FLOPs, seconds; needs no gpu"
-_DESCRIPTION = (
-    "Runs one training step of an experiment as rank 0 of N gpus on tensors without numbers, in this "
-    "one process, and counts what it does. With data.part images are parts, and one with about the mean number "
-    "of leaves stands for all. Adaptive images are taken to have data.length tokens, or as many as a tree of that "
-    "length has. Memory is that of tensors; work space inside kernels is the site's reserve."
-)
+_DESCRIPTION = """\
+Runs one training step of an experiment as rank 0 of N gpus on tensors without numbers, in this process, and counts what
+the step does. Adaptive images have data.length tokens, or as many as a tree of that length. With data.part, one part
+with about the mean number of leaves stands for all. Memory counts tensors; the site's reserve stands for work space
+inside kernels."""
 ENGINES = ("ddp", "fsdp", "hsdp", "zero0", "zero1", "zero2", "zero3")
 
 
@@ -68,7 +67,7 @@ def gpu_counts(text: str) -> list[int]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Count, print; 0 also when it does not fit, since that is an answer.
+    """Count and print; 0 also when it does not fit, since that is an answer.
 
     Raises:
         ConfigError: Bad arguments or settings; exit code 64.
@@ -81,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
     from launch.plan import report
     from launch.train.checks import check_model
 
+    # Count one step for each number of gpus.
     rows: list[PlanRow] = []
     with _quiet():
         check_model(base)
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """DeepSpeed and torch would tell of the pretended ranks; and one thread is enough, since nothing is computed."""
+    """Without DeepSpeed's and torch's words on the pretended ranks, and on one thread, as nothing is computed."""
     import torch
 
     level, threads = logging.root.manager.disable, torch.get_num_threads()
@@ -162,7 +162,7 @@ def saving_changes(config: Config, world: int) -> list[str]:
 def _cheapest_change(
     config: Config, site: Site, world: int, counted: Callable[[Config], Counts]
 ) -> tuple[str, Counts] | None:
-    """Of the changes with which it fits, the one with the fastest step, and its counts."""
+    """The change with which it fits and has the fastest step, and its counts."""
     from launch.plan.cost import cost, fits
 
     fitting = []

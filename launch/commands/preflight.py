@@ -1,4 +1,4 @@
-"""`python -m launch preflight`: is every node as fast as the site's are? Importing it must not import torch."""
+"""`python -m launch preflight`: is every node as fast as the site's are?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; ends the process itself once the ranks are joined.
+    """Measure; ends the process itself once the ranks are joined.
 
     Raises:
         ConfigError, RankError: Bad arguments.

@@ -1,7 +1,4 @@
-"""`python -m launch rescore RUN --at DIR`: a run's answers, scored on frames of another size.
-
-Importing it must not import torch.
-"""
+"""`python -m launch rescore RUN --at DIR`: a run's answers, scored on frames of another size."""
 
 from __future__ import annotations
 
@@ -24,22 +21,21 @@ if TYPE_CHECKING:
 
 HELP = "score finished runs on frames of another size"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-TOLERANCE = 0.002  # on another device, or another number of threads, a few pixels fall to the other side
+TOLERANCE = 0.002  # another device, or another number of threads, changes a few pixels
 _DESCRIPTION = """\
 Score finished runs on frames of another size, so that runs at different resolutions can be compared on the same pixels.
-The run's newest weights (its best ones, its running average, as the run itself was scored) predict every test slide at
-the resolution they were trained at; the logits are enlarged bilinearly (or pooled to fewer) to the frame of the token
-files in --at, which must be of the same slides and masks, cut uniformly with patches of full resolution:
+The weights by which the run was scored predict every test slide at the run's resolution. The logits are enlarged
+bilinearly, or pooled, to the frame of the token files in --at. These have the same slides and masks, cut uniformly with
+patches of full resolution:
 
   python -m data_prep build slides --masks masks --out tokens/4k --resolution 4096 --patch 256 --patching uniform
   python -m launch rescore runs/small/*/ --at tokens/4k --out runs/small_at_4k
 
-Each run gets a folder in --out with a record.json that the tables of `python -m analysis` read: the experiment's name
-ends with _at_4096px (or is --name, which must tell apart what is held against each other), `resolution` is that of the
-pixels scored, times per image are null, the rest is the run's own. What is there is skipped. Runs that did not finish
-are left out with a note.
+Each run gets a folder in --out with a record.json for the tables of `python -m analysis`. The experiment's name ends
+with _at_4096px (or is --name), `resolution` is the resolution scored at, times per image are null, the rest is the
+run's own. Runs scored before are skipped. Runs that did not finish are left out with a note.
 
-exit codes: 0 done, 1 some runs were left out, 64 nothing was scored, as something that was asked for is wrong
+exit codes: 0 done, 1 some runs were left out, 64 nothing was scored, as an argument is wrong
 """
 
 
@@ -58,7 +54,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look at everything first, then score, write, and print one line for each run; returns the exit code."""
+    """Check everything first, then score, write, and print one line for each run."""
     if find_ranks().world > 1:
         raise ConfigError("rescore runs as one process; start it without torchrun, mpiexec or srun -n")
     if args.name is not None and not _NAME.fullmatch(args.name):
@@ -79,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class _Rescoring:
-    """A run, checked: where it is, what it is, its files, those to score at, and where the record goes."""
+    """A checked run: its folder, settings, record and files, the files to score at, the folder of the new record."""
 
     run_dir: Path
     config: Config
@@ -102,6 +98,7 @@ def _plan(run_dir: Path, args: argparse.Namespace) -> _Rescoring:
 def _one(task: _Rescoring, args: argparse.Namespace) -> int:
     from data_prep.token_files.token_file import StoreError
 
+    # Score, unless that is done.
     run_dir, config, record, folder = task.run_dir, task.config, task.record, task.folder
     if not args.force and _is_there(folder, record, task.other):
         print(f"already scored: {folder / 'record.json'} (--force scores it again)", file=sys.stderr)
@@ -113,9 +110,10 @@ def _one(task: _Rescoring, args: argparse.Namespace) -> int:
         raise ConfigError(str(error)) from None
     new = rescored_record(record, found, folder.parent.name, task.other)
     mine = sum(found.own.values()) / len(found.own)
+    # Write the record, with what tables tell rows apart by.
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for kept in ("config.yaml", "env.json"):  # tables tell rows apart by their settings
+        for kept in ("config.yaml", "env.json"):
             if (run_dir / kept).is_file():
                 write_atomic(folder / kept, (run_dir / kept).read_bytes())
         write_record(folder, new)
@@ -133,10 +131,10 @@ def _one(task: _Rescoring, args: argparse.Namespace) -> int:
 
 
 def _is_there(folder: Path, record: dict[str, Any], other: TokenFiles) -> bool:
-    """Whether a run has been scored there already.
+    """Whether this run has been scored there already.
 
     Raises:
-        ConfigError: What is there is of another run, or of other pixels; it is not overwritten.
+        ConfigError: The record there is of another run, or of other pixels.
     """
     there = read_record(folder)
     if there is None:

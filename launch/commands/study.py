@@ -1,4 +1,4 @@
-"""`python -m launch study`: the comparison on open data. Must not import torch."""
+"""`python -m launch study`: the comparison on open data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m launch submit` and `status`: their options. Importing it must not import torch."""
+"""`python -m launch submit` and `status`: their options."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from launch.config.config import ConfigError
 
 _SUBMIT = """\
 Submit runs as jobs and return. The sweep is every combination of experiments, patchings, GPU counts, varied settings
-and repetitions. `submit scaling [EXPERIMENT...] --mode strong --gpus 1,2,4` makes each a point of a scaling study.
-Without a scheduler (--site local) the runs are done here, one after the other.
+and repetitions. `submit scaling [EXPERIMENT...] --mode strong --gpus 1,2,4` makes each run a point of a scaling study.
+Without a scheduler (--site local) the runs run here, one after the other.
 """
 _EXAMPLES = """\
 examples:
@@ -64,7 +64,7 @@ def _add_status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="?", default=Path("runs"), help="folder of the runs (run_root)")
 
 
-# Options that --only has no use for.
+# Options that --only does not take.
 _OF_NEW_RUNS = "site gpus patching repeat vary zip exclude mode slides masks mask_kind fov".split()
 
 
@@ -153,7 +153,7 @@ def _submit_new(args: argparse.Namespace, names: list[str]) -> int:
 
 
 def _tell(lines: Iterable[tuple[str, str]]) -> int:
-    """Print them as they come; exit code 1 when a run that was done here failed."""
+    """Print the lines as they come; exit code 1 when a run here failed."""
     from launch.jobs.submit import NOT_RUN
 
     code = DONE

@@ -1,8 +1,9 @@
-"""`python -m launch show` and `train`: one experiment. Importing it must not import torch."""
+"""`python -m launch show` and `train`: one experiment."""
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from data_prep.system.command_line import Command
 from launch.commands import EXAMPLES
@@ -20,13 +21,8 @@ def add_experiment(
     parser.add_argument("overrides", metavar="key=value", nargs="*", help=more)
 
 
-def _add_show(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.epilog = _SHOW, EXAMPLES
-    add_experiment(parser)
-
-
-def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.epilog = _TRAIN, EXAMPLES
+def _add(description: str, parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = description, EXAMPLES
     add_experiment(parser)
 
 
@@ -42,4 +38,7 @@ def _train(args: argparse.Namespace) -> int:
     return train(config)
 
 
-COMMANDS = {"show": Command(_SHOW, _add_show, _show), "train": Command(_TRAIN, _add_train, _train)}
+COMMANDS = {
+    "show": Command(_SHOW, partial(_add, _SHOW), _show),
+    "train": Command(_TRAIN, partial(_add, _TRAIN), _train),
+}

@@ -1,4 +1,4 @@
-"""What all sections share: frozen groups of settings, empty values of the command line; must not import torch."""
+"""What all sections share: frozen groups of settings, empty values of the command line."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 
 def none_from_text(value: Any) -> Any:
-    """`key=null` and `key=none` of the command line mean no value."""
+    """`key=null` and `key=none` on the command line mean no value."""
     return None if isinstance(value, str) and value.lower() in ("null", "none", "") else value
 
 
 def number_from_text(value: Any) -> Any:
-    """`key=2` of the command line is text; a list of allowed numbers holds numbers."""
+    """`key=2` on the command line is text, but a list of allowed numbers holds numbers."""
     return int(value) if isinstance(value, str) and value.isdigit() else value
 
 

@@ -1,7 +1,4 @@
-"""The validated configuration of one training run, and `load(name, overrides)` that makes it.
-
-Must not import torch, MPI, OpenSlide or OpenCV: it runs on login nodes.
-"""
+"""The validated configuration of one training run, and how the command line changes it."""
 
 from __future__ import annotations
 
@@ -31,19 +28,10 @@ from launch.config.data import DataConfig as DataConfig
 from launch.config.log import LogConfig
 from launch.config.model import MODELS, checked, rows
 
-# Keys that say where and how often to write, not what is computed: they may differ between the lives of one run.
-NOT_COMPARED = (
-    "force",
-    "run_root",
-    "run_id",
-    "checkpoint",
-    "log",
-    "engine.threads",
-    "data.cache_gib",
-    "data.prefetch",
-)
+# Keys that do not change what is computed. They may differ between the lives of one run.
+NOT_COMPARED = tuple("force run_root run_id checkpoint log engine.threads data.cache_gib data.prefetch".split())
 
-# Keys that may be typed in a second way.
+# Short ways to type keys.
 SHORT = {"train.steps": "train.max_steps"}
 
 
@@ -178,8 +166,8 @@ class EvalConfig(Section):
         default=None,
         gt=0,
         lt=1,
-        description="with data.part: predict in overlapping parts, squares with this share "
-        "of the frame's side, as the statistics of norms are then like those of training; null: the whole tree at once",
+        description="with data.part: predict in overlapping parts, squares with this share of the frame's side, so "
+        "that norms see statistics as in training; null: the whole tree at once",
     )
     sizes: tuple[int, ...] = Field(
         default=(), description="kind=images: score the test pictures at these sides too, trained on or not"
@@ -218,6 +206,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
+        # Do the model and the data go together?
         if self.data.kind not in self.model.inputs:
             kinds = " or ".join(self.model.inputs)
             raise ValueError(f"model.name={self.model.name} does not go with data.kind={self.data.kind}; use {kinds}")
@@ -229,6 +218,7 @@ class Config(Section):
                 raise ValueError("data.part needs tokens at their places; the model takes their sequence as a picture")
             if getattr(self.model, "position", None) in ("slot", "both"):
                 raise ValueError("data.part changes which slot a token has; set model.position=geom or none")
+        # Does the evaluation go with the data, and training with the model?
         if self.eval.part is not None:
             if self.data.part == 1:
                 raise ValueError("eval.part needs data.part below 1")
@@ -242,6 +232,7 @@ class Config(Section):
             self.checkpoint.keep_best and (self.eval.every_steps or self.eval.every_seconds)
         ):
             raise ValueError("eval.select=best needs checkpoint.keep_best=true and eval.every_steps or every_seconds")
+        # Can the engine do what is asked?
         if self.engine.name == "deepspeed" and self.checkpoint.background:
             raise ValueError("engine.name=deepspeed writes its own checkpoints; set checkpoint.background=false")
         if self.engine.name == "deepspeed" and (self.train.ema_decay is not None or self.train.optimiser == "asam"):
@@ -259,7 +250,7 @@ class Config(Section):
 
     @property
     def images_per_step(self) -> float:
-        """Frames' worth of pixels in one step over all ranks, so that throughput compares crops with whole frames."""
+        """Pixels of one step over all ranks, counted in frames: throughput then compares crops with whole frames."""
         return self.train.batch * self.data.part**2 / self.samples_per_image
 
     def run_name(self, world: int) -> str:
@@ -289,7 +280,7 @@ class Config(Section):
         return "\n".join(lines) + "\n"
 
     def sha256(self) -> str:
-        """Hash of what is computed: all keys but `NOT_COMPARED`."""
+        """Hash of all keys except `NOT_COMPARED`."""
         kept = {k: v for k, v in flatten(self.model_dump(mode="json")).items() if not _ignored(k)}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
@@ -312,7 +303,7 @@ def model_class(name: str) -> type[ModelSettings]:
     """The settings class of a registered model.
 
     Raises:
-        ConfigError: No such model; the line lists those there are.
+        ConfigError: No such model.
     """
     if name not in MODELS:
         raise ConfigError(f"model.name={name!r} is unknown{suggest(name, MODELS)}; valid: {nearest(name, MODELS)}")
@@ -340,7 +331,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Dotted keys that are computed differently between two dumped configurations, as `key: old -> new`."""
+    """What two dumped configurations compute differently, as `key: old -> new`."""
     a, b = flatten(old), flatten(new)
     keys = [k for k in sorted(a.keys() | b.keys()) if not _ignored(k) and a.get(k) != b.get(k)]
     return [f"{k}: {a.get(k)} -> {b.get(k)}" for k in keys]

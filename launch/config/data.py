@@ -1,4 +1,4 @@
-"""Settings of the data section: which files, and how they become batches; must not import torch."""
+"""Settings of the data section: which files, and how they become batches."""
 
 from __future__ import annotations
 
@@ -83,12 +83,12 @@ class DataConfig(Section):
     prefetch: int = Field(default=2, ge=0, description="batches prepared ahead by a background thread, 0 = none")
 
     def check_part(self, key: str, share: float) -> None:
-        """Raise ValueError where a part with `share` of the frame's side, set by `key`, is smaller than a patch."""
+        """Raise ValueError if a part with `share` of the frame's side, set by `key`, is smaller than a patch."""
         if share < 1 and share * self.resolution < self.patch:
             raise ValueError(f"{key}={share:g} of resolution={self.resolution} is less than patch={self.patch}")
 
     def check_split(self) -> None:
-        """Raise ValueError where files have no tree that `split_on`, `resample` or `thresholds` could be about."""
+        """Raise ValueError if `split_on`, `resample` or `thresholds` are set for files without a tree."""
         has_tree = self.patching == "apf" and self.kind == "tokens"
         for key, default in (("split_on", "edges"), ("resample", "mean")):
             value = getattr(self, key)
@@ -100,12 +100,13 @@ class DataConfig(Section):
             return
         low, high = self.thresholds
         if not has_tree or self.split_on != "edges":
-            raise ValueError(f"thresholds={low},{high} are those of edges: for patching=apf with split_on=edges")
+            raise ValueError(f"thresholds={low},{high} are for edges: they need patching=apf with split_on=edges")
         if not 0 <= low <= high:
             raise ValueError(f"thresholds must be [low, high] with 0 <= low <= high, got {[low, high]}")
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
+        # Which files.
         self.check_split()
         if self.split is None and (min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6):
             raise ValueError(f"fractions must be three shares that sum to 1 (got {list(self.fractions)})")
@@ -115,6 +116,7 @@ class DataConfig(Section):
             raise ValueError(f"variants={list(self.variants)} has an empty name")
         if len({Path(folder) for folder in self.variants}) < len(self.variants):
             raise ValueError(f"variants={list(self.variants)} names a folder twice")
+        # Their kind, and their labels.
         if self.kind == "tiles" and self.patching != "uniform":
             raise ValueError("kind=tiles needs uniform token files: set data.patching=uniform")
         if self.kind == "tiles" and self.crop_px > self.resolution:
@@ -125,6 +127,7 @@ class DataConfig(Section):
             raise ValueError("kind=tiles takes its labels from the mask: set labels=mask")
         if self.labels == "mask" and self.classes != 2:
             raise ValueError(f"labels=mask has two classes, got classes={self.classes}")
+        # What a training step, and a prediction, sees of a frame.
         if self.sizes and (self.kind != "images" or list(self.sizes) != sorted(set(self.sizes), reverse=True)):
             raise ValueError(f"sizes needs kind=images and descending sides, got {list(self.sizes)}")
         if self.part < 1 and (self.kind != "tokens" or self.labels is not None):

@@ -1,4 +1,4 @@
-"""Settings of what a run tells besides its record: sinks, profile, watchdog, rates; must not import torch."""
+"""Settings of what a run writes besides its record: sinks, profile, watchdog, rates."""
 
 from __future__ import annotations
 

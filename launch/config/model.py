@@ -1,4 +1,4 @@
-"""The model's section: a settings class of `hpc_models`, checked as the other sections are; must not import torch."""
+"""The model's section: a settings class of `hpc_models`, checked like the other sections."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hpc_models import registry
 from hpc_models.settings import ModelSettings
 from launch.config.base import Section, none_from_text
 
-# A U-Net is trained on crops only, under the name that says so.
+# A U-Net trains on crops only, under the name that says so.
 MODELS = tuple(sorted({*registry.MODELS, *registry.ALIASES} - {"unet"}))
 NAME = "registered name of the model"
 
 
 @cache
 def _section(name: str) -> type[Section]:
-    """The same fields as a section, which reads texts of the command line and names what is wrong."""
+    """The fields of a model's settings as a section, which reads texts of the command line and names faults."""
     settings = registry.settings_class(name)
     found: dict[str, Any] = {"name": (Literal[name], Field(default=name))}
     types = get_type_hints(settings)
@@ -33,7 +33,7 @@ def _section(name: str) -> type[Section]:
 
 
 def checked(settings: type[ModelSettings], values: dict[str, Any]) -> ModelSettings:
-    """The settings that a configuration's `model` section gives.
+    """The settings in a configuration's `model` section.
 
     Raises:
         ValidationError: an unknown key, or a value of another type or out of range.

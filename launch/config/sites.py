@@ -1,7 +1,4 @@
-"""Facts of a computing site (jobs/sites/NAME.yaml) as checked data: hardware, network, scheduler, environment.
-
-Must not import torch, MPI or anything that knows them: it runs on login nodes.
-"""
+"""Facts of a computing site (jobs/sites/NAME.yaml) as checked data: hardware, network, scheduler, environment."""
 
 from __future__ import annotations
 
@@ -46,9 +43,9 @@ class Interconnect(Section):
 
 
 class Expected(Section):
-    """What a healthy node reaches; `preflight` refuses less than `tolerance` times it.
+    """What a healthy node reaches; `preflight` refuses a node below `tolerance` times these rates.
 
-    `plan` computes with the rates of matrix products and memory; of collectives it takes `network`.
+    `plan` takes the rates of matrix products and memory from here, and of collectives from `network`.
     """
 
     gemm_tflops: dict[Literal["fp32", "bf16"], float] = Field(description="large matrix products on one gpu")
@@ -68,7 +65,7 @@ class TimeLimit(Section):
 
 
 class Slurm(Section):
-    """What a job script of this site needs. Lists keep their order; texts go into the script as they are."""
+    """What a job script of this site needs. Texts go into the script as they are."""
 
     account_required: bool = Field(description="sbatch -A must be given")
     account_suffix: str = Field(default="", description="what GPU accounts end in")

@@ -1,4 +1,4 @@
-"""Named experiments: each is a full configuration.
+"""Named experiments, each with a full configuration.
 
 Others use `load.load` and `load.all_experiments`.
 """

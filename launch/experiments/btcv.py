@@ -7,9 +7,9 @@
     python -m data_prep volume imagesTr --labels labelsTr --resolution 512 --patch 4 --patching uniform \
         --out data/btcv/uniform_p4
 
-`data/btcv/split.json` must keep all slices of a volume in one part: {"train": [names], "val": [...], "test": [...]}.
-Lengths and patches are the ones of Table II at 512 px; epochs and batch, which the paper does not give, are ours. Left
-and right kidney are two classes, so pictures are not mirrored.
+`data/btcv/split.json`, {"train": [names], "val": [...], "test": [...]}, must keep all slices of a volume in one part.
+Lengths and patches come from Table II at 512 px. The paper gives neither epochs nor batch; these are ours. Left and
+right kidney are two classes, so pictures are not mirrored.
 """
 
 from launch.experiments.experiment import Experiment

@@ -1,14 +1,14 @@
 """One label per slide of PAIP: APF-ViT, ViT and HIPT, as in Table V of APF (SC24).
 
-Six organs of 40 slides each, 28 to train, 4 to validate, 8 to test (here by shares: 70, 10 and 20 %).
-`data/paip_organs/labels.csv` has lines `slide,organ` with organs 0 to 5. The token files:
+Six organs have 40 slides each: 28 to train, 4 to validate, 8 to test (here by shares: 70, 10 and 20 %).
+`data/paip_organs/labels.csv` has lines `slide,organ` with organs 0 to 5. Make the token files with:
 
     python -m data_prep build SLIDES --resolution 16384 --patch 2 --length 16384 --out data/paip_organs/apf_16k_p2
     python -m data_prep build SLIDES --resolution 16384 --patch 256 --patching uniform \
         --out data/paip_organs/uniform_16k_p256
 
-The paper gives its ViT patches of 4,096 px: a linear embedding of those has 39 billion weights, so how it was done is
-not known. Ours has the squares that HIPT has, 4,096 of 256 px. Epochs, batch and rate are ours as well.
+The paper's ViT has patches of 4,096 px. A linear embedding of such patches would have 39 billion weights, so ours takes
+HIPT's squares, 4,096 of 256 px. Epochs, batch and rate are ours as well.
 """
 
 from launch.experiments.experiment import Experiment

@@ -1,9 +1,9 @@
 """The rows of `make demo`, and `smoke`.
 
-All rows have the same images, time, optimiser and schedule, and the token rows the same small transformer: what counts
-in two minutes is steps. Rate, batch and decoder of a row are the ones that served it better on held-out training slides
-at this time. On large uniform patches convolutions are as slow as a U-Net on the whole frame, so the uniform rows have
-the linear head.
+All rows have the same images, time, optimiser and schedule. The token rows have the same transformer, a small one,
+since two minutes need many steps. Rate, batch and decoder of a row served it best on held-out training slides at this
+time. Convolutions on large uniform patches are as slow as a U-Net on the whole frame, so uniform rows have the linear
+head.
 """
 
 from launch.experiments.experiment import Experiment

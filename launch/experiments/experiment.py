@@ -1,4 +1,4 @@
-"""What an experiment is: one line of text, and its settings as people type them; must not import torch."""
+"""An experiment: one line of text, and its settings as people type them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Experiment:
 
     Attributes:
         text: One line for the list.
-        settings: Words `section.key=value` with a blank between them; of one key the last word counts.
+        settings: Words `section.key=value` with blanks between them. The last word of a key counts.
     """
 
     text: str
     settings: str
 
     def but(self, text: str, settings: str) -> Experiment:
-        """The same with other settings; a word `model.name=...` puts all settings of the old model aside."""
+        """This experiment with other settings; a word `model.name=...` drops all settings of the old model."""
         return Experiment(text, f"{self.settings} {settings}")
 
     def config(self, name: str) -> Config:

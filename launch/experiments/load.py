@@ -1,7 +1,4 @@
-"""All named experiments, and `load(name, overrides)` that makes the settings of one.
-
-Must not import torch: the list is shown on login nodes.
-"""
+"""All named experiments, and `load(name, overrides)`, which gives the settings of one."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from launch.config.config import Config, ConfigError, apply_overrides
 from launch.config.model import MODELS
 from launch.experiments.experiment import Experiment
 
-# The files of this room that have experiments, in the order of the list and of the search.
+# The modules of this room that have experiments, in the order of the list and of the search.
 FAMILIES = ("demo", "paip", "btcv", "open_data", "classification", "mammography", "resolution")
 _CLOSE = 5
 
@@ -50,8 +47,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
 def describe(word: str = "") -> Iterator[str]:
     """The lines of the list: all families with their sizes, or the experiments that a word picks.
 
-    Args:
-        word: A family, or a part of a name or of a description.
+    The word is a family, or a part of a name or a description.
 
     Raises:
         ConfigError: Nothing has the word.

@@ -1,16 +1,16 @@
 """Experiments of HCT, GMIC and Def-GMIC on mammograms (Taha et al., MICCAI 2022).
 
-OPTIMAM, the paper's data, is given out on application only; any mammograms will do. The user makes, below
-`data/mammography`, as gray PNG files of 8 or 16 bits:
+The paper's data, OPTIMAM, is given out on application only; any mammograms will do. Put into `data/mammography`, with
+gray PNG files of 8 or 16 bits:
 
-- `images/`: whole mammograms, all turned to the same side or not, of any size (they are padded to 3328 x 2560);
+- `images/`: whole mammograms of any size (they are padded to 3328 x 2560), turned to the same side or not;
 - `patches/`: squares of 512 px, positive ones centred on the boxes around malignant findings, the others from
   anywhere inside the breast of images without malignancy;
-- `images.csv` and `patches.csv` with the columns `name,label` (1 malignant, 0 not), and `images_split.json` and
-  `patches_split.json`, {train, val, test: [names]}, split by patient so that nobody is in two of them.
+- `images.csv` and `patches.csv` with the columns `name,label` (1 malignant, 0 not);
+- `images_split.json` and `patches_split.json`, {train, val, test: [names]}, with each patient in one part.
 
-Each network is trained on patches first; its image runs start from that run's weights (`train.init_from`; on several
-GPUs or with another seed the run has another name: give it). `train.init_from=null` starts from random weights.
+Each network trains on patches first, and its image runs start from these weights (`train.init_from`; name the run if it
+had several GPUs or another seed). `train.init_from=null` starts from random weights.
 """
 
 from launch.experiments.experiment import Experiment
@@ -22,12 +22,12 @@ NETWORKS = {
     "hct_softmax": ("model.name=hct model.attention=performer_softmax", "HCT with Performer-softmax attention"),
     "hct_nystrom": ("model.name=hct model.attention=nystrom", "HCT with Nystrom attention"),
 }
-IMAGES = 58_376  # OPTIMAM's training images (table 2). How many patches the authors cut is not told: one of each here.
+IMAGES = 58_376  # OPTIMAM's training images (table 2). The authors do not say how many patches they cut: we, one each.
 EPOCHS = 80
 
 
 def _stage(part: str, batch: int, more: str) -> str:
-    """Training on `part`; warm-up, decay and clipping are not mentioned in the paper, hence none."""
+    """Training on `part`, without warm-up, decay and clipping, which the paper does not mention."""
     steps = EPOCHS * IMAGES // batch
     # The paper names flips and Gaussian noise, but no strength.
     return f"""data.dir=data/mammography/{part} data.kind=images data.labels=data/mammography/{part}.csv

@@ -1,13 +1,13 @@
 """APF, uniform patches and convolutional rivals on open data sets, for the same training time.
 
-`python -m launch study` builds the token files and runs them all. The sets are what is freely available and is not
-PAIP: kidney glomeruli (regions), nuclei in H&E (dense detail), vessels of the retina (thin lines; at 1024, 2048,
-4096 px). Splits are fixed in files, by patient but for glomeruli, whose patients are not known.
+`python -m launch study` builds the token files and runs them all. The sets are freely available: kidney glomeruli
+(regions), nuclei in H&E (dense detail), vessels of the retina (thin lines; at 1024, 2048, 4096 px). Files fix the
+splits, by patient except for glomeruli, whose patients are not known.
 
-Every row of a set has the same images, seconds, optimiser and schedule. For apf, unet, their rows with standardised
-filters, uniform_tokens and unetr the batch, peak learning rate (one for all sets), crop or part were chosen on
-validation and spare training slides. The rows beside apf have its own; TransUNet and Swin UNETR have the U-Net's crop
-and batch, the convolutional decoders the rate of unetr and half its channels, the rest defaults.
+Every row of a set has the same images, seconds, optimiser and schedule. Batch, peak learning rate (one for all sets),
+crop and part of apf, unet, apf_std, unet_std, uniform_tokens and unetr were chosen on validation and spare training
+slides. Variants of apf take apf's. TransUNet and Swin UNETR take the U-Net's crop and batch. The convolutional decoders
+take unetr's rate and half the channels.
 """
 
 from dataclasses import dataclass
@@ -24,18 +24,16 @@ class OpenSet:
     """A data set as it is cut.
 
     Attributes:
-        folder: Name of its folder, with `images` and `masks`, and `fov` where it has fields of view.
+        folder: Name of the folder, with `images` and `masks`, and perhaps `fov` for fields of view.
         split: JSON file of slide names.
         px: R.
-        length: L of the adaptive rows. On vessels at 1024 and 2048 px no tree of edges has more: they end where no
-            edges are left (at 4096 px after about 7,000 leaves).
+        length: L of the adaptive rows. On vessels at 1024 and 2048 px no tree of edges has more leaves.
         square: L of the rows whose decoder takes the sequence as a picture: a square, less than (R / p)^2.
-        part: Share of the frame's side that a training step sees, of adaptive rows and of uniform_leaf_unet.
-        seen: Share of the frame's side that they see at once when they predict; None: all of it.
-        token_part: The share that a training step sees of equal tokens with a linear head.
-        split_value: Of apf_drop: edge pixels above which a square is split. Trees of training slides then have about
-            L leaves.
-        fov: Scored and trained on inside the field of view that comes with the set.
+        part: Share of the frame's side in a training step of adaptive rows and of uniform_leaf_unet.
+        seen: Share of the frame's side that these rows see at once when they predict; None: all.
+        token_part: Share of the frame's side in a training step of equal tokens with a linear head.
+        split_value: apf_drop: edge pixels above which a square is split, so that trees have about L leaves.
+        fov: Score and train inside the set's field of view only.
         cache_gib: `data.cache_gib`; all training slides fit.
     """
 
@@ -78,8 +76,7 @@ SETS = {
 }
 
 
-# What every row changes: the network of apf, on whole trees. One transformer block, as more take time for steps and
-# give nothing so soon.
+# What every row changes: the network of apf on whole trees. It has one transformer block, as more cost steps.
 _BASE = """
 data.dir={root}/apf data.split={split} data.resolution={px} data.patch=32 data.length={length} data.jitter=0.2
 data.fov={fov} data.cache_gib={cache_gib}
@@ -88,10 +85,10 @@ model.width=192 model.depth=1 model.heads=4 model.mlp_dim=384
 train.batch=1 train.lr=5e-3 train.max_seconds={seconds} checkpoint.every_seconds=60 eval.every_seconds=60
 run_root=runs/open/runs
 """
-# Parts, and crops, around a foreground pixel: a third of them.
+# A third of the parts, and of the crops, lie around a foreground pixel.
 _PART = "data.part={part} data.foreground_crops=0.33 eval.part={seen}"
 _LINEAR = "model.decoder=token train.batch=2 train.lr=1e-3"
-# Convolutional decoders take features from four blocks; with 16 channels a step takes seconds of a core.
+# Convolutional decoders take features from four blocks. With 16 channels a step would take seconds.
 _CONV = "model.depth=4 model.feature_size=8 train.lr=3e-3"
 _SQUARE = "data.dir={root}/{square_folder} data.length={square}"
 _EQUAL_32 = "data.dir={root}/uniform32 data.patching=uniform data.length={tokens_32}"
@@ -99,8 +96,8 @@ _CROPS = """
 data.kind=tiles data.dir={root}/uniform256 data.patching=uniform data.patch=256 data.length={tokens_256}
 data.crop_px=128 data.window_px=256 data.foreground_crops=0.33
 """
-# Every row, in the order in which they run: the row that it changes, what it is, and its settings that are different.
-# Words in braces are facts of the set (`_facts`).
+# The rows in the order of their runs: the row that it changes, what it is, its own settings. Words in braces are facts
+# of the set (`_facts`).
 ROWS = {
     "apf": ("", "adaptive tokens, U-Net over the leaves", _PART),
     "unet": ("", "U-Net on crops, sliding windows", f"{_CROPS} model.name=unet_tiled model.widths=[16,16,32,64,128]"),
@@ -125,7 +122,7 @@ ROWS = {
         "equal tokens as small as apf's smallest, linear head",
         f"{_EQUAL_32} data.patch=32",
     ),
-    # The published size, 105 million weights, makes a tenth of the steps on two cores.
+    # The published size, 105 million weights, would make a tenth of the steps on two cores.
     "transunet": (
         "",
         "TransUNet, narrow, on crops, sliding windows",
@@ -219,7 +216,7 @@ _PREP = {
 
 
 def _facts(name: str) -> dict[str, object]:
-    """What the words in braces of rows stand for, of one set."""
+    """The words in braces of rows, for one set."""
     chosen = SETS[name]
     root = f"runs/open/tokens/{name}{'_fov' if chosen.fov else ''}"
     return {
@@ -244,12 +241,12 @@ def row_settings(key: str) -> str:
 
 
 def prep_options(name: str, folder: str) -> list[str]:
-    """Options of `data_prep build` for a folder of a set's token files, beside the ones that settings have."""
+    """Options of `data_prep build` that a folder of token files needs besides its settings."""
     return _PREP.get(folder.rpartition("/")[2], "").format_map(vars(SETS[name])).split()
 
 
 def left_out(name: str) -> dict[str, str]:
-    """Rows that a set does not have, and why: they would be another one again, or take a whole frame beyond 2048 px."""
+    """Rows that a set does not have, and why: another row is the same, or they take a whole frame beyond 2048 px."""
     chosen = SETS[name]
     out = {}
     if chosen.equal_px == PATCH_PX:

@@ -1,17 +1,16 @@
 """PAIP's liver slides segmented at seven resolutions by APF-UNETR, UNETR, TransUNet and U-Net.
 
-Patch sizes, lengths and ranks are those of Table III of APF (SC24): `paip_16k` is its row with the finest patches,
-`paip_16k_p8` another row. The files are yours to make, from slides and masks of PAIP 2019:
+Patch sizes, lengths and ranks come from Table III of APF (SC24): `paip_16k` is the row with the finest patches,
+`paip_16k_p8` another row. Make the files from slides and masks of PAIP 2019:
 
     python -m data_prep build SLIDES --masks MASKS --mask-kind viable --resolution 16384 --patch 2 --length 16384 \
         --out data/paip/apf_16k_p2
     python -m data_prep build SLIDES --masks MASKS --mask-kind viable --resolution 16384 --patch 128 \
         --patching uniform --out data/paip/uniform_16k_p128
 
-What the paper does not say is ours: the global batch is one image per GPU of the row (16 on a single GPU); training
-lasts 1000 epochs of the 1,719 slides that are 70 % of the 2,457 its authors name later (SHF, NeurIPS 2025); steps of
-the learning rate as in the authors' scripts. How TransUNet and U-Net were run on slides beyond 1K is lost: here they
-see crops, and whole slides by a sliding window.
+We chose what the paper does not say. The global batch is one image per GPU of the row (16 on a single GPU). Training
+lasts 1000 epochs of 1,719 slides, 70 % of the 2,457 that the authors name later (SHF, NeurIPS 2025). The learning rate
+steps as in the authors' scripts. TransUNet and U-Net see crops, and whole slides by a sliding window.
 """
 
 from typing import NamedTuple
@@ -36,15 +35,7 @@ class TableRow(NamedTuple):
 
 
 class TableSize(NamedTuple):
-    """What Table III has for one resolution.
-
-    Attributes:
-        px: R.
-        apf: rows of APF-UNETR, finest patch first.
-        uniform: rows of UNETR, finest patch first; L = (R / p)^2.
-        transunet_gpus: GPUs of TransUNet.
-        unet_gpus: GPUs of U-Net.
-    """
+    """Table III at one resolution: rows of APF-UNETR and of UNETR, finest patch first, and GPUs of the rivals."""
 
     px: int
     apf: tuple[TableRow, ...]
@@ -74,7 +65,7 @@ SIZES = {
 
 
 def _settings(label: str, patching: str, row: TableRow) -> str:
-    """Files and training of a row; the batch is one image per GPU, and 16 on a single one."""
+    """Files and training of a row; the batch is one image per GPU, and 16 on a single GPU."""
     batch = row.gpus if row.gpus > 1 else 16
     steps = -(-EPOCHS * SLIDES // batch)
     return f"""data.dir=data/paip/{patching}_{label}_p{row.patch} data.patching={patching}
@@ -92,7 +83,7 @@ def _crops(label: str, gpus: int) -> str:
 
 
 def _of_size(label: str, size: TableSize) -> dict[str, Experiment]:
-    """All rows of one resolution: of a model with several, the one with the finest patches has the plain name."""
+    """All rows of one resolution. Of a model's rows, the row with the finest patches has the plain name."""
     found: dict[str, Experiment] = {}
     at = f"on PAIP at {label.upper() if label.endswith('k') else label}"
     for row in size.apf:

@@ -5,7 +5,7 @@ Both read folders of pictures, one folder per class: ImageNet-1K for HIRI-ViT, I
 
 from launch.experiments.experiment import Experiment
 
-# 300 epochs of 1,281,167 pictures in batches of 1024. Decay and weight of the average are not known: ours.
+# 300 epochs of 1,281,167 pictures in batches of 1024. Decay and weight of the average are ours; the paper has none.
 _HIRI_VIT = Experiment(
     "HIRI-ViT-S (a reconstruction) on pictures of 448 px, 300 epochs of ImageNet-1K, with averaged-teacher targets.",
     f"""data.dir=data/imagenet data.kind=images data.labels=folders data.classes=1000 data.resolution=448 data.fit=crop
@@ -19,7 +19,7 @@ for _variant in ("b", "l"):
     EXPERIMENTS[f"hiri_vit_{_variant}"] = _HIRI_VIT.but(
         f"The same with HIRI-ViT-{_variant.upper()}: wider and deeper (a reconstruction).", f"model.variant={_variant}"
     )
-# 30 epochs in batches of 512. Batch and rate are lost: ours, a twentieth of the rate per picture before.
+# 30 epochs. Batch and rate are ours, since the paper's are lost: a twentieth of the rate per picture before.
 EXPERIMENTS["hiri_vit_768"] = _HIRI_VIT.but(
     "HIRI-ViT-S (a reconstruction) on pictures of 768 px, 30 epochs from the weights of hiri_vit.",
     f"""data.resolution=768 train.batch=512 train.lr=2.5e-5 train.max_steps=75068 train.warmup=0
@@ -42,8 +42,8 @@ for _body in ("pvt_v2_b2", "davit_tiny", "hrnet_w18"):
             f"model.name=hiri_body model.body={_body} model.five_stages={_five} data.resolution={_px}",
         )
 
-# Optimiser and rate are not known; 85 epochs of 9,400 pictures in batches of 64. It is scored at sizes that no training
-# saw as well; a stock ViT's learned table ends at 160 px.
+# 85 epochs of 9,400 pictures in batches of 64; optimiser and rate are ours. Scores at sizes that training did not see
+# come too, but a stock ViT's learned table ends at 160 px.
 _RIVIT = Experiment(
     "Resolution-invariant ViT, learned positions, trained at 160, 128 and 96 px together, 85 epochs of Imagenette.",
     """data.dir=data/imagenette data.kind=images data.labels=folders data.classes=10 data.resolution=160 data.fit=crop

@@ -1,7 +1,4 @@
-"""What jobs/body.sh asks Python for: where a run will live, how a job ended, the command that makes token files.
-
-Must not import torch: it runs before the ranks start, on a login or batch node.
-"""
+"""What jobs/body.sh asks of Python: where a run will live, how a job ended, how token files are made."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from launch.train.checks import check_world
 
 
 def where(config: Config, ranks: int) -> Path:
-    """The run directory of a configuration, after everything that can be checked without its data being read.
+    """The run directory of a configuration, once everything is checked that needs no reading of data.
 
     Raises:
         ConfigError: The batch does not fit the ranks, or there is no data.
@@ -44,26 +41,28 @@ def record_end(
 ) -> dict[str, Any] | None:
     """Complete or write the record of a job that did not end well by itself.
 
-    A record that the ranks wrote stays, with the scheduler's word before their reason when the job was cancelled or
-    ran out of time. Ranks that were killed, or found bad settings, wrote none: the record then says how the job ended.
+    A record of the ranks stays; if the scheduler ended the job, its words come before their reason. Ranks that were
+    killed, or found bad settings, wrote no record: the new one says how the job ended.
 
     Args:
         run_dir: The run directory.
         job: Number of the job.
         state: RUNNING, CANCELLED, TIMEOUT, NODE_FAIL or REQUEUED, as `job_state` of jobs/body.sh finds it.
         code: Exit code of the training step.
-        log: What the job printed; the line of bad settings is in it.
-        reason: Why the job ended, where its script knows; for a state of the scheduler's own that one counts.
+        log: What the job printed, with the line of bad settings.
+        reason: Why the job ended, if its script knows. The scheduler's own reason comes first.
 
     Returns:
         The record, or None when there is nothing to add.
     """
     if state == "REQUEUED":
         return None  # its next life goes on
+    # Why did the job end?
     record = read_record(run_dir)
     status, words = _ENDS.get(state, ("failed", _words(code, state, log)))
     if reason and state not in _ENDS:
         words = f"ended before its training: {reason}"
+    # Add that to the record, or write one.
     if record is not None:
         early = bool(reason) and state not in _ENDS  # the record is of an earlier life
         if record["status"] == "ok" or not (early or state in _ENDS):
@@ -85,7 +84,7 @@ def record_end(
 
 
 def _words(code: int, state: str, log: Path | None) -> str:
-    """How a job ended that the scheduler did not end, and whose ranks left no record."""
+    """How a job ended, when neither the scheduler nor the ranks say it."""
     if code == EXIT_CONFIG and log is not None and (said := _last_error(log)):
         return f"refused its settings: {said}"
     place = f"; see {log}" if log is not None else "; see its log"
@@ -93,7 +92,7 @@ def _words(code: int, state: str, log: Path | None) -> str:
 
 
 def _last_error(log: Path) -> str:
-    """The last `error: ...` line near the end of a log, without that word; "" when there is none."""
+    """The text of the last `error: ...` line near the end of a log, or ""."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - _LOG_END_BYTES))
@@ -104,7 +103,7 @@ def _last_error(log: Path) -> str:
 
 
 def _known(run_dir: Path) -> dict[str, Any]:
-    """What config.yaml tells of a run that could not speak for itself; nothing when it never came so far."""
+    """What config.yaml tells of a run that wrote no record itself; {} when there is no config.yaml."""
     try:
         config = Config.model_validate(yaml.safe_load((run_dir / "config.yaml").read_text()))
     except (OSError, ValueError, yaml.YAMLError):
@@ -128,16 +127,16 @@ def _known(run_dir: Path) -> dict[str, Any]:
 
 
 def prep_arguments(name: str, slides: str, masks: str | None, more: list[str]) -> list[str]:
-    """Arguments of `python -m data_prep` that make the token files an experiment reads.
+    """Arguments of `python -m data_prep` that make the token files of the experiment `name`.
 
     Args:
-        name: Experiment; `key=value` words of `more` are settings of it.
+        name: Experiment.
         slides: Folder of slides.
         masks: Folder of masks, or None.
-        more: Settings, and options of `data_prep build` as they are.
+        more: Settings `key=value` of the experiment, and options of `data_prep build`.
 
     Raises:
-        ConfigError: The experiment does not read token files.
+        ConfigError: The experiment does not read token files, or the options do not go together.
     """
     settings = [word for word in more if "=" in word and not word.startswith("-")]
     data = load(name, settings).data

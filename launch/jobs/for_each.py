@@ -1,7 +1,6 @@
 """`python -m launch each`: one command for each of many items, as SLURM jobs or as processes here (submitit).
 
-For work that is a function of one item: per-slide looks, evaluation of runs, CPU benchmarks. Training goes through
-`submit`. Must not import torch; submitit only inside functions.
+It is for work on one item: looks at slides, evaluation of runs, CPU benchmarks. Training goes through `submit`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from launch.config.config import ConfigError
 from launch.jobs.slurm import live_jobs, slurm_answers
 
 _POLL_S = 1.0
-# A job that squeue no longer lists may have written its answer a moment ago: so often it is looked for again.
+# Looks for the answer of a job that squeue no longer lists: it may be a moment late.
 _LOOKS = 5
 
 
@@ -49,7 +48,7 @@ def fill(command: str, item: str) -> list[str]:
 
 
 def run_commands(items: Sequence[str], commands: Sequence[list[str]]) -> list[ItemOutcome]:
-    """Run commands one after the other; this is what a job does. A failed one does not stop the rest."""
+    """What a job does: run commands one after the other. A failed one does not stop the rest."""
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"  # `python` is the one that submitted
     found = []
     for item, words in zip(items, commands, strict=True):
@@ -75,7 +74,7 @@ def executor(folder: Path, jobs: int, minutes: int, cpus: int, account: str | No
         import submitit
     except ImportError:
         raise ConfigError("launch each needs submitit: install the extra `slurm`") from None
-    # submitit itself goes by whether there is a srun, also where no cluster answers.
+    # submitit would choose SLURM wherever there is a srun, even if no cluster answers.
     made = submitit.AutoExecutor(folder=folder / "%j", cluster="slurm" if slurm_answers() else "local")
     made.update_parameters(timeout_min=minutes, cpus_per_task=cpus, slurm_array_parallelism=jobs, slurm_job_name="each")
     if partition:
@@ -102,9 +101,9 @@ def map_items(made: Any, command: str, items: Sequence[str], jobs: int) -> list[
 
 
 def _answers(submitted: Sequence[Any]) -> list[list[ItemOutcome] | None]:
-    """What each job returned; None for one that was cancelled or whose node died.
+    """What each job returned; None for a job that was cancelled or lost its node.
 
-    submitit would wait for those for ever where the cluster has no accounting, so squeue is asked.
+    Without accounting submitit would wait for such a job for ever, so we ask squeue.
     """
     answers: list[list[ItemOutcome] | None] = []
     for job in submitted:

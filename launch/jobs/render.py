@@ -1,7 +1,4 @@
-"""Job scripts as text: a row of the job table with the facts of a site. `python -m launch render` writes jobs/*.sh.
-
-Must not import torch: it runs on login nodes.
-"""
+"""Job scripts as text, from a row of the job table and the facts of a site; `python -m launch render` writes them."""
 
 from __future__ import annotations
 
@@ -18,9 +15,9 @@ from launch.config.sites import Site, Slurm
 from launch.jobs.table import JOBS, Job
 
 FOLDER = Path(__file__).resolve().parents[2] / "jobs"
-# The site of the committed scripts; for another one: python -m launch render --site NAME --out FOLDER.
+# The site of the committed scripts.
 DEFAULT_SITE = "generic-cuda"
-# Array tasks of a chain, where a site forbids requeue: lives of the job.
+# Array tasks of a chain, which are the lives of a job where a site forbids requeue.
 CHAIN = 20
 
 
@@ -47,18 +44,12 @@ def shape(gpus: int, site: Site) -> JobShape:
 
 
 def limited_hours(hours: float, place: JobShape, slurm: Slurm | None) -> float:
-    """The hours that a job may have, where it asks for `hours`."""
+    """The hours that a job gets when it asks for `hours`."""
     return min(hours, (slurm.hours(place.nodes) if slurm else None) or hours)
 
 
 def directives(job: Job, site: Site, slurm: Slurm, output: str = "%x-%j.out") -> list[str]:
-    """The `#SBATCH` lines of a job.
-
-    Args:
-        job: What is run.
-        site: Where.
-        slurm: `site.slurm`, known to be there.
-        output: Pattern of the log file.
+    """The `#SBATCH` lines of a job; `slurm` is `site.slurm`, and `output` the pattern of the log file.
 
     Raises:
         ConfigError: The site runs no job of this size.
@@ -84,7 +75,7 @@ def directives(job: Job, site: Site, slurm: Slurm, output: str = "%x-%j.out") ->
     if not slurm.requeue and job.kind == "train":  # of preparations, a chain would never satisfy an afterok
         own.append(f"--array=1-{CHAIN}%1")
     for line in slurm.directives:
-        if not part:  # a whole node has all its gpus: recipes of binding count on that
+        if not part:  # a whole node has all its gpus, as recipes of binding expect
             own.append(line)
         elif line.startswith("--gpus-per-node="):
             own.append(f"--gpus-per-node={place.tasks_per_node}")
@@ -94,12 +85,12 @@ def directives(job: Job, site: Site, slurm: Slurm, output: str = "%x-%j.out") ->
 
 
 def _array(words: Iterable[str]) -> str:
-    # Commas are nothing to the shell, but look like a slip between elements to its checkers.
+    # The shell does not mind commas, but its checkers take them for a slip between elements.
     return "(" + " ".join(f"'{word}'" if "," in word else shlex.quote(word) for word in words) + ")"
 
 
 def _exports(name: str, values: dict[str, str]) -> list[str]:
-    """A shell function that exports them; values stay open to shell variables, which site files may use."""
+    """A shell function that exports the values, which may use shell variables."""
     if not values:
         return [f"{name}() {{ :; }}"]
     return [f"{name}() {{", *(f'    export {key}="{value}"' for key, value in values.items()), "}"]
@@ -109,7 +100,7 @@ def _site_part(site: Site, slurm: Slurm) -> list[str]:
     local = site.node_local
     task_env = "; ".join(f'export {key}="{value}"' for key, value in site.task_env.items()) or ":"
     values = [*site.env.values(), *site.env_multi_node.values(), local.path if local else ""]
-    # Not every batch environment has it (--export=NONE, containers), and site files name folders by it.
+    # Site files name folders by USER, which some batch environments lack (--export=NONE, containers).
     user = ['export USER="${USER:-$(id -un)}"'] if any("${USER}" in value for value in values) else []
     return [
         *user,
@@ -152,12 +143,7 @@ source jobs/body.sh
 
 
 def render(job: Job, site: Site, output: str = "%x-%j.out") -> str:
-    """The text of a job script.
-
-    Args:
-        job: A row of the job table, or one made for a sweep.
-        site: Facts of the site.
-        output: Pattern of the log file.
+    """The text of a job script; `output` is the pattern of the log file.
 
     Raises:
         ConfigError: The site has no scheduler, or the job does not fit it.
@@ -184,7 +170,7 @@ def render(job: Job, site: Site, output: str = "%x-%j.out") -> str:
 
 
 def write_all(site: Site, folder: Path) -> list[Path]:
-    """Write the script of every job, where it is not there as it should be; returns the files."""
+    """Write the scripts of all jobs that are missing or differ; returns all files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for job in JOBS.values():
@@ -198,7 +184,7 @@ def write_all(site: Site, folder: Path) -> list[Path]:
 
 
 def differences(site: Site, folder: Path) -> list[str]:
-    """One line for each script in `folder` that is not what would be rendered now: its name and first changed line."""
+    """One line for each script in `folder` that differs from what we would render: its name and first changed line."""
     found = []
     for job in JOBS.values():
         path = folder / f"{job.name}.sh"

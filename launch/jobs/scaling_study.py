@@ -1,7 +1,4 @@
-"""The scaling study as settings: what changes of an experiment between 1, 2, 4, ... ranks, and what must not.
-
-Must not import torch: it runs on login nodes.
-"""
+"""The settings of a scaling study: what changes in an experiment between 1, 2, 4, ... ranks."""
 
 from __future__ import annotations
 
@@ -12,21 +9,14 @@ from launch.config.config import ConfigError
 from launch.experiments.load import load
 
 Mode = Literal["strong", "weak"]
-# Long enough for a steady rate behind the first steps, which no timing counts; short enough for 2048 GPUs.
+# Long enough for a steady rate after the first steps, which timing leaves out; short enough for 2048 GPUs.
 STEPS = 30
 
 
 def scaling_point(name: str, overrides: Sequence[str], mode: Mode, ranks: int, largest: int) -> list[str]:
-    """All settings of one point of a study for the command line: the caller's, then the study's own.
+    """The settings of one point of a study of the experiment `name`: the caller's overrides, then the study's own.
 
-    Strong: the same global batch at every size, one image per rank of the largest. Weak: one image per rank.
-
-    Args:
-        name: The experiment.
-        overrides: The caller's settings.
-        mode: strong or weak.
-        ranks: Of this point.
-        largest: Ranks of the study's largest point.
+    Strong: the same global batch at every size, one image per rank of the largest point. Weak: one image per rank.
 
     Raises:
         ConfigError: The batch of a strong study cannot be shared by so many ranks.

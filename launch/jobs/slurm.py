@@ -1,7 +1,4 @@
-"""What this machine's scheduler is asked: submit a script, which jobs live. SLURM where there is sbatch, else nothing.
-
-Must not import torch.
-"""
+"""Asks SLURM, where there is one, to submit a script, and which jobs live."""
 
 from __future__ import annotations
 
@@ -16,13 +13,13 @@ from launch.config.config import ConfigError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-# What would make jobs/body.sh do another run than the script says.
+# Variables that would make jobs/body.sh do another run than the script says.
 _CHOICES = ("EXPERIMENT", "PATCHING", "MODE", "RANKS")
 _OF_SLURM_ITSELF = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
 
 
 def script_environment() -> dict[str, str]:
-    """The environment that a submitted script may inherit: without choices of runs, and not of a job around us."""
+    """The environment for a submitted script: without choices of runs, and without variables of a job around us."""
     kept = {key: value for key, value in os.environ.items() if key not in _CHOICES}
     return {key: value for key, value in kept.items() if not key.startswith("SLURM_") or key in _OF_SLURM_ITSELF}
 
@@ -43,10 +40,10 @@ def slurm_answers() -> bool:
 
 
 def sbatch(script: Path, options: Sequence[str] = (), words: Sequence[str] = ()) -> str:
-    """Submit a script, with words of its own, from the repository's folder; returns the job's number.
+    """Submit a script with its words from the repository's folder; returns the job's number.
 
     Raises:
-        ConfigError: sbatch refuses it; the line is its own.
+        ConfigError: sbatch refuses it, in its own words.
     """
     command = ["sbatch", "--parsable", *options, str(script), *words]
     try:
@@ -61,7 +58,7 @@ def sbatch(script: Path, options: Sequence[str] = (), words: Sequence[str] = ())
 
 
 def live_jobs(numbers: Sequence[str]) -> dict[str, str]:
-    """State (PENDING, RUNNING, ...) of those of our jobs that have not ended; an array counts by its first number.
+    """State (PENDING, RUNNING, ...) of our jobs that have not ended; an array goes by its first number.
 
     Raises:
         ConfigError: squeue does not answer, so nothing is known.

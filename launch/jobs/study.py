@@ -1,7 +1,6 @@
-"""The comparison on open data: token files, every row of every set for the same time, tables and a page.
+"""The comparison on open data, on this machine: token files, every row of every set for the same time, tables, a page.
 
-All of it on this machine. What is done is not done again, so the same command goes on after Ctrl-C or a kill. Must not
-import torch.
+Nothing is done twice, so the same command goes on after Ctrl-C or a kill. Must not import torch.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ _POLL_S = 0.2
 
 @dataclass(frozen=True)
 class Study:
-    """What is run.
+    """What to run.
 
     Attributes:
-        data: Folder of the sets; one that is not there is left out.
+        data: Folder of the sets. Missing sets are left out.
         sets: Names of `SETS`.
         rows: Names of `ROWS`.
-        seeds: Of every row.
-        seconds: Of training, of every run.
+        seeds: Seeds of every row.
+        seconds: Training seconds of every run.
         jobs: Runs at once, each on its share of the cores.
         out: Where everything goes.
     """
@@ -57,7 +56,7 @@ class Study:
         return f"{self.out}{folder.removeprefix(_ROOT)}"
 
     def sets_there(self) -> list[str]:
-        """The sets whose pictures, masks and fields of view are there; the others are named.
+        """The sets with all their folders; messages name the others.
 
         Raises:
             ConfigError: An unknown set, or none is there.
@@ -78,7 +77,7 @@ class Study:
         return there
 
     def experiments(self) -> dict[str, str]:
-        """The experiments that are run, each with its set; rows that a set does not have are named.
+        """The experiments to run, each with its set; messages name the rows that a set does not have.
 
         Raises:
             ConfigError: An unknown row, or nothing is left to run.
@@ -97,7 +96,7 @@ class Study:
         return found
 
     def settings(self, experiment: str) -> list[str]:
-        """What is set for every seed of an experiment: where its files are, and how long it trains."""
+        """Settings of an experiment for every seed: where its files are, and how long it trains."""
         data = load(experiment).data
         variants = [self.moved(folder) for folder in data.variants]
         return [
@@ -109,7 +108,7 @@ class Study:
         ]
 
     def members(self, experiments: Iterable[str]) -> list[Member]:
-        """All runs, seed by seed, so that every row has one before any has two."""
+        """All runs, seed by seed, so that every row has one run before any has two."""
         settings = {name: self.settings(name) for name in experiments}
         return [
             member
@@ -119,7 +118,7 @@ class Study:
         ]
 
     def preparations(self, experiments: dict[str, str]) -> dict[str, list[str]]:
-        """Folders of token files, each with the words of the `python -m launch prep` that makes it."""
+        """Folders of token files, each with the words of `python -m launch prep` that make it."""
         found: dict[str, list[str]] = {}
         for name, of_set in experiments.items():
             data, source = load(name).data, self.data / SETS[of_set].folder
@@ -131,7 +130,7 @@ class Study:
 
 
 class _Processes:
-    """Runs at once. A signal lets them save and end: then `stopped` is the exit code, and no other is started."""
+    """Runs side by side. A signal lets them save and end; `stopped` is then the exit code, and no other run starts."""
 
     def __init__(self, at_once: int) -> None:
         self.stopped = EXIT_OK
@@ -150,7 +149,7 @@ class _Processes:
         self.wait(self._at_once - 1)
         if not self.stopped:
             words = [sys.executable, "-m", "launch", "train", member.experiment, *member.overrides]
-            # Ctrl-C reaches this process alone, which lets the runs save by SIGTERM.
+            # Ctrl-C reaches only this process, which sends SIGTERM so that the runs save.
             process = subprocess.Popen(words, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
             self._running[process] = member
             if self.stopped:  # meanwhile
@@ -167,9 +166,7 @@ class _Processes:
 
     def _ended(self, member: Member, code: int) -> None:
         what = f"{member.experiment}, seed {member.config.train.seed},"
-        if (
-            code == EXIT_CONFIG
-        ):  # as a run of other settings in its place: what is there must not be mixed with the rest
+        if code == EXIT_CONFIG:  # perhaps a run of other settings is there, which must not mix with the rest
             _say(f"{what} was refused: if there are runs of other settings already, choose another OPEN_DIR")
         elif code not in (EXIT_OK, EXIT_AGAIN, INTERRUPTED) and not self.stopped:
             _say(f"{what} ended with {code}; its record says why")
@@ -178,11 +175,12 @@ class _Processes:
 
 
 def run(study: Study) -> int:
-    """Run it; returns the exit code.
+    """Run the study; returns the exit code.
 
     Raises:
         ConfigError: An unknown set or row, or nothing to run.
     """
+    # Everything that can be wrong is found before the first run.
     if not 1 <= study.jobs <= _cores():
         raise ConfigError(f"JOBS: {study.jobs} runs at once on {_cores()} cores")
     os.environ["PYTHONUNBUFFERED"] = "1"
@@ -194,7 +192,7 @@ def run(study: Study) -> int:
     _step(f"1/3 token files of {' '.join(dict.fromkeys(experiments.values()))}")
     for words in study.preparations(experiments).values():
         code, said = _python("launch", "prep", *words)
-        print(said.strip().rpartition("\n")[2], flush=True)  # of the table of all slides, the sum
+        print(said.strip().rpartition("\n")[2], flush=True)  # the last line, which sums up all slides
         if processes.stopped or code:
             return processes.stopped or code
 
@@ -208,7 +206,7 @@ def run(study: Study) -> int:
     _step("3/3 tables, gains, page")
     runs = f"{study.out}/runs"
     for command, folder in (("tables", "tables"), ("gains", "tables"), ("report", "report")):
-        # A program beside this one: analysis stands above launch.
+        # Another process, since launch must not import analysis.
         code, said = _python("analysis", command, runs, "--out", f"{study.out}/{folder}")
         print(said, end="", flush=True)
         if command == "gains" and code == _NOTHING_TO_COMPARE:
@@ -220,7 +218,7 @@ def run(study: Study) -> int:
 
 
 def _python(*words: str) -> tuple[int, str]:
-    """`python -m WORDS`: exit code and output; a signal ends it by itself."""
+    """Exit code and output of `python -m WORDS`."""
     done = subprocess.run([sys.executable, "-m", *words], stdout=subprocess.PIPE, text=True, check=False)
     return done.returncode, done.stdout
 

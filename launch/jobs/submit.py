@@ -1,7 +1,6 @@
-"""Runs as jobs: each gets its run directory with job.sh and submission.json, which later commands go by.
+"""Submits runs as jobs: each run directory gets job.sh and submission.json.
 
-No process of ours lives on: status and a second submission read those folders and ask the scheduler. Importing it must
-not import torch.
+No process of ours stays: `status` and a second submission read these files and ask the scheduler.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ from launch.records.run_dir import forced_at
 from launch.train.checks import check_model, check_world
 
 SUBMISSION = "submission.json"
-# In place of a job's number, without a scheduler; or `exit N`.
+# Without a scheduler these, or `exit N`, stand in place of a job's number.
 DONE, NOT_RUN = "done", "not run"
-# Of a run whose job has ended: what its record says, or missing when it left none.
+# States of a run. When its job has ended, the record says which; `missing`: there is no record.
 STATES = ("pending", "running", "ok", "oom", "failed", "timeout", "preempted", "missing")
 
 
@@ -44,11 +43,11 @@ class SubmitOptions:
 
     Attributes:
         account: sbatch -A.
-        hours: Of each job; None: what the job table says, or 12.
-        slides: Folder of slides, for the preparation of token files that are not there yet.
-        masks: Folder of their masks.
-        mask_kind: Of whole and viable tumour (PAIP), where a slide has masks of both.
-        fov: Folder of their fields of view, for experiments with data.fov=true.
+        hours: Time limit of each job; None: as the job table says, or 12.
+        slides: Folder of slides, to make missing token files from.
+        masks: Folder of the slides' masks.
+        mask_kind: Which mask counts where a slide has both, whole and viable tumour (PAIP).
+        fov: Folder of the fields of view, for experiments with data.fov=true.
         sbatch: More options of sbatch.
     """
 
@@ -63,14 +62,17 @@ class SubmitOptions:
 
 @dataclass
 class SubmitPlan:
-    """What will be submitted: scripts by run directory, and the preparation jobs before them by data folder."""
+    """What will be submitted: scripts by run directory, and the preparation jobs before them by data folder.
+
+    `files` has, by data folder, the run that asked for it first, and for which token files.
+    """
 
     site: Site
     options: SubmitOptions
     members: list[Member]
     scripts: dict[Path, str] = field(default_factory=dict)
     prep: dict[str, str] = field(default_factory=dict)
-    files: dict[str, tuple[Path, list[str]]] = field(default_factory=dict)  # who asked first for a folder, and for what
+    files: dict[str, tuple[Path, list[str]]] = field(default_factory=dict)
 
 
 def _hours(member: Member, options: SubmitOptions) -> float:
@@ -87,9 +89,9 @@ def make_plan(members: Sequence[Member], site: Site, options: SubmitOptions) -> 
     """Check every member and make its script; nothing is written or submitted.
 
     Raises:
-        ConfigError: One member cannot run, is there already, or has no data and nothing to make it from; a site that
-            needs an account got none.
+        ConfigError: A member cannot run, is there already, or has no data and no slides; or the account is missing.
     """
+    # Do the options go together?
     if site.slurm is not None and site.slurm.account_required and not options.account:
         raise ConfigError(f"{site.name} needs an account: --account PROJECT{site.slurm.account_suffix}")
     for option, folder in (("--slides", options.slides), ("--masks", options.masks), ("--fov", options.fov)):
@@ -101,6 +103,7 @@ def make_plan(members: Sequence[Member], site: Site, options: SubmitOptions) -> 
         raise ConfigError(f"--fov {options.fov}: only with --slides")
     if options.fov is not None and not any(member.config.data.fov for member in members):
         raise ConfigError(f"--fov {options.fov}: none of these runs has data.fov=true")
+    # Each member: can it run, has it data, and its script.
     plan = SubmitPlan(site, options, list(members))
     _refuse_duplicates(plan.members)
     for member in plan.members:
@@ -120,10 +123,10 @@ def make_plan(members: Sequence[Member], site: Site, options: SubmitOptions) -> 
 
 
 def _check_models(members: Sequence[Member]) -> None:
-    """Refuse now what every rank would refuse after its wait in the queue.
+    """Refuse models now that every rank would refuse after its wait in the queue.
 
-    Left to the ranks: everything where torch cannot be imported, as on login nodes whose modules only the job loads,
-    and weights to start from, which another job may still be making.
+    Without torch, as on some login nodes, nothing is checked. Weights to start from are left to the ranks, since
+    another job may still be making them.
     """
     try:
         import torch  # noqa: F401
@@ -139,14 +142,14 @@ def _check_models(members: Sequence[Member]) -> None:
         seen.add(shapes)
         try:
             check_model(config)
-        except ImportError:  # another version of torch than that of the ranks
+        except ImportError:  # the ranks have another version of torch
             return
         except ConfigError as error:
             raise ConfigError(f"{member.run_dir}: {error}") from None
 
 
 def _unprepared(member: Member, slides: Path) -> bool:
-    """Does a file of the slides' folder lack its token file? Files that are no slides cost a look, not a mistake."""
+    """Does a file of the slides' folder lack its token file? Files that are no slides only cost a look."""
     data = member.config.data
     if data.kind == "images":
         return False
@@ -171,7 +174,7 @@ def _plan_prep(plan: SubmitPlan, member: Member) -> None:
     more = ["--mask-kind", options.mask_kind] if options.mask_kind else []
     more += ["--fov", options.fov] if options.fov and member.config.data.fov else []
     more += [word for word in member.overrides if word.startswith("data.")]
-    # What the job would refuse is refused now.
+    # Refuse now what the job would refuse.
     files = prep_arguments(member.experiment, str(options.slides), options.masks, more)
     first, others = plan.files.setdefault(folder, (member.run_dir, files))
     if others != files:
@@ -270,7 +273,7 @@ def _start(folder: Path, script: str, plan: SubmitPlan, wait_for: str, gpus: int
 
 
 def _start_again(folder: Path, options: Sequence[str], with_slurm: bool, gpus: int, words: Sequence[str] = ()) -> str:
-    """Submit the script of a folder. Without a scheduler run it now, and wait: its record has its exit code."""
+    """Submit the script of a folder; without a scheduler, run it now and wait."""
     script = (folder / "job.sh").absolute()
     if with_slurm:
         return sbatch(script, options, words)
@@ -320,14 +323,8 @@ def submit_again(
 ) -> Iterator[tuple[str, str]]:
     """Submit the runs under `root` that are in one of the `wanted` states once more, as they were.
 
-    Nodes that their preflights found bad are excluded. A run that is `missing` and had to wait for token files gets
-    its preparation again, which skips what is there: nobody knows whether it came to its end.
-
-    Args:
-        root: Folder of the runs.
-        wanted: Of `STATES`, without those of live jobs.
-        options: More for sbatch, behind those of the first time.
-        dry_run: Submit nothing.
+    Nodes that the runs' preflights found bad are excluded. A `missing` run that waited for token files gets its
+    preparation again, which skips what is there. `options` follow the first submission's options of sbatch.
 
     Yields:
         Job and what it is, as `submit` does; in a dry run the state instead of the job.
@@ -335,6 +332,7 @@ def submit_again(
     Raises:
         ConfigError: Not a state, or sbatch refuses.
     """
+    # Which runs, and without which nodes?
     unknown = sorted(set(wanted) - set(STATES[2:]))
     if unknown:
         raise ConfigError(f"--only {unknown[0]}: not a state of an ended run; valid: {', '.join(STATES[2:])}")
@@ -347,11 +345,13 @@ def submit_again(
         if dry_run:
             yield state, str(run)
             continue
+        # Options as the first time, without what the run waited for then.
         submission = read_submission(run) or {}
         words = [word for word in submission["sbatch"] if not word.startswith(_ONCE)]
         words += [*options, *([f"--exclude={','.join(bad)}"] if bad else [])]
         prep, wait_for, gpus = submission.get("prep"), "", int(submission["gpus"])
         with_slurm = str(submission["job"]).isdigit()
+        # Token files first, where they may be missing.
         if prep and state == "missing":
             if prep not in prepared:
                 prepared[prep] = _start_again(Path(prep), words, with_slurm, gpus)
@@ -360,7 +360,7 @@ def submit_again(
             if not with_slurm and wait_for != DONE:
                 yield NOT_RUN, f"{run}, since prep {prep} failed"
                 continue
-        # What has begun anew since it was submitted first is not to begin anew again, but to go on.
+        # A run that already began anew (force=true) since its first submission has to go on.
         first = submission.get("first_submitted_at")
         begun = first and forced_at(run) >= datetime.fromisoformat(first).timestamp()
         settings = ["force=false"] if begun else []
@@ -371,7 +371,7 @@ def submit_again(
         yield number, str(run)
 
 
-# Options of the first submission that say what it waited for.
+# Options of a submission that say what it waits for.
 _ONCE = ("--dependency=afterok:", "--kill-on-invalid-dep")
 
 

@@ -1,7 +1,4 @@
-"""Which runs a sweep has: experiments x patchings x GPU counts x varied settings x seeds, as checked members.
-
-Must not import torch: it runs on login nodes.
-"""
+"""The runs of a sweep: experiments x patchings x GPU counts x varied settings x seeds, as checked members."""
 
 from __future__ import annotations
 
@@ -22,12 +19,12 @@ class Axes:
     """What a sweep varies.
 
     Attributes:
-        gpus: Ranks; (): as many as the job table says for each experiment, one if it says nothing.
+        gpus: Ranks; (): as many as the job table says for each experiment, or one.
         patching: apf, uniform or both.
         repeat: Runs of each, with seeds from `train.seed` on.
         vary: Settings and their values.
         zipped: Walk through the values of `vary` together, instead of every combination.
-        exclude: Leave out members that match all pairs of one of these.
+        exclude: Leave out members that match all pairs of one rule.
         scaling: strong or weak: every member becomes a point of a scaling study.
     """
 
@@ -56,7 +53,7 @@ class Member:
 
 
 def uniform_of(experiment: str) -> str:
-    """The experiment with equal patches that belongs to one with adaptive ones.
+    """The experiment with equal patches that goes with one of adaptive patches.
 
     Raises:
         ConfigError: There is none.
@@ -86,12 +83,7 @@ def _label(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def members(experiments: Sequence[str], axes: Axes, overrides: Sequence[str] = ()) -> list[Member]:
-    """All runs of a sweep.
-
-    Args:
-        experiments: Names.
-        axes: What varies.
-        overrides: Settings of all members.
+    """All runs of a sweep; `overrides` are settings of all members.
 
     Raises:
         ConfigError: An unknown name or key, a value that does not fit, two members in one folder, or none at all.
@@ -99,7 +91,7 @@ def members(experiments: Sequence[str], axes: Axes, overrides: Sequence[str] = (
     found: list[Member] = []
     unused = set(axes.exclude)
     for name, patching in itertools.product(experiments, axes.patching):
-        load(name)  # an unknown name is said before its patching
+        load(name)  # an unknown name is the first fault to tell
         chosen = uniform_of(name) if patching == "uniform" else name
         counts = axes.gpus or (JOBS[name].gpus if name in JOBS else 1,)
         for gpus, pairs in itertools.product(counts, _combinations(axes)):
@@ -107,6 +99,7 @@ def members(experiments: Sequence[str], axes: Axes, overrides: Sequence[str] = (
             if axes.scaling:
                 words = scaling_point(chosen, words, axes.scaling, gpus, max(counts))
             first = load(chosen, words)
+            # A member per seed, unless a rule leaves it out.
             for seed in range(first.train.seed, first.train.seed + axes.repeat):
                 facts = {"experiment": name, "patching": patching, "gpus": str(gpus), "train.seed": str(seed)}
                 facts |= dict(pairs)

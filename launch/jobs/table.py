@@ -1,7 +1,4 @@
-"""The job scripts there are: name, experiment, GPUs, hours. GPU counts come from the experiments where these have them.
-
-Must not import torch: it is read on login nodes.
-"""
+"""All job scripts: name, experiment, GPUs (from the experiments, where they have them) and hours."""
 
 from __future__ import annotations
 
@@ -16,14 +13,14 @@ class Job:
     """One script of jobs/.
 
     Attributes:
-        name: Of the script, without .sh, and of the job.
+        name: Name of the job, and of the script without .sh.
         text: What it does, one line.
         gpus: Ranks; the renderer shares them over nodes.
-        hours: Asked for; less where a site's limit for so many nodes is shorter.
+        hours: Time limit, unless the site's limit is shorter.
         kind: Part of jobs/body.sh that it runs.
         experiment: Named experiment; empty: `name`.
-        uniform: The same with equal patches (`PATCHING=uniform`); empty when there is none.
-        overrides: Settings baked into the script, before those of the command line.
+        uniform: Experiment with equal patches (`PATCHING=uniform`); empty: none.
+        overrides: Settings in the script, before the settings of the command line.
     """
 
     name: str

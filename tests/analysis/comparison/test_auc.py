@@ -168,7 +168,7 @@ def test_what_is_no_data_is_told(scores, labels, message):
 
 def test_it_agrees_with_the_training_metric():
     torch = pytest.importorskip("torch")
-    from hpc_models.training.metrics import auc as training_auc
+    from analysis.comparison.auc import auc as training_auc
 
     scores, labels = data(200, levels=2)
     table = torch.tensor(np.stack((-scores, scores), 1))

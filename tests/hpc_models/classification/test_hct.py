@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hpc_models.blocks.deformable_conv import DeformConv2d
 from hpc_models.blocks.linear_attention import Nystrom, Performer
 from hpc_models.classification.hct import ACBlock, ResidualConv
+from hpc_models.classification.settings import HCTSettings
 from hpc_models.registry import build
 
 HCT, GMIC, DefGMIC = (partial(build, name) for name in ("hct", "gmic", "def_gmic"))
@@ -148,7 +149,7 @@ def test_conv_block_is_its_definition(first, stride, outputs):
 @pytest.mark.parametrize(("first", "stride", "outputs"), [(True, 2, 32), (False, 1, 16)])
 def test_ac_block_is_its_definition(attention, first, stride, outputs):
     torch.manual_seed(0)
-    block = seeded(ACBlock(16, outputs, stride, first, attention, 4, 0.1))
+    block = seeded(ACBlock(16, outputs, stride, first, HCTSettings(attention=attention, heads=4, dropout=0.1)))
     x = torch.randn(2, 16, 6, 8)
     y = bn(block.norm1, x).relu()
     beside = F.conv2d(y, block.shortcut.weight, stride=stride) if first else x

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hpc_models.registry import build
-from hpc_models.segmentation.monai_nets import build_net, monai_nets
+from hpc_models.segmentation.swin_unetr import build_net
 from hpc_models.tokens.batch import uniform_batch
 from tests.helpers.monai_weights import OnPictures
 
@@ -89,8 +89,8 @@ def test_pictures_of_one_pixel_at_the_bottom_are_refused():
 def test_without_monai_the_line_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "monai.networks", None)
     with pytest.raises(ValueError, match="pip install the extra `monai`"):
-        monai_nets()
+        build_net("UNet")
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "einops", None)
     with pytest.raises(ValueError, match=r"einops is missing\): pip install"):
-        monai_nets()
+        build_net("UNet")

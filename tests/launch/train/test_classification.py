@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from hpc_models.training.metrics import accuracy, auc
+from analysis.comparison.auc import auc
+from hpc_models.training.metrics import accuracy
 from launch import engines
 from launch.__main__ import main
 from launch.config.config import ConfigError
