@@ -1,8 +1,8 @@
-"""`python -m launch bench`: seconds per image of the paper's rows on this machine, the same kernels on both sides.
+"""`python -m launch bench`: seconds per image of the paper's rows on this machine, with the same kernels for all.
 
-Training steps (forward, loss, backward, optimiser) and forward passes on random tokens over made-up trees: what is
-timed is arithmetic, not learning. Every row is one JSON line with the machine, the versions and the kernels that ran.
-Rows that are there already are not run again. Importing it must not import torch.
+It times training steps (forward, loss, backward, optimiser) and forward passes on random tokens over made-up trees:
+arithmetic, not learning. Every row is one JSON line with the machine, the versions and the kernels. Finished rows are
+skipped.
 """
 
 from __future__ import annotations
@@ -29,23 +29,14 @@ WARMUP = 3
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One measurement.
+    """One measurement."""
 
-    Attributes:
-        name: Of the row, unique.
-        config: Experiment whose model is built.
-        batch: Images per step.
-        lengths: Valid tokens of each image; empty: all of L.
-        monai: MONAI's UNETR instead of ours.
-        compiled: torch.compile block by block.
-    """
-
-    name: str
-    config: Config
-    batch: int = 1
-    lengths: tuple[int, ...] = ()
-    monai: bool = False
-    compiled: bool = False
+    name: str  # unique
+    config: Config  # experiment whose model is built
+    batch: int = 1  # images per step
+    lengths: tuple[int, ...] = ()  # valid tokens of each image; empty: all of L
+    monai: bool = False  # MONAI's UNETR instead of ours
+    compiled: bool = False  # torch.compile block by block
 
 
 def rows(words: list[str]) -> Iterator[BenchRow]:
@@ -53,7 +44,7 @@ def rows(words: list[str]) -> Iterator[BenchRow]:
     for name in family("paip"):
         if not name.endswith(("_transunet", "_unet")):
             config = load(name, words)
-            # What does not fit a GPU is not a row: the convolutional decoder of a 16K frame and above.
+            # The convolutional decoder of large frames does not fit a GPU.
             if config.data.patching == "apf" or config.data.resolution <= 1024:
                 yield BenchRow(name, config)
                 yield BenchRow(f"{name}+compile", config, compiled=True)
@@ -123,11 +114,7 @@ def make_model(row: BenchRow, device: torch.device) -> nn.Module:
 
 
 def measure(row: BenchRow, device: torch.device, seconds: float) -> dict[str, Any]:
-    """Time one row.
-
-    Returns:
-        Numbers with units; `error` instead of times when the memory is not enough.
-    """
+    """Time one row; returns numbers with units, and `error` in place of times when memory is short."""
     import torch
 
     from hpc_models.blocks import sdpa
@@ -136,14 +123,17 @@ def measure(row: BenchRow, device: torch.device, seconds: float) -> dict[str, An
     from launch.engines.ranks import device_name
     from launch.records.flops import Speed, peak_tflops
 
+    # What is measured.
     bf16 = row.config.train.precision == "bf16"
     sdpa.reset_used()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    found: dict[str, Any] = {"name": row.name, "batch": row.batch, "precision": row.config.train.precision}
     data = row.config.data
-    found |= {
+    found: dict[str, Any] = {
+        "name": row.name,
+        "batch": row.batch,
+        "precision": row.config.train.precision,
         "model": "unetr (MONAI)" if row.monai else row.config.model.name,
         "patching": data.patching,
         "decoder": row.config.model.decoder_name,
@@ -177,6 +167,7 @@ def measure(row: BenchRow, device: torch.device, seconds: float) -> dict[str, An
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
+        # Count one forward pass, then time steps and forward passes.
         speed.begin({"valid": batch["valid"].cpu()})
         with speed.forward():
             forward()
@@ -184,7 +175,7 @@ def measure(row: BenchRow, device: torch.device, seconds: float) -> dict[str, An
         train = _times(step, device, seconds)
         model.eval()
         with torch.no_grad():
-            alone = _times(lambda: forward(), device, seconds / 3)
+            alone = _times(forward, device, seconds / 3)
     except (RuntimeError, MemoryError) as error:
         if "memory" not in str(error).lower():
             raise
@@ -219,12 +210,6 @@ def _times(work: Callable[[], object], device: torch.device, seconds: float) -> 
         wait_for(device)
         out.append(time.perf_counter() - begin)
     return out
-
-
-def _name(device: torch.device) -> str:
-    from launch.engines.ranks import device_name
-
-    return device_name(device)
 
 
 def table(lines: list[dict[str, Any]]) -> str:

@@ -1,7 +1,4 @@
-"""`python -m launch erf`: effective receptive field of an experiment's model on its pictures, written as one npz file.
-
-Importing it must import neither torch nor what reads pictures.
-"""
+"""`python -m launch erf`: effective receptive field of an experiment's model on its pictures, as one npz file."""
 
 from __future__ import annotations
 
@@ -26,13 +23,9 @@ LARGEST_MAP = 2048
 
 
 def pictures(config: Config, split: str, count: int, noise: bool) -> Iterator[NDArray[np.float32]]:
-    """Pictures (C, H, W) of a split in an order drawn from the run's seed, or noise of their size.
+    """At most `count` pictures (C, H, W) of a split in an order drawn from the run's seed, or noise of their size.
 
-    Args:
-        config: Of the run; data.kind must be images or tiles.
-        split: train, val or test.
-        count: How many, at most as many as there are.
-        noise: Uniform noise in [0, 1) instead; no data is needed.
+    Noise is uniform in [0, 1) and needs no data.
 
     Raises:
         ConfigError: No such data, or token sets.
@@ -62,7 +55,7 @@ def pictures(config: Config, split: str, count: int, noise: bool) -> Iterator[ND
 
 
 def token_sets(config: Config, split: str, count: int, noise: bool) -> Iterator[Sample]:
-    """Token sets of a split as batches of one, in an order drawn from the run's seed; the arguments of `pictures`.
+    """Token sets of a split as batches of one, in an order drawn from the run's seed.
 
     Raises:
         ConfigError: No such data, or noise: tokens come from a picture.
@@ -83,17 +76,12 @@ def token_sets(config: Config, split: str, count: int, noise: bool) -> Iterator[
 
 
 def measure(config: Config, split: str, count: int, noise: bool = False, layer: str | None = None) -> Field:
-    """The field of an experiment's model (`hpc_models.training.receptive_field`).
+    """The field of an experiment's model (`hpc_models.training.receptive_field`) on at most `count` inputs of a split.
 
-    Args:
-        config: Of the run; `train.init_from` names trained weights.
-        split: See `pictures`.
-        count: See `pictures`.
-        noise: See `pictures`.
-        layer: Layer whose output is the map, None: the model's own map.
+    `train.init_from` names trained weights. `layer` is the layer whose output is the map; None is the model's own map.
 
     Raises:
-        ConfigError: No pictures, a model without a map, weights that do not fit.
+        ConfigError: No pictures, a model without a map, or weights that do not fit.
     """
     import torch
 
@@ -101,6 +89,7 @@ def measure(config: Config, split: str, count: int, noise: bool = False, layer: 
     from launch.train.trainer import build_model
     from launch.train.weights import load_weights
 
+    # The model with its weights.
     torch.manual_seed(config.train.seed)
     try:
         model = build_model(config)
@@ -110,9 +99,10 @@ def measure(config: Config, split: str, count: int, noise: bool = False, layer: 
         load_weights(model, config.train.init_from)
     device = pick_device(config.engine.device, find_ranks())
     model.to(device)
+    # The inputs; the first one is read before a progress bar is drawn, since the data may be wrong.
     tokens = config.data.kind == "tokens"
     given: Iterator[Any] = (token_sets if tokens else pictures)(config, split, count, noise)
-    first = next(given, None)  # what is wrong with the data is told before a progress bar is drawn
+    first = next(given, None)
     if first is None:
         raise ConfigError(f"data.dir={config.data.dir}: no picture in {split}")
 
@@ -121,7 +111,7 @@ def measure(config: Config, split: str, count: int, noise: bool = False, layer: 
             return {key: on_device(value) for key, value in values.items()}
         return torch.from_numpy(values).to(device)
 
-    def told() -> Iterator[Any]:
+    def shown() -> Iterator[Any]:
         with Progress(count, "erf", "pictures") as bar:
             for values in chain((first,), given):
                 yield on_device(values)
@@ -130,8 +120,8 @@ def measure(config: Config, split: str, count: int, noise: bool = False, layer: 
     try:
         if tokens:
             side = config.data.resolution
-            return token_field(model, told(), side, min(side, LARGEST_MAP), layer)
-        return effective_receptive_field(model, told(), layer)
+            return token_field(model, shown(), side, min(side, LARGEST_MAP), layer)
+        return effective_receptive_field(model, shown(), layer)
     except ConfigError:
         raise
     except ValueError as error:
