@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.tree.quadtree import morton
+from launch.config.data import DataConfig
 
 Array = NDArray[Any]
 
@@ -77,41 +78,27 @@ def leaves_in_square(
     return kept
 
 
-def change_picture(
-    values: NDArray[np.float32],
-    rng: np.random.Generator,
-    flips: bool,
-    mirror: bool,
-    strength: float,
-    rotate_deg: float,
-    noise: float,
-) -> NDArray[np.float32]:
-    """Augment a whole picture (H, W, C), float32 in [0, 1].
-
-    Args:
-        values: The picture.
-        rng: Draws the changes.
-        flips: Draw one of the flips and turns that keep the size: eight of a square, four of another rectangle.
-        mirror: Without `flips`: swap left and right half of the time.
-        strength: Of brightness and contrast, as in `jitter`.
-        rotate_deg: Turn by up to this many degrees about the middle, border repeated.
-        noise: Standard deviation of Gaussian noise.
-    """
+def change_picture(values: NDArray[np.float32], rng: np.random.Generator, data: DataConfig) -> NDArray[np.float32]:
+    """Augment a whole picture (H, W, C), float32 in [0, 1], as the data section says; `rng` draws what is needed."""
+    # Flips and turns that keep the size: eight of a square, four of another rectangle.
     h, w = values.shape[:2]
-    if flips:
+    if data.flips:
         values = turn_pixels(values, int(rng.integers(DIHEDRAL if h == w else 4)), 0, 1)
-    elif mirror and rng.random() < 0.5:
+    elif data.mirror and rng.random() < 0.5:
         values = np.flip(values, 1)
-    if rotate_deg:
-        turn = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), float(rng.uniform(-rotate_deg, rotate_deg)), 1.0)
+    # Turn about the middle, border repeated.
+    if data.rotate_deg:
+        angle = float(rng.uniform(-data.rotate_deg, data.rotate_deg))
+        turn = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), angle, 1.0)
         turned = cv2.warpAffine(np.ascontiguousarray(values), turn, (w, h), borderMode=cv2.BORDER_REPLICATE)
         values = np.asarray(turned, np.float32).reshape(h, w, -1)
-    if strength:
-        brightness, contrast = rng.uniform(-strength, strength, 2)
+    # Brightness, contrast and noise.
+    if data.jitter:
+        brightness, contrast = rng.uniform(-data.jitter, data.jitter, 2)
         values = (values * np.float32(1 + brightness) - np.float32(0.5)) * np.float32(1 + contrast) + np.float32(0.5)
-    if noise:
-        values = values + rng.normal(0.0, noise, values.shape).astype(np.float32)
-    if strength or noise:
+    if data.noise:
+        values = values + rng.normal(0.0, data.noise, values.shape).astype(np.float32)
+    if data.jitter or data.noise:
         values = np.clip(values, 0, 1)
     return np.ascontiguousarray(values)
 

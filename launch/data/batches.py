@@ -8,10 +8,12 @@ square.
 from __future__ import annotations
 
 import math
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -102,10 +104,10 @@ def parts_of(tokens: TokenSet, share: float, overlap: float) -> list[tuple[NDArr
             nearest leaf with content, or all rows where no leaf has any.
     """
     side_px = part_side(share, tokens.size_px)
-    count = 1 + math.ceil((tokens.size_px - side_px) / max(1, side_px * (1 - overlap)))
+    number = 1 + math.ceil((tokens.size_px - side_px) / max(1, side_px * (1 - overlap)))
     middle = tokens.leaf_xy + tokens.leaf_size[:, None] // 2
     content = np.flatnonzero(tokens.has_content)
-    x_starts, y_starts = (np.linspace(0, max(0, length - side_px), count).round() for length in tokens.content_wh)
+    x_starts, y_starts = (np.linspace(0, max(0, length - side_px), number).round() for length in tokens.content_wh)
     parts = []
     for corner in (np.array([x, y], np.int64) for y in y_starts for x in x_starts):
         rows = np.flatnonzero(_in_part(tokens, corner, side_px))
@@ -246,15 +248,12 @@ class Sampler:
 
     def __init__(self, images: int, batch: int, seed: int) -> None:
         self.images, self.batch, self.seed = images, batch, seed
-        self._orders: dict[int, NDArray[np.int64]] = {}
+        # Two are kept: a batch may span two epochs, and prefetching never goes back further.
+        self._kept = lru_cache(2)(self.order)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The permutation of epoch `epoch`, (images,) int64."""
-        if epoch not in self._orders:
-            # Two are kept: a batch may span two epochs, and prefetching never goes back further.
-            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = np.random.default_rng([self.seed, 1, epoch]).permutation(self.images)
-        return self._orders[epoch]
+        return np.random.default_rng([self.seed, 1, epoch]).permutation(self.images)
 
     def at(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
         """Pairs (image index, global sample index) that `rank` of `world` trains on in step `step`.
@@ -263,56 +262,34 @@ class Sampler:
         """
         share = self.batch // world
         first = step * self.batch + rank * share
-        return [(int(self.order(g // self.images)[g % self.images]), g) for g in range(first, first + share)]
+        return [(int(self._kept(g // self.images)[g % self.images]), g) for g in range(first, first + share)]
 
 
 class Prefetch:
     """Calls `make(step)` from step `first` on in one background thread and gives the results out in order.
 
-    `make` is a pure function. `depth` results are held ready; with 0 `make` runs on demand, in the caller's thread.
+    `make` is a pure function. `depth` results are made ahead; with 0 `make` runs on demand, in the caller's thread.
     """
 
     def __init__(self, make: Callable[[int], Any], first: int, depth: int) -> None:
-        self._make, self._next = make, first
-        self._stop = threading.Event()
-        self._ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(max(1, depth))
-        self._thread: threading.Thread | None = None
-        if depth:
-            self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
-            self._thread.start()
+        self._make, self._steps = make, count(first)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch") if depth else None
+        self._ahead = deque(self._submit(self._pool) for _ in range(depth) if self._pool is not None)
 
-    def _run(self) -> None:
-        step = self._next
-        while not self._stop.is_set():
-            try:
-                item: tuple[Any, BaseException | None] = (self._make(step), None)
-            except BaseException as error:  # raised where the caller asks for the batch
-                item = (None, error)
-            while not self._stop.is_set():
-                try:
-                    self._ready.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if item[1] is not None:
-                return
-            step += 1
+    def _submit(self, pool: ThreadPoolExecutor) -> Future[Any]:
+        return pool.submit(self._make, next(self._steps))
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
         """The result of the next step; raises what `make` raised."""
-        if self._thread is None:
-            self._next += 1
-            return self._make(self._next - 1)
-        value, error = self._ready.get()
-        if error is not None:
-            raise error
-        return value
+        if self._pool is None:
+            return self._make(next(self._steps))
+        self._ahead.append(self._submit(self._pool))
+        return self._ahead.popleft().result()
 
     def close(self) -> None:
         """Stop the thread; a result under way is dropped."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout=60)
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)

@@ -190,6 +190,8 @@ def check_same_slide(path: Path, meta: dict[str, Any], folder: Path, own: dict[s
 class TokenFiles:
     """The token files of one configuration, in splits, read lazily and kept in memory up to a limit.
 
+    Whatever reads a file raises StoreError when it became unreadable.
+
     Raises:
         ConfigError: See `read_split` and `check_variants`.
     """
@@ -257,19 +259,11 @@ class TokenFiles:
         return meta
 
     def load(self, name: str) -> TokenSet:
-        """The token set of one slide in data.dir.
-
-        Raises:
-            StoreError: The file became unreadable.
-        """
+        """The token set of one slide in data.dir."""
         return self._load(token_path(self.folder, name))
 
     def draw(self, name: str, rng: np.random.Generator) -> TokenSet:
-        """A training slide from data.dir or one of data.variants, each as likely; without variants nothing is drawn.
-
-        Raises:
-            StoreError: The file became unreadable.
-        """
+        """A training slide from data.dir or one of data.variants, each as likely; without variants nothing is drawn."""
         index = int(rng.integers(len(self._drawn))) if len(self._drawn) > 1 else 0
         return self._load(token_path(self._drawn[index], name))
 
@@ -286,11 +280,7 @@ class TokenFiles:
         return tokens
 
     def truth_pixels(self, name: str, tokens: TokenSet) -> NDArray[np.int64]:
-        """Foreground pixels of a slide's frame per class, (K,), with the leaves that `--fit drop` left out.
-
-        Raises:
-            StoreError: The file became unreadable.
-        """
+        """Foreground pixels of a slide's frame per class, (K,), with the leaves that `--fit drop` left out."""
         assert tokens.mask_counts is not None
         if name not in self._truth:
             whole = read_meta(token_path(self.folder, name))["mask_pixels"]
@@ -299,11 +289,7 @@ class TokenFiles:
         return self._truth[name]
 
     def content_pixels(self, name: str, tokens: TokenSet) -> int:
-        """Pixels of a slide's frame that are scored, with the leaves that `--fit drop` left out.
-
-        Raises:
-            StoreError: The file became unreadable.
-        """
+        """Pixels of a slide's frame that are scored, with the leaves that `--fit drop` left out."""
         seen = read_meta(token_path(self.folder, name)).get("content_pixels")  # only with a field of view
         width, height = tokens.content_wh
         return width * height if seen is None else int(seen)

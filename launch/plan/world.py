@@ -51,9 +51,10 @@ class RealIntegers(TorchDispatchMode):
         if func in _MASKED:
             args = (args[0], _numbered(args[1]), *args[2:])
         out = func(*args, **kwargs)
-        if not tensors and isinstance(out, FakeTensor) and _stays_real(out):
-            with unset_fake_temporarily():
-                return func(*args, **kwargs)
+        if not tensors and isinstance(out, FakeTensor) and out.device.type == "cpu":
+            if not out.dtype.is_floating_point and out.numel() <= _LARGEST_REAL:
+                with unset_fake_temporarily():
+                    return func(*args, **kwargs)
         return out
 
 
@@ -62,10 +63,6 @@ def _made_up(dtype: torch.dtype) -> Any:
     if dtype == torch.bool:
         return False
     return 1.0 if dtype.is_floating_point else 1
-
-
-def _stays_real(out: FakeTensor) -> bool:
-    return not out.dtype.is_floating_point and out.device.type == "cpu" and out.numel() <= _LARGEST_REAL
 
 
 def _numbered(indices: Any) -> list[Any]:

@@ -151,13 +151,9 @@ class Speed:
 
     def end(self, seconds: float) -> dict[str, float]:
         """What metrics.jsonl keeps of a step of so many seconds, without unknown numbers."""
-        found = {}
-        if self._tokens:
-            found["tps"] = self._tokens / seconds
+        found = {"tps": self._tokens / seconds} if self._tokens else {}
         mfu = self.mfu(seconds)
-        if mfu is not None:
-            found["mfu(%)"] = 100 * mfu
-        return found
+        return found if mfu is None else {**found, "mfu(%)": 100 * mfu}
 
     def mfu(self, seconds_per_step: float) -> float | None:
         """Share of the peak; None when the peak is unknown, or before the first step."""

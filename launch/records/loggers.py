@@ -9,8 +9,6 @@ from typing import Any, Protocol
 
 from launch.config.config import ConfigError
 
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
-
 
 class Sink(Protocol):
     """Takes the lines of metrics.jsonl as they are written."""
@@ -29,8 +27,8 @@ def check_sinks(names: Sequence[str]) -> None:
         ConfigError: One is not; the line says how to get it.
     """
     for name in names:
-        if importlib.util.find_spec(_PACKAGES[name]) is None:
-            raise ConfigError(f"log.sinks={name}: not installed; pip install {_PACKAGES[name]}")
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"log.sinks={name}: not installed; pip install {name}")
 
 
 def open_sinks(names: Sequence[str], run_dir: Path, settings: dict[str, Any]) -> list[Sink]:

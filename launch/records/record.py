@@ -278,17 +278,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def git_commit(folder: Path | None = None) -> str | None:
     """The commit of the code, with `+dirty` when tracked files were changed; None outside git."""
-    folder = folder or Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        place = folder or Path(__file__).resolve().parent
+        done = subprocess.run(["git", *words], cwd=place, capture_output=True, text=True, check=True, timeout=30)
+        return done.stdout.strip()
+
     try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        return commit + ("+dirty" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _git(folder: Path, *words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=30)
-    return done.stdout.strip()
 
 
 def environment(hosts: list[str], devices: list[str], launcher: str) -> dict[str, Any]:

@@ -22,57 +22,44 @@ if TYPE_CHECKING:
 LARGEST_MAP = 2048
 
 
-def pictures(config: Config, split: str, count: int, noise: bool) -> Iterator[NDArray[np.float32]]:
-    """At most `count` pictures (C, H, W) of a split in an order drawn from the run's seed, or noise of their size.
+def inputs_of(config: Config, split: str, count: int, noise: bool) -> Iterator[NDArray[np.float32] | Sample]:
+    """At most `count` pictures (C, H, W) or token sets of a split, in an order drawn from the run's seed.
 
-    Noise is uniform in [0, 1) and needs no data.
+    `noise` gives pictures of uniform noise in [0, 1) and needs no data. A token set is a batch of one.
 
     Raises:
-        ConfigError: No such data, or token sets.
+        ConfigError: No such data, or noise for tokens, which come from a picture.
     """
     import numpy as np
 
+    from launch.data.batches import token_sample
     from launch.data.pictures import ImageFiles, open_files
 
     data, rng = config.data, np.random.default_rng(config.train.seed)
     if noise:
+        if data.kind == "tokens":
+            raise ConfigError("--noise needs data.kind=images or tiles: token sets are made from pictures")
         square = data.crop_px if data.kind == "tiles" else data.resolution
         hw = (data.image_hw if data.kind == "images" else None) or (square, square)
         yield from (rng.random((data.channels, *hw), dtype=np.float32) for _ in range(count))
         return
     files = open_files(data)
     names = files.split[split]
-    if isinstance(files, ImageFiles):
-        for index in rng.permutation(len(names))[:count]:
-            yield np.ascontiguousarray(files.load(names[index]).transpose(2, 0, 1))
+    if data.kind == "tiles":
+        assert not isinstance(files, ImageFiles)
+        starts = range(0, data.resolution - data.crop_px + 1, data.crop_px)
+        places = [(name, y, x) for name in names for y in starts for x in starts]
+        for index in rng.permutation(len(places))[:count]:
+            name, y, x = places[index]
+            crop = files.load_raster(name).image[y : y + data.crop_px, x : x + data.crop_px]
+            yield np.ascontiguousarray(crop.transpose(2, 0, 1).astype(np.float32) / np.float32(255))
         return
-    starts = range(0, data.resolution - data.crop_px + 1, data.crop_px)
-    places = [(name, y, x) for name in names for y in starts for x in starts]
-    for index in rng.permutation(len(places))[:count]:
-        name, y, x = places[index]
-        crop = files.load_raster(name).image[y : y + data.crop_px, x : x + data.crop_px]
-        yield np.ascontiguousarray(crop.transpose(2, 0, 1).astype(np.float32) / np.float32(255))
-
-
-def token_sets(config: Config, split: str, count: int, noise: bool) -> Iterator[Sample]:
-    """Token sets of a split as batches of one, in an order drawn from the run's seed.
-
-    Raises:
-        ConfigError: No such data, or noise: tokens come from a picture.
-    """
-    import numpy as np
-
-    from launch.data.batches import token_sample
-    from launch.data.pictures import open_files
-
-    if noise:
-        raise ConfigError("--noise needs data.kind=images or tiles: token sets are made from pictures")
-    data, rng = config.data, np.random.default_rng(config.train.seed)
-    files = open_files(data)
-    names = files.split[split]
     for index in rng.permutation(len(names))[:count]:
-        sample = token_sample(files.load(names[index]), data.length, None, False, 0.0)  # type: ignore[arg-type]
-        yield {key: sample[key][None] for key in ("tokens", "leaf_xy", "leaf_size", "valid")}
+        if isinstance(files, ImageFiles):
+            yield np.ascontiguousarray(files.load(names[index]).transpose(2, 0, 1))
+        else:
+            sample = token_sample(files.load(names[index]), data.length, None, False, 0.0)
+            yield {key: sample[key][None] for key in ("tokens", "leaf_xy", "leaf_size", "valid")}
 
 
 def measure(config: Config, split: str, count: int, noise: bool = False, layer: str | None = None) -> Field:
@@ -100,8 +87,7 @@ def measure(config: Config, split: str, count: int, noise: bool = False, layer: 
     device = pick_device(config.engine.device, find_ranks())
     model.to(device)
     # The inputs; the first one is read before a progress bar is drawn, since the data may be wrong.
-    tokens = config.data.kind == "tokens"
-    given: Iterator[Any] = (token_sets if tokens else pictures)(config, split, count, noise)
+    given = inputs_of(config, split, count, noise)
     first = next(given, None)
     if first is None:
         raise ConfigError(f"data.dir={config.data.dir}: no picture in {split}")
@@ -118,7 +104,7 @@ def measure(config: Config, split: str, count: int, noise: bool = False, layer: 
                 bar.update(1)
 
     try:
-        if tokens:
+        if config.data.kind == "tokens":
             side = config.data.resolution
             return token_field(model, shown(), side, min(side, LARGEST_MAP), layer)
         return effective_receptive_field(model, shown(), layer)

@@ -79,19 +79,15 @@ class Classification:
 
     def batch(self, picks: list[tuple[int, int]]) -> Batch:
         """The augmented batch of some (image index, global sample index) pairs; a function of them and the seed."""
-        samples = []
-        for index, sample_index in picks:
-            name = self.files.split["train"][index]
-            rng = np.random.default_rng([self.config.train.seed, 2, sample_index])
-            samples.append(self._sample(name, rng))
-        return collate(samples)
+        names, seed = self.files.split["train"], self.config.train.seed
+        return collate([self._sample(names[i], np.random.default_rng([seed, 2, sample])) for i, sample in picks])
 
     def _sample(self, name: str, rng: np.random.Generator | None) -> Sample:
         data = self.config.data
         if isinstance(self.files, ImageFiles):
             values = self.files.load(name)
             if rng is not None:
-                values = change_picture(values, rng, data.flips, data.mirror, data.jitter, data.rotate_deg, data.noise)
+                values = change_picture(values, rng, data)
             return {"image": values.transpose(2, 0, 1), "label": np.array(self._labels[name])}
         if data.kind == "tiles":
             assert rng is not None

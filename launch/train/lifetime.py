@@ -98,6 +98,9 @@ class Watchdog:
 
     def __init__(self, limit_s: float | None, logs: Path, rank: int, on_hang: Callable[[str], None]) -> None:
         self._limit_s, self._logs, self._rank, self._on_hang = limit_s, logs, rank, on_hang
+        self._pause_s = min(5.0, (limit_s or 0.0) / 10)  # time between two looks
+        # faulthandler takes over later than the Python thread needs.
+        self._backstop_s = (limit_s or 0.0) + 8 * self._pause_s + 5
         self._beat_s = self._armed_s = 0.0
         self._ended = threading.Event()
         self._file: Any = None
@@ -128,16 +131,6 @@ class Watchdog:
             self._file = None
             if empty:
                 Path(self._logs / f"stacks-rank-{self._rank}.txt").unlink(missing_ok=True)
-
-    @property
-    def _pause_s(self) -> float:
-        """Time between two looks."""
-        return min(5.0, (self._limit_s or 0.0) / 10)
-
-    @property
-    def _backstop_s(self) -> float:
-        """When faulthandler takes over: later than the Python thread needs."""
-        return (self._limit_s or 0.0) + 8 * self._pause_s + 5
 
     def _watch(self) -> None:
         while not self._ended.wait(self._pause_s):

@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from data_prep.system.files import write_atomic
 from launch.config.config import Config, ConfigError
@@ -19,9 +19,6 @@ from launch.records.run_dir import OpenedRun, open_run
 from launch.train.checks import check_model, check_world
 from launch.train.lifetime import Log, StopFlag, Watchdog
 from launch.train.run_record import RunFacts, status_of, summary
-
-if TYPE_CHECKING:
-    import torch
 
 
 def train(config: Config) -> int:
@@ -58,7 +55,8 @@ def train(config: Config) -> int:
     opened = open_together(config, files, ranks, run_dir)
     if opened.finished:
         places.finish(_tell_finished(run_dir) if ranks.rank == 0 else EXIT_OK)
-    return places.finish(Start(config, files, ranks, run_dir, device, opened, threads).run())
+    facts = RunFacts(config, files, ranks, run_dir, device, opened.starts)
+    return places.finish(Start(facts, Path(opened.logs), threads).run())
 
 
 def _tell_other_settings(config: Config) -> None:
@@ -111,22 +109,13 @@ def open_together(config: Config, files: Files, ranks: Ranks, run_dir: Path) -> 
 class Start:
     """One start of a run on this rank, from building the trainer to writing the record."""
 
-    def __init__(
-        self,
-        config: Config,
-        files: Files,
-        ranks: Ranks,
-        run_dir: Path,
-        device: torch.device,
-        opened: OpenedRun,
-        threads: int,
-    ) -> None:
-        self.facts = RunFacts(config, files, ranks, run_dir, device, opened.starts)
-        self.logs = Path(opened.logs)
-        self.log = Log(self.logs, ranks.rank)
+    def __init__(self, facts: RunFacts, logs: Path, threads: int) -> None:
+        self.facts, self.logs, self.log = facts, logs, Log(logs, facts.ranks.rank)
+        config, ranks = facts.config, facts.ranks
         self.log.say(
-            f"{config.experiment}: {ranks.world} rank{'s' * (ranks.world > 1)} ({ranks.launcher}), {device.type}, "
-            f"{threads} thread{'s' * (threads > 1)} each, {config.engine.name}, {config.train.precision} -> {run_dir}"
+            f"{config.experiment}: {ranks.world} rank{'s' * (ranks.world > 1)} ({ranks.launcher}), "
+            f"{facts.device.type}, {threads} thread{'s' * (threads > 1)} each, {config.engine.name}, "
+            f"{config.train.precision} -> {facts.run_dir}"
         )
 
     def run(self) -> int:
@@ -135,6 +124,7 @@ class Start:
         Returns:
             The exit code, once all ranks have finished.
         """
+        # Watch for signals and for a standstill.
         facts, rank = self.facts, self.facts.ranks.rank
         stop = StopFlag(facts.run_dir / "STOP" if rank == 0 else None)
         stop.install()
@@ -148,6 +138,7 @@ class Start:
             )
             # Every forward pass, in training and in evaluation, is a sign of life.
             trainer.engine.module.register_forward_pre_hook(watchdog.beat)
+            # Train, then write the record.
             outcome = trainer.run()
             record = facts.final_record(outcome)
             if rank == 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +116,14 @@ class Segmentation:
             logits = raster_logits(engine.forward, config, raster, device, everywhere=engine.data_world > 1)
             predicted = (logits > 0).permute(1, 2, 0).cpu().numpy()
             counts = raster_counts(predicted, raster)
-            if folder is not None:
-                _save(folder, name, counts, _raster_pictures(raster, predicted, config.eval.pictures_px))
+            pictures = partial(_raster_pictures, raster)
         else:
             predicted = token_logits(engine.forward, config, tokens, device).numpy() > 0
             counts = np.stack(pixel_dice_from_cells(predicted, tokens.mask_counts, tokens.content_counts), axis=-1)
             counts[:, 2] = truth  # what lies in no token is missed
-            if folder is not None:
-                _save(folder, name, counts, _token_pictures(tokens, predicted, config.eval.pictures_px))
+            pictures = partial(_token_pictures, tokens)
+        if folder is not None:
+            _save(folder, name, counts, pictures(predicted, config.eval.pictures_px))
         best = ceiling(tokens.mask_counts, tokens.content_counts, truth.tolist())
         return counts, float(np.mean(best)), len(tokens.tokens)
 
@@ -224,9 +225,12 @@ def _crop(picture: NDArray[Any], content_wh: tuple[int, int], size_px: int) -> N
 
 
 def _save(folder: Path, name: str, counts: NDArray[np.int64], pictures: dict[str, NDArray[Any]]) -> None:
+    """Write pictures (h, w, 3) or (h, w) of values 0..255 as PNG, and the counts."""
     folder.mkdir(parents=True, exist_ok=True)
     for kind, values in pictures.items():
-        save_png(folder / f"{kind}_{name}.png", values)
+        data = io.BytesIO()
+        Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8)).save(data, "PNG")
+        write_atomic(folder / f"{kind}_{name}.png", data.getbuffer())
     data = io.BytesIO()
     np.savez(data, counts=counts)
     write_atomic(folder / f"{name}.npz", data.getbuffer())
@@ -274,13 +278,6 @@ def picture_side(size_px: int, limit_px: int) -> int:
     while side > limit_px and side % 2 == 0:
         side //= 2
     return side
-
-
-def save_png(path: Path, values: NDArray[Any]) -> None:
-    """Write (h, w, 3) or (h, w) values 0..255 as a PNG, whole or not at all."""
-    data = io.BytesIO()
-    Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8)).save(data, "PNG")
-    write_atomic(path, data.getbuffer())
 
 
 def class_gray(values: NDArray[Any]) -> NDArray[np.float32]:

@@ -129,7 +129,7 @@ class Trainer:
         if stopped:
             return Outcome(stopped, None, None)
         if self.config.eval.select == "best" and self.best is not None and self.best[1] != self.step:
-            if self._load(self.run_dir / "checkpoints", self.best[1]) is None:
+            if self._load(self.best[1]) is None:
                 raise TrainingError(f"the checkpoint of step {self.best[1]}, the best on val, is gone or damaged")
             self.say(f"scoring the test slides with the weights of step {self.best[1]}, the best on val")
         pictures = self.run_dir / "predictions" if self.config.eval.pictures_px else None
@@ -306,11 +306,12 @@ class Trainer:
         if self._background is not None:
             self._background.publish()
 
-    def _load(self, folder: Path, only: int | None = None) -> dict[str, Any] | None:
+    def _load(self, only: int | None = None) -> dict[str, Any] | None:
         """Load the newest checkpoint, or one step's, into engine and average; returns its notes."""
         state = self._state()
         native = self.engine.load if self.config.engine.name == "deepspeed" else None
         check = partial(engines.check_saved, self.config.engine.name)
+        folder = self.run_dir / "checkpoints"
         notes = checkpoint.load_newest(folder, state, self.say, native, only, check)
         if notes is not None:
             self.engine.restore(state)
@@ -329,10 +330,9 @@ class Trainer:
 
     def _resume(self) -> None:
         """Go on from the newest sound checkpoint, if there is one."""
-        folder = self.run_dir / "checkpoints"
         if self.ranks.rank == 0:
-            checkpoint.clean(folder)
-        notes = self._load(folder)
+            checkpoint.clean(self.run_dir / "checkpoints")
+        notes = self._load()
         if notes is None:
             self.engine.forget()
             return
