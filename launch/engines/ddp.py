@@ -1,7 +1,7 @@
 """DistributedDataParallel: the whole model on every rank.
 
 With two ranks a resumed run repeats the uninterrupted one bit for bit. With more, gloo and nccl may add the first
-step's gradients in another order, since DDP rebuilds its buckets after the first step of a process.
+step's gradients in another order: DDP rebuilds its buckets after the first step of a process.
 """
 
 from __future__ import annotations

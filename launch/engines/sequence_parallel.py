@@ -2,8 +2,8 @@
 
 Jacobs et al., DeepSpeed Ulysses (2023). Each rank of a group holds L / P tokens through norms and MLPs. Around the
 attention one all-to-all gives it all L tokens of H / P heads. Before and after the encoder every rank of the group has
-the whole sequence. Gradients need no care: every rank uses the joined tokens for the same loss, so the group's sum is P
-times a rank's share, and the mean over all ranks divides P away.
+the whole sequence. Gradients need no care. Every rank uses the joined tokens for the same loss, so the group's sum is P
+times a rank's share. The mean over all ranks divides P away.
 """
 
 from __future__ import annotations

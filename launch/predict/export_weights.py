@@ -13,8 +13,7 @@ from data_prep.system.files import write_atomic
 def export_weights(run_dir: Path, out: Path, step: str, average: bool) -> int:
     """Write the weights of a run to one file: of step `last`, `best` or a number, or their running average.
 
-    Returns:
-        The exit code: 0, 64 for wrong arguments, or 1 for files that cannot be read or written.
+    The exit code is 0, 64 for wrong arguments, or 1 for files that cannot be read or written.
     """
 
     def fail(text: str, code: int) -> int:

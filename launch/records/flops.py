@@ -64,8 +64,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         needing = sum(factor.requires_grad for factor in factors)
         if torch.is_grad_enabled():
             return 1 + needing
-        # Inside a function with its own backward pass, such as DeepSpeed's linear maps, only its arguments and
-        # views of them tell whether they need a gradient.
+        # Inside a function with its own backward pass, such as DeepSpeed's linear maps, only its arguments
+        # and their views say whether they need a gradient.
         needing += sum(not it.requires_grad and it._base is not None and it._base.requires_grad for it in factors)
         return 1 + (needing or 2)
 

@@ -34,8 +34,9 @@ TOLERANCE = 0.002  # a few pixels change side on another device or with other th
 # What a finished run's record must have.
 _NEEDED = ("run_id", "experiment", "config_sha256", "split_sha256", "started_at", "dice", "dice_per_slide")
 # What a record measures in images of the run's own size.
-_OF_OWN_FRAMES = ("seconds_per_image", "images_per_s", "epochs", "timed_steps", "mfu", "preprocessing_seconds")
-_OF_OWN_FRAMES += ("dice_ceiling", "dice_val", "score_val")
+_OF_OWN_FRAMES = """
+    seconds_per_image images_per_s epochs timed_steps mfu preprocessing_seconds dice_ceiling dice_val score_val
+""".split()
 
 
 class UnfinishedError(ConfigError):

@@ -24,8 +24,7 @@ from launch.train.run_record import RunFacts, status_of, summary
 def train(config: Config) -> int:
     """Run or resume a training run; ends the process itself once the ranks have met.
 
-    Returns:
-        0 for a finished run that needed no ranks; otherwise it does not return.
+    It returns, with 0, only for a finished run that needed no ranks.
 
     Raises:
         ConfigError, RankError: A setting is wrong; exit code 64.
@@ -119,11 +118,7 @@ class Start:
         )
 
     def run(self) -> int:
-        """Train and write the record; an error on this rank ends the process.
-
-        Returns:
-            The exit code, once all ranks have finished.
-        """
+        """Train, write the record and return the exit code; an error on this rank ends the process."""
         # Watch for signals and for a standstill.
         facts, rank = self.facts, self.facts.ranks.rank
         stop = StopFlag(facts.run_dir / "STOP" if rank == 0 else None)

@@ -35,6 +35,7 @@ class RunFacts:
 
     def record(self, status: str, reason: str | None) -> dict[str, Any]:
         """The record from what this rank knows; no other rank is asked."""
+        # What the settings and the machine say.
         config, data, ranks = self.config, self.config.data, self.ranks
         known: dict[str, Any] = {
             "run_id": self.run_dir.name,
@@ -70,6 +71,7 @@ class RunFacts:
             "starts": self.starts,
             "preprocessing_seconds": self.files.preprocessing_seconds(),
         }
+        # What the training has measured so far.
         trainer = self.trainer
         if trainer is not None:
             rate = trainer.clock.images_per_s
