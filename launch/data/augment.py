@@ -1,7 +1,7 @@
 """Random flips, quarter turns and colours of training images, on token sets as well as on crops.
 
-Must not import torch. Everything is a pure function of its arguments; the caller seeds the generator with
-(seed, global sample index), so that a picture looks the same whatever the number of ranks.
+Everything is a pure function of its arguments. The caller seeds the generator with (seed, global sample index), so that
+a picture looks the same on any number of ranks.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.tree.quadtree import morton
+from launch.config.data import DataConfig
 
 Array = NDArray[Any]
 
@@ -20,16 +21,10 @@ DIHEDRAL = 8
 
 
 def turn_pixels(values: Array, code: int, rows: int, cols: int) -> Array:
-    """Flip and turn the axes (rows, cols) of an array of squares by element `code` of the dihedral group.
+    """Flip and turn the axes `rows` (y) and `cols` (x) of an array of squares by `code` of the dihedral group; a view.
 
     Args:
-        values: Any array whose axes `rows` and `cols` have the same length.
         code: 0..7: bit 2 swaps x and y, then bit 0 reverses x, then bit 1 reverses y.
-        rows: Axis of y.
-        cols: Axis of x.
-
-    Returns:
-        A view.
     """
     if code & 4:
         values = values.swapaxes(rows, cols)
@@ -41,17 +36,7 @@ def turn_pixels(values: Array, code: int, rows: int, cols: int) -> Array:
 
 
 def turn_leaves(leaf_xy: Array, leaf_size: Array, size_px: int, code: int) -> Array:
-    """Where each leaf's square goes when the whole frame is turned by `code`.
-
-    Args:
-        leaf_xy: (N, 2) top left corners in frame pixels.
-        leaf_size: (N,) sides in frame pixels.
-        size_px: R.
-        code: As in `turn_pixels`.
-
-    Returns:
-        (N, 2) new top left corners.
-    """
+    """New top left corners (N, 2) of leaves when the whole frame of `size_px` is turned by `code`."""
     x, y = leaf_xy[:, 0], leaf_xy[:, 1]
     if code & 4:
         x, y = y, x
@@ -67,15 +52,8 @@ def turn_tokens(
 ) -> tuple[Array, Array, dict[str, Array]]:
     """The token set of the turned frame: leaves moved, patches turned, all rows in Morton order again.
 
-    Args:
-        leaf_xy: (N, 2).
-        leaf_size: (N,).
-        per_token: Arrays (N, p, p, ...) of patches and counts.
-        size_px: R.
-        code: As in `turn_pixels`.
-
-    Returns:
-        leaf_xy, leaf_size and per_token of the turned frame.
+    `per_token` holds arrays (N, p, p, ...) of patches and counts. Returns leaf_xy, leaf_size and per_token of the
+    turned frame.
     """
     if code == 0:
         return leaf_xy, leaf_size, per_token
@@ -88,18 +66,10 @@ def turn_tokens(
 def leaves_in_square(
     leaf_xy: Array, leaf_size: Array, content_wh: tuple[int, int], corner_xy: Array, side_px: int
 ) -> NDArray[np.bool_]:
-    """Which leaves have their middle in a square of the frame: the crop of a tree.
+    """Which leaves (N,) bool have their middle in a square of the frame: the part of a tree.
 
-    Args:
-        leaf_xy: (N, 2).
-        leaf_size: (N,).
-        content_wh: Width and height of the content at the frame's top left; the middle of a leaf that reaches beyond
-            counts as if it lay on the content's border.
-        corner_xy: (2,) top left of the square.
-        side_px: Its side.
-
-    Returns:
-        (N,) bool; with the leaf that holds the middle of the square, so that it is not empty where leaves are large.
+    The leaf that holds the middle of the square is included, so that the part is not empty where leaves are large. A
+    leaf that reaches beyond the content counts as if its middle lay on the content's border.
     """
     middle = np.minimum(leaf_xy + leaf_size[:, None] // 2, np.array(content_wh) - 1)
     inside = ((middle >= corner_xy) & (middle < corner_xy + side_px)).all(axis=1)
@@ -108,58 +78,41 @@ def leaves_in_square(
     return kept
 
 
-def change_picture(
-    values: NDArray[np.float32],
-    rng: np.random.Generator,
-    flips: bool,
-    mirror: bool,
-    strength: float,
-    rotate_deg: float,
-    noise: float,
-) -> NDArray[np.float32]:
-    """Augment a whole picture.
-
-    Args:
-        values: (H, W, C) float32 in [0, 1].
-        rng: Draws what is needed.
-        flips: One of the flips and turns that keep the size: eight of a square, four of another rectangle.
-        mirror: Without `flips`: left and right are swapped half of the time.
-        strength: As `jitter`'s; brightness and contrast.
-        rotate_deg: Turn by up to this many degrees about the middle, border repeated.
-        noise: Standard deviation of Gaussian noise.
-
-    Returns:
-        (H, W, C) float32 in [0, 1].
-    """
+def change_picture(values: NDArray[np.float32], rng: np.random.Generator, data: DataConfig) -> NDArray[np.float32]:
+    """Augment a whole picture (H, W, C), float32 in [0, 1], as the data section says; `rng` draws what is needed."""
+    # Flips and turns that keep the size: eight of a square, four of another rectangle.
     h, w = values.shape[:2]
-    if flips:
+    if data.flips:
         values = turn_pixels(values, int(rng.integers(DIHEDRAL if h == w else 4)), 0, 1)
-    elif mirror and rng.random() < 0.5:
+    elif data.mirror and rng.random() < 0.5:
         values = np.flip(values, 1)
-    if rotate_deg:
-        turn = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), float(rng.uniform(-rotate_deg, rotate_deg)), 1.0)
+    # Turn about the middle, border repeated.
+    if data.rotate_deg:
+        angle = float(rng.uniform(-data.rotate_deg, data.rotate_deg))
+        turn = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), angle, 1.0)
         turned = cv2.warpAffine(np.ascontiguousarray(values), turn, (w, h), borderMode=cv2.BORDER_REPLICATE)
         values = np.asarray(turned, np.float32).reshape(h, w, -1)
-    if strength:
-        brightness, contrast = rng.uniform(-strength, strength, 2)
+    # Brightness, contrast and noise.
+    if data.jitter:
+        brightness, contrast = rng.uniform(-data.jitter, data.jitter, 2)
         values = (values * np.float32(1 + brightness) - np.float32(0.5)) * np.float32(1 + contrast) + np.float32(0.5)
-    if noise:
-        values = values + rng.normal(0.0, noise, values.shape).astype(np.float32)
-    if strength or noise:
+    if data.noise:
+        values = values + rng.normal(0.0, data.noise, values.shape).astype(np.float32)
+    if data.jitter or data.noise:
         values = np.clip(values, 0, 1)
     return np.ascontiguousarray(values)
 
 
 def jitter(pixels: Array, rng: np.random.Generator, strength: float) -> NDArray[np.float32]:
-    """Random brightness, contrast, gamma and saturation, each at most about `strength` away from no change.
+    """Random brightness, contrast, gamma and saturation, each at most about `strength` (0..0.9) away from no change.
 
-    All four act on single pixels, so they may be applied to patches that were averaged from their leaves (the average
-    of changed pixels and the change of the average differ slightly; for an augmentation that does not matter).
+    All four act on single pixels, so they may be applied to patches. Patches are means over leaves; changing the mean
+    differs slightly from the mean of changed pixels.
 
     Args:
         pixels: (..., 3) uint8.
         rng: Draws four numbers when strength > 0, none otherwise.
-        strength: 0..0.9; 0 only converts.
+        strength: 0 only converts.
 
     Returns:
         (..., 3) float32 in [0, 1].

@@ -1,17 +1,19 @@
-"""Which images belong to which step, and their batches, made ahead of time; knows nothing of engines or models.
+"""Which images belong to which step, and their batches, made ahead of time.
 
 A batch is a dict of CPU tensors as `hpc_models` documents it: tokens (B, L, p, p, 3) float32, leaf_xy, leaf_size,
-valid, mask_counts (B, L, p, p, K) and content_counts (B, L, p, p) float32. A crop is one
-token that covers its whole square.
+valid, mask_counts (B, L, p, p, K) and content_counts (B, L, p, p) float32. A crop is one token that covers its whole
+square.
 """
 
 from __future__ import annotations
 
 import math
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -26,13 +28,12 @@ from launch.data.token_files import Raster, TokenFiles
 Batch = dict[str, torch.Tensor]
 Sample = dict[str, NDArray[Any]]
 
-
-_TRIES = 8  # places of a part or crop that are drawn until one has content, as fields of view are round
-_STEP = 32  # parts of trees are padded to multiples of this: few different shapes, whoever compiles for them
+_TRIES = 8  # draws of a part or crop until one has content, as fields of view are round
+_STEP = 32  # parts of trees are padded to multiples of this, so that few shapes are compiled
 
 
 def take(tokens: TokenSet, kept: NDArray[Any]) -> TokenSet:
-    """Some rows of a token set, given as (N,) bool or as indices."""
+    """The rows `kept` of a token set, given as (N,) bool or as indices."""
     return replace(
         tokens,
         tokens=tokens.tokens[kept],
@@ -49,17 +50,18 @@ def part_side(share: float, size_px: int) -> int:
 
 
 def part_of(tokens: TokenSet, share: float, rng: np.random.Generator, foreground: float = 0.0) -> TokenSet:
-    """The leaves with content in a random square with `share` of the frame's side; all where none are found.
+    """The leaves with content in a random square with `share` of the frame's side; all leaves where none are found.
 
-    A step then costs about share^2 of a whole frame, so that there are more of them in the same time.
+    A step then costs about share^2 of a whole frame, so the same time has more steps.
 
     Args:
         tokens: The token set.
         share: Side of the square as a share of the frame's.
         rng: Generator of its place.
-        foreground: Chance that it is centred on a random cell with foreground (of any class) where there is one, and
-            moved into the content. Small leaves have as many cells as large ones, so detail is drawn more often.
+        foreground: Chance that the square is centred on a random cell with foreground (of any class), if there is one,
+            and moved into the content. Small leaves have as many cells as large ones, so detail is drawn more often.
     """
+    # Draw the corner, perhaps around a cell with foreground.
     side_px = part_side(share, tokens.size_px)
     room = np.maximum(0, np.array(tokens.content_wh) - side_px)
     corner = rng.integers(room + 1)
@@ -67,18 +69,19 @@ def part_of(tokens: TokenSet, share: float, rng: np.random.Generator, foreground
     if foreground and rng.random() < foreground and (found := _foreground_cell(tokens, rng)) is not None:
         leaf, centre = found
         corner = np.clip(centre - side_px // 2, 0, room)
+    # Draw again while there is no content.
     kept = _in_part(tokens, corner, side_px)
     for _ in range(_TRIES - 1):
         if leaf is not None or kept.any():
             break
         kept = _in_part(tokens, rng.integers(room + 1), side_px)
     if leaf is not None:
-        kept[leaf] = True  # one larger than the part can be missed where the square was moved into the content
-    return take(tokens, kept) if kept.any() else tokens  # none: leaves were dropped when the file was built
+        kept[leaf] = True  # a moved square can miss a leaf that is larger than itself
+    return take(tokens, kept) if kept.any() else tokens  # no leaf: the build dropped some
 
 
 def _foreground_cell(tokens: TokenSet, rng: np.random.Generator) -> tuple[int, NDArray[np.int64]] | None:
-    """The leaf, and the frame pixels (x, y) of the middle, of a random cell with foreground; None without one."""
+    """The leaf and the middle (x, y) in frame pixels of a random cell with foreground; None without one."""
     assert tokens.mask_counts is not None
     cells = tokens.foreground_cells
     if not len(cells):
@@ -90,25 +93,21 @@ def _foreground_cell(tokens: TokenSet, rng: np.random.Generator) -> tuple[int, N
 
 
 def parts_of(tokens: TokenSet, share: float, overlap: float) -> list[tuple[NDArray[np.intp], NDArray[np.float32]]]:
-    """Overlapping parts as `part_of` draws them, which together hold every leaf with content.
+    """Overlapping parts as `part_of` draws them; together they hold every leaf with content.
 
-    Their number depends on share and overlap alone, so that ranks which must run the model together do.
-
-    Args:
-        tokens: A token set.
-        share: Side of a part as a share of the frame's.
-        overlap: Share of a part's side that neighbours have in common at least, [0, 1).
+    Their number depends on `share` and `overlap` alone, so that ranks run the model equally often. `overlap` in [0, 1)
+    is the least share of a part's side that neighbours have in common.
 
     Returns:
         Per part its rows (n,), and the weight (n,) of what is predicted there: the distance of a leaf's middle to the
-        border of the part, as what lies near it was seen from one side only. The nearest leaf with content where a
-        part has none, or all rows where no leaf has.
+            part's border, since a leaf near the border is seen from one side only. A part without content gets the
+            nearest leaf with content, or all rows where no leaf has any.
     """
     side_px = part_side(share, tokens.size_px)
-    count = 1 + math.ceil((tokens.size_px - side_px) / max(1, side_px * (1 - overlap)))
+    number = 1 + math.ceil((tokens.size_px - side_px) / max(1, side_px * (1 - overlap)))
     middle = tokens.leaf_xy + tokens.leaf_size[:, None] // 2
     content = np.flatnonzero(tokens.has_content)
-    x_starts, y_starts = (np.linspace(0, max(0, length - side_px), count).round() for length in tokens.content_wh)
+    x_starts, y_starts = (np.linspace(0, max(0, length - side_px), number).round() for length in tokens.content_wh)
     parts = []
     for corner in (np.array([x, y], np.int64) for y in y_starts for x in x_starts):
         rows = np.flatnonzero(_in_part(tokens, corner, side_px))
@@ -127,18 +126,18 @@ def _in_part(tokens: TokenSet, corner: NDArray[Any], side_px: int) -> NDArray[np
 
 
 def padded_length(rows: int, length: int) -> int:
-    """Length of a batch of parts of at most `rows` leaves, when whole trees have up to `length`."""
+    """Length of a batch of parts with at most `rows` leaves, when whole trees have up to `length`."""
     return min(length, -(-rows // _STEP) * _STEP)
 
 
 def token_sample(
     tokens: TokenSet, length: int, rng: np.random.Generator | None, flips: bool, strength: float
 ) -> Sample:
-    """One slide as arrays padded to `length` tokens.
+    """One slide as arrays padded to `length` tokens; padding is zero and not valid.
 
     Args:
         tokens: The token set.
-        length: L; rows after the file's own are zero and not valid.
+        length: L.
         rng: Generator of the augmentation; None for evaluation, which changes nothing.
         flips: Draw one of the eight flips and turns of the frame.
         strength: Strength of the colour jitter.
@@ -173,16 +172,17 @@ def _pad(values: NDArray[Any], length: int, dtype: Any) -> NDArray[Any]:
 def crop_sample(
     raster: Raster, side: int, rng: np.random.Generator, flips: bool, strength: float, foreground: float
 ) -> Sample:
-    """A random square of a slide as a sequence of one token.
+    """A random square of `side` frame pixels as a sequence of one token.
 
     Args:
         raster: Pictures of the slide.
-        side: Side of the crop in frame pixels.
+        side: Side of the crop.
         rng: Generator of place and augmentation.
         flips: Draw one of the eight flips and turns.
         strength: Strength of the colour jitter.
-        foreground: Chance that the crop is centred on a random foreground pixel (of any class) where there is one.
+        foreground: Chance that the crop is centred on a random foreground pixel (of any class), if there is one.
     """
+    # Draw a place with content, perhaps around a foreground pixel.
     size_px = raster.image.shape[0]
     content_w, content_h = raster.reach_wh
     for _ in range(_TRIES):
@@ -195,6 +195,7 @@ def crop_sample(
         if len(pixels):
             cy, cx = divmod(int(pixels[rng.integers(len(pixels))]), size_px)
             x, y = (min(max(0, c - side // 2), size_px - side) for c in (cx, cy))
+    # Cut and augment.
     window = (slice(y, y + side), slice(x, x + side))
     code = int(rng.integers(DIHEDRAL)) if flips else 0
     image, masks, content = (
@@ -216,9 +217,9 @@ def collate(samples: list[Sample]) -> Batch:
 
 
 def training_batch(config: Config, files: TokenFiles, picks: list[tuple[int, int]]) -> Batch:
-    """The batch of some (image index, global sample index) pairs, augmented.
+    """The augmented batch of some (image index, global sample index) pairs.
 
-    Depends on the pairs and the seed alone, so it is the same whichever rank makes it and after every restart.
+    It depends on the pairs and the seed alone, so it is the same on any rank and after every restart.
     """
     data, samples = config.data, []
     parts: list[tuple[TokenSet, np.random.Generator]] = []
@@ -239,96 +240,56 @@ def training_batch(config: Config, files: TokenFiles, picks: list[tuple[int, int
 
 
 class Sampler:
-    """An endless stream of epochs, each a seeded permutation, cut into global batches.
+    """An endless stream of epochs, each a seeded permutation of the images, cut into global batches.
 
-    Step t takes positions t * batch .. (t + 1) * batch - 1 of the stream and every rank a contiguous slice of them, so
-    a resumed run needs only its step, and another number of ranks sees the same images.
-
-    Args:
-        images: Training images.
-        batch: Images per step over all ranks.
-        seed: Seed of the permutations.
+    Step t takes positions t * batch .. (t + 1) * batch - 1 of the stream, and every rank a contiguous slice of them. So
+    a resumed run needs only its step, and any number of ranks sees the same images.
     """
 
     def __init__(self, images: int, batch: int, seed: int) -> None:
-        self.images = images
-        self.batch = batch
-        self.seed = seed
-        self._orders: dict[int, NDArray[np.int64]] = {}
+        self.images, self.batch, self.seed = images, batch, seed
+        # Two are kept: a batch may span two epochs, and prefetching never goes back further.
+        self._kept = lru_cache(2)(self.order)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The permutation of epoch `epoch`, (images,) int64."""
-        if epoch not in self._orders:
-            # Two kept: a batch may lie across the border of two epochs, and prefetching never goes back further.
-            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = np.random.default_rng([self.seed, 1, epoch]).permutation(self.images)
-        return self._orders[epoch]
+        return np.random.default_rng([self.seed, 1, epoch]).permutation(self.images)
 
     def at(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
-        """What `rank` of `world` trains on in step `step`: pairs (image index, global sample index).
+        """Pairs (image index, global sample index) that `rank` of `world` trains on in step `step`.
 
         The global sample index counts samples since the start of training and seeds their augmentation.
         """
         share = self.batch // world
         first = step * self.batch + rank * share
-        return [(int(self.order(g // self.images)[g % self.images]), g) for g in range(first, first + share)]
+        return [(int(self._kept(g // self.images)[g % self.images]), g) for g in range(first, first + share)]
 
 
 class Prefetch:
-    """Calls `make(step)` for step, step + 1, ... in one background thread and hands the results out in order.
+    """Calls `make(step)` from step `first` on in one background thread and gives the results out in order.
 
-    Args:
-        make: Pure function of the step.
-        first: First step.
-        depth: Results held ready; 0 calls `make` on demand, in the caller's thread.
+    `make` is a pure function. `depth` results are made ahead; with 0 `make` runs on demand, in the caller's thread.
     """
 
     def __init__(self, make: Callable[[int], Any], first: int, depth: int) -> None:
-        self._make = make
-        self._next = first
-        self._stop = threading.Event()
-        self._ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(max(1, depth))
-        self._thread: threading.Thread | None = None
-        if depth:
-            self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
-            self._thread.start()
+        self._make, self._steps = make, count(first)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch") if depth else None
+        self._ahead = deque(self._submit(self._pool) for _ in range(depth) if self._pool is not None)
 
-    def _run(self) -> None:
-        step = self._next
-        while not self._stop.is_set():
-            try:
-                item: tuple[Any, BaseException | None] = (self._make(step), None)
-            except BaseException as error:  # handed to the caller, who sees it where the batch is asked for
-                item = (None, error)
-            while not self._stop.is_set():
-                try:
-                    self._ready.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if item[1] is not None:
-                return
-            step += 1
+    def _submit(self, pool: ThreadPoolExecutor) -> Future[Any]:
+        return pool.submit(self._make, next(self._steps))
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        """The result of the next step.
-
-        Raises:
-            BaseException: What `make` raised.
-        """
-        if self._thread is None:
-            self._next += 1
-            return self._make(self._next - 1)
-        value, error = self._ready.get()
-        if error is not None:
-            raise error
-        return value
+        """The result of the next step; raises what `make` raised."""
+        if self._pool is None:
+            return self._make(next(self._steps))
+        self._ahead.append(self._submit(self._pool))
+        return self._ahead.popleft().result()
 
     def close(self) -> None:
         """Stop the thread; a result under way is dropped."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout=60)
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)

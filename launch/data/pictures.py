@@ -1,13 +1,8 @@
-"""A folder of pictures as a data set: which are in which split, their labels, read and brought to one size.
-
-Pictures are decoded by OpenCV at their own depth (8 or 16 bits). Must not import torch.
-"""
+"""A folder of pictures as a data set: the pictures of each split and their labels, read and brought to one size."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +12,9 @@ from numpy.typing import NDArray
 
 from launch.config.config import ConfigError
 from launch.config.data import DataConfig
-from launch.data.token_files import SPLITS, TokenFiles, file_split, hash_split
+from launch.data.token_files import TokenFiles, split_digest, split_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-PAD_VALUE = 0.0  # mammograms are black around the breast
 
 
 class ImageError(ValueError):
@@ -28,14 +22,12 @@ class ImageError(ValueError):
 
 
 def read_labels(path: Path, classes: int) -> dict[str, int]:
-    """Labels by name from a CSV file with the columns `name,label`; other columns are ignored.
+    """Labels by name from a CSV file with the columns `name,label`; other columns and the names' suffixes are ignored.
 
-    Args:
-        path: The file. Names may have a suffix, which is dropped.
-        classes: Number of classes. Labels 0..classes-1 are taken as they are; other texts are numbered in sorted order.
+    Labels 0..classes-1 are taken as they are; other texts are numbered in sorted order.
 
     Raises:
-        ConfigError: Not such a file, an empty or doubled name, or another number of classes.
+        ConfigError: Another form of file, an empty or doubled name, or another number of classes.
     """
     try:
         with path.open(newline="") as file:
@@ -71,7 +63,7 @@ def slide_labels(config: DataConfig, files: TokenFiles) -> dict[str, int]:
     """Labels of token files from a CSV file; empty when they come from masks.
 
     Raises:
-        ConfigError: A slide without label, or see `read_labels`.
+        ConfigError: A slide has no label, or see `read_labels`.
     """
     if config.labels in (None, "mask"):
         return {}
@@ -85,15 +77,10 @@ def slide_labels(config: DataConfig, files: TokenFiles) -> dict[str, int]:
 
 
 class ImageFiles:
-    """Pictures and labels of one configuration.
-
-    A picture's name is its path below the folder, without suffix.
-
-    Args:
-        config: The data section, with kind=images.
+    """Pictures and labels of a configuration with kind=images; a picture's name is its path without suffix.
 
     Raises:
-        ConfigError: Missing folder, split or labels; a picture without label.
+        ConfigError: Missing folder, split or labels, or a picture without label.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -103,11 +90,10 @@ class ImageFiles:
             raise ConfigError(f"data.dir={config.dir}: no such folder")
         self._paths = self._find()
         self.labels = self._read_labels()
-        split = (
-            hash_split(list(self._paths), config.fractions) if config.split is None else file_split(Path(config.split))
-        )
-        self.split = {part: split[part] for part in SPLITS}
-        self._check_split()
+        self.split = split_of(config, list(self._paths), "picture")
+        for name in (name for names in self.split.values() for name in names):
+            if name not in self.labels:
+                raise ConfigError(f"data.labels={config.labels}: no label for {name!r}")
         self._cache: dict[str, NDArray[np.float32]] = {}
         self._budget = int(config.cache_gib * 2**30)
 
@@ -132,23 +118,10 @@ class ImageFiles:
             return _numbered(texts, self.config.classes, f"data.dir={self.folder}")
         return read_labels(Path(asked), self.config.classes)
 
-    def _check_split(self) -> None:
-        names = [name for part in self.split.values() for name in part]
-        for name in names:
-            if name not in self._paths:
-                raise ConfigError(f"data.split={self.config.split}: no picture {name!r} in {self.folder}")
-            if name not in self.labels:
-                raise ConfigError(f"data.labels={self.config.labels}: no label for {name!r}")
-        if len(set(names)) < len(names):
-            raise ConfigError(f"data.split={self.config.split}: a name is listed twice; splits must not overlap")
-        for part in ("train", "test"):
-            if not self.split[part]:
-                raise ConfigError(f"data.split={self.config.split}: no picture in {part} ({len(self._paths)} found)")
-
     @property
     def split_sha256(self) -> str:
-        """Hash of the names in every split."""
-        return hashlib.sha256(json.dumps(self.split, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the names in every split."""
+        return split_digest(self.split)
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -156,7 +129,7 @@ class ImageFiles:
         return self.config.image_hw or (self.config.resolution, self.config.resolution)
 
     def check(self) -> None:
-        """Try the first picture; the others are found out when they are read.
+        """Try the first picture; faults of the others show when they are read.
 
         Raises:
             ConfigError: It cannot be read.
@@ -167,11 +140,11 @@ class ImageFiles:
             raise ConfigError(str(error)) from None
 
     def preprocessing_seconds(self) -> float | None:
-        """Pictures are read as they are: nothing was prepared."""
+        """None: pictures are read as they are."""
         return None
 
     def load(self, name: str) -> NDArray[np.float32]:
-        """One picture, (H, W, C) float32 in [0, 1], H and W those of the configuration.
+        """One picture, (H, W, C) float32 in [0, 1], of the configuration's size.
 
         Raises:
             ImageError: It cannot be decoded.
@@ -186,7 +159,7 @@ class ImageFiles:
 
 
 def read_picture(path: Path, channels: int) -> NDArray[np.float32]:
-    """Decode a picture: (H, W, channels) float32 in [0, 1], RGB or gray (luma).
+    """Decode a picture at its own depth: (H, W, channels) float32 in [0, 1], RGB or gray (luma).
 
     Raises:
         ImageError: Not a picture, or of another type than 8 or 16 bits.
@@ -212,12 +185,10 @@ def read_picture(path: Path, channels: int) -> NDArray[np.float32]:
 def fit(values: NDArray[np.float32], image_hw: tuple[int, int], how: str) -> NDArray[np.float32]:
     """Bring a picture (H, W, C) to a size.
 
-    Args:
-        values: The picture.
-        image_hw: Height and width asked for.
-        how: pad (largest size that fits, top left, the rest black), squash (each axis by itself) or crop (smallest size
-            that covers, middle part).
+    `how` is pad (largest size that fits, top left, the rest black), squash (each axis by itself) or crop (smallest size
+    that covers, middle part).
     """
+    # The size before padding or cropping.
     (h, w), (asked_h, asked_w) = values.shape[:2], image_hw
     if how == "squash":
         target = (asked_h, asked_w)
@@ -233,7 +204,7 @@ def fit(values: NDArray[np.float32], image_hw: tuple[int, int], how: str) -> NDA
     if how == "crop":
         y, x = (target[0] - asked_h) // 2, (target[1] - asked_w) // 2
         return np.ascontiguousarray(values[y : y + asked_h, x : x + asked_w])
-    out = np.full((asked_h, asked_w, values.shape[2]), PAD_VALUE, np.float32)
+    out = np.zeros((asked_h, asked_w, values.shape[2]), np.float32)
     out[: values.shape[0], : values.shape[1]] = values
     return out
 

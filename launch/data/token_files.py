@@ -1,7 +1,4 @@
-"""Token files as a data set: which slides are in which split, checked against the configuration, read and cached.
-
-Must not import torch.
-"""
+"""Token files as a data set: the slides of each split, checked against the configuration, read and cached."""
 
 from __future__ import annotations
 
@@ -30,19 +27,12 @@ _HOW = "`python -m launch prep EXPERIMENT --slides FOLDER [--masks FOLDER]` make
 
 @dataclass(frozen=True)
 class Raster:
-    """A slide as plain pictures.
+    """A slide as plain pictures of its frame."""
 
-    Attributes:
-        image: (R, R, 3) uint8.
-        masks: (R, R, K) bool.
-        content: (R, R) bool, what is scored: inside the slide, and inside its field of view.
-        content_wh: Width and height of the slide in the frame.
-    """
-
-    image: NDArray[np.uint8]
-    masks: NDArray[np.bool_]
-    content: NDArray[np.bool_]
-    content_wh: tuple[int, int]
+    image: NDArray[np.uint8]  # (R, R, 3)
+    masks: NDArray[np.bool_]  # (R, R, K)
+    content: NDArray[np.bool_]  # (R, R), what is scored: inside the slide and inside its field of view
+    content_wh: tuple[int, int]  # of the slide in the frame
 
     @cached_property
     def reach_wh(self) -> tuple[int, int]:
@@ -57,20 +47,29 @@ class Raster:
 
 
 def read_split(config: DataConfig) -> dict[str, list[str]]:
-    """Slide names of train, val and test: from the split file, or by a hash of each name in the folder.
+    """Slide names of train, val and test in a folder or pack of token files.
 
     Raises:
-        ConfigError: Missing folder or split file, a name without token file, or one in two splits.
+        ConfigError: There are no token files, or see `split_of`.
     """
     folder = Path(config.dir)
     if not folder.is_dir():
         raise ConfigError(f"data.dir={config.dir}: no such folder; {_HOW}")
     try:
-        there = token_names(folder)  # of a folder of token files, or of a pack
+        there = token_names(folder)
     except StoreError as error:
         raise ConfigError(f"data.dir={config.dir}: {error}") from None
     if not there:
         raise ConfigError(f"data.dir={config.dir}: no *{SUFFIX} in it; {_HOW}")
+    return split_of(config, there, "token file")
+
+
+def split_of(config: DataConfig, there: list[str], item: str) -> dict[str, list[str]]:
+    """The names of each split, from the split file or by a hash of each name that is there; `item` is what they name.
+
+    Raises:
+        ConfigError: A missing split file or item, a name in two splits, or an empty train or test split.
+    """
     split = hash_split(there, config.fractions) if config.split is None else file_split(Path(config.split))
     names = [name for part in split.values() for name in part]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -78,16 +77,21 @@ def read_split(config: DataConfig) -> dict[str, list[str]]:
         raise ConfigError(f"data.split={config.split}: {twice[0]!r} is listed twice; splits must not overlap")
     missing = sorted(set(names) - set(there))
     if missing:
-        raise ConfigError(f"data.dir={config.dir}: no token file for {_some(missing)} of the split")
+        raise ConfigError(f"data.dir={config.dir}: no {item} for {_some(missing)} of the split")
     for part in ("train", "test"):
         if not split[part]:
             key = f"split={config.split}" if config.split else f"fractions={list(config.fractions)}"
-            raise ConfigError(f"data.{key}: no slide in {part} ({len(there)} token files in {config.dir})")
+            raise ConfigError(f"data.{key}: no slide in {part} ({len(there)} {item}s in {config.dir})")
     return split
 
 
+def split_digest(split: dict[str, list[str]]) -> str:
+    """SHA-256 of the names in every split."""
+    return hashlib.sha256(json.dumps(split, sort_keys=True).encode()).hexdigest()
+
+
 def check_variants(config: DataConfig, names: Collection[str]) -> None:
-    """Hold that every folder of data.variants is there, is not data.dir, and has token files of `names`.
+    """Check that every folder of data.variants exists, is not data.dir, and has token files of `names`.
 
     Raises:
         ConfigError: One line with the folder.
@@ -124,7 +128,7 @@ def file_split(path: Path) -> dict[str, list[str]]:
     """The names of each split as a JSON file lists them.
 
     Raises:
-        ConfigError: Not such a file.
+        ConfigError: The file has another form.
     """
     try:
         tree = json.loads(path.read_text())
@@ -132,17 +136,14 @@ def file_split(path: Path) -> dict[str, list[str]]:
         raise ConfigError(f"data.split={path}: {error.strerror or error}") from None
     except ValueError as error:
         raise ConfigError(f"data.split={path}: not JSON ({error})") from None
-    if (
-        not isinstance(tree, dict)
-        or not set(tree) <= set(SPLITS)
-        or not all(isinstance(v, list) for v in tree.values())
-    ):
+    is_split = isinstance(tree, dict) and set(tree) <= set(SPLITS) and all(isinstance(v, list) for v in tree.values())
+    if not is_split:
         raise ConfigError(f"data.split={path}: must be an object of lists named {', '.join(SPLITS)}")
     return {part: [str(name) for name in tree.get(part, [])] for part in SPLITS}
 
 
 def hash_split(names: list[str], fractions: tuple[float, float, float]) -> dict[str, list[str]]:
-    """Each name's place depends on the name alone, so slides added later move none of the others."""
+    """The split by a hash of each name alone, so that slides added later move none of the others."""
     split: dict[str, list[str]] = {part: [] for part in SPLITS}
     for name in names:
         place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
@@ -155,7 +156,7 @@ def split_lengths(folder: Path) -> list[tuple[int, int, int, str, int]]:
     """(resolution, patch, split value, slide, tokens) of every token file that was built with a split value.
 
     Raises:
-        ValueError: Not a folder, or a file that cannot be read; one line names it.
+        ValueError: Not a folder, or an unreadable file; one line names it.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
@@ -169,17 +170,12 @@ def split_lengths(folder: Path) -> list[tuple[int, int, int, str, int]]:
 
 
 def check_same_slide(path: Path, meta: dict[str, Any], folder: Path, own: dict[str, Any], masks: bool = True) -> None:
-    """Are two token files of one slide, and of one mask read in one way?
+    """Check that a file with metadata `meta` and one in `folder` with metadata `own` show the same slide.
 
-    Args:
-        path: One file.
-        meta: Its metadata.
-        folder: Where the other one is.
-        own: The metadata of that one.
-        masks: Whether masks matter.
+    With `masks` their masks must be the same too, read in the same way.
 
     Raises:
-        ConfigError: They are not.
+        ConfigError: They differ.
     """
     for kind in ("source", "mask") if masks else ("source",):
         if meta[f"{kind}_sha256"] != own[f"{kind}_sha256"]:
@@ -194,8 +190,7 @@ def check_same_slide(path: Path, meta: dict[str, Any], folder: Path, own: dict[s
 class TokenFiles:
     """The token files of one configuration, in splits, read lazily and kept in memory up to a limit.
 
-    Args:
-        config: The data section.
+    Whatever reads a file raises StoreError when it became unreadable.
 
     Raises:
         ConfigError: See `read_split` and `check_variants`.
@@ -214,14 +209,14 @@ class TokenFiles:
 
     @property
     def split_sha256(self) -> str:
-        """Hash of the names in every split."""
-        return hashlib.sha256(json.dumps(self.split, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the names in every split."""
+        return split_digest(self.split)
 
     def check(self) -> None:
-        """Hold the parameters of every file, of data.variants those of training slides, against the configuration.
+        """Check the parameters of every file, and of variants of training slides, against the configuration.
 
         Raises:
-            ConfigError: One line with the file, what it has and which key asked for something else.
+            ConfigError: One line with the file, its value, and the key that asks for another.
         """
         trained = set(self.split["train"])
         masks = self.config.labels in (None, "mask")
@@ -233,7 +228,7 @@ class TokenFiles:
                 check_same_slide(path, other, self.folder, own, masks)
 
     def _check_file(self, path: Path, own: bool) -> dict[str, Any]:
-        """The metadata of a file, when it is as the configuration wants it; one of a variant may have other trees."""
+        """The metadata of a file that fits the configuration; trees of a variant (not `own`) may be cut otherwise."""
         try:
             meta = read_meta(path)
         except StoreError as error:
@@ -264,19 +259,11 @@ class TokenFiles:
         return meta
 
     def load(self, name: str) -> TokenSet:
-        """The token set of one slide in data.dir.
-
-        Raises:
-            StoreError: The file became unreadable.
-        """
+        """The token set of one slide in data.dir."""
         return self._load(token_path(self.folder, name))
 
     def draw(self, name: str, rng: np.random.Generator) -> TokenSet:
-        """A training slide as data.dir or one of data.variants has it, each as likely; draws nothing without variants.
-
-        Raises:
-            StoreError: The file became unreadable.
-        """
+        """A training slide from data.dir or one of data.variants, each as likely; without variants nothing is drawn."""
         index = int(rng.integers(len(self._drawn))) if len(self._drawn) > 1 else 0
         return self._load(token_path(self._drawn[index], name))
 
@@ -285,19 +272,15 @@ class TokenFiles:
         return tokens
 
     def _read(self, path: Path) -> TokenSet:
-        """The file's tokens; the first time its checksum is compared, so that nobody trains on damage."""
+        """The file's tokens; the first read compares the checksum, so that nobody trains on damage."""
         tokens, meta = read_tokens(path, check=path not in self._sound)
         self._sound.add(path)
-        if meta["params"].get("packing") == "strip":  # a model that wants leaves mixed does it itself
+        if meta["params"].get("packing") == "strip":  # a model that wants strips makes them itself
             tokens = replace(tokens, tokens=unpack_strip(tokens.tokens))
         return tokens
 
     def truth_pixels(self, name: str, tokens: TokenSet) -> NDArray[np.int64]:
-        """Foreground pixels of a slide's frame per class, (K,), also those of leaves that `--fit drop` left out.
-
-        Raises:
-            StoreError: The file became unreadable.
-        """
+        """Foreground pixels of a slide's frame per class, (K,), with the leaves that `--fit drop` left out."""
         assert tokens.mask_counts is not None
         if name not in self._truth:
             whole = read_meta(token_path(self.folder, name))["mask_pixels"]
@@ -306,20 +289,16 @@ class TokenFiles:
         return self._truth[name]
 
     def content_pixels(self, name: str, tokens: TokenSet) -> int:
-        """Pixels of a slide's frame that are scored, also those of leaves that `--fit drop` left out.
-
-        Raises:
-            StoreError: The file became unreadable.
-        """
-        seen = read_meta(token_path(self.folder, name)).get("content_pixels")  # kept with a field of view alone
+        """Pixels of a slide's frame that are scored, with the leaves that `--fit drop` left out."""
+        seen = read_meta(token_path(self.folder, name)).get("content_pixels")  # only with a field of view
         width, height = tokens.content_wh
         return width * height if seen is None else int(seen)
 
     def load_raster(self, name: str) -> Raster:
-        """The pictures of one slide whose leaves have one cell per frame pixel (uniform patching, size = p).
+        """The pictures of one slide whose leaves are as large as the patch (uniform patching).
 
         Raises:
-            ConfigError: The leaves are larger than their patches, so the pictures are not in the file.
+            ConfigError: The leaves are larger than the patch, so the file lacks the pictures.
         """
         raster: Raster = self._remember(("raster", token_path(self.folder, name)), lambda: self._raster(name))
         return raster
@@ -341,7 +320,7 @@ class TokenFiles:
         value = make()
         size = _bytes(value)
         if size <= self._budget:
-            if self.config.foreground_crops:  # looked up now, so that it counts among what is kept
+            if self.config.foreground_crops:  # look it up now, so that its size counts
                 if isinstance(value, Raster):
                     _ = value.foreground_pixels
                 elif self.config.kind == "tokens" and value.mask_counts is not None:
@@ -351,9 +330,9 @@ class TokenFiles:
         return value
 
     def preprocessing_seconds(self) -> float | None:
-        """Mean time that the last build of each slide of the splits took, from build_log.jsonl; None without one.
+        """Mean build time of a slide of the splits, from build_log.jsonl; None without one.
 
-        Variants come on top, for the training slides alone.
+        Variants add their time, for the training slides alone.
         """
         names = {name for part in SPLITS for name in self.split[part]}
         total = 0.0

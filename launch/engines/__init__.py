@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def check_saved(name: str, notes: dict[str, Any]) -> None:
-    """Can engine `name` read a checkpoint with these notes? DeepSpeed's are its own; ddp and fsdp read each other's.
+    """Check that engine `name` can read a checkpoint with these notes; ddp and fsdp read each other's.
 
     Raises:
-        ConfigError: It cannot; the line names both engines and the way that is left.
+        ConfigError: It cannot; the line names both engines and the other way.
     """
     saved = str(notes["engine"])
     if "deepspeed" in (saved, name) and saved != name:
@@ -35,13 +35,9 @@ def check_saved(name: str, notes: dict[str, Any]) -> None:
 def build(
     model: nn.Module, config: EngineConfig, setup: EngineSetup, weights: dict[str, torch.Tensor] | None = None
 ) -> Engine:
-    """Wrap `model` with the engine that `config.name` names; the process group must have been started.
+    """Wrap `model` with the engine that `config.name` names; for a model on meta, rank 0 passes its weights.
 
-    Args:
-        model: The bare model.
-        config: The engine section.
-        setup: What every engine is told.
-        weights: Model on meta: its state dict on rank 0.
+    The process group must have been started.
 
     Raises:
         ConfigError: Something is missing on this machine, or does not fit the number of ranks.

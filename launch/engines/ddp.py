@@ -1,7 +1,7 @@
-"""DistributedDataParallel: the whole model on every rank; knows nothing of data or schedules.
+"""DistributedDataParallel: the whole model on every rank.
 
 With two ranks a resumed run repeats the uninterrupted one bit for bit. With more, gloo and nccl may add the first
-step's gradients in another order, since DDP lays out its buckets anew after the first step of a process.
+step's gradients in another order: DDP rebuilds its buckets after the first step of a process.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from launch.engines.base import Batch, EngineSetup, TorchEngine
 class DDPEngine(TorchEngine):
     """Replicated model; bf16 by autocast, parameters and reduction in fp32."""
 
-    name = "ddp"
-
     def __init__(self, model: nn.Module, config: EngineConfig, setup: EngineSetup) -> None:
         super().__init__(config.sequence)
         self.module = model.to(setup.device)
@@ -30,12 +28,12 @@ class DDPEngine(TorchEngine):
         self._bf16 = setup.precision == "bf16"
         # No buffers are shared: the trainer averages batch statistics, the others are constants.
         self._ddp = DistributedDataParallel(self.module, forward_sync_buffers=False, gradient_as_bucket_view=True)
-        # 1 x 1 convolutions on the CPU make gradients with other strides of the same numbers; nothing to tell users.
+        # 1 x 1 convolutions on the CPU make gradients with other strides but the same numbers.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         self.optimizer = setup.make_optimizer(self.module)
 
     def forward(self, batch: Batch | torch.Tensor) -> torch.Tensor:
-        """See `Engine`. Without gradients it calls the bare model, which talks to nobody."""
+        """See `Engine`. Without gradients it calls the bare model, which sends nothing."""
         model: nn.Module = self._ddp if torch.is_grad_enabled() else self.module
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             logits: torch.Tensor = model(batch)

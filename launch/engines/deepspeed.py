@@ -1,7 +1,7 @@
-"""DeepSpeed: ZeRO stages 0 to 3 behind the same protocol, started from the ranks that are there, without its launcher.
+"""DeepSpeed: ZeRO stages 0 to 3 behind the same protocol, on ranks that are there, without its launcher.
 
-No compiler is needed: the one extension that DeepSpeed builds by itself on CPUs (shared-memory collectives of its
-inference) is switched off, and the optimiser is torch's own. Only `offload` builds DeepSpeed's CPU Adam.
+No compiler is needed: the extension that DeepSpeed builds on CPUs (collectives of its inference) is switched off, and
+the optimiser is torch's. Only `offload` builds DeepSpeed's CPU Adam.
 """
 
 from __future__ import annotations
@@ -50,18 +50,16 @@ def import_deepspeed() -> Any:
 class DeepSpeedEngine:
     """ZeRO: stage 0 replicates all, 1 shards the optimiser, 2 also the gradients, 3 also the parameters.
 
-    With bf16 parameters and arithmetic are bf16, and the optimiser has an fp32 copy. `shard` at stage 3 is a secondary
+    With bf16, parameters and arithmetic are bf16, and the optimiser has an fp32 copy. `shard` at stage 3 is a secondary
     shard group (hpZ), which gathers within a node. `offload` keeps the optimiser in host memory.
     """
-
-    name = "deepspeed"
 
     def __init__(self, model: nn.Module, config: EngineConfig, setup: EngineSetup) -> None:
         deepspeed = import_deepspeed()
         self.data_rank, self.data_world, self.first_of_share = dist.get_rank(), dist.get_world_size(), True
         self._stage, self._max_norm = config.zero, setup.max_norm
         self._dtype = torch.bfloat16 if setup.precision == "bf16" else None
-        # Its own settings.
+        # DeepSpeed's settings.
         zero: dict[str, Any] = {"stage": config.zero}
         if config.zero == 3 and config.shard is not None:
             zero["zero_hpz_partition_size"] = config.shard
@@ -77,7 +75,7 @@ class DeepSpeedEngine:
             "steps_per_print": 10**9,
             "wall_clock_breakdown": False,
         }
-        # The optimiser: torch's, or its own in host memory.
+        # The optimiser: torch's, or DeepSpeed's in host memory.
         optimizer = setup.make_optimizer(model)
         if config.offload:
             if shutil.which("g++") is None and shutil.which("c++") is None:
@@ -86,7 +84,7 @@ class DeepSpeedEngine:
 
             zero["offload_optimizer"] = {"device": "cpu"}
             optimizer = DeepSpeedCPUAdam(optimizer.param_groups)
-        # Without all five variables DeepSpeed asks MPI, which is not how we were started.
+        # Without all five variables DeepSpeed asks MPI, which may not be there.
         os.environ.update(RANK=str(dist.get_rank()), WORLD_SIZE=str(self.data_world), LOCAL_RANK=str(setup.local))
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "0")
@@ -117,7 +115,7 @@ class DeepSpeedEngine:
             self._engine.step()  # within a step this only counts
 
     def step(self, rate: float, max_norm: float) -> float:
-        """See `Engine`; the clipping is that of the constructor."""
+        """See `Engine`; DeepSpeed clips by the constructor's norm."""
         assert max_norm == self._max_norm
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
@@ -127,7 +125,7 @@ class DeepSpeedEngine:
         return math.nan if norm is None else float(norm)
 
     def _plain_norm(self) -> float:
-        """Stage 0 tells no norm; its gradients are whole on every rank."""
+        """The gradient norm at stage 0, which reports none; its gradients are whole on every rank."""
         wrapped = self._engine.optimizer
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         if not gradients:  # bf16: they are in the fp32 copy
@@ -140,20 +138,20 @@ class DeepSpeedEngine:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """See `Engine`: nothing is in the tree."""
+        """See `Engine`."""
 
     def forget(self) -> None:
-        """See `Engine`: nothing was made."""
+        """See `Engine`."""
 
     def save(self, folder: Path) -> None:
         """See `Engine`."""
         self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
 
     def load(self, folder: Path, notes: dict[str, Any]) -> None:
-        """See `Engine`. Another number of ranks goes through DeepSpeed's universal format, which is made once.
+        """See `Engine`. Another number of ranks reads DeepSpeed's universal format, which is made once.
 
         Raises:
-            EngineError: Another ZeRO stage, or a pair of worlds that DeepSpeed cannot convert.
+            EngineError: Another ZeRO stage, or a number of ranks that DeepSpeed cannot convert to.
         """
         stage, world = notes["zero"], int(notes["world"])
         if stage != self._stage:
@@ -161,6 +159,7 @@ class DeepSpeedEngine:
                 f"a checkpoint of engine.zero={stage} cannot be loaded with engine.zero={self._stage} "
                 "(DeepSpeed does not change stages)"
             )
+        # Read its own form, or the universal one.
         config = self._engine._config
         tag = TAG if world == self.data_world or self._stage == 0 else UNIVERSAL
         if tag == UNIVERSAL:
@@ -177,8 +176,8 @@ class DeepSpeedEngine:
     def _repair(self, settings: list[dict[str, Any]], step: int) -> None:
         """Undo what loading the universal form does to a torch optimiser (seen in DeepSpeed 0.19.8).
 
-        It gives all groups the settings of the first (weight decay goes to norms and biases too), and one counter of
-        steps to all parameters, which then counts each step once per parameter.
+        It gives all groups the first one's settings, so weight decay reaches norms and biases. It also gives all
+        parameters one counter of steps, which then counts each step once per parameter.
         """
         inner = getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
         for group, own in zip(inner.param_groups, settings, strict=True):
@@ -208,7 +207,7 @@ class DeepSpeedEngine:
         on_first_rank(work)
 
     def destroy(self) -> None:
-        """Let go of DeepSpeed's hooks before the process group ends."""
+        """See `Engine`."""
         self._engine.destroy()
 
 

@@ -1,17 +1,17 @@
-"""FSDP2 (`fully_shard`): parameters, gradients and optimiser sharded over ranks; knows nothing of data or schedules.
+"""FSDP2 (`fully_shard`): parameters, gradients and optimiser sharded over ranks.
 
-With a shard group smaller than the world it is HSDP: sharded within a group, replicated between groups. FSDP2 cuts the
-first axis of a parameter and pads it to a multiple of the group: a table of positions (1, L, D) would be gathered as 8
-or 2048 of its kind. So a parameter is cut along the first axis that the group divides, where there is one; what has
-none is still padded, and a gather by all ranks pays for every hop, so that beyond one node the group is a node by
-default.
+With a shard group smaller than the world it is HSDP: sharded within a group, replicated between groups. Beyond one node
+the group is a node by default, since a gather by all ranks pays for every hop.
+
+FSDP2 cuts the first axis of a parameter and pads it to a multiple of the group: a table of positions (1, L, D) would be
+gathered 8 or 2048 times as large. So a parameter is cut along the first axis that the group divides, if there is one.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -27,7 +27,7 @@ from launch.engines.base import Batch, EngineError, EngineSetup, TorchEngine, un
 
 
 def shard_size(config: EngineConfig, world: int, local_world: int) -> int:
-    """Ranks of a shard group: as asked for, else one node's ranks beyond one node, else all."""
+    """Ranks of a shard group: as configured, else one node's ranks beyond one node, else all."""
     if config.shard is not None:
         return min(config.shard, world)
     return local_world if local_world < world and world % local_world == 0 else world
@@ -36,33 +36,29 @@ def shard_size(config: EngineConfig, world: int, local_world: int) -> int:
 class FSDPEngine(TorchEngine):
     """Sharded model; bf16 by a mixed precision policy, parameters kept and gradients reduced in fp32.
 
-    Args:
-        model: The bare model; on the meta device, its weights are those of `weights` on rank 0. Its `fsdp_units()`,
-            when it has them, are sharded one by one (so that only one unit is gathered at a time), then the model
-            itself as the root of what is left.
-        config: The engine section. `reshard` frees gathered parameters between forward and backward (less memory, one
-            more gather).
-        setup: What every engine is told.
-        weights: For a model on meta: its state dict on rank 0, None elsewhere.
+    The model's `fsdp_units()`, if it has them, are sharded one by one, so that one at a time is gathered; then the
+    model itself. A model on meta gets `weights`, its state dict on rank 0. `config.reshard` frees gathered parameters
+    between forward and backward (less memory, one more gather).
     """
-
-    name = "fsdp"
 
     def __init__(
         self, model: nn.Module, config: EngineConfig, setup: EngineSetup, weights: dict[str, torch.Tensor] | None = None
     ) -> None:
         super().__init__(config.sequence)
+        # The groups of ranks.
         device, world = setup.device, dist.get_world_size()
         shard = shard_size(config, world, setup.local_world or world)
         if shard == world:
             mesh = init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
         else:
             mesh = init_device_mesh(device.type, (world // shard, shard), mesh_dim_names=("replicate", "shard"))
+        # The precision.
         inner = root = MixedPrecisionPolicy()
         if setup.precision == "bf16":
             inner = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-            # The output dtype belongs to the root only: on every unit it would feed fp32 into bf16 layers.
+            # Only the root sets an output dtype: on a unit it would feed fp32 into bf16 layers.
             root = MixedPrecisionPolicy(torch.bfloat16, torch.float32, output_dtype=torch.float32)
+        # Shard unit by unit, then fill a model on meta.
         on_meta = any(p.is_meta for p in model.parameters())
         if not on_meta:
             model = model.to(device)
@@ -77,7 +73,7 @@ class FSDPEngine(TorchEngine):
         sharded(model, mp_policy=root)
         if on_meta:
             fill_from_first_rank(model, device, weights)
-        # Models may end in a view; nobody here changes logits in place, which is all that the warning is about.
+        # The warning is about views changed in place, which nobody does to logits.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         self.module = model  # the same object: fully_shard changes its class
         self.optimizer = setup.make_optimizer(model)
@@ -88,19 +84,16 @@ class FSDPEngine(TorchEngine):
         return logits.float()
 
     @contextmanager
-    def _syncing(self, last: bool) -> Iterator[None]:
+    def micro_step(self, last: bool) -> Iterator[None]:
+        """See `Engine`."""
         assert isinstance(self.module, FSDPModule)
         self.module.set_requires_gradient_sync(last)
         self.module.set_is_last_backward(last)
         yield
 
-    def micro_step(self, last: bool) -> AbstractContextManager[None]:
-        """See `Engine`."""
-        return self._syncing(last)
-
 
 def shard_axis(parameter: nn.Parameter, ranks: int) -> Shard | None:
-    """The first axis that `ranks` divides; None where there is none: FSDP2 then pads the first one."""
+    """The first axis that `ranks` divides; None where there is none, and FSDP2 pads the first one."""
     return next((Shard(axis) for axis, size in enumerate(parameter.shape) if size % ranks == 0), None)
 
 
@@ -108,7 +101,7 @@ def fill_from_first_rank(model: nn.Module, device: torch.device, weights: dict[s
     """Give a sharded model on meta its memory, then rank 0's weights.
 
     Raises:
-        EngineError: The model has buffers that its state dict lacks: they would stay unset.
+        EngineError: The state dict lacks a buffer of the model, which would stay unset.
     """
     unsaved = {name for name, _ in model.named_buffers()} - model.state_dict().keys()
     if unsaved:

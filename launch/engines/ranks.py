@@ -1,6 +1,6 @@
-"""Which rank am I, under which launcher; starting and ending the process group.
+"""Which rank this process is, under which launcher; starting and ending the process group.
 
-Importing it must not import torch: the rank is known before torch is, so that a bad setting is told in a second.
+The rank is known before torch is loaded, so that a wrong setting is reported within a second.
 """
 
 from __future__ import annotations
@@ -28,48 +28,36 @@ EXIT_OK = 0
 EXIT_CRASH = 1
 EXIT_CONFIG = 64
 EXIT_AGAIN = 75
-
-
 _meeting_place: list[str] = []  # URL of this process's rendezvous, for tidying up
 
 
 class RankError(ValueError):
-    """The launcher's environment does not say enough; one line, exit code 64."""
+    """The launcher's environment lacks something; one line, exit code 64."""
 
     exit_code = 64
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Place of this process among all processes of the run.
+    """Place of this process among all processes of the run."""
 
-    Attributes:
-        rank: 0 .. world - 1.
-        world: Number of processes.
-        local: Index among the processes of this node.
-        local_world: Processes of this node.
-        nodes: Number of nodes.
-        launcher: torchrun, srun, openmpi, hydra or alone.
-        init_method: URL of the rendezvous (`env://`, `tcp://host:port`, `file://path`), empty when alone.
-    """
-
-    rank: int
+    rank: int  # 0 .. world - 1
     world: int
-    local: int
-    local_world: int
+    local: int  # index among the processes of this node
+    local_world: int  # processes of this node
     nodes: int
-    launcher: str
-    init_method: str
+    launcher: str  # torchrun, srun, openmpi, hydra or alone
+    init_method: str  # URL of the rendezvous (env://, tcp://host:port, file://path), empty when alone
 
 
 def find_ranks(env: Mapping[str, str] = os.environ) -> Ranks:
     """The ranks that the launcher's environment variables describe.
 
-    Looked for in this order, since one launcher can run inside another: torchrun, srun, Open MPI, MPICH (hydra, PMI).
-    An sbatch script that calls Python without srun is one process, whatever SLURM_NTASKS says: only steps count.
+    One launcher can run inside another, so the order is: torchrun, srun, Open MPI, MPICH (hydra, PMI). An sbatch script
+    that calls Python without srun is one process, whatever SLURM_NTASKS says: only steps count.
 
     Raises:
-        RankError: Several nodes and no way to find the first one's address.
+        RankError: Several nodes, and the first one's address is unknown.
     """
     if "RANK" in env and "WORLD_SIZE" in env:
         world = int(env["WORLD_SIZE"])
@@ -78,7 +66,7 @@ def find_ranks(env: Mapping[str, str] = os.environ) -> Ranks:
         if missing:
             raise RankError(f"RANK and WORLD_SIZE are set but {', '.join(missing)} is not; torchrun sets all of them")
         local = int(env.get("LOCAL_RANK", int(env["RANK"]) % local_world))
-        # The job scripts set the variables of each task of a step themselves; under torchrun, tasks are not ranks.
+        # The job scripts set these variables for each task of a step; under torchrun, tasks are not ranks.
         step = (env.get("SLURM_PROCID"), env.get("SLURM_STEP_NUM_TASKS")) == (env["RANK"], env["WORLD_SIZE"])
         launcher = "srun" if step else "torchrun"
         return Ranks(int(env["RANK"]), world, local, local_world, max(1, world // local_world), launcher, "env://")
@@ -132,8 +120,8 @@ def _mpi(env: Mapping[str, str], launcher: str, rank_key: str, local_key: str, l
     if "MASTER_ADDR" in env and "MASTER_PORT" in env:
         method = f"tcp://{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
     elif nodes == 1:
-        # All ranks of one node are children of the same launcher process: a file named after it is a meeting place
-        # that no other run shares and that needs no free port. Its start time guards against a reused process id.
+        # All ranks of one node are children of one launcher process. A file named after it is a rendezvous of
+        # this run alone and needs no free port. The start time guards against a reused process id.
         parent = os.getppid()
         started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
         folder = os.environ.get("TMPDIR", "/tmp")
@@ -147,7 +135,7 @@ def pick_device(choice: str, ranks: Ranks) -> torch.device:
     """The device of this rank: its local GPU, or the only visible one, or the CPU.
 
     Raises:
-        RankError: `cuda` was asked for and there is none, or fewer than ranks on this node.
+        RankError: `cuda` was asked for, and there are no GPUs, or fewer than ranks on this node.
     """
     import torch
 
@@ -171,14 +159,14 @@ def device_name(device: torch.device) -> str:
 def end_with_launcher(ranks: Ranks) -> None:
     """Ask the kernel for a SIGTERM when the launcher of this rank dies (Linux; torchrun and mpiexec only).
 
-    They start ranks in sessions of their own: after `kill -9` of the launcher these would train on unseen, and a second
-    start would share the machine with them. A run alone is left alone, since it may outlive its shell on purpose.
+    These launchers start ranks in sessions of their own. After `kill -9` of the launcher, ranks would train on unseen
+    and share the machine with a second start. A run alone may outlive its shell on purpose.
     """
     if ranks.launcher not in ("torchrun", "hydra", "openmpi") or not sys.platform.startswith("linux"):
         return
     parent = os.getppid()
     ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)  # 1 = PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it died just before
+    if os.getppid() != parent:  # the launcher died just before
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -187,7 +175,7 @@ def share_threads(ranks: Ranks, wanted: int = 0) -> int:
     import torch
 
     cores = len(os.sched_getaffinity(0))
-    # A launcher that binds ranks to their own cores has shared them out already.
+    # A launcher that binds ranks to cores has already shared them out.
     bound = cores < (os.cpu_count() or cores) and ranks.local_world > 1 and cores * ranks.local_world <= os.cpu_count()  # type: ignore[operator]
     threads = wanted or max(1, cores if bound else cores // ranks.local_world)
     torch.set_num_threads(threads)
@@ -195,7 +183,7 @@ def share_threads(ranks: Ranks, wanted: int = 0) -> int:
 
 
 def start(ranks: Ranks, device: torch.device, timeout_s: float = 1800.0) -> None:
-    """Start the default process group: gloo for CPU tensors always, nccl beside it on GPUs; also for one rank."""
+    """Start the default process group, also for one rank: gloo for CPU tensors, and nccl beside it on GPUs."""
     import torch
     import torch.distributed as dist
 
@@ -213,7 +201,7 @@ def start(ranks: Ranks, device: torch.device, timeout_s: float = 1800.0) -> None
 
 
 def on_first_rank(work: Callable[[], Answer]) -> Answer:
-    """Do something on rank 0 while the others wait; all ranks get what it returns, or raise what it raises."""
+    """Call `work` on rank 0 while the others wait; all ranks return its answer or raise its error."""
     import torch.distributed as dist
 
     answer: list[Any] = [None, None]
@@ -230,10 +218,10 @@ def on_first_rank(work: Callable[[], Answer]) -> Answer:
 
 
 def finish(code: int) -> NoReturn:
-    """End this rank after a completed run with its real exit code.
+    """End this rank after a completed run with its real exit code; all ranks must get here.
 
-    Barrier, destroy, flush, `os._exit`: without it gloo's threads now and then abort a process at exit, after correct
-    results ("terminate called without an active exception"). Only for ends that all ranks reach together.
+    Barrier, destroy, flush, `os._exit`: otherwise gloo's threads now and then abort a process at exit, after correct
+    results ("terminate called without an active exception").
     """
     import torch.distributed as dist
 
@@ -245,9 +233,9 @@ def finish(code: int) -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-    """Flush and end this rank at once with `code`, waiting for no other rank (an error on this one)."""
+    """Flush and end this rank at once with `code`, waiting for no other rank."""
     for method in _meeting_place:
-        if method.startswith("file://"):  # os._exit runs no destructor, so torch does not remove it
+        if method.startswith("file://"):  # os._exit runs no destructor, so torch leaves the file
             Path(method.removeprefix("file://")).unlink(missing_ok=True)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

@@ -1,9 +1,9 @@
 """Sequence parallelism after Ulysses: a sequence spread over ranks becomes heads spread over ranks, and back.
 
-Jacobs et al., DeepSpeed Ulysses (2023). Each rank of a group holds L / P tokens through norms and MLPs; around the
-attention one all-to-all gives it all L tokens of H / P heads. What comes before the encoder and after it sees the whole
-sequence on every rank of the group. The gradients need no care: what is joined is used by every rank for the same
-loss, so that the sum over the group is P times a rank's share, which the mean over all ranks divides away.
+Jacobs et al., DeepSpeed Ulysses (2023). Each rank of a group holds L / P tokens through norms and MLPs. Around the
+attention one all-to-all gives it all L tokens of H / P heads. Before and after the encoder every rank of the group has
+the whole sequence. Gradients need no care. Every rank uses the joined tokens for the same loss, so the group's sum is P
+times a rank's share. The mean over all ranks divides P away.
 """
 
 from __future__ import annotations
@@ -20,11 +20,7 @@ from launch.config.config import ConfigError
 
 
 class Ulysses:
-    """The exchange of one group of ranks (`hpc_models.blocks.attention.Exchange`).
-
-    Args:
-        group: The ranks that share a sequence, neighbours in rank order.
-    """
+    """The exchange of one group of neighbouring ranks (`hpc_models.blocks.attention.Exchange`)."""
 
     def __init__(self, group: Any) -> None:
         self.group = group
@@ -68,7 +64,7 @@ class Ulysses:
 
 
 class _Join(torch.autograd.Function):
-    """All-gather along the sequence; backward sums what every rank made of this rank's tokens."""
+    """All-gather along the sequence; the backward pass sums all ranks' gradients of this rank's tokens."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, group: Any) -> torch.Tensor:
@@ -93,7 +89,7 @@ class _Join(torch.autograd.Function):
 
 
 def spread_sequences(model: nn.Module, ranks: int) -> None:
-    """Let the transformer encoders of a model share every sequence among `ranks` neighbouring ranks.
+    """Make the transformer encoders of a model share every sequence among `ranks` neighbouring ranks.
 
     Raises:
         ConfigError: The model has no such encoder, packs its sequences, or its heads cannot be shared equally.

@@ -1,8 +1,8 @@
-"""`python -m launch bench`: seconds per image of the paper's rows on this machine, the same kernels on both sides.
+"""`python -m launch bench`: seconds per image of the paper's rows on this machine, with the same kernels for all.
 
-Training steps (forward, loss, backward, optimiser) and forward passes on random tokens over made-up trees: what is
-timed is arithmetic, not learning. Every row is one JSON line with the machine, the versions and the kernels that ran.
-Rows that are there already are not run again. Importing it must not import torch.
+It times training steps (forward, loss, backward, optimiser) and forward passes on random tokens over made-up trees:
+arithmetic, not learning. Every row is one JSON line with the machine, the versions and the kernels. Finished rows are
+skipped.
 """
 
 from __future__ import annotations
@@ -29,23 +29,14 @@ WARMUP = 3
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One measurement.
+    """One measurement."""
 
-    Attributes:
-        name: Of the row, unique.
-        config: Experiment whose model is built.
-        batch: Images per step.
-        lengths: Valid tokens of each image; empty: all of L.
-        monai: MONAI's UNETR instead of ours.
-        compiled: torch.compile block by block.
-    """
-
-    name: str
-    config: Config
-    batch: int = 1
-    lengths: tuple[int, ...] = ()
-    monai: bool = False
-    compiled: bool = False
+    name: str  # unique
+    config: Config  # experiment whose model is built
+    batch: int = 1  # images per step
+    lengths: tuple[int, ...] = ()  # valid tokens of each image; empty: all of L
+    monai: bool = False  # MONAI's UNETR instead of ours
+    compiled: bool = False  # torch.compile block by block
 
 
 def rows(words: list[str]) -> Iterator[BenchRow]:
@@ -53,7 +44,7 @@ def rows(words: list[str]) -> Iterator[BenchRow]:
     for name in family("paip"):
         if not name.endswith(("_transunet", "_unet")):
             config = load(name, words)
-            # What does not fit a GPU is not a row: the convolutional decoder of a 16K frame and above.
+            # The convolutional decoder of large frames does not fit a GPU.
             if config.data.patching == "apf" or config.data.resolution <= 1024:
                 yield BenchRow(name, config)
                 yield BenchRow(f"{name}+compile", config, compiled=True)
@@ -123,27 +114,12 @@ def make_model(row: BenchRow, device: torch.device) -> nn.Module:
 
 
 def measure(row: BenchRow, device: torch.device, seconds: float) -> dict[str, Any]:
-    """Time one row.
-
-    Returns:
-        Numbers with units; `error` instead of times when the memory is not enough.
-    """
-    import torch
-
-    from hpc_models.blocks import sdpa
-    from hpc_models.tokens.batch import join_patches
-    from hpc_models.training.losses import bce_dice
-    from launch.engines.ranks import device_name
-    from launch.records.flops import Speed, peak_tflops
-
-    bf16 = row.config.train.precision == "bf16"
-    sdpa.reset_used()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    found: dict[str, Any] = {"name": row.name, "batch": row.batch, "precision": row.config.train.precision}
+    """Time one row; returns numbers with units, and `error` in place of times when memory is short."""
     data = row.config.data
-    found |= {
+    found: dict[str, Any] = {
+        "name": row.name,
+        "batch": row.batch,
+        "precision": row.config.train.precision,
         "model": "unetr (MONAI)" if row.monai else row.config.model.name,
         "patching": data.patching,
         "decoder": row.config.model.decoder_name,
@@ -153,42 +129,62 @@ def measure(row: BenchRow, device: torch.device, seconds: float) -> dict[str, An
         "compiled": row.compiled,
     }
     try:
-        model, batch = make_model(row, device), make_batch(row, device)
-        found["tokens_per_image"] = float(batch["valid"].sum()) / row.batch
-        found["parameters"] = sum(p.numel() for p in model.parameters())
-        side = data.resolution // data.patch
-        image = join_patches(batch["tokens"], side, side) if row.monai else None
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-        speed = Speed(peak_tflops(device_name(device), row.config.train.precision))
-
-        def forward() -> torch.Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                out: torch.Tensor = model(image if image is not None else batch)
-            return out.float()
-
-        def step() -> None:
-            logits = forward()
-            if image is not None:
-                target = join_patches((batch["mask_counts"] > 0).float(), side, side)
-                loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, target)
-            else:
-                loss = bce_dice(logits, batch["mask_counts"], batch["content_counts"]).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-        speed.begin({"valid": batch["valid"].cpu()})
-        with speed.forward():
-            forward()
-        speed.stepped()
-        train = _times(step, device, seconds)
-        model.eval()
-        with torch.no_grad():
-            alone = _times(lambda: forward(), device, seconds / 3)
+        _time_row(row, device, seconds, found)
     except (RuntimeError, MemoryError) as error:
         if "memory" not in str(error).lower():
             raise
-        return {**found, "error": str(error).splitlines()[0]}
+        found["error"] = str(error).splitlines()[0]
+    return found
+
+
+def _time_row(row: BenchRow, device: torch.device, seconds: float, found: dict[str, Any]) -> None:
+    """Fill in what is measured."""
+    import torch
+
+    from hpc_models.blocks import sdpa
+    from hpc_models.tokens.batch import join_patches
+    from hpc_models.training.losses import bce_dice
+    from launch.engines.ranks import device_name
+    from launch.records.flops import Speed, peak_tflops
+
+    # Model, batch and optimiser.
+    sdpa.reset_used()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    precision, side = row.config.train.precision, row.config.data.resolution // row.config.data.patch
+    model, batch = make_model(row, device), make_batch(row, device)
+    found["tokens_per_image"] = float(batch["valid"].sum()) / row.batch
+    found["parameters"] = sum(p.numel() for p in model.parameters())
+    image = join_patches(batch["tokens"], side, side) if row.monai else None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def forward() -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            out: torch.Tensor = model(image if image is not None else batch)
+        return out.float()
+
+    def step() -> None:
+        logits = forward()
+        if image is not None:
+            target = join_patches((batch["mask_counts"] > 0).float(), side, side)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, target)
+        else:
+            loss = bce_dice(logits, batch["mask_counts"], batch["content_counts"]).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    # Count one forward pass, then time steps and forward passes.
+    speed = Speed(peak_tflops(device_name(device), precision))
+    speed.begin({"valid": batch["valid"].cpu()})
+    with speed.forward():
+        forward()
+    speed.stepped()
+    train = _times(step, device, seconds)
+    model.eval()
+    with torch.no_grad():
+        alone = _times(forward, device, seconds / 3)
     if device.type == "cuda":
         found["peak_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
     median = statistics.median(train)
@@ -201,7 +197,6 @@ def measure(row: BenchRow, device: torch.device, seconds: float) -> dict[str, An
         "spread": (max(train) - min(train)) / median,
         "attention_backend": ", ".join(sdpa.used()) or None,
     }
-    return found
 
 
 def _times(work: Callable[[], object], device: torch.device, seconds: float) -> list[float]:
@@ -219,12 +214,6 @@ def _times(work: Callable[[], object], device: torch.device, seconds: float) -> 
         wait_for(device)
         out.append(time.perf_counter() - begin)
     return out
-
-
-def _name(device: torch.device) -> str:
-    from launch.engines.ranks import device_name
-
-    return device_name(device)
 
 
 def table(lines: list[dict[str, Any]]) -> str:

@@ -1,9 +1,9 @@
-"""From the counts of a step and the facts of a site to seconds and to whether it fits; no torch.
+"""From the counts of a step and the facts of a site to seconds, and to whether the step fits.
 
-Nothing here is measured on the site: the rates are what its file expects, and every term has a name so that the one
-that is wrong can be found. Compute is a roofline, operation by operation (Williams et al. 2009): a matrix product takes
-the longer of its arithmetic and its traffic, everything else its traffic. Collectives follow Hockney's alpha-beta model
-with the ring's volumes (Thakur et al. 2005).
+Nothing is measured on the site: the rates come from its file, and every term has a name so that a wrong one can be
+found. Compute is a roofline, operation by operation (Williams et al. 2009): a matrix product takes the longer of its
+arithmetic and its traffic, everything else its traffic. Collectives follow Hockney's alpha-beta model with the ring's
+volumes (Thakur et al. 2005).
 """
 
 from __future__ import annotations
@@ -21,29 +21,19 @@ if TYPE_CHECKING:
     from launch.plan.step import Counts
 
 GIB = 2**30
-# Bytes that pass each rank, as a multiple of the tensor, and how often latencies of a ring are paid.
+# Bytes that pass each rank, as a multiple of the tensor; also how often a ring's latencies are paid.
 _VOLUME = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1, "broadcast": 1, "reduce": 1}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Predicted time of a step.
+    """Predicted time of a step."""
 
-    Attributes:
-        matrix_s: Matrix products, convolutions, attention.
-        traffic_s: Everything else that moves memory.
-        launch_s: The host starting kernels one by one; hides behind the work of large ones.
-        bandwidth_s: Collectives, their bytes.
-        latency_s: Collectives, their hops.
-        step_s: compute + communication, nothing hidden behind anything.
-        overlapped_s: The longer of the two: all that could be hidden is.
-    """
-
-    matrix_s: float
-    traffic_s: float
-    launch_s: float
-    bandwidth_s: float
-    latency_s: float
+    matrix_s: float  # matrix products, convolutions, attention
+    traffic_s: float  # all other operations, by their memory traffic
+    launch_s: float  # the host starts kernels one by one, hidden behind large ones
+    bandwidth_s: float  # collectives, their bytes
+    latency_s: float  # collectives, their hops
 
     @property
     def compute_s(self) -> float:
@@ -57,12 +47,12 @@ class Cost:
 
     @property
     def step_s(self) -> float:
-        """With nothing overlapped."""
+        """Compute and communication, one after the other."""
         return self.compute_s + self.communication_s
 
     @property
     def overlapped_s(self) -> float:
-        """With all overlapped."""
+        """The longer of the two, when one hides the other."""
         return max(self.compute_s, self.communication_s)
 
 
@@ -86,8 +76,8 @@ def cost(counts: Counts, site: Site) -> Cost:
 def collective_s(collective: Collective, site: Site) -> tuple[float, float]:
     """(seconds for the bytes, seconds for the hops) of one collective.
 
-    A group with several ranks on a node has their share of its ports together: the ring enters and leaves each node
-    once, over all of them in turns. Between nodes an all-reduce of NCCL and RCCL climbs a tree, the others go round.
+    The ranks of a group on one node share their ports: the ring enters and leaves each node once. Between nodes an
+    all-reduce of NCCL and RCCL climbs a tree; other collectives go round the ring.
     """
     ranks = len(collective.ranks)
     if ranks == 1:
@@ -112,7 +102,7 @@ def memory_gib(site: Site) -> float:
 
 
 def fits(counts: Counts, site: Site) -> bool:
-    """Does the peak leave the site's reserve free?"""
+    """Whether the peak leaves the site's reserve free."""
     return counts.peak_bytes / GIB <= memory_gib(site)
 
 
@@ -120,10 +110,7 @@ def summed(collectives: Sequence[Collective]) -> list[dict[str, object]]:
     """Number and bytes of the collectives by kind and size of the group, largest first."""
     rows: dict[tuple[str, int], list[int]] = {}
     for collective in collectives:
-        row = rows.setdefault((collective.kind, len(collective.ranks)), [0, 0])
-        row[0] += 1
-        row[1] += collective.size_bytes
-    return [
-        {"kind": kind, "ranks": ranks, "count": count, "bytes": size}
-        for (kind, ranks), (count, size) in sorted(rows.items(), key=lambda item: -item[1][1])
-    ]
+        rows.setdefault((collective.kind, len(collective.ranks)), []).append(collective.size_bytes)
+    found = [(kind, ranks, len(sizes), sum(sizes)) for (kind, ranks), sizes in rows.items()]
+    found.sort(key=lambda row: -row[-1])
+    return [dict(zip(("kind", "ranks", "count", "bytes"), row, strict=True)) for row in found]

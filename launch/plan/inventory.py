@@ -1,6 +1,6 @@
-"""`python -m launch models`: what every model costs, from shapes alone; importing it must not import torch.
+"""`python -m launch models`: what every model costs, from shapes alone.
 
-Models are built and run on torch's meta device, where nothing is computed: a 64K model is counted on a laptop.
+Models are built and run on torch's meta device, which computes nothing: a 64K model is counted on a laptop.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from launch.data.batches import Batch
 
-# Side of the pictures that a model is made for, (height, width); others are counted at 224 px.
+# Picture (height, width) that a model is made for; others are counted at 224 px.
 PICTURES: dict[str, tuple[int, int]] = {
     "def_gmic": (3328, 2560),
     "gmic": (3328, 2560),
@@ -38,31 +38,18 @@ Activations: what the backward pass keeps in fp32, without the weights."""
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What one forward pass takes.
+    """What one forward pass of a batch takes."""
 
-    Attributes:
-        parameters: All weights.
-        trainable: Those with a gradient.
-        macs: Multiply-accumulates of one forward pass of the batch.
-        flops: Twice that.
-        activation_bytes: What the backward pass keeps of the forward pass.
-        weight_bytes: The weights in fp32.
-    """
-
-    parameters: int
-    trainable: int
-    macs: int
-    flops: int
-    activation_bytes: int
-    weight_bytes: int
+    parameters: int  # all weights
+    trainable: int  # weights with a gradient
+    macs: int  # multiply-accumulates
+    flops: int  # twice that
+    activation_bytes: int  # what the backward pass keeps of the forward pass
+    weight_bytes: int  # the weights in fp32
 
 
 def measure(model: nn.Module, inputs: torch.Tensor | Batch) -> ModelCost:
-    """ModelCost of `model(inputs)` in training.
-
-    Args:
-        model: On the meta device: on CPUs torch counts nothing for attention.
-        inputs: What it takes, on the meta device.
+    """ModelCost of `model(inputs)` in training, both on meta: torch counts nothing for attention on CPUs.
 
     Raises:
         ValueError: The model is not on the meta device.
@@ -74,7 +61,7 @@ def measure(model: nn.Module, inputs: torch.Tensor | Batch) -> ModelCost:
     if any(not weight.is_meta for weight in weights):
         raise ValueError("costs are counted on the meta device")
     own = {weight.untyped_storage()._cdata for weight in weights}
-    kept: dict[int, torch.UntypedStorage] = {}  # holds the storages too, so that no number is used twice
+    kept: dict[int, torch.UntypedStorage] = {}  # keeps the storages alive, so that no key is used twice
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -123,29 +110,14 @@ def reference(name: str, batch: int = 1) -> Config:
     settings = model_class(name)
     labels, classes = (None, 1) if settings.task == "segmentation" else ("folders", 2)
     if "images" in settings.inputs:
-        h, w = PICTURES.get(name, (224, 224))
+        hw = PICTURES.get(name, (224, 224))
         channels: Literal[1, 3] = 1 if name in GRAY else 3
-        data = DataConfig(
-            dir="-",
-            kind="images",
-            labels="folders",
-            classes=classes,
-            resolution=max(h, w),
-            image_hw=(h, w),
-            channels=channels,
-        )
+        size: dict[str, Any] = {"resolution": max(hw), "image_hw": hw, "channels": channels}
+        data = DataConfig(dir="-", kind="images", labels="folders", classes=classes, **size)
     else:
-        data = DataConfig(
-            dir="-",
-            kind="tokens" if "tokens" in settings.inputs else "tiles",
-            patching="uniform",
-            labels=labels,
-            classes=classes,
-            resolution=FRAME_PX,
-            patch=PATCH_PX,
-            length=(FRAME_PX // PATCH_PX) ** 2,
-            crop_px=FRAME_PX,
-        )
+        kind: Literal["tokens", "tiles"] = "tokens" if "tokens" in settings.inputs else "tiles"
+        size = {"resolution": FRAME_PX, "patch": PATCH_PX, "length": (FRAME_PX // PATCH_PX) ** 2, "crop_px": FRAME_PX}
+        data = DataConfig(dir="-", kind=kind, patching="uniform", labels=labels, classes=classes, **size)
     return Config(experiment="-", data=data, model=settings(), train=TrainConfig(batch=batch, max_steps=1))
 
 
@@ -188,7 +160,7 @@ def inventory(configs: dict[str, Config]) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows for people."""
+    """The rows as a table for people."""
     head = ["name", "task", "data", "input", "parameters", "GMACs", "GFLOPs", "activations GiB"]
     lines = [head]
     for row in rows:

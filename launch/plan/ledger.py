@@ -1,6 +1,6 @@
-"""Counts what one rank does in a block: memory by kind, collectives, FLOPs, bytes; works on real and on fake tensors.
+"""Counts what one rank does in a block: memory by kind, collectives, FLOPs, bytes; on real and on fake tensors.
 
-It sees every operation that reaches the dispatcher, after autograd and autocast. Must not import engines or models.
+It sees every operation that reaches the dispatcher, after autograd and autocast.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from launch.records.flops import FLOP_FORMULAS
 
 KINDS = ("parameters", "gradients", "optimizer", "gathered", "activations")
 
-# Name of the operation -> (what people call it, which argument holds the whole tensor, which the group).
+# Name of the operation -> (its common name, index of the argument with the whole tensor, of the group).
 _COLLECTIVES = {
     "c10d::allreduce_": ("all_reduce", 0, 1),
     "c10d::_allgather_base_": ("all_gather", 0, 2),
@@ -43,38 +43,26 @@ _COLLECTIVES = {
     "_c10d_functional_autograd::all_to_all_single": ("all_to_all", 0, 3),
 }
 _QUIET = {"wait_tensor", "_wrap_tensor_autograd", "barrier"}  # they send nothing worth counting
-# They reserve or name memory; nothing is read or written.
+# They reserve or name memory, but read and write nothing.
 _FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "set_", "resize_", "lift"}
 
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective.
+    """One collective."""
 
-    Attributes:
-        kind: all_gather, reduce_scatter, all_reduce, ...
-        size_bytes: Of the whole tensor: what an all-gather returns, what a reduce-scatter takes.
-        ranks: The global ranks of its group.
-    """
-
-    kind: str
-    size_bytes: int
-    ranks: tuple[int, ...]
+    kind: str  # all_gather, reduce_scatter, all_reduce, ...
+    size_bytes: int  # of the whole tensor: what an all-gather returns, what a reduce-scatter takes
+    ranks: tuple[int, ...]  # the global ranks of its group
 
 
 @dataclass
 class Arithmetic:
-    """Operations of one arithmetic.
+    """Operations of one precision."""
 
-    Attributes:
-        flops: Two per multiply-accumulate, matrix products, convolutions and attention only.
-        matrix_bytes: Read and written by operations that have FLOPs.
-        other_bytes: Read and written by all others.
-    """
-
-    flops: int = 0
-    matrix_bytes: int = 0
-    other_bytes: int = 0
+    flops: int = 0  # two per multiply-accumulate of matrix products, convolutions and attention
+    matrix_bytes: int = 0  # read and written by operations that have FLOPs
+    other_bytes: int = 0  # read and written by all others
 
 
 @dataclass
@@ -87,32 +75,22 @@ class _Storage:
 
 
 class Ledger(TorchDispatchMode):
-    """Counts what happens inside `with ledger:`.
-
-    Attributes:
-        collectives: In the order they were started.
-        work: By precision ("fp32" or "bf16").
-        operations: Operations that read or write memory, about the number of kernels.
-        matrix_operations: How often each (precision, flops, bytes) with FLOPs occurred.
-    """
+    """Counts what happens inside `with ledger:`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.collectives: list[Collective] = []
-        self.work: dict[str, Arithmetic] = {}
-        self.operations = 0
-        self.matrix_operations: dict[tuple[str, int, int], int] = {}
+        self.collectives: list[Collective] = []  # in the order they were started
+        self.work: dict[str, Arithmetic] = {}  # by precision, fp32 or bf16
+        self.operations = 0  # that read or write memory, about the number of kernels
+        self.matrix_operations: dict[tuple[str, int, int], int] = {}  # how often each (precision, FLOPs, bytes) came
         self._live: dict[int, _Storage] = {}
         self._events: list[tuple[_Storage, int]] = []
 
-    # -- memory -----------------------------------------------------------------------------------------------------
-
     def hold(self, tensors: Any, kind: str) -> None:
-        """Say what the memory of these tensors is for; memory not seen before counts from now on."""
+        """Say what the memory of these tensors is for; new memory counts from now on."""
         for tensor in tree_leaves(tensors):
             for local in _locals(tensor):
-                block = self._see(local.untyped_storage(), kind)
-                block.kind = kind
+                self._see(local.untyped_storage(), kind).kind = kind
 
     def _see(self, storage: torch.UntypedStorage, kind: str) -> _Storage:
         key = id(storage)
@@ -138,7 +116,7 @@ class Ledger(TorchDispatchMode):
             block.size_bytes = storage.nbytes()
 
     def peak(self, first_event: int = 0) -> tuple[int, dict[str, int]]:
-        """Largest sum of live memory after event `first_event`, in bytes, and what it was for at that moment."""
+        """Largest sum of live memory in bytes after event `first_event`, and what it was for at that moment."""
         now = dict.fromkeys(KINDS, 0)
         best, at_best = 0, dict(now)
         for index, (block, change) in enumerate(self._events):
@@ -151,14 +129,12 @@ class Ledger(TorchDispatchMode):
         """Number of allocations and frees so far; a mark for `peak`."""
         return len(self._events)
 
-    # -- operations -------------------------------------------------------------------------------------------------
-
     def start_counting(self) -> None:
-        """Forget work and collectives, keep the memory: what came before was a warm-up."""
+        """Forget work and collectives of the warm-up, but keep the memory."""
         self.collectives, self.work, self.operations, self.matrix_operations = [], {}, 0, {}
 
     def __enter__(self) -> Ledger:
-        # FSDP2 gives and takes the memory of gathered parameters by resizing storages, which no operation shows.
+        # FSDP2 makes and frees gathered parameters by resizing storages, which no operation shows.
         self._resize = torch.UntypedStorage.resize_
 
         def resize(storage: torch.UntypedStorage, size: int) -> Any:
@@ -175,9 +151,8 @@ class Ledger(TorchDispatchMode):
         torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and write down what it did."""
         if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # first what it does to its local part, which comes here next
+            return NotImplemented  # the operation on its local part comes here next
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = func._schema.name
@@ -224,12 +199,12 @@ class Ledger(TorchDispatchMode):
 
     @property
     def flops(self) -> int:
-        """Of all precisions."""
+        """FLOPs of all precisions."""
         return sum(work.flops for work in self.work.values())
 
 
 def _locals(value: Any) -> Iterator[torch.Tensor]:
-    """The plain tensors that hold the memory of a tensor: this rank's shard of a distributed one."""
+    """The plain tensors that hold a tensor's memory: of a distributed one, this rank's shard."""
     if isinstance(value, torch.Tensor):
         local = getattr(value, "_local_tensor", value)
         if type(local) is not torch.Tensor or local.layout == torch.strided:
@@ -243,10 +218,10 @@ def _touched(tensor: torch.Tensor) -> int:
 
 
 def _written(schema: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
-    """Arguments that an operation without results writes, as a fused optimiser does; it only unscales its gradients."""
+    """Arguments that an operation without results writes, as a fused optimiser does."""
     given = {**dict(zip((a.name for a in schema.arguments), args, strict=False)), **kwargs}
     named = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    if given.get("grad_scale") is None:
+    if given.get("grad_scale") is None:  # the optimiser writes gradients only to unscale them
         named = [name for name in named if name != "grads"]
     return [t for name in named for t in tree_leaves(given.get(name)) if isinstance(t, torch.Tensor)]
 

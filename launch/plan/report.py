@@ -1,4 +1,4 @@
-"""A plan as a table, as a page for one number of gpus, and as JSON; no torch."""
+"""A plan as a table, as a page for one number of gpus, and as JSON."""
 
 from __future__ import annotations
 
@@ -24,21 +24,13 @@ _KIND_NAMES = {
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One number of gpus.
-
-    Attributes:
-        gpus: How many.
-        counts: None where they cannot be used.
-        error: Why.
-        advised: A change was looked for with which it fits.
-        change: The cheapest one, and its counts.
-    """
+    """The plan for one number of gpus."""
 
     gpus: int
-    counts: Counts | None
-    error: str = ""
-    advised: bool = False
-    change: tuple[str, Counts] | None = None
+    counts: Counts | None  # None where that many gpus cannot be used
+    error: str = ""  # why not
+    advised: bool = False  # whether a change was looked for that makes it fit
+    change: tuple[str, Counts] | None = None  # the cheapest one, and its counts
 
 
 def as_json(config: Config, site: Site, rows: Sequence[PlanRow]) -> dict[str, Any]:
@@ -113,7 +105,7 @@ def table(rows: Sequence[PlanRow], site: Site) -> str:
 
 
 def page(row: PlanRow, site: Site) -> str:
-    """What one plan consists of."""
+    """What one plan consists of, line by line."""
     counts = row.counts
     assert counts is not None
     seconds = cost(counts, site)
@@ -128,8 +120,7 @@ def page(row: PlanRow, site: Site) -> str:
     lines.append(f"arithmetic of one step and gpu: {counts.flops:.6g} FLOP, {counts.flops // 2:.6g} MAC")
     lines += [f"  in {precision:<27}{work.flops:>14.6g} FLOP" for precision, work in sorted(counts.work.items())]
     lines.append(f"predicted seconds of one step on {site.name} (rates of its file, nothing measured)")
-    for name in ("matrix_s", "traffic_s", "launch_s", "bandwidth_s", "latency_s", "overlapped_s", "step_s"):
-        lines.append(f"  {_TERMS[name]:<48}{getattr(seconds, name):>12.4g}")
+    lines += [f"  {term:<48}{getattr(seconds, name):>12.4g}" for name, term in _TERMS.items()]
     return "\n".join(lines)
 
 
@@ -152,7 +143,7 @@ def _amount(size: int) -> str:
 
 
 def verdict(row: PlanRow, site: Site) -> str:
-    """One line: does it fit, and if not, what would."""
+    """Whether it fits, on one line, and if not, what would."""
     counts = row.counts
     assert counts is not None
     need, have = counts.peak_bytes / GIB, memory_gib(site)

@@ -1,4 +1,4 @@
-"""One training step of an experiment as rank 0 of any number of gpus, on fake tensors, and what it does.
+"""One training step of an experiment as rank 0 of any number of gpus, on fake tensors, and its counts.
 
 It is the trainer's own step (`launch.train.stepper`); only the batch is made up.
 """
@@ -33,14 +33,14 @@ from launch.train.segmentation import Segmentation
 from launch.train.stepper import Stepper, largest_over_ranks, sum_over_ranks
 from launch.train.trainer import build_model
 
-_FINEST_CELLS = 512  # side of the grid that made-up trees are grown on; deeper frames get no smaller leaves than that
-_PLACES = 16  # of parts across the frame, from which the usual one is taken
+_FINEST_CELLS = 512  # side of the grid under made-up trees; no leaf is smaller than one of its cells
+_PLACES = 16  # places of parts across the frame, from which the usual one is taken
 # The first step makes the optimiser's moments; ZeRO-3 follows its trace from the third on.
 _WARM_UPS = {"ddp": 1, "fsdp": 1, "deepspeed": 2}
 
 
 class _Unlabelled(Classification):
-    """The loss of a classification, for batches that are made up: there are no files to take labels from."""
+    """The loss of a classification for made-up batches: there are no files to take labels from."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -49,41 +49,25 @@ class _Unlabelled(Classification):
 
 @dataclass(frozen=True)
 class Counts:
-    """What one step does on one rank.
-
-    Attributes:
-        gpus: Ranks.
-        engine: What holds the model: ddp, fsdp, hsdp or zero0 .. zero3.
-        parameters: Of the bare model.
-        images: Of the global batch.
-        micro: Images per forward pass of this rank.
-        tokens: Per image, without padding; None for pictures.
-        peak_bytes: Largest live memory during the step, by torch's tensors.
-        memory: Of it, by kind.
-        collectives: In order.
-        work: By precision.
-        matrix_operations: See `Ledger`.
-        operations: See `Ledger`.
-        seconds: That counting took.
-    """
+    """What one step does on one rank."""
 
     gpus: int
-    engine: str
-    parameters: int
-    images: int
-    micro: int
-    tokens: int | None
-    peak_bytes: int
-    memory: dict[str, int]
-    collectives: list[Collective]
-    work: dict[str, Arithmetic]
-    matrix_operations: dict[tuple[str, int, int], int]
-    operations: int
-    seconds: float
+    engine: str  # what holds the model: ddp, fsdp, hsdp or zero0 .. zero3
+    parameters: int  # of the bare model
+    images: int  # of the global batch
+    micro: int  # images per forward pass of this rank
+    tokens: int | None  # per image, without padding; None for pictures
+    peak_bytes: int  # largest live memory of torch's tensors during the step
+    memory: dict[str, int]  # the peak by kind
+    collectives: list[Collective]  # in order
+    work: dict[str, Arithmetic]  # by precision
+    matrix_operations: dict[tuple[str, int, int], int]  # see `Ledger`
+    operations: int  # see `Ledger`
+    seconds: float  # that counting took
 
     @property
     def flops(self) -> int:
-        """Two per multiply-accumulate; recomputed activations are counted as often as they are computed."""
+        """Two per multiply-accumulate; recomputed activations count as often as they are computed."""
         return sum(work.flops for work in self.work.values())
 
 
@@ -98,7 +82,7 @@ def engine_label(config: Config, world: int, local_world: int) -> str:
 
 
 def made_up_batch(config: Config, images: int) -> dict[str, torch.Tensor]:
-    """A training batch of the shapes that the data section says; places of leaves are those of a real tree.
+    """A training batch of the shapes that the data section says; its leaves lie as in a real tree.
 
     Call it inside `pretend`: floating point tensors are then fake, integers and flags are real.
     """
@@ -146,7 +130,7 @@ def _tokens(config: Config, images: int) -> dict[str, torch.Tensor]:
 def _usual_part(
     xy: np.ndarray[Any, Any], size: np.ndarray[Any, Any], resolution: int, side_px: int
 ) -> np.ndarray[Any, Any]:
-    """Which leaves (N,) bool a part has whose number of leaves is nearest to the mean over the frame."""
+    """The leaves (N,) bool of the part whose number of leaves is nearest to the mean over the frame."""
     places = np.linspace(0, resolution - side_px, _PLACES).astype(np.int64)
     frame = (resolution, resolution)
     parts = [leaves_in_square(xy, size, frame, np.array([x, y]), side_px) for y in places for x in places]
@@ -155,7 +139,7 @@ def _usual_part(
 
 
 def made_up_leaves(data: DataConfig, length: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Leaves of at most so many that a slide with one round, detailed region would have.
+    """At most `length` leaves of a slide with one round, detailed region.
 
     Returns:
         Top left corners (N, 2) and sides (N,) int64 in frame pixels, in Morton order.
@@ -180,13 +164,10 @@ def make_stepper(config: Config, world: int, local_world: int) -> Stepper:
 
 
 def count(config: Config, world: int, local_world: int, whole_batch: bool = True) -> Counts:
-    """Count a step as it is when a run has settled.
+    """Count a step of a run that has settled, on `world` gpus with `local_world` on a node.
 
-    Args:
-        config: The experiment.
-        world: Number of gpus.
-        local_world: Of these on a node.
-        whole_batch: All of the rank's batch lies in the counted memory, as on CPUs; gpus have one part of it at a time.
+    With `whole_batch` all of the rank's batch lies in the counted memory, as on CPUs. Gpus hold one part of it at a
+    time.
 
     Raises:
         ConfigError: The batch, the model or the engine does not fit that many gpus.
@@ -196,7 +177,7 @@ def count(config: Config, world: int, local_world: int, whole_batch: bool = True
     if config.engine.name == "deepspeed":
         import_deepspeed()  # before there is a world, which it would remember
     with pretend(world):
-        # The trainer's step, and a batch for it.
+        # Make the trainer's step and a batch for it.
         stepper = make_stepper(config, world, local_world)
         micro, module = stepper.micro, stepper.engine.module
         batch = made_up_batch(config, micro * (config.train.accumulate if whole_batch else 1))
@@ -204,13 +185,13 @@ def count(config: Config, world: int, local_world: int, whole_batch: bool = True
         def piece(number: int) -> dict[str, torch.Tensor]:
             return {k: v[number * micro % len(v) :][:micro] for k, v in batch.items()}
 
-        # What memory is for; what is not said is activations.
+        # Say what memory is for; the rest is activations.
         ledger = Ledger()
         ledger.hold([*module.parameters(), *module.buffers()], "parameters")
         hold = partial(_hold_extras, ledger, stepper)
         hold()
         _tell_kinds(ledger, stepper.engine, hold)
-        # Steps until nothing changes any more; the last one counts.
+        # Make steps until they settle; the last one counts.
         with ledger:
             ledger.hold(batch, "activations")
             for step in range(_WARM_UPS[config.engine.name] + 1):
@@ -241,7 +222,7 @@ def count(config: Config, world: int, local_world: int, whole_batch: bool = True
 
 
 def _tell_kinds(ledger: Ledger, engine: Engine, hold: Callable[[], None]) -> None:
-    """Let an engine say what its memory is for while it is there: gradients, and the buckets of a backward pass."""
+    """Make an engine say what memory is for while it lives: gradients, and the buckets of a backward pass."""
     backward, step = engine.backward, engine.step
 
     def told_backward(loss: torch.Tensor) -> None:

@@ -1,7 +1,7 @@
-"""Pretends to be rank 0 of many: a process group that talks to nobody, tensors that hold no numbers.
+"""Pretends to be rank 0 of many: a process group that talks to nobody, and tensors without numbers.
 
-What is known before training is kept real: where leaves lie and which tokens are padding, all integers and flags.
-So shapes that depend on them are right, and only floating point numbers are fake.
+What is known before training stays real: places of leaves and padding, all integers and flags. So shapes that depend on
+them are right, and only floating point numbers are fake.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_LARGEST_REAL = 1 << 26  # integers made from nothing stay real up to this many, e.g. maps of a raster
+_LARGEST_REAL = 1 << 26  # largest number of new integers that stay real, such as maps of a raster
 _MASKED = (
     torch.ops.aten.index.Tensor,
     torch.ops.aten.index_put.default,
@@ -35,25 +35,26 @@ _MASKED = (
 
 
 class RealIntegers(TorchDispatchMode):
-    """Lies above FakeTensorMode: operations on real tensors alone are really done, numbers of fake ones are made up."""
+    """Lies above FakeTensorMode: really runs operations on real tensors alone, and makes up numbers of fake ones."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run it really, or as a fake."""
         if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # first what it does to its local part, which comes here next
+            return NotImplemented  # the operation on its local part comes here next
         kwargs = kwargs or {}
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return _made_up(args[0].dtype)
-        if not _talks(func) and tensors and not any(isinstance(t, FakeTensor) or t.is_meta for t in tensors):
+        talks = func._schema.name.startswith(("c10d", "_c10d"))
+        if not talks and tensors and not any(isinstance(t, FakeTensor) or t.is_meta for t in tensors):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
         if func in _MASKED:
             args = (args[0], _numbered(args[1]), *args[2:])
         out = func(*args, **kwargs)
-        if not tensors and isinstance(out, FakeTensor) and _stays_real(out):
-            with unset_fake_temporarily():
-                return func(*args, **kwargs)
+        if not tensors and isinstance(out, FakeTensor) and out.device.type == "cpu":
+            if not out.dtype.is_floating_point and out.numel() <= _LARGEST_REAL:
+                with unset_fake_temporarily():
+                    return func(*args, **kwargs)
         return out
 
 
@@ -64,16 +65,8 @@ def _made_up(dtype: torch.dtype) -> Any:
     return 1.0 if dtype.is_floating_point else 1
 
 
-def _stays_real(out: FakeTensor) -> bool:
-    return not out.dtype.is_floating_point and out.device.type == "cpu" and out.numel() <= _LARGEST_REAL
-
-
-def _talks(func: Any) -> bool:
-    return str(func._schema.name).startswith(("c10d", "_c10d"))
-
-
 def _numbered(indices: Any) -> list[Any]:
-    """Flags among indices as the numbers of the set ones; a fake tensor cannot be picked from by flags."""
+    """Flags among indices as the numbers of the set ones: fake tensors cannot be indexed by flags."""
     out: list[Any] = []
     for index in indices:
         if isinstance(index, torch.Tensor) and index.dtype == torch.bool and not isinstance(index, FakeTensor):
@@ -85,10 +78,10 @@ def _numbered(indices: Any) -> list[Any]:
 
 
 class OneBucketDDP(nn.Module):
-    """Stands for DistributedDataParallel, whose reducer is C++ and needs memory to point to.
+    """Stands for DistributedDataParallel, whose C++ reducer needs memory to point to.
 
-    It is one term: a flat tensor as large as all gradients, into which each moves when it is there. The flat tensor is
-    all-reduced after the last one, in pieces of the sizes that torch gives to the buckets of a module.
+    It is one term: a flat tensor as large as all gradients, into which each gradient moves when it is there. After the
+    last one the flat tensor is all-reduced, in pieces of the sizes of torch's buckets.
     """
 
     def __init__(self, module: nn.Module, **_options: Any) -> None:
@@ -133,7 +126,7 @@ class OneBucketDDP(nn.Module):
 
 @contextmanager
 def _forgetful_deepspeed() -> Iterator[None]:
-    """DeepSpeed keeps process groups in module globals, where those of one pretended world would meet the next."""
+    """DeepSpeed keeps process groups in module globals, where one pretended world would meet the next."""
     names = ("deepspeed.utils.groups", "deepspeed.comm.comm")
     kept = {name: dict(vars(sys.modules[name])) for name in names if name in sys.modules}
     copies = {name: {k: dict(v) for k, v in values.items() if type(v) is dict} for name, values in kept.items()}
@@ -152,7 +145,7 @@ def _stay(module: nn.Module, *_args: Any, **_kwargs: Any) -> nn.Module:
 
 @contextmanager
 def pretend(world: int) -> Iterator[None]:
-    """Inside the block this process is rank 0 of `world`, floating point tensors are fake, and DDP is `OneBucketDDP`.
+    """Inside the block this process is rank 0 of `world`, floats are fake, and DDP is `OneBucketDDP`.
 
     Raises:
         RuntimeError: A process group is there already.

@@ -1,4 +1,4 @@
-"""A run's weights as one file; importing it must not import torch."""
+"""A run's weights as one file."""
 
 from __future__ import annotations
 
@@ -11,16 +11,9 @@ from data_prep.system.files import write_atomic
 
 
 def export_weights(run_dir: Path, out: Path, step: str, average: bool) -> int:
-    """Write the weights of a run to one file.
+    """Write the weights of a run to one file: of step `last`, `best` or a number, or their running average.
 
-    Args:
-        run_dir: The run directory.
-        out: The file.
-        step: last, best, or a number of steps.
-        average: The running average of the weights.
-
-    Returns:
-        The exit code: 0, 64 for wrong arguments, or 1 for files that cannot be read or written.
+    The exit code is 0, 64 for wrong arguments, or 1 for files that cannot be read or written.
     """
 
     def fail(text: str, code: int) -> int:
@@ -31,6 +24,7 @@ def export_weights(run_dir: Path, out: Path, step: str, average: bool) -> int:
         return fail(f"--step {step}: last, best or a number of steps", BAD_ARGUMENTS)
     if not (run_dir / "config.yaml").is_file():
         return fail(f"{run_dir}: no run directory (it has no config.yaml)", BAD_ARGUMENTS)
+    # Find the checkpoint.
     from launch.train.checkpoint import find_sound
 
     source = find_sound(run_dir / "checkpoints", step, lambda text: print(text, file=sys.stderr))
@@ -42,6 +36,7 @@ def export_weights(run_dir: Path, out: Path, step: str, average: bool) -> int:
     from launch.engines.base import EngineError
     from launch.train.weights import READ_ERRORS, checkpoint_weights
 
+    # Read its weights and write them.
     try:
         weights = checkpoint_weights(source, average)
         packed = io.BytesIO()

@@ -1,7 +1,4 @@
-"""`python -m launch preflight`: is every node as fast as the site's are? Names those that are not; exit code 65.
-
-Must not import torch when it is imported.
-"""
+"""`python -m launch preflight`: names the nodes that are slower than their site expects; exit code 65."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ if TYPE_CHECKING:
     from launch.preflight.probes import Report
 
 EXIT_PREFLIGHT = 65
-_JOIN_S = 60.0  # for finding each other, before the measurements' time begins
+_JOIN_S = 60.0  # for the ranks to meet, before the measurements' time begins
 
 # name of a rate: (heading, unit)
 _RATES = {
@@ -42,14 +39,14 @@ _RATES = {
 
 @dataclass(frozen=True)
 class Fault:
-    """Something wrong with a node, or with the network between all of them (host "")."""
+    """A fault of a node, or of the network between all nodes (host "")."""
 
     host: str
     text: str
 
 
 def check_nodes(site: Site, seconds: float, folder: Path, bad_nodes: Path | None) -> int:
-    """Measure, compare, tell; ends the process itself once the ranks are joined.
+    """Measure, compare and report; ends the process itself once the ranks have met.
 
     Args:
         site: Its expectations.
@@ -58,7 +55,7 @@ def check_nodes(site: Site, seconds: float, folder: Path, bad_nodes: Path | None
         bad_nodes: File for the names of bad nodes.
 
     Raises:
-        RankError: The launcher's environment does not say enough.
+        RankError: The launcher's environment lacks something.
     """
     ranks = places.find_ranks()
     places.end_with_launcher(ranks)
@@ -77,7 +74,7 @@ def check_nodes(site: Site, seconds: float, folder: Path, bad_nodes: Path | None
 
 
 class _Alarm:
-    """Ends this rank with 65 when a measurement hangs, and says where; a broken network is what preflight is for."""
+    """Ends this rank with 65 when a measurement hangs, as on a broken network, and says where."""
 
     def __init__(self, at: str, limit_s: float, ranks: Ranks) -> None:
         self.at = at
@@ -98,7 +95,7 @@ class _Alarm:
 
 
 def _device(site: Site, ranks: Ranks) -> tuple[torch.device, list[str]]:
-    """The device of this rank; where a gpu is missing, the CPU and what is wrong, so that the others still hear it."""
+    """The device of this rank; without a gpu the CPU and the fault, so that the other ranks still hear of it."""
     import torch
 
     kind = site.hardware.kind
@@ -116,10 +113,12 @@ def _measure(site: Site, ranks: Ranks, device: torch.device, seconds: float, fol
 
     from launch.preflight import probes
 
+    # Who shares this node.
     report = probes.Report(probes.host_name(), ranks.rank, probes.device_identity(device))
     hosts: list[Any] = [None] * ranks.world
     dist.all_gather_object(hosts, (report.host, device.type))
     neighbours = [rank for rank, (host, _) in enumerate(hosts) if host == report.host]
+    # The device, the disk and the clock.
     well = device.type != "cpu" or site.hardware.kind == "cpu"
     if well:
         for precision in site.expected.gemm_tflops:
@@ -135,7 +134,8 @@ def _measure(site: Site, ranks: Ranks, device: torch.device, seconds: float, fol
             report.faults.append(f"disk: cannot write to {folder}: {error.strerror}")
     watch.at = "clock"
     report.rates["clock"] = probes.clock_offsets_s()[ranks.rank]
-    if len({kind for _, kind in hosts}) == 1 and ranks.world > 1:  # otherwise a fault is known already
+    # The network, unless a missing gpu is known already.
+    if len({kind for _, kind in hosts}) == 1 and ranks.world > 1:
         if len(neighbours) > 1:
             watch.at = "all-reduce within the node"
             group = dist.new_group(neighbours, use_local_synchronization=True)
@@ -160,9 +160,9 @@ def needed(site: Site) -> dict[str, float]:
 
 
 def judge(site: Site, reports: Sequence[Report]) -> list[Fault]:
-    """What is wrong, by node in the order of ranks; `host` is "" for what no node can be blamed for.
+    """The faults by node in the order of ranks; `host` is "" where no node can be blamed.
 
-    A clock is compared with the median of the nodes' clocks: one that is off must not make all others bad.
+    A clock is compared with the median of the nodes' clocks, so that a wrong one does not make all others bad.
     """
     limits, faults = needed(site), []
     by_host = _by_host(reports)

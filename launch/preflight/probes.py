@@ -1,6 +1,6 @@
-"""Short measurements of one rank's device, disk, network and clock; knows nothing of expectations or of what to do.
+"""Short measurements of one rank's device, disk, network and clock.
 
-Every probe is sized so that it takes about a second on a healthy node of its kind and fits a small node's memory.
+Every probe takes about a second on a healthy node of its kind and fits a small node's memory.
 """
 
 from __future__ import annotations
@@ -27,31 +27,24 @@ _REDUCE_REPEATS = 3
 
 @dataclass
 class Report:
-    """What one rank found; a probe that does not apply is absent from `rates`.
+    """What one rank found; a probe that does not apply is absent from `rates`."""
 
-    Attributes:
-        host: Name of the node, as the scheduler knows it.
-        rank: Of this process.
-        device: Identity of the gpu, so that two ranks on one are noticed; "" on CPUs.
-        rates: gemm_fp32 and gemm_bf16 (TFLOP/s), memory (GB/s), all_reduce_node and all_reduce (GB/s),
-            disk_write (MB/s), disk_free (GiB), clock (s, this node's clock minus rank 0's).
-        faults: What could not be measured, one line each.
-    """
-
-    host: str
+    host: str  # name of the node, as the scheduler knows it
     rank: int
-    device: str = ""
+    device: str = ""  # identity of the gpu, so that two ranks on one are noticed; "" on CPUs
+    # gemm_fp32 and gemm_bf16 (TFLOP/s), memory (GB/s), all_reduce_node and all_reduce (GB/s), disk_write (MB/s),
+    # disk_free (GiB), clock (s, this node's clock minus rank 0's)
     rates: dict[str, float] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)  # what could not be measured, one line each
 
 
 def host_name() -> str:
-    """The name by which the scheduler can leave this node out."""
+    """The name by which the scheduler can exclude this node."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
 
 
 def device_identity(device: torch.device) -> str:
-    """What tells one gpu of a node from another; "" on CPUs, which ranks may share."""
+    """A text that tells the gpus of a node apart; "" on CPUs, which ranks may share."""
     if device.type != "cuda":
         return ""
     properties = torch.cuda.get_device_properties(device)
@@ -59,7 +52,7 @@ def device_identity(device: torch.device) -> str:
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a gpu has done what it was given."""
+    """Wait until a gpu has done its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -116,7 +109,7 @@ def all_reduce_gb_s(device: torch.device, group: dist.ProcessGroup | None = None
 
 
 def disk(folder: Path, budget_s: float) -> tuple[float, float]:
-    """(MB/s of a synced write, GiB free) of a folder, which is made when it is not there.
+    """(MB/s of a synced write, GiB free) of a folder, which is made if it is missing.
 
     Raises:
         OSError: It cannot be made or written.
@@ -145,9 +138,9 @@ def disk(folder: Path, budget_s: float) -> tuple[float, float]:
 
 
 def clock_offsets_s(rounds: int = 5) -> list[float]:
-    """This moment on every rank's clock minus rank 0's, in seconds; every rank must call it.
+    """Every rank's clock minus rank 0's at this moment, in seconds; every rank must call it.
 
-    All read their clocks as they leave a barrier; the median of some rounds takes out who left late.
+    All read their clocks as they leave a barrier; the median of some rounds ignores ranks that left late.
     """
     offsets: list[list[float]] = []
     for _ in range(rounds):

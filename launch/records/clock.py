@@ -1,6 +1,6 @@
-"""Training time and throughput of a run over all its starts; knows nothing of torch.
+"""Training time and throughput of a run over all its starts.
 
-Time counts in steps only: neither evaluation nor checkpoints nor start-up are training.
+Only steps count as training, not evaluation, checkpoints or start-up.
 """
 
 from __future__ import annotations
@@ -14,19 +14,12 @@ from launch.records.record import WARMUP_STEPS
 
 @dataclass
 class Clock:
-    """Rank 0's clock; it is saved with every checkpoint.
+    """Rank 0's clock, saved with every checkpoint; the first steps of a start are not typical."""
 
-    Attributes:
-        train_seconds: Time in steps since the run began.
-        timed_seconds: Of that, time in typical steps, which count for throughput (not the first ones of a start).
-        timed_images: Frames' worth of pixels in those steps, over all ranks.
-        timed_steps: Number of those steps.
-    """
-
-    train_seconds: float = 0.0
-    timed_seconds: float = 0.0
-    timed_images: float = 0.0
-    timed_steps: int = 0
+    train_seconds: float = 0.0  # in steps since the run began
+    timed_seconds: float = 0.0  # in typical steps, which count for throughput
+    timed_images: float = 0.0  # frames' worth of pixels in typical steps, over all ranks
+    timed_steps: int = 0  # typical steps
     _fresh: int = field(default=0, repr=False)
     _began_s: float = field(default=0.0, repr=False)
     _wait_s: float = field(default=0.0, repr=False)
@@ -40,11 +33,9 @@ class Clock:
         self._wait_s = time.perf_counter() - self._began_s
 
     def end(self, images: float, typical: bool = True) -> tuple[float, float]:
-        """The step ends; returns its seconds and the share of them spent waiting for the batch, in percent.
+        """The step ends; returns its seconds and the percentage of them that it waited for the batch.
 
-        Args:
-            images: Frames' worth of pixels of the step.
-            typical: False for a step that did more than train.
+        `images` are the step's pixels in frames; `typical` is False for a step that did more than train.
         """
         seconds = time.perf_counter() - self._began_s
         self.train_seconds += seconds
@@ -61,5 +52,5 @@ class Clock:
         return self.timed_images / self.timed_seconds if self.timed_seconds > 0 else None
 
     def notes(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
+        """What a checkpoint keeps of the clock."""
         return {key: value for key, value in asdict(self).items() if not key.startswith("_")}

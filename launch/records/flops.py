@@ -1,4 +1,4 @@
-"""Tokens per second, FLOPs and model FLOPs utilisation of steps; knows nothing of engines, files or schedules."""
+"""Tokens per second, FLOPs and model FLOPs utilisation of training steps."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from launch.config.sites import SITES, read_site
 
 _GPU = re.compile(r"\b(?:MI|GH|GB|A|B|H|V)\d{3}[A-Z]?(?=\b|-)")
 
-COUNT_EVERY = 50  # steps: trees and parts of trees differ from step to step, and counting makes a step slower
-_WITH_ADDEND = (torch.ops.aten.addmm, torch.ops.aten.baddbmm)  # their first argument is not multiplied
+COUNT_EVERY = 50  # steps: their trees differ, and counting makes a step slower
+_WITH_ADDEND = (torch.ops.aten.addmm, torch.ops.aten.baddbmm)  # their first argument is added, not multiplied
 
 
 @shape_wrapper
@@ -29,7 +29,7 @@ def _sdpa_backward(grad: Any, q: Any, k: Any, v: Any, *_args: Any, **_more: Any)
     return int(sdpa_backward_flop_count(grad, q, k, v))
 
 
-# torch's formulas; it has none for attention on CPUs, which gets its own of the CUDA kernels.
+# Torch's formulas; it has none for attention on CPUs, which gets the formulas of the CUDA kernels.
 FLOP_FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
@@ -40,8 +40,8 @@ FLOP_FORMULAS: dict[Any, Callable[..., int]] = {
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the FLOPs of matrix products, convolutions and attention, two per multiply-accumulate.
 
-    What is seen is the forward pass. The backward pass makes as many FLOPs again for either factor that needs a
-    gradient: images and tokens need none, so a first layer costs twice its forward pass and others three times.
+    It sees the forward pass. The backward pass makes as many FLOPs again for either factor that needs a gradient.
+    Images and tokens need none, so a first layer costs twice its forward pass, and others three times.
     """
 
     def __init__(self) -> None:
@@ -64,19 +64,14 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         needing = sum(factor.requires_grad for factor in factors)
         if torch.is_grad_enabled():
             return 1 + needing
-        # Within a function with a backward pass of its own, as DeepSpeed's linear maps: only its arguments, and views
-        # of them, say what they are.
+        # Inside a function with its own backward pass, such as DeepSpeed's linear maps, only its arguments
+        # and their views say whether they need a gradient.
         needing += sum(not it.requires_grad and it._base is not None and it._base.requires_grad for it in factors)
         return 1 + (needing or 2)
 
 
 def peak_tflops(device: str, precision: str) -> float | None:
-    """Dense matrix peak of a gpu, from the site files; None where none of them has it.
-
-    Args:
-        device: The name that torch has for it.
-        precision: fp32 or bf16.
-    """
+    """Dense matrix peak in fp32 or bf16 of the gpu that torch calls `device`, from the site files; None if unknown."""
     found = _GPU.search(device)
     if found is None:
         return None
@@ -91,16 +86,16 @@ def peak_tflops(device: str, precision: str) -> float | None:
 class Speed:
     """`tps`, FLOPs and `mfu(%)` of steps.
 
-    The FLOPs of a step are those of its forward passes and what their backward passes need; recomputing is not the
-    model's work. They are counted in the first step of a start and every `COUNT_EVERY` steps; a counted step stands for
-    those up to the next one, so that with sequences of uneven length they are an estimate. They are summed over ranks;
-    what ranks that share sequences all do counts for each.
+    The FLOPs of a step are those of its forward passes and of what their backward passes need; recomputation is not
+    counted. The first step of a start and every `COUNT_EVERY`-th step are counted. A counted step stands for all up to
+    the next one, so with sequences of uneven length the sum is an estimate. It is over all ranks; ranks that share
+    sequences each count what all of them do.
 
     Args:
         peak_tflops: Peak of one gpu; None leaves the utilisation out.
         world: Number of ranks.
-        again: Not only in the first step; compiled blocks have to be run without their compilation for it.
-        total: Sums one number over the ranks; called by all of them at the end of a counted step.
+        again: Count after the first step too; compiled blocks then run uncompiled in counted steps.
+        total: Sums one number over the ranks; all ranks call it at the end of a counted step.
     """
 
     def __init__(
@@ -115,7 +110,7 @@ class Speed:
 
     @property
     def counting(self) -> bool:
-        """Whether the step that has begun, or has just been done, is counted."""
+        """Whether the current or last step is counted."""
         return self._counter is not None
 
     def begin(self, batch: dict[str, torch.Tensor]) -> None:
@@ -137,7 +132,7 @@ class Speed:
 
     @contextmanager
     def no_backward(self) -> Iterator[None]:
-        """Surrounds what needs no backward pass within a forward pass."""
+        """Surrounds the part of a forward pass that needs no backward pass."""
         if self._counter is None:
             yield
             return
@@ -155,21 +150,17 @@ class Speed:
         self._done += 1
 
     def end(self, seconds: float) -> dict[str, float]:
-        """What metrics.jsonl keeps of a step that took so long, without what is not known."""
-        found = {}
-        if self._tokens:
-            found["tps"] = self._tokens / seconds
+        """What metrics.jsonl keeps of a step of so many seconds, without unknown numbers."""
+        found = {"tps": self._tokens / seconds} if self._tokens else {}
         mfu = self.mfu(seconds)
-        if mfu is not None:
-            found["mfu(%)"] = 100 * mfu
-        return found
+        return found if mfu is None else {**found, "mfu(%)": 100 * mfu}
 
     def mfu(self, seconds_per_step: float) -> float | None:
-        """Share of the peak; None when that is not known, or before the first step."""
+        """Share of the peak; None when the peak is unknown, or before the first step."""
         if self._peak is None or not self.flops:
             return None
         return self.flops / self._done / (seconds_per_step * self._peak * self._world * 1e12)
 
     def resume(self, flops: float, steps: int) -> None:
-        """Go on from what a checkpoint kept: FLOPs of so many steps."""
+        """Go on from a checkpoint: FLOPs of so many steps."""
         self.flops, self._done = flops, steps

@@ -1,4 +1,4 @@
-"""Where metrics go besides metrics.jsonl: TensorBoard and W&B (offline); must not import torch before a run starts."""
+"""Where metrics go besides metrics.jsonl: TensorBoard and W&B (offline)."""
 
 from __future__ import annotations
 
@@ -9,38 +9,30 @@ from typing import Any, Protocol
 
 from launch.config.config import ConfigError
 
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
-
 
 class Sink(Protocol):
     """Takes the lines of metrics.jsonl as they are written."""
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """One line; values that are no numbers are passed over."""
+        """Take one line; values that are no numbers are skipped."""
 
     def close(self) -> None:
-        """Write out what is held back."""
+        """Write out what is buffered."""
 
 
 def check_sinks(names: Sequence[str]) -> None:
-    """Are the packages there?
+    """Check that the packages are installed.
 
     Raises:
         ConfigError: One is not; the line says how to get it.
     """
     for name in names:
-        if importlib.util.find_spec(_PACKAGES[name]) is None:
-            raise ConfigError(f"log.sinks={name}: not installed; pip install {_PACKAGES[name]}")
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"log.sinks={name}: not installed; pip install {name}")
 
 
 def open_sinks(names: Sequence[str], run_dir: Path, settings: dict[str, Any]) -> list[Sink]:
-    """The sinks of one start; rank 0 alone.
-
-    Args:
-        names: As in `log.sinks`.
-        run_dir: The run directory: files go to its folders `tensorboard` and `wandb`.
-        settings: The configuration, dumped.
-    """
+    """The sinks of one start, on rank 0 alone; files go to the run's folders `tensorboard` and `wandb`."""
     kinds: dict[str, type[_TensorBoard] | type[_Wandb]] = {"tensorboard": _TensorBoard, "wandb": _Wandb}
     return [kinds[name](run_dir, settings) for name in names]
 
@@ -67,7 +59,7 @@ class _Wandb:
     def __init__(self, run_dir: Path, settings: dict[str, Any]) -> None:
         import wandb  # type: ignore[import-not-found]
 
-        # Compute nodes have no way out; `wandb sync` sends the folder later.
+        # Compute nodes have no internet; `wandb sync` sends the folder later.
         self._run: Any = wandb.init(
             mode="offline", dir=str(run_dir), project=str(settings["experiment"]), name=run_dir.name, config=settings
         )

@@ -1,4 +1,4 @@
-"""Traces some steps with torch's profiler when asked to; knows nothing of the run."""
+"""Traces some steps with torch's profiler."""
 
 from __future__ import annotations
 
@@ -12,23 +12,15 @@ from launch.records.record import WARMUP_STEPS
 
 
 class Profiler:
-    """Traces `steps` steps after the warm-up of a start into `trace-rank-N.json`, which chrome://tracing reads.
+    """Traces `steps` steps after the warm-up of a start into `trace-rank-N.json`, which chrome://tracing reads."""
 
-    Args:
-        steps: How many; None traces nothing.
-        logs: Folder of this start.
-        rank: N; every rank writes its own.
-    """
-
-    def __init__(self, steps: int | None, logs: Path | None, rank: int) -> None:
-        self._steps, self._path = steps, None if logs is None else logs / f"trace-rank-{rank}.json"
+    def __init__(self, steps: int, logs: Path, rank: int) -> None:
+        self._steps, self._path = steps, logs / f"trace-rank-{rank}.json"
         self._done = 0
         self._profile: Any = None
 
     def step(self) -> None:
         """A step was done."""
-        if self._steps is None or self._path is None:
-            return
         self._done += 1
         if self._done == WARMUP_STEPS:
             kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
@@ -38,7 +30,7 @@ class Profiler:
             self.close()
 
     def close(self) -> None:
-        """Write the trace, also of fewer steps when the run ends before."""
+        """Write the trace, also of fewer steps when the run ends early."""
         if self._profile is not None:
             running, self._profile = self._profile, None
             running.__exit__(None, None, None)

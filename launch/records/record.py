@@ -1,7 +1,4 @@
-"""What a run leaves behind: metrics.jsonl, env.json and record.json, each whole or absent.
-
-Must not import torch: analysis and login nodes read records.
-"""
+"""What a run leaves behind: metrics.jsonl, env.json and record.json, each whole or absent."""
 
 from __future__ import annotations
 
@@ -32,11 +29,12 @@ WARMUP_STEPS = 3
 WARMUP_RULE = f"the first {WARMUP_STEPS} steps of every start are left out of the timing"
 
 
-# What a field is: Count and Number are not negative, a Fraction is between 0 and 1, Text is any text. None of them is
-# converted from text, NaN is no number, and null is a missing value.
 def _whole(value: Any) -> Any:
     """A whole number that JSON holds as a float, such as 300.0."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# Types of fields. Numbers are not converted from text, NaN is refused, and null is a missing value.
 
 
 Text = InstanceOf[str]
@@ -48,21 +46,20 @@ Fractions = dict[str, Fraction]
 
 
 def _field(about: str = "", *, of: Literal["row", "seed", "mean"] = "seed", column: str | None = None) -> Any:
-    """A field that may be missing.
+    """A field that may be missing: what it is with its unit, its role in tables, and its head in comparison.csv.
 
-    Args:
-        about: What it is, with its unit.
-        of: `row`: runs that differ in it are different rows of a table; `mean`: a row shows the mean over its seeds.
-        column: Its name in comparison.csv; None leaves it out.
+    Runs that differ in a `row` field are different rows of a table; for a `mean` field a row shows the mean over its
+    seeds.
     """
     return Field(default=None, description=about or None, json_schema_extra={"of": of, "column": column})
 
 
 class Record(BaseModel):
-    """What a run leaves behind, whatever its end. A number that is missing is null; fields may be added, all optional.
+    """What a run leaves behind, however it ended. A missing number is null; new fields are optional.
 
-    An image is a frame: for a run on crops, `samples_per_image` crops have its pixels, and seconds_per_image,
-    images_per_s and epochs count in frames. The fields with a column are in the order of comparison.csv.
+    An image is a frame. For a run on crops, `samples_per_image` crops have the pixels of a frame, and
+    seconds_per_image, images_per_s and epochs count in frames. The fields with a column are in the order of
+    comparison.csv.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -143,7 +140,7 @@ RECORD_KEYS = tuple(Record.model_fields)
 
 
 def fields_of(kind: Literal["row", "mean"]) -> list[str]:
-    """The fields in which rows of a table differ, or over whose seeds a row has the mean."""
+    """The fields in which rows of a table differ, or whose mean over the seeds a row shows."""
     return [name for name, field in Record.model_fields.items() if _extra(field).get("of") == kind]
 
 
@@ -156,30 +153,17 @@ def _extra(field: FieldInfo) -> dict[str, Any]:
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
-# Variables worth knowing later; never the whole environment, which holds secrets.
-_ENVIRONMENT = (
-    "SLURM_JOB_ID",
-    "SLURM_JOB_NAME",
-    "SLURM_JOB_NODELIST",
-    "SLURM_JOB_NUM_NODES",
-    "SLURM_NTASKS",
-    "SLURM_RESTART_COUNT",
-    "SLURM_CLUSTER_NAME",
-    "SLURM_JOB_PARTITION",
-    "CUDA_VISIBLE_DEVICES",
-    "ROCR_VISIBLE_DEVICES",
-    "HIP_VISIBLE_DEVICES",
-    "OMP_NUM_THREADS",
-    "LOADEDMODULES",
-    "NCCL_DEBUG",
-    "NCCL_SOCKET_IFNAME",
-    "FI_PROVIDER",
-)
+# Variables that env.json keeps; never the whole environment, which holds secrets.
+_ENVIRONMENT = """
+    SLURM_JOB_ID SLURM_JOB_NAME SLURM_JOB_NODELIST SLURM_JOB_NUM_NODES SLURM_NTASKS SLURM_RESTART_COUNT
+    SLURM_CLUSTER_NAME SLURM_JOB_PARTITION CUDA_VISIBLE_DEVICES ROCR_VISIBLE_DEVICES HIP_VISIBLE_DEVICES
+    OMP_NUM_THREADS LOADEDMODULES NCCL_DEBUG NCCL_SOCKET_IFNAME FI_PROVIDER
+""".split()
 _PACKAGES = ("torch", "numpy", "opencv-python-headless", "h5py", "openslide-python", "pydantic", "mpi4py", "deepspeed")
 
 
 def now() -> str:
-    """The moment as ISO 8601 in UTC, to the second."""
+    """The time as ISO 8601 in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -189,10 +173,10 @@ def to_json(value: Any) -> bytes:
 
 
 def new_record(**known: Any) -> dict[str, Any]:
-    """All keys of a record, those given filled in, the others null.
+    """All keys of a record: those given filled in, the others null.
 
     Raises:
-        ValueError: A key that does not exist, or a value that does not fit; one line names it.
+        ValueError: An unknown key, or a value that does not fit; one line names it.
     """
     unknown = sorted(set(known) - set(RECORD_KEYS))
     if unknown:
@@ -214,16 +198,10 @@ def first_fault(error: ValidationError) -> str:
 
 
 def write_record(run_dir: Path, record: dict[str, Any], first_wins: bool = False) -> bool:
-    """Write `run_dir/record.json` atomically.
+    """Write `run_dir/record.json` atomically, and return whether it was written.
 
-    Args:
-        run_dir: The run directory.
-        record: What `new_record` made.
-        first_wins: Keep a record that is already there: when one rank fails, the others fail after it of a broken
-            connection, and only the first one knows the cause.
-
-    Returns:
-        Whether the record was written.
+    `first_wins` keeps a record that is there. When one rank fails, the others fail after it with a broken connection,
+    and only the first one knows the cause.
     """
     target = run_dir / "record.json"
     if not first_wins:
@@ -245,7 +223,7 @@ def write_record(run_dir: Path, record: dict[str, Any], first_wins: bool = False
 
 
 def read_record(run_dir: Path) -> dict[str, Any] | None:
-    """The record of a run directory, or None when there is none (or no valid one)."""
+    """The record of a run directory, or None when there is no valid one."""
     try:
         record = json.loads((run_dir / "record.json").read_text())
     except (OSError, ValueError):
@@ -254,15 +232,11 @@ def read_record(run_dir: Path) -> dict[str, Any] | None:
 
 
 class Metrics:
-    """metrics.jsonl: one JSON object per line, one writer, every line flushed.
+    """metrics.jsonl: one JSON object per line, one writer, every line flushed; `sinks` get every new line too.
 
-    Args:
-        path: The file.
-        resumed_step: Lines after this step were written by a start whose later work is lost; they are dropped, so that
-            no step appears twice, and a half-written last line.
-        sinks: Get every line too, from now on.
-        scored: Whether the checkpoint of this step was written after its evaluation. If not, lines of an evaluation at
-            this very step are dropped as well: it will be done again.
+    Lines after `resumed_step` and half-written ones are dropped, so that no step appears twice. Their work is lost.
+    Without `scored`, the checkpoint lacks the evaluation at this very step, and its lines are dropped too: it will be
+    done again.
     """
 
     def __init__(self, path: Path, resumed_step: int, sinks: Sequence[Sink] = (), scored: bool = False) -> None:
@@ -274,7 +248,7 @@ class Metrics:
         self._sinks = sinks
 
     def write(self, **values: Any) -> None:
-        """Append one line and flush it; floats keep all their digits, so that two runs can be compared exactly."""
+        """Append one line and flush it; floats keep all digits, so that two runs can be compared exactly."""
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
         for sink in self._sinks:
@@ -303,22 +277,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def git_commit(folder: Path | None = None) -> str | None:
-    """The commit of the code, with `+dirty` when tracked files differ from it; None outside git."""
-    folder = folder or Path(__file__).resolve().parent
+    """The commit of the code, with `+dirty` when tracked files were changed; None outside git."""
+
+    def git(*words: str) -> str:
+        place = folder or Path(__file__).resolve().parent
+        done = subprocess.run(["git", *words], cwd=place, capture_output=True, text=True, check=True, timeout=30)
+        return done.stdout.strip()
+
     try:
-        commit = _git(folder, "rev-parse", "HEAD")
-        return commit + ("+dirty" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _git(folder: Path, *words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=30)
-    return done.stdout.strip()
-
-
 def environment(hosts: list[str], devices: list[str], launcher: str) -> dict[str, Any]:
-    """Content of env.json: code, versions, machine and the allow-listed variables."""
+    """Content of env.json: code, versions, machine and the listed variables."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
@@ -348,23 +321,17 @@ def environment(hosts: list[str], devices: list[str], launcher: str) -> dict[str
 def peak_resident_gib() -> float:
     """Largest resident memory of this process so far.
 
-    Not `ru_maxrss` where it can be helped: a process inherits that from the one that started it, however large it was.
+    `ru_maxrss` is the fallback: a process inherits it from the one that started it, however large that was.
     """
-    try:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 2**20
-    except OSError:
-        pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def memory_summary(device: Any) -> str:
-    """What held memory when there was too little: the allocator's table of a GPU, the kernel's view of a process.
-
-    Args:
-        device: The rank's `torch.device`.
-    """
+    """Memory of a rank that ran out of it: the allocator's table of a GPU, the kernel's view of the process."""
     text = ""
     torch = sys.modules.get("torch")
     if torch is not None and device.type == "cuda":
@@ -379,19 +346,15 @@ def memory_summary(device: Any) -> str:
 def gpu_driver() -> str | None:
     """Version line of the NVIDIA or AMD kernel driver; None without one."""
     for path in ("/proc/driver/nvidia/version", "/sys/module/amdgpu/version"):
-        try:
+        with contextlib.suppress(OSError, IndexError):
             return Path(path).read_text().splitlines()[0].strip()
-        except (OSError, IndexError):
-            continue
     return None
 
 
 def cpu_name() -> str:
     """Model name of the CPU."""
-    try:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()

@@ -1,7 +1,4 @@
-"""The run directory: may this run use it, is it finished, what is in it; rank 0 looks, all ranks hear the same.
-
-Must not import torch.
-"""
+"""The run directory: may this run use it, is it finished, what is in it. Rank 0 looks for all ranks."""
 
 from __future__ import annotations
 
@@ -21,14 +18,14 @@ from launch.records.record import read_record
 
 _OURS = ("config.yaml", "env.json", "metrics.jsonl", "record.json", "checkpoints", "predictions")
 _LOCK = "lock"
-_FORCED = "forced_by_job"  # number of the job that last replaced what was there
+_FORCED = "forced_by_job"  # number of the job that last replaced the run
 _LOCK_WAIT_S = 60.0
-_held: dict[Path, int] = {}  # descriptors of locks; the kernel lets go of them when this process ends, however it ends
+_held: dict[Path, int] = {}  # descriptors of locks, which the kernel frees however this process ends
 
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """What rank 0 found: `finished` needs no work; `logs` is the folder of this start; `starts` counts it."""
+    """What rank 0 found: `finished` needs no work; `logs` is the folder of this start; `starts` counts them."""
 
     finished: bool
     logs: str
@@ -36,10 +33,10 @@ class OpenedRun:
 
 
 def open_run(run_dir: Path, config: Config) -> OpenedRun:
-    """Make or reopen a run directory. Rank 0 only.
+    """Make or reopen a run directory, on rank 0 only.
 
-    With `force` everything that an earlier run wrote there goes, except its logs, once: a job that the scheduler
-    restarts goes on where it was, as long as one of its lives came here.
+    With `force` all files of an earlier run go, except its logs, but only once per job: a job that the scheduler
+    restarts goes on where one of its lives was.
 
     Raises:
         ConfigError: The directory belongs to a run with other settings, is in use, or cannot be written.
@@ -48,11 +45,13 @@ def open_run(run_dir: Path, config: Config) -> OpenedRun:
     later_life = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
     force = config.force and not (later_life and _was_here(run_dir, job))
     try:
+        # Clear what force replaces.
         if run_dir.is_dir():
             _lock(run_dir)
         if force:
             for name in _OURS:
                 _remove(run_dir / name)
+        # Refuse another run's directory; leave a finished run alone.
         asked = config.model_dump(mode="json")
         if (run_dir / "config.yaml").exists():
             try:
@@ -68,6 +67,7 @@ def open_run(run_dir: Path, config: Config) -> OpenedRun:
             record = read_record(run_dir)
             if record is not None and record["status"] == "ok":
                 return OpenedRun(True, "", 0)
+        # Make it ready for this start.
         run_dir.mkdir(parents=True, exist_ok=True)
         _lock(run_dir)
         for folder in (run_dir, run_dir / "predictions"):
@@ -89,7 +89,7 @@ def _was_here(run_dir: Path, job: str) -> bool:
 
 
 def forced_at(run_dir: Path) -> float:
-    """When a start with force=true last replaced what was there, in seconds since 1970; 0 when none did."""
+    """When a start with force=true last replaced the run, in seconds since 1970; 0 if never."""
     try:
         return (run_dir / _FORCED).stat().st_mtime
     except OSError:
@@ -97,11 +97,7 @@ def forced_at(run_dir: Path) -> float:
 
 
 def _lock(run_dir: Path) -> None:
-    """Keep other starts out of a run directory until this process ends; waits a little for one that is just ending.
-
-    Raises:
-        ConfigError: Another process is at work there.
-    """
+    """Keep other starts out until this process ends, or raise ConfigError; waits for one that is just ending."""
     if run_dir in _held:
         return
     handle = os.open(run_dir / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
@@ -120,7 +116,7 @@ def _lock(run_dir: Path) -> None:
                 print(f"{run_dir} is in use by {owner}; waiting for it to end", file=sys.stderr, flush=True)
                 told = True
             time.sleep(0.2)
-        except OSError:  # a file system without locks (some parallel ones): go without
+        except OSError:  # some parallel file systems have no locks
             break
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"pid {os.getpid()} on {os.uname().nodename}".encode(), 0)
@@ -135,7 +131,7 @@ def _remove(path: Path) -> None:
 
 
 def _new_logs(parent: Path) -> tuple[str, int]:
-    """A new folder for this start, named by the job when there is one, and the number of starts so far."""
+    """A new folder for this start, named by the job if there is one, and the number of starts so far."""
     parent.mkdir(exist_ok=True)
     earlier = sum(1 for path in parent.iterdir() if path.is_dir())
     job = os.environ.get("SLURM_JOB_ID", "local")

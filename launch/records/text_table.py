@@ -1,4 +1,4 @@
-"""Rows of cells as columns for the terminal; must not import torch."""
+"""Rows of cells as aligned columns for the terminal."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 
 def text_table(rows: Sequence[Sequence[str]], left: int | None = None) -> str:
-    """One line per row, columns two spaces apart and as wide as their widest cell.
+    """One line per row, columns two spaces apart and as wide as their widest cell; the head comes first.
 
-    Args:
-        rows: The head first. One that ends early says why in its last cell, which widens no column.
-        left: So many columns are aligned left, the others right; None for all.
+    A row that ends early says why in its last cell, which widens no column. The first `left` columns are aligned left
+    and the others right; with None all are aligned left.
     """
     columns = len(rows[0])
     telling = [row if len(row) == columns else row[:-1] for row in rows]

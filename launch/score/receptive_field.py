@@ -1,7 +1,4 @@
-"""`python -m launch erf`: effective receptive field of an experiment's model on its pictures, written as one npz file.
-
-Importing it must import neither torch nor what reads pictures.
-"""
+"""`python -m launch erf`: effective receptive field of an experiment's model on its pictures, as one npz file."""
 
 from __future__ import annotations
 
@@ -25,75 +22,53 @@ if TYPE_CHECKING:
 LARGEST_MAP = 2048
 
 
-def pictures(config: Config, split: str, count: int, noise: bool) -> Iterator[NDArray[np.float32]]:
-    """Pictures (C, H, W) of a split in an order drawn from the run's seed, or noise of their size.
+def inputs_of(config: Config, split: str, count: int, noise: bool) -> Iterator[NDArray[np.float32] | Sample]:
+    """At most `count` pictures (C, H, W) or token sets of a split, in an order drawn from the run's seed.
 
-    Args:
-        config: Of the run; data.kind must be images or tiles.
-        split: train, val or test.
-        count: How many, at most as many as there are.
-        noise: Uniform noise in [0, 1) instead; no data is needed.
+    `noise` gives pictures of uniform noise in [0, 1) and needs no data. A token set is a batch of one.
 
     Raises:
-        ConfigError: No such data, or token sets.
+        ConfigError: No such data, or noise for tokens, which come from a picture.
     """
     import numpy as np
 
+    from launch.data.batches import token_sample
     from launch.data.pictures import ImageFiles, open_files
 
     data, rng = config.data, np.random.default_rng(config.train.seed)
     if noise:
+        if data.kind == "tokens":
+            raise ConfigError("--noise needs data.kind=images or tiles: token sets are made from pictures")
         square = data.crop_px if data.kind == "tiles" else data.resolution
         hw = (data.image_hw if data.kind == "images" else None) or (square, square)
         yield from (rng.random((data.channels, *hw), dtype=np.float32) for _ in range(count))
         return
     files = open_files(data)
     names = files.split[split]
-    if isinstance(files, ImageFiles):
-        for index in rng.permutation(len(names))[:count]:
-            yield np.ascontiguousarray(files.load(names[index]).transpose(2, 0, 1))
+    if data.kind == "tiles":
+        assert not isinstance(files, ImageFiles)
+        starts = range(0, data.resolution - data.crop_px + 1, data.crop_px)
+        places = [(name, y, x) for name in names for y in starts for x in starts]
+        for index in rng.permutation(len(places))[:count]:
+            name, y, x = places[index]
+            crop = files.load_raster(name).image[y : y + data.crop_px, x : x + data.crop_px]
+            yield np.ascontiguousarray(crop.transpose(2, 0, 1).astype(np.float32) / np.float32(255))
         return
-    starts = range(0, data.resolution - data.crop_px + 1, data.crop_px)
-    places = [(name, y, x) for name in names for y in starts for x in starts]
-    for index in rng.permutation(len(places))[:count]:
-        name, y, x = places[index]
-        crop = files.load_raster(name).image[y : y + data.crop_px, x : x + data.crop_px]
-        yield np.ascontiguousarray(crop.transpose(2, 0, 1).astype(np.float32) / np.float32(255))
-
-
-def token_sets(config: Config, split: str, count: int, noise: bool) -> Iterator[Sample]:
-    """Token sets of a split as batches of one, in an order drawn from the run's seed; the arguments of `pictures`.
-
-    Raises:
-        ConfigError: No such data, or noise: tokens come from a picture.
-    """
-    import numpy as np
-
-    from launch.data.batches import token_sample
-    from launch.data.pictures import open_files
-
-    if noise:
-        raise ConfigError("--noise needs data.kind=images or tiles: token sets are made from pictures")
-    data, rng = config.data, np.random.default_rng(config.train.seed)
-    files = open_files(data)
-    names = files.split[split]
     for index in rng.permutation(len(names))[:count]:
-        sample = token_sample(files.load(names[index]), data.length, None, False, 0.0)  # type: ignore[arg-type]
-        yield {key: sample[key][None] for key in ("tokens", "leaf_xy", "leaf_size", "valid")}
+        if isinstance(files, ImageFiles):
+            yield np.ascontiguousarray(files.load(names[index]).transpose(2, 0, 1))
+        else:
+            sample = token_sample(files.load(names[index]), data.length, None, False, 0.0)
+            yield {key: sample[key][None] for key in ("tokens", "leaf_xy", "leaf_size", "valid")}
 
 
 def measure(config: Config, split: str, count: int, noise: bool = False, layer: str | None = None) -> Field:
-    """The field of an experiment's model (`hpc_models.training.receptive_field`).
+    """The field of an experiment's model (`hpc_models.training.receptive_field`) on at most `count` inputs of a split.
 
-    Args:
-        config: Of the run; `train.init_from` names trained weights.
-        split: See `pictures`.
-        count: See `pictures`.
-        noise: See `pictures`.
-        layer: Layer whose output is the map, None: the model's own map.
+    `train.init_from` names trained weights. `layer` is the layer whose output is the map; None is the model's own map.
 
     Raises:
-        ConfigError: No pictures, a model without a map, weights that do not fit.
+        ConfigError: No pictures, a model without a map, or weights that do not fit.
     """
     import torch
 
@@ -101,6 +76,7 @@ def measure(config: Config, split: str, count: int, noise: bool = False, layer: 
     from launch.train.trainer import build_model
     from launch.train.weights import load_weights
 
+    # The model with its weights.
     torch.manual_seed(config.train.seed)
     try:
         model = build_model(config)
@@ -110,9 +86,9 @@ def measure(config: Config, split: str, count: int, noise: bool = False, layer: 
         load_weights(model, config.train.init_from)
     device = pick_device(config.engine.device, find_ranks())
     model.to(device)
-    tokens = config.data.kind == "tokens"
-    given: Iterator[Any] = (token_sets if tokens else pictures)(config, split, count, noise)
-    first = next(given, None)  # what is wrong with the data is told before a progress bar is drawn
+    # The inputs; the first one is read before a progress bar is drawn, since the data may be wrong.
+    given = inputs_of(config, split, count, noise)
+    first = next(given, None)
     if first is None:
         raise ConfigError(f"data.dir={config.data.dir}: no picture in {split}")
 
@@ -121,17 +97,17 @@ def measure(config: Config, split: str, count: int, noise: bool = False, layer: 
             return {key: on_device(value) for key, value in values.items()}
         return torch.from_numpy(values).to(device)
 
-    def told() -> Iterator[Any]:
+    def shown() -> Iterator[Any]:
         with Progress(count, "erf", "pictures") as bar:
             for values in chain((first,), given):
                 yield on_device(values)
                 bar.update(1)
 
     try:
-        if tokens:
+        if config.data.kind == "tokens":
             side = config.data.resolution
-            return token_field(model, told(), side, min(side, LARGEST_MAP), layer)
-        return effective_receptive_field(model, told(), layer)
+            return token_field(model, shown(), side, min(side, LARGEST_MAP), layer)
+        return effective_receptive_field(model, shown(), layer)
     except ConfigError:
         raise
     except ValueError as error:

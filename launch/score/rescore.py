@@ -1,8 +1,8 @@
 """`python -m launch rescore RUN --at DIR`: a run's answers, scored on frames of another size.
 
-Dice at 1024 px and Dice at 4096 px are not the same quantity, so runs at different resolutions cannot be held against
-each other by their own scores. Here what a finished run says of its own frame is enlarged, logit by logit, to the frame
-of other token files of the same slides, and counted there. Importing it must not import torch.
+Dice at 1024 px and Dice at 4096 px count different pixels, so runs at different resolutions cannot be compared by their
+own scores. Here a finished run's logits are enlarged to the frame of other token files of the same slides, and counted
+there.
 """
 
 from __future__ import annotations
@@ -29,47 +29,40 @@ if TYPE_CHECKING:
 
 LARGEST_PX = 16_384  # the enlarged logits of a frame lie in memory as a whole
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-TOLERANCE = 0.002  # on another device, or another number of threads, a few pixels fall to the other side
+TOLERANCE = 0.002  # a few pixels change side on another device or with other threads
 
-# Of a record: all that is asked of a finished run here.
+# What a finished run's record must have.
 _NEEDED = ("run_id", "experiment", "config_sha256", "split_sha256", "started_at", "dice", "dice_per_slide")
-# Of a record: what was measured in images of the run's own size.
-_OF_TIME = ("seconds_per_image", "images_per_s", "epochs", "timed_steps", "mfu", "preprocessing_seconds")
-_OF_OWN_FRAMES = (*_OF_TIME, "dice_ceiling", "dice_val", "score_val")
+# What a record measures in images of the run's own size.
+_OF_OWN_FRAMES = """
+    seconds_per_image images_per_s epochs timed_steps mfu preprocessing_seconds dice_ceiling dice_val score_val
+""".split()
 
 
 class UnfinishedError(ConfigError):
-    """A run that did not come to its end: one of many may be left out."""
+    """A run that has not finished; one of many may be left out."""
 
 
 @dataclass(frozen=True)
 class Rescored:
-    """Test slides of one run, at its own pixels and at others.
+    """Test slides of one run, at its own pixels and at others."""
 
-    Attributes:
-        own: Dice per slide at the run's own pixels.
-        other: Dice per slide at the pixels of the other files.
-        pooled: Dice of all slides of the other files as one picture.
-        everything: Mean Dice there of a prediction that is foreground everywhere.
-        nothing: Mean Dice there of a prediction that is background everywhere.
-    """
-
-    own: dict[str, float]
-    other: dict[str, float]
-    pooled: float
-    everything: float
-    nothing: float
+    own: dict[str, float]  # Dice per slide at the run's own pixels
+    other: dict[str, float]  # Dice per slide at the pixels of the other files
+    pooled: float  # Dice of all slides of the other files as one picture
+    everything: float  # mean Dice there of a prediction that is foreground everywhere
+    nothing: float  # mean Dice there of a prediction that is background everywhere
 
 
 def enlarged(logits: torch.Tensor, from_wh: tuple[int, int], to_wh: tuple[int, int]) -> torch.Tensor:
-    """Logits of a frame's content at another size: bilinear between pixel centres, or pooled to fewer.
+    """Logits of a frame's content at another size: bilinear between pixel centres, or pooled to fewer pixels.
 
-    Pooling is torch's adaptive mean: over all pixels that a new one touches, each with full weight.
+    Pooling is torch's adaptive mean over all pixels that a new one touches, each with full weight.
 
     Args:
         logits: (K, R, R) float, of a frame whose content is its upper left corner.
-        from_wh: width and height of the content in that frame.
-        to_wh: the same in the other one.
+        from_wh: Width and height of the content in that frame.
+        to_wh: Width and height of the content in the other frame.
 
     Returns:
         (K, height, width) of the other content.
@@ -84,15 +77,11 @@ def enlarged(logits: torch.Tensor, from_wh: tuple[int, int], to_wh: tuple[int, i
 
 
 def read_run(run_dir: Path, folder: str | None) -> tuple[Config, dict[str, Any]]:
-    """Settings and record of a finished segmentation run.
-
-    Args:
-        run_dir: The run directory.
-        folder: Where its token files are now; None: where the run found them.
+    """Settings and record of a finished segmentation run; `folder` is where its token files are now, if they moved.
 
     Raises:
-        ConfigError: It is none, or holds no segmentation.
-        UnfinishedError: It did not come to its end.
+        ConfigError: Not a run, or no segmentation.
+        UnfinishedError: The run has not finished.
     """
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir}: no run directory (it has no config.yaml)")
@@ -119,7 +108,7 @@ def own_files(config: Config, record: dict[str, Any]) -> TokenFiles:
     """The run's token files of its test slides, checked.
 
     Raises:
-        ConfigError: They are not those of the settings, or other slides than the run was tested on.
+        ConfigError: They do not fit the settings, or the test slides are others by now.
     """
     from launch.data.token_files import TokenFiles
 
@@ -135,17 +124,13 @@ def own_files(config: Config, record: dict[str, Any]) -> TokenFiles:
 def other_files(config: Config, names: list[str], folder: Path) -> TokenFiles:
     """The token files to score at, checked: the same slides, masks and field of view, one cell per pixel.
 
-    Args:
-        config: Of the run.
-        names: Its test slides.
-        folder: The files.
-
     Raises:
-        ConfigError: They are not; one line names the file.
+        ConfigError: One line names the file that does not fit.
     """
     from data_prep.token_files.token_file import StoreError, read_meta, token_path
     from launch.data.token_files import TokenFiles, check_same_slide
 
+    # Compare each file with the run's own.
     own = config.data
     try:
         for name in names:
@@ -163,6 +148,7 @@ def other_files(config: Config, names: list[str], folder: Path) -> TokenFiles:
                 raise ConfigError(f"{theirs}: was built with fov {has}, {mine} with {wants}")
     except StoreError as error:
         raise ConfigError(str(error)) from None
+    # Read them by the run's settings, as plain uniform tokens.
     patch, px = two["patch"], two["frame_px"]
     frame = {"resolution": px, "patch": patch, "length": (px // patch) ** 2, "patching": "uniform", "resample": "mean"}
     plain = {"kind": "tokens", "part": 1.0, "variants": (), "split_on": "edges", "thresholds": None}
@@ -171,14 +157,13 @@ def other_files(config: Config, names: list[str], folder: Path) -> TokenFiles:
 
 
 def _of_slides(files: TokenFiles, names: list[str]) -> TokenFiles:
-    """These test slides of the files alone, checked."""
     files.split = {part: names if part == "test" else [] for part in files.split}
     files.check()
     return files
 
 
 def load_model(config: Config, run_dir: Path, device: torch.device) -> nn.Module:
-    """The model of a run with the weights it was scored with.
+    """The model of a run with the weights that its scores come from.
 
     Raises:
         ConfigError: There is no sound checkpoint.
@@ -241,6 +226,7 @@ def _slide(
             logits: torch.Tensor = model(inputs)
         return logits.float()
 
+    # Predict and count at the run's own pixels.
     if config.data.kind == "tiles":
         raster = own.load_raster(name)
         logits, from_wh = raster_logits(forward, config, raster, device).cpu(), raster.content_wh
@@ -254,6 +240,7 @@ def _slide(
         painted = rebuild(cells, tokens.leaf_xy, tokens.leaf_size, tokens.size_px)
         logits = torch.from_numpy(painted).permute(2, 0, 1)
     yield torch.from_numpy(mine)
+    # Enlarge and count at the others.
     raster = other.load_raster(name)
     width, height = raster.content_wh
     predicted = np.zeros(raster.masks.shape, bool)
@@ -266,9 +253,9 @@ def _slide(
 
 
 def rescored_record(record: dict[str, Any], found: Rescored, name: str, other: TokenFiles) -> dict[str, Any]:
-    """The run's record, as one of experiment `name`, with the scores at the other pixels.
+    """The run's record as experiment `name`, with the scores at the other pixels.
 
-    What belongs to its own pixels alone is null.
+    Numbers about its own pixels alone are null.
     """
     kept = {key: value for key, value in record.items() if key in RECORD_KEYS}
     changed = {

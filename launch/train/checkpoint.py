@@ -1,7 +1,7 @@
 """Distributed checkpoints that are complete or absent, checked before use, and loadable on any number of ranks.
 
-A checkpoint is written as `step-N.tmp`, renamed to `step-N`, and counts once the file COMPLETE with the sizes and
-checksums of all its files is in it. Knows nothing of engines: it saves trees of tensors.
+A checkpoint is written as `step-N.tmp` and renamed to `step-N`. It counts once the file COMPLETE, with the sizes and
+checksums of all its files, is in it. The module knows no engines: it saves trees of tensors.
 """
 
 from __future__ import annotations
@@ -34,19 +34,12 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class Place:
-    """Where a checkpoint goes, and which others stay.
+    """Where a checkpoint goes, and which others stay."""
 
-    Attributes:
-        folder: Folder of all checkpoints of the run.
-        step: Finished steps.
-        keep: Newest checkpoints to keep.
-        best: Step of the checkpoint with the best score, which is kept too.
-    """
-
-    folder: Path
-    step: int
-    keep: int
-    best: int | None = None
+    folder: Path  # of all checkpoints of the run
+    step: int  # finished steps
+    keep: int  # newest checkpoints to keep
+    best: int | None = None  # step of the best checkpoint, which is kept too
 
     @property
     def target(self) -> Path:
@@ -67,7 +60,7 @@ class Place:
 def save(
     place: Place, state: dict[str, Any], notes: dict[str, Any], native: Callable[[Path], None] | None = None
 ) -> None:
-    """Save a checkpoint together with all ranks; afterwards the newest `place.keep` remain, and the best one.
+    """Save a checkpoint together with all ranks; afterwards the newest `place.keep` and the best one remain.
 
     Args:
         place: Where, and what to keep.
@@ -76,13 +69,12 @@ def save(
         native: Writes an engine's own files into the folder it is given; called on every rank.
 
     Raises:
-        Exception: Writing failed on some rank (full disk...); raised on every rank. Earlier checkpoints stay, and
-            what was written of this one is removed, so that a full disk has room for the record that tells of it.
+        Exception: Writing failed on some rank, as on a full disk; raised on every rank. Earlier checkpoints stay. The
+            new one is removed, so that the record has room.
     """
     prepare(place, notes)
-
     if native is not None:
-        # Not caught: an engine that fails on one rank leaves the others inside its own collectives.
+        # Errors are not caught: an engine that fails on one rank leaves the others in its own collectives.
         native(place.temporary)
         dist.barrier()
 
@@ -96,7 +88,7 @@ def save(
 
 
 def prepare(place: Place, notes: dict[str, Any]) -> None:
-    """Make the folder of a checkpoint that is about to be written, together with all ranks."""
+    """Make the folder of a new checkpoint, together with all ranks."""
 
     def work() -> None:
         shutil.rmtree(place.temporary, ignore_errors=True)
@@ -109,9 +101,7 @@ def prepare(place: Place, notes: dict[str, Any]) -> None:
 def publish(place: Place, written: Callable[[], dict[str, list[int]]]) -> None:
     """Give a checkpoint its name and its mark once all ranks have written it, then remove the oldest.
 
-    Args:
-        place: Where.
-        written: Writes, or waits for, what is this rank's; returns the fingerprints of these files.
+    `written` writes this rank's files, or waits for them, and returns their fingerprints.
 
     Raises:
         Exception: What `written` raised on any rank; raised on every rank, and the folder is removed.
@@ -137,7 +127,7 @@ def publish(place: Place, written: Callable[[], dict[str, list[int]]]) -> None:
 
 
 def _name_and_mark(place: Place, files: dict[str, list[int]]) -> None:
-    if place.target.exists():  # saved again with a score: it stays until the new one is complete
+    if place.target.exists():  # saved again with a score: the old one stays until the new one is complete
         shutil.rmtree(place.replaced, ignore_errors=True)
         place.target.replace(place.replaced)
     place.temporary.replace(place.target)
@@ -149,9 +139,9 @@ def _name_and_mark(place: Place, files: dict[str, list[int]]) -> None:
 
 
 class Writer(FileSystemWriter):
-    """Writes as torch does, but a full disk is an OSError: torch's archive writer hides it behind an error of its own.
+    """Torch's writer, but a full disk stays an OSError: torch hides it behind an error of its own.
 
-    It has to be found here, on the rank where it happened: what torch sends to the other ranks has lost it.
+    The OSError must be found here, on its rank: what torch sends to the other ranks has lost it.
     """
 
     def write_data(self, plan: Any, planner: Any) -> Any:
@@ -168,7 +158,7 @@ class Writer(FileSystemWriter):
 
 
 def wait_for_shards(save: Callable[[], Any]) -> None:
-    """Call what saves, or waits for it; what went wrong on any rank is raised bare: torch wraps it in many lines."""
+    """Call what saves, or waits for it; torch's wrapper around the error of any rank is taken off."""
     try:
         save()
     except CheckpointException as error:
@@ -177,7 +167,7 @@ def wait_for_shards(save: Callable[[], Any]) -> None:
 
 
 def fingerprints(temporary: Path) -> dict[str, list[int]]:
-    """Of the shards that this rank wrote; rank 0 adds the index and the notes."""
+    """Fingerprints of the shards that this rank wrote; rank 0 adds the index and the notes."""
     rank = dist.get_rank()
     mine = {path.name: _fingerprint(path) for path in sorted(temporary.glob(f"__{rank}_*"))}
     if rank == 0:
@@ -186,7 +176,7 @@ def fingerprints(temporary: Path) -> dict[str, list[int]]:
 
 
 def _native_fingerprints(temporary: Path) -> dict[str, list[int]]:
-    """Of this rank's share of the files that an engine wrote by itself."""
+    """Fingerprints of this rank's share of an engine's own files."""
     paths = sorted(p for p in temporary.rglob("*") if p.is_file() and not p.name.startswith(("__", ".metadata")))
     share = paths[dist.get_rank() :: dist.get_world_size()]
     return {path.relative_to(temporary).as_posix(): _fingerprint(path) for path in share}
@@ -204,9 +194,9 @@ def _fingerprint(path: Path) -> list[int]:
 class BackgroundSaver:
     """Writes checkpoints while training goes on, at most one at a time.
 
-    What is to be saved is copied to host memory first; a thread then writes the copy, talking to the other ranks over a
-    group of its own. All ranks publish together, at a step at which all have finished: until then the checkpoint before
-    is the newest. All methods but `writing` are called by all ranks together.
+    The state is copied to host memory first. A thread writes the copy and talks to the other ranks over its own group.
+    All ranks publish together, at a step at which all have finished. Until then the checkpoint before is the newest.
+    All ranks call all methods together, except `writing`.
     """
 
     def __init__(self) -> None:
@@ -217,19 +207,14 @@ class BackgroundSaver:
         self._place: Place | None = None
 
     def begin(self, place: Place, state: dict[str, Any], notes: dict[str, Any]) -> None:
-        """Copy `state` and write it from now on; what was under way is published first.
-
-        Args:
-            place: Where, and what to keep.
-            state: Tree of (sharded) tensors, the same keys on every rank.
-            notes: JSON values that come back with it.
+        """Publish what is under way, copy `state` and start writing it; the arguments are as in `save`.
 
         Raises:
             Exception: The folder cannot be made, or the checkpoint under way failed.
         """
         self.publish()
         prepare(place, notes)
-        # What lies on the CPU already is not copied by torch, and training would change it under the writer's hands.
+        # Torch copies no CPU tensors, and training would change them while they are written.
         copy = tree_map_only(torch.Tensor, lambda t: t.detach().clone() if t.device.type == "cpu" else t, state)
         saved = async_save(
             copy, storage_writer=Writer(place.temporary), process_group=self._group, async_stager=self._stager
@@ -237,21 +222,12 @@ class BackgroundSaver:
         self._place, self._files = place, self._thread.submit(_finish, saved, place.temporary)
 
     @property
-    def under_way(self) -> bool:
-        """Is a checkpoint not published yet? The same on all ranks."""
-        return self._files is not None
-
-    @property
     def writing(self) -> bool:
         """Is this rank still writing?"""
         return self._files is not None and not self._files.done()
 
     def publish(self) -> None:
-        """Wait for what is under way on any rank, and give it its name.
-
-        Raises:
-            Exception: Writing failed on some rank (full disk...); raised on every rank. What was written is removed.
-        """
+        """Wait for what is under way on any rank, and give it its name; raises as `publish` does."""
         if self._files is None or self._place is None:
             return
         place, mine = self._place, self._files
@@ -266,7 +242,6 @@ class BackgroundSaver:
 
 
 def _finish(saved: Any, temporary: Path) -> dict[str, list[int]]:
-    """Fingerprints of this rank's files, once they are written."""
     wait_for_shards(saved.result)
     return fingerprints(temporary)
 
@@ -278,21 +253,18 @@ def _steps(folder: Path) -> list[int]:
 
 
 def newest_complete(folder: Path) -> Path | None:
-    """The newest complete checkpoint below `folder`, or None; its checksums are not looked at."""
+    """The newest complete checkpoint below `folder`, or None; checksums are not compared."""
     steps = _steps(folder)
     return folder / f"step-{steps[0]}" if steps else None
 
 
 def find_sound(folder: Path, which: str, say: Callable[[str], None]) -> Path | None:
-    """A complete checkpoint whose files have not changed, looked for by this process alone.
+    """The folder of a complete checkpoint whose checksums are right, or None; needs no other rank.
 
     Args:
         folder: Folder of all checkpoints of the run.
         which: `last`, `best` (by the score on val that the newest one remembers) or a step.
-        say: Told in one line about every newer checkpoint that is damaged.
-
-    Returns:
-        Its folder; None when there is none.
+        say: Gets one line for every newer checkpoint that is damaged.
     """
     steps = _steps(folder)
     if which == "best":
@@ -320,29 +292,30 @@ def load_newest(
 ) -> dict[str, Any] | None:
     """Fill `state` from the newest sound checkpoint, together with all ranks.
 
-    Rank 0 looks which checkpoints there are, so that ranks with another view of the file system do not choose
-    otherwise; the ranks share the work of checking the files. A damaged one is passed over, for the one before it.
+    Rank 0 alone lists the checkpoints, since other ranks may see the file system differently. The ranks share the work
+    of checking the files. A damaged checkpoint is skipped for the one before it.
 
     Args:
         folder: Folder of all checkpoints of the run.
         state: Tree with the tensors to fill in place, sharded as this run shards them.
-        say: Told in one line about every checkpoint that was passed over; called on rank 0 only.
+        say: Gets one line for every checkpoint that is skipped; called on rank 0 only.
         native: Reads an engine's own files from the folder it is given; called on every rank.
         only: Look at this step's checkpoint alone.
-        check: Given the notes before anything is read; raises when this run cannot read such a checkpoint.
+        check: Gets the notes before anything is read; raises when this run cannot read the checkpoint.
 
     Returns:
-        The notes saved with the checkpoint; None when there is no sound one, and then `state` is as it was.
+        The notes of the checkpoint; None when there is no sound one, and then `state` is as it was.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     damaged: list[Path] = []
     for step in on_first_rank(lambda: [s for s in _steps(folder) if only in (None, s)]):
         source = folder / f"step-{step}"
-        fault = _fault(source, rank, world)
+        # Each rank checks its share of the files.
         faults: list[Any] = [None] * world
-        dist.all_gather_object(faults, fault)
+        dist.all_gather_object(faults, _fault(source, rank, world))
         fault = next((f for f in faults if f), None)
         if fault is None:
+            # Read it.
             _set_aside(damaged, rank)
             notes: dict[str, Any] = json.loads((source / "notes.json").read_text())
             if check is not None:
@@ -381,7 +354,7 @@ def _fault(source: Path, rank: int, world: int) -> str | None:
 
 
 def clean(folder: Path) -> None:
-    """Remove what was left half-written, and put back what it would have replaced. Rank 0 only, when nobody saves."""
+    """Remove half-written checkpoints and put back what they would have replaced; on rank 0, when nobody saves."""
     for path in folder.glob("step-*"):
         if path.suffix == ".tmp" or not (path / COMPLETE).exists():
             shutil.rmtree(path, ignore_errors=True)

@@ -1,7 +1,4 @@
-"""What is found out about a training before it starts: does the batch fit the ranks, can the model be built?
-
-Importing it must not import torch.
-"""
+"""Checks before a training starts: the batch must fit the ranks, and the model must be buildable."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ from launch.config.config import Config, ConfigError
 
 
 def check_world(config: Config, world: int) -> None:
-    """Does the global batch fit the ranks, and does the model mean the same on several?
+    """Check that the global batch can be shared by the ranks, and that the model gives the same result on several.
 
     Raises:
         ConfigError: It does not; the line shows the arithmetic.
@@ -31,10 +28,10 @@ def check_world(config: Config, world: int) -> None:
 
 
 def check_model(config: Config) -> None:
-    """Can the model be built with these settings? Looks at shapes only, no memory is taken.
+    """Check on shapes alone, without memory, that the model can be built and takes the starting weights.
 
     Raises:
-        ConfigError: It cannot; the line is the model's own.
+        ConfigError: The line is the model's own.
     """
     import torch
 
@@ -51,7 +48,7 @@ def check_model(config: Config) -> None:
             f"data.length={config.data.length} is (resolution / patch)^2, which a model that takes the sequence as a "
             "picture reads as uniform patching: choose a smaller square, or model.decoder=geometric (layout=geometric)"
         )
-    for side in config.eval.sizes:  # found out now, not at the end of the training
+    for side in config.eval.sizes:  # fail now, not at the end of the training
         try:
             with torch.no_grad():
                 model.eval()(torch.empty(1, config.data.channels, side, side, device="meta"))

@@ -1,7 +1,4 @@
-"""Classification: labelled batches of token sets, crops or pictures, their loss, and accuracy and AUC over all ranks.
-
-Knows engines only by `forward`. Every item is scored once, whatever the number of ranks.
-"""
+"""Classification of token sets, crops or pictures: batches, loss, and accuracy and AUC over all ranks."""
 
 from __future__ import annotations
 
@@ -33,24 +30,16 @@ FOREGROUND_SHARE = 0.01  # labels=mask: a crop with less foreground than this ha
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Probabilities of a split after all ranks have added theirs.
+    """Class probabilities of a split, from all ranks."""
 
-    Attributes:
-        names: Items: slides or pictures, or `slide@x,y` for crops.
-        labels: (N,) int64.
-        probabilities: (N, classes) float64.
-        tokens: Mean tokens per item, None for pictures.
-        at_sizes: The same pictures at other sides (eval.sizes).
-    """
-
-    names: list[str]
-    labels: torch.Tensor
-    probabilities: torch.Tensor
-    tokens: float | None
-    at_sizes: dict[int, ClassScores] = field(default_factory=dict)
+    names: list[str]  # slides or pictures, or `slide@x,y` for crops
+    labels: torch.Tensor  # (N,) int64
+    probabilities: torch.Tensor  # (N, classes) float64
+    tokens: float | None  # mean per item, None for pictures
+    at_sizes: dict[int, ClassScores] = field(default_factory=dict)  # the same pictures at other sides (eval.sizes)
 
     def headline(self) -> float:
-        """What model selection looks at: AUC, or accuracy where a class is missing."""
+        """What model selection compares: AUC, or accuracy where a class is missing."""
         auc = metrics.auc(self.probabilities, self.labels)
         return metrics.accuracy(self.probabilities, self.labels) if auc is None else auc
 
@@ -77,15 +66,9 @@ class ClassScores:
 class Classification:
     """The task of a classifier.
 
-    Args:
-        config: The run's configuration.
-        files: Its token files or pictures.
-
     Raises:
         ConfigError: Labels are missing or do not fit.
     """
-
-    key = "auc"
 
     def __init__(self, config: Config, files: TokenFiles | ImageFiles) -> None:
         self.config, self.files = config, files
@@ -94,23 +77,17 @@ class Classification:
             raise ConfigError(f"train.scale_distill: model {config.model.name} has no class token to learn from")
         self._labels = files.labels if isinstance(files, ImageFiles) else slide_labels(config.data, files)
 
-    # -- batches --------------------------------------------------------------------------------------------------
-
     def batch(self, picks: list[tuple[int, int]]) -> Batch:
         """The augmented batch of some (image index, global sample index) pairs; a function of them and the seed."""
-        samples = []
-        for index, sample_index in picks:
-            name = self.files.split["train"][index]
-            rng = np.random.default_rng([self.config.train.seed, 2, sample_index])
-            samples.append(self._sample(name, rng))
-        return collate(samples)
+        names, seed = self.files.split["train"], self.config.train.seed
+        return collate([self._sample(names[i], np.random.default_rng([seed, 2, sample])) for i, sample in picks])
 
     def _sample(self, name: str, rng: np.random.Generator | None) -> Sample:
         data = self.config.data
         if isinstance(self.files, ImageFiles):
             values = self.files.load(name)
             if rng is not None:
-                values = change_picture(values, rng, data.flips, data.mirror, data.jitter, data.rotate_deg, data.noise)
+                values = change_picture(values, rng, data)
             return {"image": values.transpose(2, 0, 1), "label": np.array(self._labels[name])}
         if data.kind == "tiles":
             assert rng is not None
@@ -127,23 +104,16 @@ class Classification:
         return {**_inputs(sample), "label": np.array(label)}
 
     def _crop(self, sample: Sample, name: str) -> Sample:
-        """A crop as a picture with the label of its mask, or of its slide."""
         if self.config.data.labels == "mask":
             label = int(sample["mask_counts"].max(-1).mean() >= FOREGROUND_SHARE)
         else:
             label = self._labels[name]
         return {"image": sample["tokens"][0].transpose(2, 0, 1), "label": np.array(label)}
 
-    # -- loss -----------------------------------------------------------------------------------------------------
-
     def losses(self, forward: Forward, batch: Batch, teacher: Forward | None) -> Iterator[torch.Tensor]:
         """Loss of each image, (B,), once per training size; the step's loss is the mean over the sizes.
 
-        Args:
-            forward: The model.
-            batch: Inputs and labels on the device.
-            teacher: The averaged model, or None; its class probabilities are a second target
-                (`train.distill` times their cross-entropy).
+        The class probabilities of a teacher are a second target: `train.distill` times their cross-entropy is added.
         """
         labels, train = batch["label"], self.config.train
         classes = self.config.data.classes
@@ -151,7 +121,7 @@ class Classification:
         for inputs in self._sized(batch):
             target = None
             if teacher is not None:
-                # First: it borrows the parameters, which must not change between forward and backward.
+                # The teacher goes first: it borrows the parameters, which must not change before the backward pass.
                 with torch.no_grad():
                     target = teacher(inputs)
             answer = forward({**inputs, "features": True} if train.scale_distill else inputs)
@@ -172,15 +142,12 @@ class Classification:
         for side in self.config.data.sizes:
             yield {"image": resized(inputs["image"], side)}
 
-    # -- scores ---------------------------------------------------------------------------------------------------
-
     @torch.no_grad()
     def evaluate(
         self, engine: Engine, part: str, device: torch.device, pictures: Path | None = None, label: str = "eval"
     ) -> ClassScores:
-        """Scores of a split; every rank must call it. With `pictures` rank 0 writes scores.csv there.
-
-        The test split is scored at the sides of eval.sizes as well, read from the files at each (scores_SIDE.csv).
+        """See `Task`; rank 0 writes scores.csv. The test split is also scored at the sides of eval.sizes
+        (scores_SIDE.csv).
         """
         scores = self._scores(engine, part, device, label)
         for side in self.config.eval.sizes if part == "test" else ():
@@ -210,7 +177,7 @@ class Classification:
         return ClassScores(names, table[:, 0].long(), table[:, 2:], tokens_mean)
 
     def _items(self, part: str) -> list[tuple[str, tuple[int, int] | None]]:
-        """What is scored: every slide or picture; every square of the grid for crops."""
+        """What is scored: every slide or picture, or every square of the grid for crops."""
         names = self.files.split[part]
         if self.config.data.kind != "tiles":
             return [(name, None) for name in names]
@@ -228,8 +195,8 @@ class Classification:
         image = raster.image[window].astype(np.float32) / np.float32(255)
         return self._crop({"tokens": image[None], "mask_counts": raster.masks[window][None]}, name), 0.0
 
-    def floors(self) -> dict[str, float]:
-        """Share of the most frequent class of the test items: what needs no model."""
+    def trivial_baselines(self) -> dict[str, float]:
+        """Share of the most frequent class among the test items."""
         labels = [int(self._item(*item)[0]["label"]) for item in self._items("test")]
         return {"most_frequent_class": float(np.bincount(labels).max() / len(labels))}
 

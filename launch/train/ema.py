@@ -1,4 +1,4 @@
-"""The running average of a model's weights, on whatever this rank holds of them; imports torch and hpc_models only."""
+"""The running average of a model's weights, over whatever this rank holds of them."""
 
 from __future__ import annotations
 
@@ -16,36 +16,25 @@ from hpc_models.blocks.checkpointing import frozen_statistics
 
 
 class Average:
-    """Exponential moving average a <- decay * a + (1 - decay) * w of the parameters after every step.
+    """Exponential moving average a <- decay * a + (1 - decay) * w of the parameters, shard by shard.
 
-    The running statistics of batch norms are averaged with them: those of the newest weights do not fit an average
-    over thousands of steps. The first steps use the smaller decay (1 + t) / (10 + t), so that the average does not stay
-    at the starting weights.
-
-    Args:
-        module: The wrapped model; sharded parameters are averaged shard by shard.
-        decay: In (0, 1).
-
-    Attributes:
-        weights: The average, by the names of parameters and buffers.
+    The running statistics of batch norms are averaged too: the newest ones do not fit an average over thousands of
+    steps. The first steps use the smaller decay (1 + t) / (10 + t), so that the starting weights fade soon.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.module, self.decay = module, decay
+        # The average, by the names of parameters and buffers.
         self.weights = {name: tensor.detach().clone() for name, tensor in self._own()}
 
     def _own(self) -> Iterator[tuple[str, torch.Tensor]]:
         """What is averaged, as the module has it now."""
         yield from self.module.named_parameters()
-        for name, norm in self._norms():
-            if norm.running_mean is not None and norm.running_var is not None:
-                yield f"{name}running_mean", norm.running_mean
-                yield f"{name}running_var", norm.running_var
-
-    def _norms(self) -> Iterator[tuple[str, _BatchNorm]]:
-        for name, part in self.module.named_modules():
-            if isinstance(part, _BatchNorm):
-                yield f"{name}." if name else "", part
+        for name, norm in self.module.named_modules():
+            if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
+                prefix = f"{name}." if name else ""
+                yield f"{prefix}running_mean", norm.running_mean
+                yield f"{prefix}running_var", norm.running_var
 
     def statistics(self) -> list[torch.Tensor]:
         """The averaged running statistics, which differ between ranks until they are shared."""
@@ -61,7 +50,7 @@ class Average:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the averaged weights inside the context, its own again after it."""
+        """The model has the averaged weights inside the context, and its own again after it."""
         self._swap()
         try:
             yield
@@ -69,7 +58,7 @@ class Average:
             self._swap()
 
     def teacher(self, forward: Callable[[Any], torch.Tensor]) -> Callable[[Any], torch.Tensor]:
-        """`forward` of the averaged model. In training its batch norms see the batch, but do not count it."""
+        """`forward` of the averaged model; its batch norms use the batch but do not update their statistics."""
 
         def answer(inputs: Any) -> torch.Tensor:
             with self.applied(), frozen_statistics(self.module):
@@ -89,10 +78,7 @@ class Average:
 
 
 def share_statistics(module: nn.Module, average: Average | None) -> None:
-    """Give batch norms, and their average, the mean of the ranks' running statistics: all ranks score the same model.
-
-    Every rank must call it.
-    """
+    """Give batch norms and their average the mean of all ranks' running statistics; every rank must call it."""
     world = dist.get_world_size()
     if world == 1:
         return

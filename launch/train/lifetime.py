@@ -1,7 +1,4 @@
-"""What a training process hears and says while it lives: signals that stop it, its log, a watchdog that ends it.
-
-Must not import torch.
-"""
+"""What keeps a training process in check: signals that stop it, its log, and a watchdog that ends it when it hangs."""
 
 from __future__ import annotations
 
@@ -19,13 +16,13 @@ from types import FrameType
 from typing import Any
 
 CAUGHT = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
-STOP_FILE = 99  # stands for the file where others have the number of a signal; those end at 64
+STOP_FILE = 99  # the file's number among the signals, which end at 64
 _PATIENCE_S = 5.0
 _LOOK_EVERY_S = 1.0
 
 
 def signal_name(number: int) -> str:
-    """SIGTERM for 15 and so on; "" for 0."""
+    """The name of a signal ("SIGTERM" for 15), or of the stop file; "" for 0."""
     if number == STOP_FILE:
         return "file STOP"
     return signal.Signals(number).name if number else ""
@@ -34,12 +31,12 @@ def signal_name(number: int) -> str:
 class StopFlag:
     """Remembers the number of the first signal that asked this process to stop; 0 before.
 
-    A launcher and the terminal may both deliver Ctrl-C, so a second one only counts after five seconds: then it
-    interrupts at once, for people who do not want to wait for the step to end.
+    A launcher and the terminal may both deliver Ctrl-C, so a second one counts only after five seconds. Then it
+    interrupts at once.
 
     Args:
-        file: `touch` of this file asks too; None looks for none. One rank looks, and removes it, so that the next start
-            goes on.
+        file: `touch` of this file stops the run too. Only one rank gets it: it looks for the file and removes it, so
+            that the next start goes on.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -49,12 +46,12 @@ class StopFlag:
         self._since_s = 0.0
 
     def install(self) -> None:
-        """Take the three signals over; call it in the main thread."""
+        """Catch the three signals; call it in the main thread."""
         for number in CAUGHT:
             signal.signal(number, self._note)
 
     def look(self) -> int:
-        """The number, after a look for the file (at most once a second: file systems may be far away)."""
+        """The number, after a look for the file (at most once a second, since file systems may be slow)."""
         now_s = time.monotonic()
         if self._file is not None and not self.number and now_s - self._looked_s >= _LOOK_EVERY_S:
             self._looked_s = now_s
@@ -72,12 +69,7 @@ class StopFlag:
 
 
 class Log:
-    """Lines for people, on stderr and in a file of this start; silent but on rank 0.
-
-    Args:
-        logs: Folder of this start.
-        rank: Of this process.
-    """
+    """Prints lines on stderr and into `rank-0.log` of this start's folder; silent on all ranks but 0."""
 
     def __init__(self, logs: Path, rank: int) -> None:
         self._file, self._speaks = logs / "rank-0.log", rank == 0
@@ -91,27 +83,30 @@ class Log:
 
 
 class Watchdog:
-    """Ends a process in which nothing happens any more, with the stacks of all its threads on disk.
+    """Ends a process that hangs, with the stacks of all its threads on disk.
 
-    Two guards watch from `start` on; whoever works calls `beat`. A thread of Python says what hangs and may write a
-    record. Where a call in C holds the interpreter (a read in HDF5 from a file system that is gone) no thread of Python
-    runs: then faulthandler's own thread writes the stacks a little later and ends the process with exit code 1.
+    Whoever works calls `beat`. A Python thread says where the process hangs and may write a record. No Python thread
+    runs while a call in C holds the interpreter, such as a read by HDF5 from a dead file system. Then faulthandler's
+    own thread writes the stacks a little later and exits with code 1.
 
     Args:
         limit_s: Longest time between two beats; None watches nothing.
-        logs: Folder for `stacks-rank-N.txt`, and on GPUs `collectives-rank-N.pickle` of NCCL's flight recorder.
+        logs: Folder for `stacks-rank-N.txt`, and on GPUs for `collectives-rank-N.pickle`, NCCL's flight recorder.
         rank: N.
         on_hang: Called once, in the watching thread, with one line that says where the main thread is.
     """
 
     def __init__(self, limit_s: float | None, logs: Path, rank: int, on_hang: Callable[[str], None]) -> None:
         self._limit_s, self._logs, self._rank, self._on_hang = limit_s, logs, rank, on_hang
+        self._pause_s = min(5.0, (limit_s or 0.0) / 10)  # time between two looks
+        # faulthandler takes over later than the Python thread needs.
+        self._backstop_s = (limit_s or 0.0) + 8 * self._pause_s + 5
         self._beat_s = self._armed_s = 0.0
         self._ended = threading.Event()
         self._file: Any = None
 
     def start(self) -> None:
-        """Watch from now on; call it in the main thread."""
+        """Start watching; call it in the main thread."""
         if self._limit_s is None:
             return
         self._main = threading.get_ident()
@@ -120,14 +115,14 @@ class Watchdog:
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self, *_: object) -> None:
-        """Something was done; takes what hooks are given."""
+        """Say that the process is alive; takes and ignores the arguments of hooks."""
         self._beat_s = time.monotonic()
         if self._file is not None and self._beat_s - self._armed_s > self._pause_s / 2:  # arming starts a thread
             self._armed_s = self._beat_s
             faulthandler.dump_traceback_later(self._backstop_s, exit=True, file=self._file)
 
     def stop(self) -> None:
-        """Watch no longer; an empty file of stacks goes."""
+        """Stop watching and remove an empty file of stacks."""
         self._ended.set()
         if self._file is not None:
             faulthandler.cancel_dump_traceback_later()
@@ -137,16 +132,6 @@ class Watchdog:
             if empty:
                 Path(self._logs / f"stacks-rank-{self._rank}.txt").unlink(missing_ok=True)
 
-    @property
-    def _pause_s(self) -> float:
-        """Time between two looks."""
-        return min(5.0, (self._limit_s or 0.0) / 10)
-
-    @property
-    def _backstop_s(self) -> float:
-        """When faulthandler takes over: after the thread had time for its own way."""
-        return (self._limit_s or 0.0) + 8 * self._pause_s + 5
-
     def _watch(self) -> None:
         while not self._ended.wait(self._pause_s):
             idle_s = time.monotonic() - self._beat_s
@@ -155,23 +140,23 @@ class Watchdog:
         else:
             return
         where, waiting = self._look()
-        # All ranks stop at once, since they wait for one another. Each must have time to write its stacks, and the one
-        # that waits for no other is the one to blame: it ends first.
+        # All ranks hang together, since they wait for one another. Each needs time to write its stacks.
+        # The rank that waits for no other is to blame, so it ends first.
         if self._ended.wait((4 if waiting else 2) * self._pause_s):
             return
         self._on_hang(f"nothing happened for {self._limit_s:g} s; the main thread is in {where}")
 
     def _look(self) -> tuple[str, bool]:
-        """Write the stacks; where the main thread is, and whether it waits for other ranks."""
+        """Write the stacks; returns where the main thread is and whether it waits for other ranks."""
         faulthandler.dump_traceback(self._file, all_threads=True)
         self._file.flush()
         _dump_collectives(self._logs / f"collectives-rank-{self._rank}.pickle")
         frame = sys._current_frames().get(self._main)
-        # DDP and FSDP talk to other ranks inside of backward, where no frame of torch.distributed shows.
+        # DDP and FSDP talk to other ranks inside backward, where no frame of torch.distributed shows.
         talks = (f"torch{os.sep}distributed", f"torch{os.sep}autograd", "deepspeed")
         waiting = any(word in file for file, _, _ in _walk(frame) for word in talks)
-        ours = [at for at in _walk(frame) if Path(at[0]).is_relative_to(Path(__file__).resolve().parents[2])]
-        ours = [at for at in ours if "site-packages" not in at[0]]
+        root = Path(__file__).resolve().parents[2]
+        ours = [at for at in _walk(frame) if Path(at[0]).is_relative_to(root) and "site-packages" not in at[0]]
         file, line, name = (ours or [("unknown code", 0, "?")])[-1]
         return f"{name} ({Path(file).name}:{line}){', perhaps waiting for other ranks' if waiting else ''}", waiting
 
@@ -182,7 +167,7 @@ def _walk(frame: FrameType | None) -> list[tuple[str, int, str]]:
 
 
 def _dump_collectives(path: Path) -> None:
-    """NCCL's flight recorder: which collectives were begun and not ended (on GPUs, TORCH_FR_BUFFER_SIZE > 0)."""
+    """Write NCCL's flight recorder, which knows the unfinished collectives (GPUs, TORCH_FR_BUFFER_SIZE > 0)."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return

@@ -1,4 +1,4 @@
-"""Optimiser and learning rate: AdamW, warm-up, then cosine, steps or constant; knows nothing of ranks or data."""
+"""Optimiser and learning rate: AdamW or Adam; warm-up, then cosine, steps or constant."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ COSINE_TO = 0.01
 
 
 def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (or Adam) with weight decay on matrices and kernels only, not on norms, biases and other vectors."""
+    """AdamW or Adam, with weight decay on matrices and kernels but not on norms, biases and other vectors."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
     ]
-    # One kernel for all parameters, on CPUs too, where a loop over them costs more than their arithmetic. It takes for
-    # granted that a gradient has the strides of its parameter, as autograd's have; one set by hand must have them too.
+    # The fused kernel is faster on CPUs too, where a loop over the parameters costs more than their arithmetic.
+    # It assumes that a gradient has the strides of its parameter, as autograd makes them.
     kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
     return kind([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=True)
 
 
 def progress_of(config: TrainConfig, step: int, train_seconds: float) -> float:
-    """How much of the run is done, 0..1: the larger of the shares of steps and of training time."""
+    """How much of the run is done, 0..1: by steps or by training time, whichever is further."""
     shares = [0.0]
     if config.max_steps is not None:
         shares.append(step / config.max_steps)
@@ -37,7 +37,7 @@ def progress_of(config: TrainConfig, step: int, train_seconds: float) -> float:
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:
-    """Learning rate at `progress` 0..1: linear from a tenth of the peak in the warm-up, then the schedule."""
+    """Learning rate at `progress` 0..1: a linear warm-up from a tenth of the peak, then the schedule."""
     if progress < config.warmup:
         return config.lr * (WARMUP_FROM + (1 - WARMUP_FROM) * progress / config.warmup)
     if config.schedule == "constant":

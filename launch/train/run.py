@@ -1,7 +1,4 @@
-"""One start of a training run on one rank: prepare, train, write the record, end with the right exit code.
-
-Importing it must not import torch: settings and folders are checked before torch is loaded.
-"""
+"""One start of a training run on one rank: prepare, train, write the record, exit with the right code."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from data_prep.system.files import write_atomic
 from launch.config.config import Config, ConfigError
@@ -23,20 +20,16 @@ from launch.train.checks import check_model, check_world
 from launch.train.lifetime import Log, StopFlag, Watchdog
 from launch.train.run_record import RunFacts, status_of, summary
 
-if TYPE_CHECKING:
-    import torch
-
 
 def train(config: Config) -> int:
-    """Run or resume a training run; ends the process itself once the ranks are joined.
+    """Run or resume a training run; ends the process itself once the ranks have met.
 
-    Returns:
-        0 for a finished run that needed no ranks; otherwise it does not return.
+    It returns, with 0, only for a finished run that needed no ranks.
 
     Raises:
-        ConfigError, RankError: Something asked for is wrong; exit code 64.
+        ConfigError, RankError: A setting is wrong; exit code 64.
     """
-    # What can be wrong is found out before torch is loaded and before the ranks meet.
+    # Errors in the settings are reported before torch is loaded and before the ranks meet.
     ranks = places.find_ranks()
     places.end_with_launcher(ranks)
     check_world(config, ranks.world)
@@ -52,16 +45,17 @@ def train(config: Config) -> int:
     if ranks.rank == 0 and config.train.init_from is not None:
         _tell_other_settings(config)
 
-    # The ranks meet. The group waits longer than the watchdog: it should speak first, since it knows where everyone is.
+    # The ranks meet. Their group waits longer than the watchdog, which can say where each rank hangs.
     threads = places.share_threads(ranks, config.engine.threads)
     device = places.pick_device(config.engine.device, ranks)
     places.start(ranks, device, max(1800.0, 300.0 + (config.log.hang_seconds or 0.0)))
 
-    # They open the run directory together, train and end.
+    # They open the run directory together, then train.
     opened = open_together(config, files, ranks, run_dir)
     if opened.finished:
         places.finish(_tell_finished(run_dir) if ranks.rank == 0 else EXIT_OK)
-    return places.finish(Start(config, files, ranks, run_dir, device, opened, threads).run())
+    facts = RunFacts(config, files, ranks, run_dir, device, opened.starts)
+    return places.finish(Start(facts, Path(opened.logs), threads).run())
 
 
 def _tell_other_settings(config: Config) -> None:
@@ -83,7 +77,7 @@ def _tell_finished(run_dir: Path) -> int:
 
 
 def open_together(config: Config, files: Files, ranks: Ranks, run_dir: Path) -> OpenedRun:
-    """Rank 0 checks the files and opens the run directory; all ranks get its answer or its error."""
+    """Rank 0 checks the files and opens the run directory; all ranks get its answer, or exit with its error."""
     import torch.distributed as dist
 
     hosts: list[Any] = [None] * ranks.world
@@ -91,7 +85,7 @@ def open_together(config: Config, files: Files, ranks: Ranks, run_dir: Path) -> 
     dist.all_gather_object(hosts, (os.uname().nodename, places.device_name(device)))
 
     def work() -> OpenedRun:
-        # The data first: a run that cannot start leaves no folder behind.
+        # The data is checked first, so that a run that cannot start leaves no folder behind.
         if config.force or not _is_finished(run_dir, config):
             files.check()
         opened = open_run(run_dir, config)
@@ -112,32 +106,20 @@ def open_together(config: Config, files: Files, ranks: Ranks, run_dir: Path) -> 
 
 
 class Start:
-    """One start of a run on this rank, from the trainer's making to the record."""
+    """One start of a run on this rank, from building the trainer to writing the record."""
 
-    def __init__(
-        self,
-        config: Config,
-        files: Files,
-        ranks: Ranks,
-        run_dir: Path,
-        device: torch.device,
-        opened: OpenedRun,
-        threads: int,
-    ) -> None:
-        self.facts = RunFacts(config, files, ranks, run_dir, device, opened.starts)
-        self.logs = Path(opened.logs)
-        self.log = Log(self.logs, ranks.rank)
+    def __init__(self, facts: RunFacts, logs: Path, threads: int) -> None:
+        self.facts, self.logs, self.log = facts, logs, Log(logs, facts.ranks.rank)
+        config, ranks = facts.config, facts.ranks
         self.log.say(
-            f"{config.experiment}: {ranks.world} rank{'s' * (ranks.world > 1)} ({ranks.launcher}), {device.type}, "
-            f"{threads} thread{'s' * (threads > 1)} each, {config.engine.name}, {config.train.precision} -> {run_dir}"
+            f"{config.experiment}: {ranks.world} rank{'s' * (ranks.world > 1)} ({ranks.launcher}), "
+            f"{facts.device.type}, {threads} thread{'s' * (threads > 1)} each, {config.engine.name}, "
+            f"{config.train.precision} -> {facts.run_dir}"
         )
 
     def run(self) -> int:
-        """Train and write the record; an error on this rank ends the process.
-
-        Returns:
-            The exit code, once all ranks have come to the end.
-        """
+        """Train, write the record and return the exit code; an error on this rank ends the process."""
+        # Watch for signals and for a standstill.
         facts, rank = self.facts, self.facts.ranks.rank
         stop = StopFlag(facts.run_dir / "STOP" if rank == 0 else None)
         stop.install()
@@ -151,28 +133,29 @@ class Start:
             )
             # Every forward pass, in training and in evaluation, is a sign of life.
             trainer.engine.module.register_forward_pre_hook(watchdog.beat)
+            # Train, then write the record.
             outcome = trainer.run()
             record = facts.final_record(outcome)
             if rank == 0:
                 write_record(facts.run_dir, record)
             trainer.close()
             watchdog.stop()
-        except ConfigError as error:  # found on every rank, once the model or the engine was there
+        except ConfigError as error:  # the model or the engine refused; every rank sees it
             self._fail(error, EXIT_CONFIG)
-        except BaseException as error:  # whatever it was, the record says so
+        except BaseException as error:  # any failure becomes a record
             self._fail(error)
         self.log.say(summary(record))
         return EXIT_AGAIN if outcome.stopped_by else EXIT_OK
 
     def _hangs(self, where: str) -> None:
-        """The watchdog's thread found that nothing happens any more."""
+        """Called by the watchdog's thread."""
         self._fail(TimeoutError(f"{where}; stacks of all threads in {self.logs}"))
 
     def _fail(self, error: BaseException, code: int = EXIT_CRASH) -> NoReturn:
-        """Write what happened and end at once: the other ranks wait in a collective and cannot be asked."""
+        """Write the failure down and exit at once: the other ranks wait in a collective and cannot be asked."""
         try:
             self._write_failure(error)
-        except BaseException as second:  # a full disk must not keep this rank, and so all others, alive
+        except BaseException as second:  # a full disk must not keep the ranks alive
             print(f"error: {error} (and no record could be written: {second})", file=sys.stderr)
         finally:
             places.leave(code)
@@ -182,7 +165,7 @@ class Start:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
         record = self.facts.record(status_of(error), f"rank {rank}: {reason}")
         first = write_record(self.facts.run_dir, record, first_wins=True)
-        with contextlib.suppress(OSError):  # on a full disk the record is worth more than the traceback
+        with contextlib.suppress(OSError):  # on a full disk the record matters more than the traceback
             tail = "".join(traceback.format_exception(error))[-8000:]
             (self.logs / f"error-rank-{rank}.txt").write_text(tail)
             if record["status"] == "oom":

@@ -1,7 +1,4 @@
-"""The record of one start of a training, whatever became of it, and the line that sums it up for people.
-
-Importing it must not import torch.
-"""
+"""The record of one start of a training, and the line that sums it up for people."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ _OPTIMISERS = {"adamw": "AdamW", "adam": "Adam", "asam": "ASAM (Adam)"}
 
 @dataclass
 class RunFacts:
-    """What the record of a start is made from; `starts` counts those so far, `trainer` is None before there is one."""
+    """What the record of a start is made from; `starts` counts all starts, `trainer` is None until it exists."""
 
     config: Config
     files: Files
@@ -37,7 +34,8 @@ class RunFacts:
     trainer: Trainer | None = None
 
     def record(self, status: str, reason: str | None) -> dict[str, Any]:
-        """All that is known without asking another rank."""
+        """The record from what this rank knows; no other rank is asked."""
+        # What the settings and the machine say.
         config, data, ranks = self.config, self.config.data, self.ranks
         known: dict[str, Any] = {
             "run_id": self.run_dir.name,
@@ -73,6 +71,7 @@ class RunFacts:
             "starts": self.starts,
             "preprocessing_seconds": self.files.preprocessing_seconds(),
         }
+        # What the training has measured so far.
         trainer = self.trainer
         if trainer is not None:
             rate = trainer.clock.images_per_s
@@ -107,7 +106,7 @@ class RunFacts:
         dist.all_reduce(peak, op=dist.ReduceOp.MAX)
         record["peak_memory_gib"] = float(peak)
         if outcome.test is not None:
-            record |= {**outcome.test.record(), "floors": outcome.floors}
+            record |= {**outcome.test.record(), "floors": outcome.baselines}
         return new_record(**record)
 
 
@@ -116,7 +115,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def status_of(error: BaseException) -> str:
-    """oom, timeout or failed; torch has types of its own for neither of the first two on the CPU."""
+    """`oom`, `timeout` or `failed`, told by the text: torch has no own error types for them on the CPU."""
     text = str(error).lower()
     if isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text:
         return "oom"
@@ -124,7 +123,7 @@ def status_of(error: BaseException) -> str:
 
 
 def _attention_backend(config: Config, device: torch.device) -> str | None:
-    """The kernels that attention ran on, or, before any ran, those torch may choose from; null without attention."""
+    """The attention kernels that ran, or those that torch may choose from; None without attention."""
     if not config.model.has_attention:
         return None
     import torch
@@ -141,7 +140,7 @@ def _attention_backend(config: Config, device: torch.device) -> str | None:
 
 
 def summary(record: dict[str, Any]) -> str:
-    """One line for people."""
+    """The record in one line for people."""
     done = f"{record['steps']} steps in {record['train_seconds']:.0f} s of training"
     if record["status"] != "ok":
         return f"{record['status']} after {done}: {record['reason']}; the same command goes on from there"

@@ -1,7 +1,6 @@
 """Segmentation: batches, loss, and exact pixel Dice of a split over all ranks, with small pictures for the report.
 
-Knows engines only by `forward`. Every slide is scored once. Counts are integers, so the result does not
-depend on the number of ranks.
+Counts are integers, so the result does not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,50 +27,39 @@ from launch.data.batches import Batch, collate, padded_length, parts_of, take, t
 from launch.data.token_files import Raster, TokenFiles
 from launch.engines.base import Engine, Forward
 from launch.train.task import score_items
-from launch.train.trivial_baselines import floors
+from launch.train.trivial_baselines import trivial_baselines
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Counts of a split after all ranks have added theirs.
+    """Counts of a split, from all ranks."""
 
-    Attributes:
-        names: Slides.
-        counts: (slides, K, 3) int64: intersection, prediction, truth in frame pixels.
-        ceilings: Best Dice each slide's tree can reach, mean over classes.
-        tokens: Valid tokens of each slide.
-    """
-
-    names: list[str]
-    counts: torch.Tensor
-    ceilings: list[float]
-    tokens: list[int]
+    names: list[str]  # slides
+    counts: torch.Tensor  # (slides, K, 3) int64: intersection, prediction, truth in frame pixels
+    ceilings: list[float]  # best Dice that each slide's tree can reach, mean over classes
+    tokens: list[int]  # valid tokens of each slide
 
     def per_slide(self) -> dict[str, float]:
         """Dice of each slide, mean over classes."""
         return dict(zip(self.names, metrics.dice_per_slide(self.counts).tolist(), strict=True))
 
     def headline(self) -> float:
-        """What model selection looks at: the mean Dice."""
-        return self.mean()
+        """What model selection compares: the mean of the slides' Dice."""
+        return float(metrics.dice_per_slide(self.counts).mean())
 
     def numbers(self) -> dict[str, float | None]:
         """What metrics.jsonl keeps."""
-        return {"dice": self.mean(), "dice_pooled": self.pooled()}
+        return {"dice": self.headline(), "dice_pooled": self.pooled()}
 
     def record(self) -> dict[str, Any]:
         """What the record keeps."""
         return {
-            "dice": self.mean(),
+            "dice": self.headline(),
             "dice_pooled": self.pooled(),
             "dice_per_slide": self.per_slide(),
             "dice_ceiling": sum(self.ceilings) / len(self.ceilings),
             "tokens_per_image": sum(self.tokens) / len(self.tokens),
         }
-
-    def mean(self) -> float:
-        """Mean of the slides' Dice."""
-        return float(metrics.dice_per_slide(self.counts).mean())
 
     def pooled(self) -> float:
         """Dice of all slides as one picture, mean over classes."""
@@ -80,7 +69,6 @@ class Scores:
 class Segmentation:
     """Exact pixel Dice of token sets, or of crops by sliding window."""
 
-    key = "dice"
     parts = 1
 
     def __init__(self, config: Config, files: TokenFiles) -> None:
@@ -99,7 +87,7 @@ class Segmentation:
     def evaluate(
         self, engine: Engine, part: str, device: torch.device, pictures: Path | None = None, label: str = "eval"
     ) -> Scores:
-        """See `Task`; with `pictures` small pictures and counts of each slide go there."""
+        """See `Task`; small pictures and the counts of each slide go to `pictures`."""
         names, classes = self.files.split[part], self.config.data.classes
 
         def row_of(index: int, mine: bool) -> torch.Tensor:
@@ -110,9 +98,9 @@ class Segmentation:
         counts = table[:, 2:].long().view(-1, classes, 3)
         return Scores(list(names), counts, table[:, 0].tolist(), table[:, 1].long().tolist())
 
-    def floors(self) -> dict[str, float]:
+    def trivial_baselines(self) -> dict[str, float]:
         """See `Task`."""
-        return floors(self.files)
+        return trivial_baselines(self.files)
 
     def _slide(
         self, engine: Engine, name: str, device: torch.device, folder: Path | None
@@ -128,26 +116,27 @@ class Segmentation:
             logits = raster_logits(engine.forward, config, raster, device, everywhere=engine.data_world > 1)
             predicted = (logits > 0).permute(1, 2, 0).cpu().numpy()
             counts = raster_counts(predicted, raster)
-            if folder is not None:
-                _save(folder, name, counts, _raster_pictures(raster, predicted, config.eval.pictures_px))
+            pictures = partial(_raster_pictures, raster)
         else:
             predicted = token_logits(engine.forward, config, tokens, device).numpy() > 0
             counts = np.stack(pixel_dice_from_cells(predicted, tokens.mask_counts, tokens.content_counts), axis=-1)
             counts[:, 2] = truth  # what lies in no token is missed
-            if folder is not None:
-                _save(folder, name, counts, _token_pictures(tokens, predicted, config.eval.pictures_px))
+            pictures = partial(_token_pictures, tokens)
+        if folder is not None:
+            _save(folder, name, counts, pictures(predicted, config.eval.pictures_px))
         best = ceiling(tokens.mask_counts, tokens.content_counts, truth.tolist())
         return counts, float(np.mean(best)), len(tokens.tokens)
 
 
 def token_logits(forward: Forward, config: Config, tokens: TokenSet, device: torch.device) -> torch.Tensor:
-    """Logits per cell, (N, p, p, K), from the whole tree at once, or the mean of what overlapping parts say.
+    """Logits per cell, (N, p, p, K), from the whole tree at once or as the mean over overlapping parts.
 
     A model that was trained on parts has not seen leaves of white padding, which would shift its norms.
     """
     data = config.data
     if data.part == 1:
         return _forward(forward, tokens, data.length, device).cpu()
+    # Leave out white padding; split what is left where eval.part asks for it.
     content = np.flatnonzero(tokens.has_content)
     parts = [(content if len(content) else np.arange(len(tokens)), np.ones(max(1, len(content)), np.float32))]
     if config.eval.part is not None:
@@ -173,7 +162,7 @@ def _forward(forward: Forward, tokens: TokenSet, length: int, device: torch.devi
 def raster_logits(
     forward: Forward, config: Config, raster: Raster, device: torch.device, everywhere: bool = False
 ) -> torch.Tensor:
-    """Logits per pixel, (K, R, R), by sliding windows; those without content are left out unless `everywhere`."""
+    """Logits per pixel, (K, R, R), by sliding windows; windows without content are skipped unless `everywhere`."""
     from hpc_models.segmentation.sliding_window import sliding_window
 
     image = torch.from_numpy(raster.image).to(device).permute(2, 0, 1).float() / 255
@@ -183,7 +172,7 @@ def raster_logits(
 
 
 class _AsModule(torch.nn.Module):
-    """A function as the module that `sliding_window` calls, so that sharded models are called through their engine."""
+    """A function as the module that `sliding_window` wants, so that the engine calls a sharded model."""
 
     def __init__(self, forward: Forward) -> None:
         super().__init__()
@@ -194,7 +183,7 @@ class _AsModule(torch.nn.Module):
 
 
 def raster_counts(predicted: NDArray[np.bool_], raster: Raster) -> NDArray[np.int64]:
-    """(K, 3) int64 intersection, prediction, truth of a full-size prediction (R, R, K), padding left out."""
+    """(K, 3) int64 intersection, prediction and truth of a full-size prediction (R, R, K), without padding."""
     inside = predicted & raster.content[..., None]
     both = inside & raster.masks
     return np.stack([a.sum((0, 1), dtype=np.int64) for a in (both, inside, raster.masks)], axis=-1)
@@ -236,9 +225,12 @@ def _crop(picture: NDArray[Any], content_wh: tuple[int, int], size_px: int) -> N
 
 
 def _save(folder: Path, name: str, counts: NDArray[np.int64], pictures: dict[str, NDArray[Any]]) -> None:
+    """Write pictures (h, w, 3) or (h, w) of values 0..255 as PNG, and the counts."""
     folder.mkdir(parents=True, exist_ok=True)
     for kind, values in pictures.items():
-        save_png(folder / f"{kind}_{name}.png", values)
+        data = io.BytesIO()
+        Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8)).save(data, "PNG")
+        write_atomic(folder / f"{kind}_{name}.png", data.getbuffer())
     data = io.BytesIO()
     np.savez(data, counts=counts)
     write_atomic(folder / f"{name}.npz", data.getbuffer())
@@ -286,13 +278,6 @@ def picture_side(size_px: int, limit_px: int) -> int:
     while side > limit_px and side % 2 == 0:
         side //= 2
     return side
-
-
-def save_png(path: Path, values: NDArray[Any]) -> None:
-    """Write (h, w, 3) or (h, w) values 0..255 as a PNG, whole or not at all."""
-    data = io.BytesIO()
-    Image.fromarray(np.clip(values + 0.5, 0, 255).astype(np.uint8)).save(data, "PNG")
-    write_atomic(path, data.getbuffer())
 
 
 def class_gray(values: NDArray[Any]) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
-"""One optimiser step on this rank: the wrapped model, its loss part by part, the optimiser, the average of the weights.
+"""One optimiser step on this rank: the loss part by part, the optimiser, and the average of the weights.
 
-The trainer calls it with batches from files, the planner with tensors that hold no numbers. It knows no schedule.
+The trainer gives it batches from files, the planner tensors without numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hpc_models.training.asam import neighbourhood
 from launch import engines
 from launch.config.config import Config
 from launch.data.batches import Batch
-from launch.engines.base import EngineSetup, Forward
+from launch.engines.base import Engine, EngineSetup, Forward
 from launch.engines.ranks import Ranks
 from launch.records.flops import Speed
 from launch.train.ema import Average
@@ -27,23 +27,13 @@ from launch.train.task import Task
 
 
 class Stepper:
-    """Makes the steps of one run on one rank.
+    """Makes the steps of one run on one rank; for a model on meta, rank 0 passes its weights."""
 
-    Args:
-        config: The run's settings.
-        task: What the model is trained for.
-        model: The bare model.
-        ranks: Place of this process.
-        device: Device of this process.
-        weights: Model on meta: its state dict on rank 0.
-
-    Attributes:
-        parameters: Number of weights of the whole model.
-        micro: Images per forward pass of this rank.
-        engine: The wrapped model and its optimiser.
-        average: Running average of its weights, None where none is asked for.
-        speed: Counts FLOPs where its owner begins and ends steps of it.
-    """
+    parameters: int  # weights of the whole model
+    micro: int  # images per forward pass of this rank
+    engine: Engine  # the wrapped model and its optimiser
+    average: Average | None  # running average of its weights
+    speed: Speed  # counts FLOPs; its owner says where steps begin and end
 
     def __init__(
         self,
@@ -77,22 +67,20 @@ class Stepper:
         self.speed = Speed(None)
 
     def run(self, piece: Callable[[int], Batch], step: int, rate: float) -> tuple[torch.Tensor, float]:
-        """One optimiser step on the global batch; its loss is the mean over the images of all ranks.
+        """One optimiser step on the global batch, after `step` steps and at learning rate `rate`.
 
         Args:
             piece: Gives part 0, 1, ... of this rank's share of the batch, on the device.
-            step: Steps done before this one.
-            rate: Learning rate.
 
         Returns:
-            This rank's share of the loss, and the norm of the gradient over all ranks. Where that is not finite, no
-            step was made that can be kept.
+            This rank's share of the loss, and the gradient norm over all ranks. If the norm is not finite, the step is
+            lost.
         """
-        # Dropout must not depend on how often a run was restarted: the generator's state is a function of the step.
+        # Dropout must not depend on restarts, so the generator's state is a function of the step.
         torch.manual_seed(self._seed(step))
         total = self._gradients(piece)
         if self.config.train.optimiser == "asam":
-            # The second pass sees the same batch and the same dropout; its batch statistics are not counted again.
+            # The second pass sees the same batch and dropout, but does not update the batch statistics.
             with neighbourhood(self.engine.module.parameters(), self.config.train.rho):
                 with frozen_statistics(self.engine.module):
                     torch.manual_seed(self._seed(step))
@@ -119,7 +107,7 @@ class Stepper:
         return total
 
     def _teacher(self) -> Forward | None:
-        """The averaged model as a function, when it teaches."""
+        """The averaged model as a function, if it teaches."""
         if self.average is None or not self.config.train.distill:
             return None
         return self.average.teacher(self.speed.no_backward()(self.engine.forward))
@@ -130,7 +118,7 @@ class Stepper:
 
 
 def largest_over_ranks(values: Sequence[float]) -> list[float]:
-    """The largest of each number over all ranks, in one reduction; the same on every rank."""
+    """The largest of each number over all ranks, in one reduction."""
     agreed = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(agreed, op=dist.ReduceOp.MAX)
     return [float(value) for value in agreed]

@@ -1,4 +1,4 @@
-"""What a run is trained for: its batches, its loss and its scores, behind one protocol that the trainer knows."""
+"""What a run is trained for: batches, loss and scores, behind one protocol for the trainer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TestScores(Protocol):
     """Scores of a split, the same on every rank."""
 
     def headline(self) -> float:
-        """The number that model selection looks at; larger is better."""
+        """The number that model selection compares; larger is better."""
 
     def numbers(self) -> dict[str, float | None]:
         """What metrics.jsonl keeps, by name without the split."""
@@ -28,43 +28,37 @@ class TestScores(Protocol):
 
 
 class Task(Protocol):
-    """What the trainer asks.
+    """What the trainer asks of a task."""
 
-    Attributes:
-        key: Name of the headline number.
-        parts: Losses per batch; each is back-propagated by itself, and the step's loss is their mean.
-    """
-
-    key: str
-    parts: int
+    parts: int  # losses per batch; each is back-propagated by itself, and the step's loss is their mean
 
     def batch(self, picks: list[tuple[int, int]]) -> Batch:
         """The augmented CPU batch of (image index, global sample index) pairs."""
 
     def losses(self, forward: Forward, batch: Batch, teacher: Forward | None) -> Iterator[torch.Tensor]:
-        """`parts` times the loss of each image, (B,)."""
+        """`parts` times the loss of each image, (B,); `teacher` is the averaged model, if it teaches."""
 
     def evaluate(
         self, engine: Engine, part: str, device: torch.device, pictures: Path | None = None, label: str = "eval"
     ) -> TestScores:
-        """Scores of a split; every rank must call it."""
+        """Scores of a split; every rank must call it. Pictures or tables of the answers go to `pictures`."""
 
-    def floors(self) -> dict[str, float]:
-        """What needs no model; every rank must call it."""
+    def trivial_baselines(self) -> dict[str, float]:
+        """Scores that need no learning, by name; every rank must call it."""
 
 
 def score_items(
     engine: Engine, items: int, numbers: int, label: str, unit: str, row_of: Callable[[int, bool], torch.Tensor]
 ) -> torch.Tensor:
-    """A row of numbers for each item, every item scored once whatever the number of ranks; all ranks must call it.
+    """A row of numbers for each item; each item is scored once on any number of ranks, and all ranks call it.
 
     Args:
         engine: The wrapped model; left in training mode.
-        items: How many there are.
+        items: Number of items.
         numbers: Length of a row.
         label: Name on the progress bar.
         unit: What an item is.
-        row_of: Gives the row (numbers,) of an item; told whether this rank's answer counts.
+        row_of: Gives the row (numbers,) of an item; its second argument says whether this rank's answer counts.
 
     Returns:
         (items, numbers) float64, the same on every rank.
@@ -74,8 +68,8 @@ def score_items(
     engine.module.eval()
     with Progress(items, label, unit, rank=dist.get_rank()) as bar:
         for first in range(0, items, world):
-            # With parameters spread over ranks all of them must run the model together: in the last round a rank
-            # without an item of its own repeats the last one and throws the answer away.
+            # Ranks that share parameters must run the model together. In the last round a rank without an item
+            # repeats the last one and drops the answer.
             index = min(first + rank, items - 1)
             mine = first + rank < items and engine.first_of_share
             row = row_of(index, mine)

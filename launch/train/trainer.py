@@ -1,4 +1,4 @@
-"""The one training loop: steps, evaluation, checkpoints, stop and resume; knows engines only by their protocol."""
+"""The one training loop: steps, evaluation, checkpoints, stop and resume; it knows engines only by their protocol."""
 
 from __future__ import annotations
 
@@ -36,29 +36,21 @@ if TYPE_CHECKING:
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; one line."""
+    """Training cannot go on; the message is one line."""
 
 
 class Outcome(NamedTuple):
-    """How a start ended: `test` and `floors` are None when it was stopped before its end."""
+    """How a start ended: `test` and `baselines` are None when it was stopped."""
 
     stopped_by: str
     test: TestScores | None
-    floors: dict[str, float] | None
+    baselines: dict[str, float] | None
 
 
 class Trainer:
-    """One start of one run, on one rank.
+    """One start of one run, on one rank; resumes from the newest checkpoint in `run_dir`, which exists.
 
-    Args:
-        config: The run's settings.
-        files: Its token files or pictures, already checked.
-        ranks: Place of this process.
-        device: Device of this process.
-        run_dir: The run directory, already made.
-        stop: Flag that signals set.
-        say: Prints one line; does nothing but on rank 0.
-        logs: Folder of this start; None keeps no profile.
+    `say` prints one line on rank 0. `logs` is the folder of this start, for profiles; None keeps none.
     """
 
     def __init__(
@@ -75,7 +67,7 @@ class Trainer:
         self.config, self.files, self.ranks, self.device = config, files, ranks, device
         self.run_dir, self.stop, self.say = run_dir, stop, say
         train = config.train
-        # What makes a step: the task, the model, the engine around it.
+        # Build what makes a step: the task, the model, the engine around it.
         torch.manual_seed(train.seed)
         self.task = make_task(config, files)
         model, weights = self._new_model()
@@ -83,20 +75,20 @@ class Trainer:
         self.engine, self.average = self.stepper.engine, self.stepper.average
         peak = config.log.peak_tflops or peak_tflops(device_name(device), train.precision)
         self.speed = self.stepper.speed = Speed(peak, ranks.world, not config.engine.compile, sum_over_ranks)
-        # Where the run stands: at its start, or where the newest checkpoint left it.
+        # Start at step 0, or where the newest checkpoint left the run.
         self.sampler = Sampler(len(files.split["train"]), train.batch, train.seed)
         self.clock = Clock()
         self.step = 0
         self.loss: float | None = None
         self.val_score: float | None = None
-        self.best: tuple[float, int] | None = None  # best score on val, and the step it was measured at
+        self.best: tuple[float, int] | None = None  # best score on val, and its step
         background = config.checkpoint.background
         wanted = device.type == "cuda" if background is None else background
         self._background = checkpoint.BackgroundSaver() if wanted and config.engine.name != "deepspeed" else None
         self._saved_step = self._evaluated_step = -1
         self._saved_at_s = self._evaluated_at_s = 0.0
         self._resume()
-        # What is written down on the way.
+        # Open the profile and the metrics file.
         self.profiler: Profiler | None = None
         if config.log.profile_steps is not None and logs is not None:
             from launch.records.profiling import Profiler
@@ -114,7 +106,7 @@ class Trainer:
         return Metrics(self.run_dir / "metrics.jsonl", self.step, sinks, scored)
 
     def _new_model(self) -> tuple[torch.nn.Module, dict[str, torch.Tensor] | None]:
-        """The bare model with its starting weights; with meta_init only their description, and rank 0's weights."""
+        """The bare model with its starting weights; with meta_init the model on meta, and rank 0's weights."""
         config, weights = self.config, None
         whole = not config.engine.meta_init or self.ranks.rank == 0
         if whole:
@@ -129,35 +121,31 @@ class Trainer:
                 model = build_model(config)
         return model, weights
 
-    # -- one run --------------------------------------------------------------------------------------------------
-
     def run(self) -> Outcome:
-        """Train to the end or until a signal, then measure on the test slides."""
+        """Train to the end or until a signal, then score the test slides."""
         stopped = self._fit()
         self._save()
         self._publish()
         if stopped:
             return Outcome(stopped, None, None)
         if self.config.eval.select == "best" and self.best is not None and self.best[1] != self.step:
-            if self._load(self.run_dir / "checkpoints", self.best[1]) is None:
+            if self._load(self.best[1]) is None:
                 raise TrainingError(f"the checkpoint of step {self.best[1]}, the best on val, is gone or damaged")
             self.say(f"scoring the test slides with the weights of step {self.best[1]}, the best on val")
         pictures = self.run_dir / "predictions" if self.config.eval.pictures_px else None
-        test = self._scores("test", pictures)
-        return Outcome("", test, self.task.floors())
+        return Outcome("", self._scores("test", pictures), self.task.trivial_baselines())
 
     def _scores(self, part: str, pictures: Path | None = None) -> TestScores:
-        """Score a split, with the averaged weights when there are some, and log it."""
+        """Score a split, with the averaged weights if there are any, and log the numbers."""
         share_statistics(self.engine.module, self.average)
-        averaged = contextlib.nullcontext() if self.average is None else self.average.applied()
-        with averaged:
+        with contextlib.nullcontext() if self.average is None else self.average.applied():
             scores = self.task.evaluate(self.engine, part, self.device, pictures, part)
         numbers = {f"{part}_{name}": value for name, value in scores.numbers().items()}
         self._log(**numbers, train_seconds=self.clock.train_seconds, train_tflop=self.train_tflop)
         return scores
 
     def _fit(self) -> str:
-        """Steps until the end ("") or a signal (its name)."""
+        """Make steps until the end (returns "") or until a signal (returns its name)."""
         train = self.config.train
         share = self.engine.data_rank, self.engine.data_world
         batches = Prefetch(
@@ -188,10 +176,10 @@ class Trainer:
                 self.profiler.close()
 
     def _agree(self) -> tuple[str, float]:
-        """Name of the signal that any rank got ("" for none) and rank 0's training time, the same on every rank.
+        """The signal that any rank got ("" for none) and rank 0's training time, the same on every rank.
 
-        One reduction carries both, and whether anyone is still writing a checkpoint: ranks that decided by their own
-        clocks or flags would part ways and hang.
+        One reduction carries both, and whether any rank is still writing a checkpoint. Ranks that decided by their own
+        clocks or flags would diverge and hang.
         """
         own = float(self.stop.look())
         writing = float(self._background is not None and self._background.writing)
@@ -202,7 +190,7 @@ class Trainer:
         return signal_name(int(number)), elapsed_s
 
     def _work_between_steps(self, elapsed_s: float) -> None:
-        """Checkpoint and evaluation when they are due; decided by step and the agreed time alone."""
+        """Checkpoint and evaluate when due; step and agreed time alone decide, so all ranks do the same."""
         saving, measuring = self.config.checkpoint, self.config.eval
         if self._due(saving, elapsed_s - self._saved_at_s) and self.step != self._saved_step:
             self._saved_at_s = elapsed_s
@@ -222,8 +210,6 @@ class Trainer:
         due_time = every.every_seconds is not None and since_s >= every.every_seconds
         return due_time or (every.every_steps is not None and self.step > 0 and self.step % every.every_steps == 0)
 
-    # -- one step -------------------------------------------------------------------------------------------------
-
     def _train_step(self, batches: Prefetch, rate: float) -> None:
         """One optimiser step on the global batch; its loss is the mean over the images of all ranks."""
         train, micro = self.config.train, self.stepper.micro
@@ -235,7 +221,7 @@ class Trainer:
             return {k: v[number * micro : (number + 1) * micro].to(self.device) for k, v in batch.items()}
 
         total, norm = self.stepper.run(piece, self.step, rate)
-        if not math.isfinite(norm):  # the same on every rank, at every step: no broken weights reach a checkpoint
+        if not math.isfinite(norm):  # checked at every step on every rank, so no checkpoint holds broken weights
             loss = sum_over_ranks(float(total)) / self.ranks.world
             raise TrainingError(f"loss is {loss}, its gradient {norm} in step {self.step + 1}; try a smaller train.lr")
         self.step += 1
@@ -248,8 +234,6 @@ class Trainer:
             self._log_step(*spent, rate, norm)
             if not math.isfinite(self.loss or 0.0):
                 raise TrainingError(f"loss is {self.loss} at step {self.step}; try a smaller train.lr")
-
-    # -- writing --------------------------------------------------------------------------------------------------
 
     def _log_step(self, seconds: float, waiting_percent: float, rate: float, norm: float) -> None:
         finite = self.loss is not None and math.isfinite(self.loss)
@@ -275,30 +259,28 @@ class Trainer:
         return self.step * self.config.images_per_step / self.sampler.images
 
     def peak_memory_gib(self) -> tuple[float, str]:
-        """Largest memory of this rank so far and where the number is from."""
+        """Largest memory of this rank so far, and who measured it."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**30, "torch.cuda.max_memory_allocated"
         return peak_resident_gib(), "resident set of the process"
 
     @property
     def train_tflop(self) -> float | None:
-        """FLOPs of all ranks' steps so far, in units of 10^12; see `Speed`. None before the first."""
+        """10^12 FLOPs of all ranks' steps so far (see `Speed`); None before the first step."""
         return self.speed.flops / 1e12 or None
 
     def mfu(self) -> float | None:
-        """Model FLOPs utilisation over the timed steps; None when the gpu's peak is not known."""
+        """Model FLOPs utilisation over the timed steps; None when the gpu's peak is unknown."""
         clock = self.clock
         return self.speed.mfu(clock.timed_seconds / clock.timed_steps) if clock.timed_steps else None
 
     def close(self) -> None:
-        """Let go of files and of what the engine holds, once all ranks are done."""
+        """Close files and free the engine; call it when all ranks are done."""
         if self.metrics is not None:
             self.metrics.close()
         if self._background is not None:
             self._background.close()
         self.engine.destroy()
-
-    # -- checkpoints ----------------------------------------------------------------------------------------------
 
     def _save(self) -> None:
         if self.step == self._saved_step:
@@ -320,15 +302,16 @@ class Trainer:
         self._saved_step = self.step
 
     def _publish(self) -> None:
-        """Give a checkpoint that was written in the background its name; waits for it."""
+        """Wait for the checkpoint that is written in the background, and give it its name."""
         if self._background is not None:
             self._background.publish()
 
-    def _load(self, folder: Path, only: int | None = None) -> dict[str, Any] | None:
-        """Weights, optimiser and average of a checkpoint, the newest or that of one step; returns its notes."""
+    def _load(self, only: int | None = None) -> dict[str, Any] | None:
+        """Load the newest checkpoint, or one step's, into engine and average; returns its notes."""
         state = self._state()
         native = self.engine.load if self.config.engine.name == "deepspeed" else None
         check = partial(engines.check_saved, self.config.engine.name)
+        folder = self.run_dir / "checkpoints"
         notes = checkpoint.load_newest(folder, state, self.say, native, only, check)
         if notes is not None:
             self.engine.restore(state)
@@ -346,17 +329,16 @@ class Trainer:
         return [self.ranks.world, self.ranks.nodes, device_name(self.device), torch.get_num_threads()]
 
     def _resume(self) -> None:
-        """Go on from the newest sound checkpoint, when there is one."""
-        folder = self.run_dir / "checkpoints"
+        """Go on from the newest sound checkpoint, if there is one."""
         if self.ranks.rank == 0:
-            checkpoint.clean(folder)
-        notes = self._load(folder)
+            checkpoint.clean(self.run_dir / "checkpoints")
+        notes = self._load()
         if notes is None:
             self.engine.forget()
             return
         self.step = self._saved_step = int(notes["step"])
         self.clock = Clock(**notes["clock"])
-        if notes["timed_on"] != self._timed_on():  # the record's speed is that of the machine it names
+        if notes["timed_on"] != self._timed_on():  # another machine or world: measure the speed anew
             self.clock = Clock(train_seconds=self.clock.train_seconds)
         self.speed.resume(notes["flops"], self.step)
         self.loss, self.val_score = notes["loss"], notes["val_score"]
@@ -367,7 +349,7 @@ class Trainer:
 
 
 def make_task(config: Config, files: Files) -> Task:
-    """The task that a configuration's model was made for.
+    """The task of a configuration's model.
 
     Raises:
         ConfigError: Labels are missing or do not fit.

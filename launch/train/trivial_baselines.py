@@ -1,6 +1,6 @@
-"""What needs no model at all: Dice of everything, of nothing, and of one gray threshold (Otsu) on the same files.
+"""Trivial baselines: Dice of everything, of nothing, and of one gray threshold (Otsu) on the same files.
 
-The threshold and which side of it is foreground are chosen on the training slides, then applied to the test slides.
+Threshold and bright or dark side are chosen on the training slides, then applied to the test slides.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def gray(tokens: TokenSet) -> NDArray[np.uint8]:
 
 
 def otsu_threshold(histogram: NDArray[np.int64]) -> int:
-    """Otsu's threshold t of a histogram (256,): pixels >= t against pixels < t, largest variance between the two.
+    """Otsu's threshold t of a histogram (256,): the largest variance between pixels < t and pixels >= t.
 
     Otsu, A threshold selection method from gray-level histograms, 1979.
     """
@@ -40,14 +40,14 @@ def otsu_threshold(histogram: NDArray[np.int64]) -> int:
     return int(np.nanargmax(np.where((below > 0) & (above > 0), spread, -1.0))) + 1
 
 
-def floors(files: TokenFiles) -> dict[str, float]:
-    """Mean Dice over the test slides of three predictions that look at no model; every rank must call it.
+def trivial_baselines(files: TokenFiles) -> dict[str, float]:
+    """Mean Dice over the test slides of three predictions that need no model; every rank must call it.
 
-    Returns:
-        all_foreground, all_background and otsu. Otsu predicts the same pixels for every class.
+    The names are all_foreground, all_background and otsu. Otsu predicts the same pixels for every class.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
     train, test = (files.split[part] for part in ("train", "test"))
+    # One gray histogram over the training slides of all ranks.
     histogram = torch.zeros(256, dtype=torch.int64)
     for name in train[rank::world]:
         tokens = files.load(name)
@@ -65,7 +65,7 @@ def floors(files: TokenFiles) -> dict[str, float]:
 
 
 def _mean_dice(files: TokenFiles, names: list[str], predict: Callable[[TokenSet], NDArray[np.bool_]] | None) -> float:
-    """Mean Dice of what `predict` says of the cells; None: of everything, dropped leaves too, whatever the tree."""
+    """Mean Dice of what `predict` says of the cells; None is everything, with the leaves that were dropped."""
     rank, world = dist.get_rank(), dist.get_world_size()
     counts = torch.zeros(len(names), files.config.classes, 3, dtype=torch.int64)
     for index in range(rank, len(names), world):

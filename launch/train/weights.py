@@ -1,7 +1,4 @@
-"""Weights of a finished or stopped run as a plain state dict: to start another model from, or to give away.
-
-A source is a run directory or a file that torch.load reads. Must not import MPI.
-"""
+"""Weights of a run directory, or of a file that torch.load reads, as a plain state dict."""
 
 from __future__ import annotations
 
@@ -24,15 +21,15 @@ from launch.config.config import Config, ConfigError, differing_keys
 from launch.train.checkpoint import newest_complete
 
 Weights = dict[str, torch.Tensor]
-UNLEARNED = ("model.checkpointing", "model.prior")  # what weights that were trained do not depend on
+UNLEARNED = ("model.checkpointing", "model.prior")  # settings that trained weights do not depend on
 READ_ERRORS = (RuntimeError, ValueError, OSError, KeyError, CheckpointException)
 
 
 def check_weights(model: nn.Module, source: str) -> None:
-    """Does the source hold weights of this model? Looks at names and shapes only; the model may be on meta.
+    """Check by names and shapes that the source holds weights of this model, which may be on meta.
 
     Raises:
-        ConfigError: Nothing there, or weights of another model; the line names the first that differs.
+        ConfigError: It does not; the line names the first weight that differs.
     """
     found = {k: tuple(v.shape) for k, v in _read(source, shapes_only=True).items()}
     asked = {k: tuple(v.shape) for k, v in model.state_dict().items()}
@@ -47,10 +44,9 @@ def check_weights(model: nn.Module, source: str) -> None:
 
 
 def other_settings(config: Config) -> list[str]:
-    """Settings of the model that the run behind `train.init_from` had otherwise, as `key: there -> here`.
+    """Model settings that differ between the run behind `train.init_from` and this one, as `key: there -> here`.
 
-    Weights of the same names and shapes may have been learned with filters standardised or not, positions or none, ...;
-    a file of weights does not say.
+    Names and shapes alone do not tell them: filters may be standardised or not. A file of weights says nothing.
     """
     source = Path(config.train.init_from or "")
     try:
@@ -62,30 +58,25 @@ def other_settings(config: Config) -> list[str]:
 
 
 def load_weights(model: nn.Module, source: str) -> None:
-    """Fill a bare model, before an engine wraps it; every rank does the same.
-
-    Args:
-        model: The model.
-        source: A run directory (its newest complete checkpoint) or a file with a plain state dict.
+    """Fill a bare model before an engine wraps it, from a run's newest complete checkpoint or from a file.
 
     Raises:
-        ConfigError: See `check_weights`, or files that cannot be read.
+        ConfigError: The weights do not fit (see `check_weights`) or cannot be read.
     """
     check_weights(model, source)
     model.load_state_dict(_read(source))
 
 
 def checkpoint_weights(checkpoint: Path, average: bool = False, shapes_only: bool = False) -> Weights:
-    """The model in one checkpoint of any engine, whole, in this process alone, by the bare model's names.
+    """The whole model in a checkpoint folder `step-N` of any engine, by the bare model's names; needs no other rank.
 
     Args:
-        checkpoint: A folder `step-N`.
-        average: The running average of the weights in place of the last ones (train.ema_decay).
-        shapes_only: Tensors on meta, where that is cheaper.
+        average: Give the running average of the weights (train.ema_decay), not the last ones.
+        shapes_only: Give tensors on meta, where that is cheaper.
 
     Raises:
-        ConfigError: There is no average in it.
-        RuntimeError, ValueError, OSError, KeyError, CheckpointException: Damaged.
+        ConfigError: The checkpoint has no average.
+        RuntimeError, ValueError, OSError, KeyError, CheckpointException: It is damaged.
     """
     notes = json.loads((checkpoint / "notes.json").read_text())
     if notes["engine"] == "deepspeed":
@@ -106,13 +97,13 @@ def checkpoint_weights(checkpoint: Path, average: bool = False, shapes_only: boo
         raise ConfigError("it holds no running average of the weights (train.ema_decay was null)")
     if not shapes_only:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which is meant
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # on purpose
             load_shards(tree, checkpoint_id=str(checkpoint), no_dist=True)
     return {**tree["model"], **tree.get("average", {})}
 
 
 def _zero_weights(checkpoint: Path, stage: int) -> Weights:
-    """Put DeepSpeed's shards together; the fp32 copies where it trained in bf16."""
+    """DeepSpeed's shards put together; the fp32 copies of a training in bf16."""
     from launch.engines.deepspeed import TAG, import_deepspeed
 
     import_deepspeed()
@@ -129,11 +120,6 @@ def _zero_weights(checkpoint: Path, stage: int) -> Weights:
 
 
 def _read(source: str, shapes_only: bool = False) -> Weights:
-    """The weights of a run directory or a file.
-
-    Raises:
-        ConfigError: There are none, or they cannot be read.
-    """
     try:
         if Path(source).is_dir():
             checkpoint = newest_complete(Path(source) / "checkpoints")

@@ -17,6 +17,7 @@ from launch.data.pictures import open_files
 from launch.engines import ranks as places
 from launch.experiments.load import load
 from launch.train.run import Start, open_together
+from launch.train.run_record import RunFacts
 
 
 def leave_as_if_killed(run_dir: Path, steps: int) -> None:
@@ -41,5 +42,6 @@ if __name__ == "__main__":
         config = load("smoke", words) if "=" in words[0] else load(words[0], words[1:])
         files, run_dir = open_files(config.data), config.run_dir(ranks.world)
         opened = open_together(config, files, ranks, run_dir)
-        assert Start(config, files, ranks, run_dir, device, opened, 1).run() == 0
+        facts = RunFacts(config, files, ranks, run_dir, device, opened.starts)
+        assert Start(facts, Path(opened.logs), 1).run() == 0
     places.finish(0)

@@ -28,6 +28,7 @@ from launch.engines import ranks as places
 from launch.experiments.load import load
 from launch.train import trainer
 from launch.train.run import Start, open_together
+from launch.train.run_record import RunFacts
 
 STEP = 3
 # Which argument of an operation of c10d is the whole tensor.
@@ -99,7 +100,8 @@ def counted_run(words: list[str], ranks: places.Ranks) -> dict[str, Any]:
         patch.object(trainer.Trainer, "_train_step", step),
     ):
         opened = open_together(config, files, ranks, run_dir)
-        assert Start(config, files, ranks, run_dir, device, opened, 1).run() == 0
+        facts = RunFacts(config, files, ranks, run_dir, device, opened.starts)
+        assert Start(facts, Path(opened.logs), 1).run() == 0
     return {
         "flops": flops.get_total_flops(),
         "collectives": bytes_seen.seen,

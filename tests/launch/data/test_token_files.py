@@ -325,14 +325,14 @@ def test_prefetch_keeps_the_order_and_hands_errors_on(depth):
     with pytest.raises(OSError, match="disk gone"):
         next(ahead)
     ahead.close()
-    assert not any(t.name == "prefetch" for t in threading.enumerate())
+    assert not any(t.name.startswith("prefetch") for t in threading.enumerate())
 
 
 def test_prefetch_closes_while_full():
     ahead = Prefetch(lambda step: step, 0, 2)
     assert next(ahead) == 0
     ahead.close()
-    assert not any(t.name == "prefetch" for t in threading.enumerate())
+    assert not any(t.name.startswith("prefetch") for t in threading.enumerate())
 
 
 def test_collate_stacks():

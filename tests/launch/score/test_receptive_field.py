@@ -9,7 +9,7 @@ import torch
 
 from launch.__main__ import main
 from launch.experiments.load import load
-from launch.score.receptive_field import pictures
+from launch.score.receptive_field import inputs_of
 from launch.train.trainer import build_model
 from tests.helpers.small_runs import LENGTH, PATCH, SIZE
 
@@ -67,7 +67,7 @@ def test_trained_weights_are_used(folder):
 
 def test_noise_needs_no_data_and_follows_the_seed(tmp_path):
     def noise(*more):
-        return list(pictures(load("hct_half", ["data.image_hw=[40,30]", *more]), "test", 2, True))
+        return list(inputs_of(load("hct_half", ["data.image_hw=[40,30]", *more]), "test", 2, True))
 
     first, again, other = noise(), noise(), noise("train.seed=1")
     assert first[0].shape == (1, 40, 30) and 0 <= first[0].min() and first[0].max() < 1

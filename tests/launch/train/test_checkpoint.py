@@ -192,11 +192,11 @@ def test_in_the_background_it_is_the_state_of_the_moment_and_the_one_before_coun
     monkeypatch.setattr(checkpoint.Writer, "write_data", slowly)
     saver, values = BackgroundSaver(), state(40.0)
     saver.begin(Place(three, 40, keep=2, best=10), values, {"step": 40})
-    assert saver.under_way and saver.writing and newest(three) == (30, 30.0, [])
+    assert saver._place and saver.writing and newest(three) == (30, 30.0, [])
     values["model"]["w"].fill_(-1.0)  # training goes on in place
     held.set()
     saver.publish()
-    assert not saver.under_way and newest(three) == (40, 40.0, [])
+    assert not saver._place and newest(three) == (40, 40.0, [])
     assert contents(three) == ["step-10", "step-30", "step-40"], "two newest and the best"
     saver.begin(Place(three, 50, keep=2), values, {"step": 50})
     saver.begin(Place(three, 60, keep=2), values, {"step": 60})

@@ -17,6 +17,7 @@ from hpc_models.training.metrics import accuracy
 from launch import engines
 from launch.__main__ import main
 from launch.config.config import ConfigError
+from launch.config.data import DataConfig
 from launch.data.augment import change_picture
 from launch.data.batches import Sampler
 from launch.data.pictures import ImageFiles, fit, open_files, read_labels, read_picture
@@ -286,15 +287,19 @@ def test_pictures_of_any_depth_and_size(tmp_path):
 
 
 def test_augmentation_keeps_size_and_range_and_changes_nothing_when_off():
-    rng = np.random.default_rng(0)
-    x = rng.random((8, 6, 1)).astype(np.float32)
-    np.testing.assert_array_equal(change_picture(x, rng, False, False, 0, 0, 0), x)
-    seen = {change_picture(x, np.random.default_rng(s), True, False, 0, 0, 0).tobytes() for s in range(60)}
+    def changed(seed: int, **settings) -> np.ndarray:
+        return change_picture(
+            x, np.random.default_rng(seed), DataConfig(**{"dir": "-", "resolution": 8, "flips": False, **settings})
+        )
+
+    x = np.random.default_rng(0).random((8, 6, 1)).astype(np.float32)
+    np.testing.assert_array_equal(changed(0), x)
+    seen = {changed(seed, flips=True).tobytes() for seed in range(60)}
     assert seen == {x.tobytes(), x[::-1].tobytes(), x[:, ::-1].tobytes(), x[::-1, ::-1].tobytes()}
-    mirrored = {change_picture(x, np.random.default_rng(s), False, True, 0, 0, 0).tobytes() for s in range(20)}
+    mirrored = {changed(seed, mirror=True).tobytes() for seed in range(20)}
     assert mirrored == {x.tobytes(), x[:, ::-1].tobytes()}
     for seed in range(10):
-        y = change_picture(x, np.random.default_rng(seed), True, True, 0.4, 15, 0.1)
+        y = changed(seed, flips=True, mirror=True, jitter=0.4, rotate_deg=15, noise=0.1)
         assert y.shape == x.shape and y.min() >= 0 and y.max() <= 1 and y.dtype == np.float32
 
 

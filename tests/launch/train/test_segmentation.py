@@ -19,7 +19,7 @@ from launch.engines.base import EngineSetup
 from launch.experiments.load import load
 from launch.train.segmentation import Segmentation, class_gray, paint, picture_side
 from launch.train.trainer import build_model
-from launch.train.trivial_baselines import floors, gray, otsu_threshold
+from launch.train.trivial_baselines import gray, otsu_threshold, trivial_baselines
 from tests.helpers.small_runs import LENGTH, PATCH, SIZE, SPLIT, overrides, picture, token_set
 
 
@@ -73,7 +73,7 @@ def test_dice_of_a_model_is_that_of_its_painted_prediction(apf_files, tmp_path):
         counts = np.load(tmp_path / f"{name}.npz")["counts"]
         assert counts.tolist() == [[int((pred & truth).sum()), int(pred.sum()), int(truth.sum())]]
     assert scores.per_slide() == pytest.approx(expected, abs=1e-12)
-    assert scores.mean() == pytest.approx(np.mean(list(expected.values())))
+    assert scores.headline() == pytest.approx(np.mean(list(expected.values())))
     both = [np.concatenate([a.ravel() for a in part]) for part in zip(*pooled, strict=True)]
     assert scores.pooled() == pytest.approx(pixel_dice(*both))
     assert scores.tokens == [len(token_set(seed, "apf", c)) for seed, c in slides("test").values()]
@@ -156,7 +156,7 @@ def test_what_was_dropped_is_missed(apf_files, tmp_path):
         everything.append(2 * whole / (w * h + whole))  # the same as of all leaves
     assert scores.ceilings == pytest.approx(best)
     assert all(d <= b for d, b in zip(scores.per_slide().values(), scores.ceilings, strict=True))
-    assert floors(files)["all_foreground"] == pytest.approx(np.mean(everything))
+    assert trivial_baselines(files)["all_foreground"] == pytest.approx(np.mean(everything))
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -164,7 +164,7 @@ def test_what_was_dropped_is_missed(apf_files, tmp_path):
 def test_floors_are_those_of_painted_pictures(kind, apf_files, tile_files):
     more = {} if kind == "apf" else {"data__patching": "uniform", "data__patch": 32, "data__length": 4}
     files = TokenFiles(load("smoke", overrides(apf_files if kind == "apf" else tile_files, "x", **more)).data)
-    got = floors(files)
+    got = trivial_baselines(files)
 
     def whole(part):
         for name in SPLIT[part]:
