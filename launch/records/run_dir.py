@@ -27,7 +27,7 @@ _held: dict[Path, int] = {}  # descriptors of locks; the kernel lets go of them 
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedRun:
     """What rank 0 found: `finished` needs no work; `logs` is the folder of this start; `starts` counts it."""
 
     finished: bool
@@ -35,7 +35,7 @@ class Opened:
     starts: int
 
 
-def open_run(run_dir: Path, config: Config) -> Opened:
+def open_run(run_dir: Path, config: Config) -> OpenedRun:
     """Make or reopen a run directory. Rank 0 only.
 
     With `force` everything that an earlier run wrote there goes, except its logs, once: a job that the scheduler
@@ -67,7 +67,7 @@ def open_run(run_dir: Path, config: Config) -> Opened:
                 )
             record = read_record(run_dir)
             if record is not None and record["status"] == "ok":
-                return Opened(True, "", 0)
+                return OpenedRun(True, "", 0)
         run_dir.mkdir(parents=True, exist_ok=True)
         _lock(run_dir)
         for folder in (run_dir, run_dir / "predictions"):
@@ -76,7 +76,7 @@ def open_run(run_dir: Path, config: Config) -> Opened:
         _remove(run_dir / "record.json")
         if force:
             write_atomic(run_dir / _FORCED, job.encode())
-        return Opened(False, *_new_logs(run_dir / "logs"))
+        return OpenedRun(False, *_new_logs(run_dir / "logs"))
     except OSError as error:
         raise ConfigError(f"run_root={config.run_root}: {run_dir}: {error.strerror or error}") from None
 

@@ -30,7 +30,7 @@ from launch.records.record import (
     to_json,
     write_record,
 )
-from launch.records.run_dir import Opened, open_run
+from launch.records.run_dir import OpenedRun, open_run
 from launch.train.signals import StopFlag
 from launch.train.watchdog import Watchdog
 
@@ -156,7 +156,7 @@ def _tell_finished(run_dir: Path) -> None:
     print(f"already finished: {run_dir / 'record.json'} (force=true trains anew)", file=sys.stderr)
 
 
-def open_together(config: Config, files: Files, ranks: Ranks, run_dir: Path) -> Opened:
+def open_together(config: Config, files: Files, ranks: Ranks, run_dir: Path) -> OpenedRun:
     """Rank 0 checks the files and opens the run directory; all ranks get its answer or its error."""
     import torch.distributed as dist
 
@@ -185,7 +185,7 @@ def open_together(config: Config, files: Files, ranks: Ranks, run_dir: Path) -> 
         if ranks.rank == 0:
             print(f"error: {answer[0]}", file=sys.stderr)
         places.finish(EXIT_CONFIG)
-    found: Opened = answer[0]
+    found: OpenedRun = answer[0]
     return found
 
 
@@ -199,7 +199,7 @@ class Start:
         ranks: Ranks,
         run_dir: Path,
         device: torch.device,
-        opened: Opened,
+        opened: OpenedRun,
         threads: int,
     ) -> None:
         self.config, self.files, self.ranks, self.run_dir, self.device = config, files, ranks, run_dir, device
