@@ -18,7 +18,7 @@ from analysis.comparison.auc import (
     finding_types,
     size_thirds,
 )
-from analysis.output.formats import Column, Table, csv_text, latex, markdown, number, write_files
+from analysis.output.formats import Column, Table, csv_text, forms, number, write_forms
 from analysis.runs.records import STUDY, RunsError, find
 
 HELP = "AUC of a classifier with bootstrap intervals, by finding size and type, against a baseline"
@@ -164,5 +164,5 @@ def run(args: argparse.Namespace) -> int:
         notes=["Intervals: 95 %, percentile bootstrap over items, 10,000 resamples."],
         slug="auc",
     )
-    files = {"auc.md": markdown(table), "auc.csv": csv_text(heads, numbers), "auc.tex": latex(table)}
-    return answer(files["auc.md"], write_files(args.out, files) if args.out else [])
+    texts = forms(table, csv_text(heads, numbers))
+    return answer(texts["md"], write_forms(args.out, "auc", texts) if args.out else [])

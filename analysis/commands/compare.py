@@ -6,7 +6,7 @@ from pathlib import Path
 
 from analysis.commands.answer import answer
 from analysis.comparison.pair import compare_pair, pair_csv, pair_json, pair_table, read_side
-from analysis.output.formats import latex, markdown, write_files
+from analysis.output.formats import forms, write_forms
 
 HELP = "two runs side by side: refused unless fair, paired over images, at equal quality"
 _EPILOG = """\
@@ -42,12 +42,6 @@ def run(args: argparse.Namespace) -> int:
         ValueError: the folder cannot be written.
     """
     pair = compare_pair(read_side(args.a), read_side(args.b), args.unfair_ok)
-    table = pair_table(pair)
-    data = json.dumps(pair_json(pair), indent=1) + "\n"
-    files = {
-        "compare.md": markdown(table),
-        "compare.csv": pair_csv(pair),
-        "compare.tex": latex(table),
-        "compare.json": data,
-    }
-    return answer(data if args.json else files["compare.md"], write_files(args.out, files) if args.out else [])
+    texts = forms(pair_table(pair), pair_csv(pair)) | {"json": json.dumps(pair_json(pair), indent=1) + "\n"}
+    said = texts["json" if args.json else "md"]
+    return answer(said, write_forms(args.out, "compare", texts) if args.out else [])

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from analysis.commands.answer import answer
-from analysis.output.formats import Table, csv_text, latex, markdown, write_files
+from analysis.output.formats import forms, markdown, write_forms
 from analysis.runs.records import RunsError, load, rows_of
 from analysis.scaling.model import TERMS, assumed_fit, fit_records
 from analysis.scaling.prediction import EXPERIMENTS, fit_table, held_out_table, predict, prediction_table
@@ -138,11 +138,6 @@ def run(args: argparse.Namespace) -> int:
         from analysis.figures.scaling import predicted_scaling
         from analysis.output.figure_style import save
 
-        paths = [p for table in tables for p in _write(table, args.out)]
+        paths = [p for table in tables for p in write_forms(args.out, table.slug, forms(table))]
         return answer("", [*paths, *save([predicted_scaling(predictions, args.mode)], args.out)])
     return answer("", [])
-
-
-def _write(table: Table, out: Path) -> list[Path]:
-    texts = {"md": markdown(table), "csv": csv_text([c.head for c in table.columns], table.rows), "tex": latex(table)}
-    return write_files(out, {f"{table.slug}.{suffix}": text for suffix, text in texts.items()})

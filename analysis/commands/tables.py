@@ -5,7 +5,7 @@ from pathlib import Path
 
 from analysis.commands.answer import answer
 from analysis.comparison import table as tables
-from analysis.output.formats import Table, csv_text, latex, markdown, write_files
+from analysis.output.formats import forms, write_forms
 from analysis.papers.tables import TABLES, cells_csv, contradictions_table, paper_table, table_cells
 from analysis.runs.records import load
 
@@ -75,16 +75,15 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--which {COMPARISON} needs RUNS, a folder of runs")
     runs = load(args.runs) if args.runs else None
     comparison = tables.compare(runs, args.baseline) if runs else None
-    forms = [_forms(name, source, comparison) for name in names]
-    text = _terminal(forms, args.format)
-    written = []
-    if args.out:
-        if COMPARISON in names and comparison:
-            written += tables.write_tables(comparison, args.out)
-        others = [form for name, form in zip(names, forms, strict=True) if name != COMPARISON]
-        files = {f"{form['slug']}.{suffix}": form[suffix] for form in others for suffix in ("md", "csv", "tex")}
-        written += write_files(args.out, files)
-    return answer(text, written, runs, args.runs)
+    texts = {name: _forms(name, source, comparison) for name in names}
+    said = _terminal([*texts.values()], args.format)
+    written: list[Path] = []
+    for name, of in texts.items() if args.out else ():
+        written += write_forms(args.out, name if name == COMPARISON else f"{name}-table", of)
+        if name == COMPARISON and comparison:
+            problems = tables.problem_table(comparison)  # always: an empty one says that there was none
+            written += write_forms(args.out, "problems", {"csv": forms(problems)["csv"]})
+    return answer(said, written, runs, args.runs)
 
 
 def _names(args: argparse.Namespace) -> list[str]:
@@ -100,16 +99,12 @@ def _names(args: argparse.Namespace) -> list[str]:
 
 
 def _forms(name: str, source: str, comparison: tables.Comparison | None) -> dict[str, str]:
-    """Return a table in every form; "cells" are the lines of its CSV that other tables can follow."""
+    """Return a table in every form."""
     if name == COMPARISON and comparison:
-        table, text = tables.comparison_table(comparison), tables.comparison_csv(comparison)
-        return {"slug": table.slug, "md": tables.as_markdown(comparison), "csv": text, "tex": latex(table)}
+        of = forms(tables.comparison_table(comparison), tables.comparison_csv(comparison))
+        return of | {"md": tables.with_problems(of["md"], comparison)}
     if name == CONTRADICTIONS:
-        table = contradictions_table()
-        return _of(table, csv_text([c.head for c in table.columns], table.rows))
-    from analysis.papers.measured_rows import measured_cells
-    from analysis.scaling.table3 import modelled_cells
-
+        return forms(contradictions_table())
     cells = [] if source == "records" else table_cells(name)
     remarks: list[str] = []
     if comparison and source != "reference":
@@ -124,17 +119,13 @@ def _forms(name: str, source: str, comparison: tables.Comparison | None) -> dict
 
         modelled, said = modelled_cells(name)
         cells, remarks = [*cells, *modelled], [*remarks, *said]
-    return _of(paper_table(name, cells, remarks), cells_csv(cells))
+    return forms(paper_table(name, cells, remarks), cells_csv(cells))
 
 
-def _of(table: Table, text: str) -> dict[str, str]:
-    return {"slug": table.slug, "md": markdown(table), "csv": text, "tex": latex(table)}
-
-
-def _terminal(forms: list[dict[str, str]], suffix: str) -> str:
+def _terminal(texts: list[dict[str, str]], suffix: str) -> str:
     if suffix != "csv":
-        return "\n".join(form[suffix] for form in forms)
-    heads = {form["csv"].partition("\n")[0] for form in forms}
+        return "\n".join(form[suffix] for form in texts)
+    heads = {form["csv"].partition("\n")[0] for form in texts}
     if len(heads) > 1:
         raise ValueError("--format csv: these tables have different columns; give one of them, or --out")
-    return heads.pop() + "\n" + "".join(form["csv"].partition("\n")[2] for form in forms)
+    return heads.pop() + "\n" + "".join(form["csv"].partition("\n")[2] for form in texts)

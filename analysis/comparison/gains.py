@@ -166,15 +166,8 @@ def _by_set(rows: pd.DataFrame, pattern: str) -> dict[str, list[Row]]:
 
 def gains_table(a: str, b: str, rows: Sequence[Gain]) -> Table:
     """The gains as a table."""
-    columns = [
-        Column("data set"),
-        Column("Dice A", True),
-        Column("Dice B", True),
-        Column("gain [95 % CI]", True),
-        Column("n", True),
-        Column("A better on", True),
-        Column("remark"),
-    ]
+    heads = ("data set", "Dice A", "Dice B", "gain [95 % CI]", "n", "A better on", "remark")
+    columns = [Column(head, head not in ("data set", "remark")) for head in heads]
     cells = [
         [
             row.name or "geometric mean",

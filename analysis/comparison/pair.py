@@ -16,18 +16,7 @@ from analysis.runs.run_files import read_curves
 from analysis.runs.stats import BOOTSTRAP_SEED, bootstrap_interval, mean, resamples
 
 # What else makes two optimisers of one name different, and two trainings of one length.
-_OPTIMISER = (
-    "lr",
-    "weight_decay",
-    "betas",
-    "momentum",
-    "rho",
-    "clip",
-    "schedule",
-    "warmup",
-    "decay_at",
-    "decay_factor",
-)
+_OPTIMISER = "lr weight_decay betas momentum rho clip schedule warmup decay_at decay_factor".split()
 _SAME_EPOCHS, _SAME_TIME = 0.01, 0.05  # relative; a time limit ends with the step it falls into
 
 

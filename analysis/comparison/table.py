@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.comparison.speedups import speedups
 from analysis.comparison.trivial_baselines import Floor, find_floors
-from analysis.output.formats import Column, Table, csv_text, latex, markdown, number, significant, whole, write_files
+from analysis.output.formats import Column, Table, csv_text, markdown, number, significant, whole
 from analysis.runs.groups import describe, group_runs
 from analysis.runs.records import Problem, Row, Runs, rows_of
 from analysis.runs.stats import BOOTSTRAP_SEED, bootstrap_interval, mean, resamples
@@ -266,21 +266,9 @@ def comparison_csv(comparison: Comparison) -> str:
 
 def as_markdown(comparison: Comparison) -> str:
     """Return the table and the list of problems as Markdown."""
-    text = markdown(comparison_table(comparison))
+    return with_problems(markdown(comparison_table(comparison)), comparison)
+
+
+def with_problems(text: str, comparison: Comparison) -> str:
+    """Return the Markdown of a table, and the list of problems below it if there is any."""
     return text + ("\n" + markdown(problem_table(comparison)) if comparison.problems else "")
-
-
-def write_tables(comparison: Comparison, out: Path) -> list[Path]:
-    """Write comparison.md, .csv and .tex and problems.csv (always, so that an empty one says that there was none).
-
-    Raises:
-        ValueError: the folder cannot be written.
-    """
-    problems = problem_table(comparison)
-    files = {
-        "comparison.md": as_markdown(comparison),
-        "comparison.csv": comparison_csv(comparison),
-        "comparison.tex": latex(comparison_table(comparison)),
-        "problems.csv": csv_text([c.head for c in problems.columns], problems.rows),
-    }
-    return write_files(out, files)

@@ -52,29 +52,12 @@ class Series:
 
 # What must be equal along a line; the rest of a label says what differs between lines of one experiment.
 _SHAPE = (
-    "experiment",
-    "patching",
-    "engine",
-    "model",
-    "decoder",
-    "resolution",
-    "patch",
-    "length",
-    "precision",
-    "attention_backend",
-    "device_name",
-    "device",
-    "split_sha256",
+    "experiment patching engine model decoder resolution patch length precision attention_backend device_name device "
+    "split_sha256"
+).split()
+_SAID = {"patch": "p={}", "length": "L={}", "resolution": "{} px"} | dict.fromkeys(
+    ("decoder", "model", "precision", "device_name"), "{}"
 )
-_SAID = {
-    "patch": "p={}",
-    "length": "L={}",
-    "resolution": "{} px",
-    "decoder": "{}",
-    "model": "{}",
-    "precision": "{}",
-    "device_name": "{}",
-}
 
 
 def series_of(rows: Sequence[Row]) -> list[Series]:

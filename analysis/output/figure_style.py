@@ -22,32 +22,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1.5, 1, 1.5)), (0, (7, 2)), (0, (2, 1)), (0, (5, 1, 1, 1, 1, 1)))
 GREY = "#5f5f5f"
 MOST_RUNS = 14  # more lines cannot be told apart; the caption then says how many are not drawn
-_RC: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 7.5,
-    "axes.titlesize": 8,
-    "axes.labelsize": 7.5,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.minor.width": 0.4,
-    "ytick.minor.width": 0.4,
-    "lines.linewidth": 1.2,
-    "legend.frameon": False,
-    "legend.handlelength": 2.6,
-    "figure.dpi": 100,
-    "savefig.dpi": 300,
-    "svg.fonttype": "path",  # the page must look alike where the font is not installed
-    "svg.hashsalt": "analysis",
-    "pdf.fonttype": 42,
-    "text.parse_math": False,  # a dollar in the name of a run is a dollar
-}
+_STYLE = Path(__file__).with_name("house.mplstyle")
 
 
 @dataclass(frozen=True)
@@ -65,9 +40,9 @@ class Drawing:
 @contextmanager
 def style() -> Iterator[None]:
     """Use the house style while figures are made and saved."""
-    import matplotlib
+    from matplotlib import style as matplotlib_style
 
-    with matplotlib.rc_context(_RC):
+    with matplotlib_style.context(_STYLE):
         yield
 
 

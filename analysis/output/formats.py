@@ -194,6 +194,20 @@ def _latex_rows(table: Table) -> Iterator[str]:
         previous = kind
 
 
+# ---- all of them
+
+
+def forms(table: Table, text: str | None = None) -> dict[str, str]:
+    """Return the table as md, csv and tex; `text` is a CSV with more digits than the table for people shows."""
+    text = csv_text([c.head for c in table.columns], table.rows) if text is None else text
+    return {"md": markdown(table), "csv": text, "tex": latex(table)}
+
+
+def write_forms(folder: Path, slug: str, texts: Mapping[str, str]) -> list[Path]:
+    """Write SLUG.md, SLUG.csv and so on, as `write_atomically` does, and return their paths."""
+    return write_files(folder, {f"{slug}.{suffix}": text for suffix, text in texts.items()})
+
+
 # ---- HTML
 
 

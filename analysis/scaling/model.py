@@ -207,31 +207,30 @@ def fit_records(works: Sequence[Work], seconds: Sequence[float], site: Site, see
     start = assumed_fit(site)
     if not works:
         return start
-    names = list(FACTORS)
     times = np.asarray(seconds, float)
-    assumed = np.array([start.factors[name] for name in names])
+    assumed = np.array([start.factors[name] for name in FACTORS])
     best, bound = assumed, None
     for _ in range(_MOST_ROUNDS):  # which steps wait for their data depends on the factors, and they on these steps
-        waits = [_reading(w, site) > _arithmetic(w, site, best, names) for w in works]
+        waits = [_reading(w, site) > _arithmetic(w, site, best) for w in works]
         if waits == bound:
             break
         bound = waits
-        ideal, rest = _linear(works, site, waits, names)
-        known = _identifiable(ideal / times[:, None], assumed, names)
-        best = _solve(ideal, times - rest, times, assumed, known, names)
+        ideal, rest = _linear(works, site, waits)
+        known = _identifiable(ideal / times[:, None], assumed)
+        best = _solve(ideal, times - rest, times, assumed, known)
     generator = np.random.default_rng(seed)
     samples = []
     for _ in range(draws):
         rows = generator.integers(len(times), size=len(times))
-        samples.append(_solve(ideal[rows], (times - rest)[rows], times[rows], assumed, known, names))
+        samples.append(_solve(ideal[rows], (times - rest)[rows], times[rows], assumed, known))
     spread = np.array(samples)
     low, high = np.percentile(spread, [2.5, 97.5], axis=0)
     residual = (ideal @ best + rest - times) / times
     return Fit(
-        dict(zip(names, best.tolist(), strict=True)),
-        {n: min(lo, b) for n, lo, b, k in zip(names, low.tolist(), best.tolist(), known, strict=True) if k},
-        {n: max(hi, b) for n, hi, b, k in zip(names, high.tolist(), best.tolist(), known, strict=True) if k},
-        tuple(n for n, k in zip(names, known, strict=True) if not k),
+        dict(zip(FACTORS, best.tolist(), strict=True)),
+        {n: min(lo, b) for n, lo, b, k in zip(FACTORS, low.tolist(), best.tolist(), known, strict=True) if k},
+        {n: max(hi, b) for n, hi, b, k in zip(FACTORS, high.tolist(), best.tolist(), known, strict=True) if k},
+        tuple(n for n, k in zip(FACTORS, known, strict=True) if not k),
         float(np.sqrt((residual**2).mean())),
         len(times),
     )
@@ -240,16 +239,14 @@ def fit_records(works: Sequence[Work], seconds: Sequence[float], site: Site, see
 _MOST_ROUNDS = 20
 
 
-def _arithmetic(work: Work, site: Site, factors: np.ndarray, names: list[str]) -> float:
+def _arithmetic(work: Work, site: Site, factors: np.ndarray) -> float:
     """Seconds of arithmetic, the slowest GPU's."""
     ideal = ideal_terms(work, site)
-    of: dict[str, float] = dict(zip(names, factors.tolist(), strict=True))
+    of: dict[str, float] = dict(zip(FACTORS, factors.tolist(), strict=True))
     return (1 + _excess(work)) * sum(of[name] * ideal[name] for name in _ARITHMETIC)
 
 
-def _linear(
-    works: Sequence[Work], site: Site, waits: Sequence[bool], names: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
+def _linear(works: Sequence[Work], site: Site, waits: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
     """The step times as a matrix (records, factors) and a constant, given which steps wait for their data.
 
     Imbalance stretches the arithmetic, saving stretches everything, and a step that waits for its data takes the time
@@ -260,16 +257,16 @@ def _linear(
         ideal = ideal_terms(work, site)
         stretch = 0.0 if waiting else 1 + _excess(work)
         saved = 1 + _saving(work, site)
-        matrix.append([saved * ideal[n] * (stretch if n in _ARITHMETIC else 1.0) for n in names])
+        matrix.append([saved * ideal[n] * (stretch if n in _ARITHMETIC else 1.0) for n in FACTORS])
         constant.append(saved * _reading(work, site) if waiting else 0.0)
     return np.array(matrix), np.array(constant)
 
 
-def _identifiable(relative: np.ndarray, assumed: np.ndarray, names: list[str]) -> list[bool]:
+def _identifiable(relative: np.ndarray, assumed: np.ndarray) -> list[bool]:
     """Which columns the records determine: large enough, and independent of those before them."""
     known = []
     kept: list[np.ndarray] = []
-    for i, _ in enumerate(names):
+    for i, _ in enumerate(FACTORS):
         column = relative[:, i]
         large = float((column * max(assumed[i], 1e-12)).max()) > 1e-3
         independent = np.linalg.matrix_rank(np.array([*kept, column]), tol=1e-6 * np.linalg.norm(column)) > len(kept)
@@ -280,14 +277,14 @@ def _identifiable(relative: np.ndarray, assumed: np.ndarray, names: list[str]) -
 
 
 def _solve(
-    ideal: np.ndarray, times: np.ndarray, scale: np.ndarray, assumed: np.ndarray, known: list[bool], names: list[str]
+    ideal: np.ndarray, times: np.ndarray, scale: np.ndarray, assumed: np.ndarray, known: list[bool]
 ) -> np.ndarray:
     """Bounded least squares on relative errors for the known factors, the others held."""
     out = assumed.copy()
     mask = np.array(known)
     if mask.any():
         held = ideal[:, ~mask] @ assumed[~mask]
-        lower = np.array([0.0 if n == "fixed" else 1.0 for n, k in zip(names, known, strict=True) if k])
+        lower = np.array([0.0 if n == "fixed" else 1.0 for n, k in zip(FACTORS, known, strict=True) if k])
         matrix = ideal[:, mask] / scale[:, None]
         size = np.linalg.norm(matrix, axis=0)
         size[size == 0] = 1.0

@@ -27,19 +27,11 @@ def fit_table(fit: Fit, site: Site) -> Table:
         value = fit.factors[name]
         known = name not in fit.assumed
         interval = f"{significant(fit.low[name])} to {significant(fit.high[name])}" if known else ""
-        rate = ""
-        if name in ("encoder", "decoder"):
-            rate = f"MFU {100 / value:.1f} %"
+        rate = f"MFU {100 / value:.1f} %" if name in ("encoder", "decoder") else ""
         rows.append([name, meaning, significant(value), interval, "fitted" if known else "assumed", rate])
     error = f" Root mean square of the relative errors on {fit.n} records: {fit.error:.1%}." if fit.error else ""
-    columns = [
-        Column("term"),
-        Column("what the factor is of"),
-        Column("factor", True),
-        Column("95 % interval"),
-        Column("from"),
-        Column("that is"),
-    ]
+    heads = ("term", "what the factor is of", "factor", "95 % interval", "from", "that is")
+    columns = [Column(head, head == "factor") for head in heads]
     caption = f"Factors of the model of the step time on {site.title}." + error
     notes = [
         "Time of a step = sum of factor x time at the site's peak rates; the factor of `fixed` is in seconds. "
@@ -65,22 +57,10 @@ def held_out_table(found: Sequence[Measured], site: Site) -> Table | None:
         fit = fit_records([m.work for m in others], [m.seconds for m in others], site, draws=1)
         for m in (m for m in found if m.run.gpus == gpus):
             predicted = sum(terms(m.work, site, fit).values())
-            rows.append(
-                [
-                    m.run.experiment,
-                    whole(gpus),
-                    significant(m.seconds),
-                    significant(predicted),
-                    f"{predicted / m.seconds - 1:+.0%}",
-                ]
-            )
-    columns = [
-        Column("run"),
-        Column("GPUs", True),
-        Column("measured step (s)", True),
-        Column("modelled step (s)", True),
-        Column("error", True),
-    ]
+            times = [significant(m.seconds), significant(predicted), f"{predicted / m.seconds - 1:+.0%}"]
+            rows.append([m.run.experiment, whole(gpus), *times])
+    heads = ("run", "GPUs", "measured step (s)", "modelled step (s)", "error")
+    columns = [Column(head, head != "run") for head in heads]
     caption = "Held out: the step time at each number of GPUs from the records at all other numbers."
     return Table(caption, columns, rows, ["modelled"] * len(rows), (), "scaling_held_out")
 

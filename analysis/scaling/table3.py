@@ -6,25 +6,15 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import lsq_linear
 
 from analysis.output.formats import Column, Table, significant, whole
 from analysis.papers.entries import Cell, table2, table3, wide
 from analysis.papers.tables import MODELLED, SUITE
+from analysis.runs.records import Row, rows_of
 from analysis.scaling.costs import encoder_flops, raster_decoder_flops
 from launch.config.sites import load_site
-
-
-@dataclass(frozen=True)
-class PublishedRow:
-    """A row of APF's Table III beside the model fitted to all rows, and to all but those of its resolution."""
-
-    row: str
-    resolution: int
-    gpus: int
-    seconds: float
-    fitted: float
-    held_out: float
 
 
 @dataclass(frozen=True)
@@ -61,24 +51,25 @@ def _timed(cells: Sequence[Cell]) -> _Timed:
 
 
 @lru_cache(maxsize=1)
-def published_rows() -> tuple[list[PublishedRow], dict[str, float]]:
+def published_rows() -> tuple[list[Row], dict[str, float]]:
     """Fit four terms to the 38 rows of Table III that print a time, and predict each resolution from the others.
 
     The terms: arithmetic of the encoder and of the convolutional decoder at a GCD's fp32 peak, a fixed time, and a time
     in proportion to the GPUs. One image per GPU and step is assumed (the batch sizes are not printed).
 
     Returns:
-        The rows, and the factors of the fit to all of them.
+        The rows, each with `row`, `resolution`, `gpus`, published `seconds`, and the seconds of the model `fitted` to
+        all rows and, `held_out`, to all but those of its resolution; and the factors of the fit to all of them.
     """
     rows = _timed(table3())
     factors = rows.solve(np.ones(len(rows.names), bool))
-    fitted, held = rows.design @ factors, held_out_seconds(table3())
-    out = [
-        PublishedRow(name, int(r), int(n), float(s), float(f), held[name])
-        for name, r, n, s, f in zip(rows.names, rows.resolutions, rows.gpus, rows.seconds, fitted, strict=True)
-    ]
+    held = held_out_seconds(table3())
+    frame = pd.DataFrame(
+        {"row": rows.names, "resolution": rows.resolutions, "gpus": rows.gpus, "seconds": rows.seconds}
+    )
+    frame = frame.assign(fitted=rows.design @ factors, held_out=[held[name] for name in rows.names])
     names = ("encoder", "decoder", "fixed_s", "per_gpu_s")
-    return out, dict(zip(names, factors.tolist(), strict=True))
+    return rows_of(frame), dict(zip(names, factors.tolist(), strict=True))
 
 
 def held_out_seconds(cells: Sequence[Cell]) -> dict[str, float]:
@@ -117,7 +108,7 @@ def modelled_cells(name: str) -> tuple[list[Cell], list[str]]:
     ]
 
 
-def _rms(rows: Sequence[PublishedRow], which: str) -> float:
+def _rms(rows: Sequence[Row], which: str) -> float:
     return math.sqrt(sum((getattr(p, which) / p.seconds - 1) ** 2 for p in rows) / len(rows))
 
 
