@@ -79,11 +79,7 @@ def auc_interval(scores: ArrayLike, labels: ArrayLike, name: str = "all", resamp
 
 
 def auc_difference(
-    scores: ArrayLike,
-    baseline: ArrayLike,
-    labels: ArrayLike,
-    name: str = "all",
-    resamples: int = BOOTSTRAP_RESAMPLES,
+    scores: ArrayLike, baseline: ArrayLike, labels: ArrayLike, name: str = "all", resamples: int = BOOTSTRAP_RESAMPLES
 ) -> AUC:
     """Area of one model minus that of another on the same items, resampled together (figure A2a).
 

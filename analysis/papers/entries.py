@@ -18,19 +18,7 @@ import pandas as pd
 REFERENCE = Path(__file__).resolve().parents[1] / "reference"
 CONTRADICTIONS = REFERENCE / "contradictions.csv"  # where the cells contradict each other: no cells
 STATUSES = ("published", "derived", "lost")
-HEADS = (
-    "paper",
-    "table",
-    "row",
-    "resolution",
-    "model",
-    "patch_px",
-    "quantity",
-    "value",
-    "unit",
-    "status",
-    "note",
-)
+HEADS = ("paper", "table", "row", "resolution", "model", "patch_px", "quantity", "value", "unit", "status", "note")
 TEXT = "text"  # the unit of a cell that holds words
 
 

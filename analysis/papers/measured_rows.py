@@ -213,15 +213,7 @@ def _rivit(maker: _Maker, row: Row) -> Iterator[Value]:
     maker.say(row, "Measured s/epoch of {}: s/image times the number of training images.")
 
 
-_VALUES = {
-    "apf2": _apf2,
-    "apf3": _apf3,
-    "apf4": _apf4,
-    "apf5": _apf5,
-    "hct": _hct,
-    "hiri": _hiri,
-    "rivit": _rivit,
-}
+_VALUES = {"apf2": _apf2, "apf3": _apf3, "apf4": _apf4, "apf5": _apf5, "hct": _hct, "hiri": _hiri, "rivit": _rivit}
 
 
 def _provenance(rows: list[Row]) -> list[str]:
