@@ -9,8 +9,10 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import yaml
+
 from analysis.output.formats import Column, Table, csv_text, significant, whole
-from analysis.papers.entries import CONTRADICTIONS, TEXT, Cell, read_all
+from analysis.papers.entries import CONTRADICTIONS, HEADS, REFERENCE, TEXT, Cell, read_all
 from analysis.papers.reference import finest_time_ratios, table2_geomean, table3_gains
 
 SUITE = "this suite"  # the "paper" of cells that are not published
@@ -22,207 +24,17 @@ _WHOLE = {"tokens", "tokens_min", "tokens_max", "gpus", "depth", "images", "posi
 
 @dataclass(frozen=True)
 class PaperTable:
-    """What one table shows: the cells of some reference files, and a column per quantity.
+    """What one table shows, as reference/tables.yaml says: the cells of a reference file, and a column per quantity."""
 
-    Attributes:
-        name: What `--which` calls it.
-        title: Caption without the source.
-        files: Stems of the reference files.
-        columns: (quantity, head). A quantity with cells `<quantity>_low` and `_high` shows them as an interval.
-        by_resolution: Rows of one resolution stand together, published first; else all published rows come first.
-        tables: The paper's tables to keep of those files; empty keeps all.
-    """
-
-    name: str
     title: str
-    files: tuple[str, ...]
-    columns: tuple[tuple[str, str], ...]
+    file: str
+    columns: dict[str, str]  # head by quantity
     by_resolution: bool = False
-    tables: tuple[str, ...] = ()
 
 
 _MIXED = {"s/image/GPU": "s/image", "stated gain (%)": "gain (%)"}  # heads where not all rows are published
-_COST = (("gpus", "GPUs"), ("seconds_per_image", "s/image"))
-TABLES = {
-    t.name: t
-    for t in (
-        PaperTable(
-            "apf1",
-            "APF (SC24), Table I: approaches to long sequences",
-            ("apf_table1",),
-            (
-                ("method", "method"),
-                ("merits_demerits", "merits, demerits"),
-                ("complexity", "complexity"),
-                ("model", "model"),
-                ("implementation", "implementation"),
-            ),
-        ),
-        PaperTable(
-            "apf2",
-            "APF (SC24), Table II: time per image at equal quality",
-            ("apf_table2",),
-            (
-                *_COST,
-                ("tokens", "L"),
-                ("depth", "depth"),
-                ("dice", "Dice (%)"),
-                ("speedup", "speedup"),
-                ("speedup_to_convergence", "speedup to convergence"),
-            ),
-            True,
-        ),
-        PaperTable(
-            "apf3",
-            "APF (SC24), Table III: Dice and time by resolution and model",
-            ("apf_table3",),
-            (
-                ("gpus", "GPUs"),
-                ("seconds_per_image", "s/image/GPU"),
-                ("depth", "depth"),
-                ("tokens", "L"),
-                ("dice", "Dice (%)"),
-                ("stated_gain", "stated gain (%)"),
-            ),
-            True,
-        ),
-        PaperTable(
-            "apf4",
-            "APF (SC24), Table IV: BTCV, 13 organs, slices of 512 px",
-            ("apf_table4",),
-            (("dice", "Dice (%)"), ("speedup", "speedup"), ("train_seconds", "training (s)")),
-        ),
-        PaperTable(
-            "apf5",
-            "APF (SC24), Table V: classification of PAIP",
-            ("apf_table5",),
-            (
-                ("gpus", "GPUs"),
-                ("patch_sides", "patch sides (px)"),
-                ("scales", "scales (px)"),
-                ("accuracy", "accuracy (%)"),
-            ),
-        ),
-        PaperTable(
-            "apffig3",
-            "APF (SC24), Figure 3: sequence length against split value",
-            ("apf_figure3",),
-            (
-                ("split_value", "split value"),
-                ("tokens", "mean L"),
-                ("tokens_min", "least L"),
-                ("tokens_max", "greatest L"),
-                *((f"leaves_{2**k}px", f"leaves {2**k} px") for k in range(2, 9)),
-            ),
-        ),
-        PaperTable(
-            "apftext",
-            "APF (SC24): numbers in the text",
-            ("apf_text",),
-            (
-                ("speedup_geomean", "geomean speedup"),
-                ("speedup", "speedup"),
-                ("mean_gain", "mean Dice gain (%)"),
-                ("accuracy_gain", "accuracy gain (points)"),
-                ("depth", "depth"),
-                ("preprocessing_seconds", "quadtree (s)"),
-                ("growth", "growth of L"),
-            ),
-        ),
-        PaperTable(
-            "hct",
-            "HCT (MICCAI 2022), Table 3: AUC on OPTIMAM with 95 % intervals",
-            ("hct_table3",),
-            (
-                ("parameters", "parameters (M)"),
-                ("optimiser", "optimiser"),
-                ("auc_patch", "patch AUC (%)"),
-                ("auc_image", "image AUC (%)"),
-            ),
-        ),
-        PaperTable(
-            "hcta1",
-            "HCT (MICCAI 2022), Table A1: image AUC by finding",
-            ("hct_tableA1",),
-            (
-                ("auc_mass", "mass (%)"),
-                ("auc_calcifications", "calcifications (%)"),
-                ("auc_distortion", "arch. distortion (%)"),
-                ("auc_asymmetry", "focal asymmetry (%)"),
-            ),
-        ),
-        PaperTable(
-            "hcttext",
-            "HCT (MICCAI 2022): data (Table 2) and numbers in text and figures",
-            ("hct_text",),
-            (
-                ("positive_images", "malignant"),
-                ("negative_images", "non-malignant"),
-                ("images", "images"),
-                ("auc_gain", "AUC gain (points)"),
-                ("auc_image", "image AUC (%)"),
-            ),
-        ),
-        PaperTable(
-            "hiri",
-            "HIRI-ViT (TPAMI 2024), Table VII: the ablation ladder on ImageNet-1K",
-            ("hiri_table7",),
-            (
-                ("top1", "top-1 (%)"),
-                ("top5", "top-5 (%)"),
-                ("gflops", "cost (GMAC)"),
-                ("parameters", "parameters (M)"),
-                ("images_per_s", "image/s"),
-            ),
-        ),
-        PaperTable(
-            "hiritext",
-            "HIRI-ViT (TPAMI 2024): numbers in abstract, text and figures",
-            ("hiri_text",),
-            (
-                ("top1", "top-1 (%)"),
-                ("gflops", "cost (GMAC)"),
-                ("parameters", "parameters (M)"),
-                ("inference_ms", "inference (ms)"),
-                ("images_per_s", "image/s"),
-                ("ap_gain", "AP gain (points)"),
-                ("miou_gain", "mIoU gain (points)"),
-                ("top1_gain", "top-1 gain (points)"),
-            ),
-        ),
-        PaperTable(
-            "rivit",
-            "Resolution-invariant ViT (2024): Imagenette",
-            ("rivit",),
-            (
-                ("accuracy", "accuracy (%)"),
-                ("accuracy_256", "at 256 px (%)"),
-                ("accuracy_320", "at 320 px (%)"),
-                ("seconds_per_epoch", "s/epoch"),
-                ("time_saved", "time saved (%)"),
-                ("memory_saved", "memory saved (%)"),
-                ("tokens", "L"),
-            ),
-        ),
-        PaperTable(
-            "shf",
-            "SHF (NeurIPS 2025), the successor of APF",
-            ("shf",),
-            (
-                ("gpus", "GPUs"),
-                ("dice", "Dice (%)"),
-                ("speedup", "speedup"),
-                ("speedup_geomean", "geomean speedup"),
-                ("stated_gain", "stated gain (points)"),
-                ("seconds", "time (s)"),
-                ("top1", "top-1 (%)"),
-                ("accuracy", "accuracy (%)"),
-                ("tokens", "L"),
-                ("mean_patch", "mean patch (px)"),
-            ),
-        ),
-    )
-}
+with (REFERENCE / "tables.yaml").open(encoding="utf-8") as _file:
+    TABLES = {name: PaperTable(**spec) for name, spec in yaml.safe_load(_file).items()}
 
 
 def table_cells(name: str) -> list[Cell]:
@@ -232,9 +44,7 @@ def table_cells(name: str) -> list[Cell]:
         KeyError: no such table.
         ValueError: a reference file does not follow its schema.
     """
-    table, files = TABLES[name], read_all()
-    cells = [c for stem in table.files for c in files[stem]]
-    return [c for c in cells if not table.tables or c.table in table.tables]
+    return read_all()[TABLES[name].file]
 
 
 def paper_table(name: str, cells: Sequence[Cell], remarks: Sequence[str] = ()) -> Table:
@@ -262,14 +72,14 @@ def paper_table(name: str, cells: Sequence[Cell], remarks: Sequence[str] = ()) -
         label = row.split(" ", 1)[1] if spec.by_resolution and kind != MEASURED else row
         if kind == "published" and (several or table.startswith(("text", "abstract", "Figure"))):
             label += f" (Table {table})" if table.isdigit() else f" ({table})"
-        lines.append([size, label, kind, *(shown(q, mine) for q, _ in spec.columns)])
+        lines.append([size, label, kind, *(shown(q, mine) for q in spec.columns)])
         group = (kind, size) if spec.by_resolution else kind
         kinds.append(kind if group == previous else f"{kind} first")
         previous = group
     words = {c.quantity for c in cells if c.unit == TEXT}
     columns = [Column("resolution"), Column("row"), Column("source")]
     only = all(source(c) == "published" for c in cells)
-    columns += [Column(head if only else _MIXED.get(head, head), q not in words) for q, head in spec.columns]
+    columns += [Column(head if only else _MIXED.get(head, head), q not in words) for q, head in spec.columns.items()]
     kept = [i for i in range(len(columns)) if i < 3 or any(line[i] != "" for line in lines) or not lines]
     kinds_here = sorted({k[0] for k, _ in ordered}, key=lambda kind: _RANK[kind])
     state = "as published" if kinds_here == ["published"] else f"({', '.join(kinds_here) or 'no row'})"
@@ -279,7 +89,7 @@ def paper_table(name: str, cells: Sequence[Cell], remarks: Sequence[str] = ()) -
         [[line[i] for i in kept] for line in lines],
         kinds,
         (*_notes(name, cells), *remarks),
-        f"{spec.name}-table",
+        f"{name}-table",
     )
 
 
@@ -349,7 +159,7 @@ def _notes(name: str, cells: Sequence[Cell]) -> list[str]:
     for cell in published:
         if cell.note and cell.status == "derived":
             said.setdefault((cell.quantity, cell.note), []).append(cell.row)
-    heads = dict(TABLES[name].columns)
+    heads = TABLES[name].columns
     return notes + [
         f"(derived) {heads.get(quantity, quantity)} of {', '.join(rows)}: {note}."
         for (quantity, note), rows in said.items()
@@ -390,20 +200,7 @@ def contradictions_table() -> Table:
 
 # ---- for programs
 
-CSV_HEADS = (
-    "source",
-    "paper",
-    "table",
-    "row",
-    "resolution",
-    "model",
-    "patch_px",
-    "quantity",
-    "value",
-    "unit",
-    "status",
-    "note",
-)
+CSV_HEADS = ("source", *HEADS)
 
 
 def cells_csv(cells: Sequence[Cell]) -> str:

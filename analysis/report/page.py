@@ -13,10 +13,10 @@ from analysis.comparison.table import Comparison, comparison_table, dice_cell, p
 from analysis.figures.draw import draw_all
 from analysis.output.figure_style import Drawing
 from analysis.output.formats import MISSING, escape_html, html_table, number, whole, write_files
-from analysis.report.css import CSS
 from analysis.report.sections import contradictory, figure_html, joined, modelled, published
 from analysis.runs.records import STUDY, Row
 
+CSS = Path(__file__).with_name("page.css")
 MOST_PROVENANCE = 200  # runs with a block of their own; beyond that the page would be all blocks
 
 
@@ -69,7 +69,7 @@ def page(comparison: Comparison, drawings: list[Drawing], out: Path, options: Pa
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape_html(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
+        f"<title>{escape_html(title)}</title>\n<style>\n{CSS.read_text()}</style>\n</head>\n<body>\n"
         '<a class="skip" href="#content">Skip to the content</a>\n'
         f"<header><h1>{escape_html(title)}</h1>{_summary(comparison)}"
         f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>\n<main id="content" tabindex="-1">{body}</main>\n'
