@@ -1,4 +1,4 @@
-"""`python -m analysis auc RUN`: AUC of test scores with intervals, by finding size and type, paired (no torch)."""
+"""`python -m analysis auc RUN`: AUC of test scores with intervals, by finding size and type, paired."""
 
 import argparse
 import csv
@@ -18,7 +18,7 @@ from analysis.comparison.auc import (
     finding_types,
     size_thirds,
 )
-from analysis.output.formats import Column, Table, csv_text, latex, markdown, number, write_files
+from analysis.output.formats import Column, Table, csv_text, every_form, number, write_files
 from analysis.runs.records import STUDY, RunsError, find
 
 HELP = "AUC of a classifier with bootstrap intervals, by finding size and type, against a baseline"
@@ -26,13 +26,13 @@ _EPILOG = """\
 RUN is a run folder (its predictions/scores.csv is read), a run of a collected study (STUDY.jsonl/RUN), or such a CSV
 file: name, label, p0, p1, ...
 FINDINGS is a CSV file with the columns name, size_px (square root of the area of the finding's box; may be empty) and
-types (several separated by semicolons; may be empty). Items that are not in it have no finding on record.
+types (several separated by semicolons; may be empty). An item without a line has no finding on record.
 
 examples:
   python -m analysis auc runs/hct_image/RUN
   python -m analysis auc runs/hct_image/RUN --baseline runs/gmic_image/RUN --findings findings.csv --out out/auc
 
-Intervals: percentile bootstrap over items, 10,000 resamples, 95 %. Each part of the positives meets all negatives.
+Intervals: percentile bootstrap over items, 10,000 resamples, 95 %. Each part holds some positives and all negatives.
 exit codes: 0 done; 1 a file cannot be used; 64 wrong arguments.
 """
 
@@ -120,7 +120,7 @@ def _read(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
 
 
 def measure(args: argparse.Namespace) -> list[tuple[str, AUC]]:
-    """Every area that was asked for, each with what it is: `AUC` or `difference`.
+    """Return every area that the arguments ask for, each with what it is: `AUC` or `difference`.
 
     Raises:
         RunsError: A file cannot be used, or the runs were not scored on the same items.
@@ -147,12 +147,7 @@ def measure(args: argparse.Namespace) -> list[tuple[str, AUC]]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; returns the exit code.
-
-    Raises:
-        RunsError: See `measure`.
-        ValueError: See `measure`, or the folder cannot be written.
-    """
+    """Run it; returns the exit code."""
     areas = measure(args)
     heads = ("items", "what", "AUC", "low", "high", "positives", "negatives")
     numbers = [(a.name, what, a.value, a.low, a.high, a.positives, a.negatives) for what, a in areas]
@@ -164,5 +159,5 @@ def run(args: argparse.Namespace) -> int:
         notes=["Intervals: 95 %, percentile bootstrap over items, 10,000 resamples."],
         slug="auc",
     )
-    files = {"auc.md": markdown(table), "auc.csv": csv_text(heads, numbers), "auc.tex": latex(table)}
+    files = every_form(table, text=csv_text(heads, numbers))
     return answer(files["auc.md"], write_files(args.out, files) if args.out else [])

@@ -1,4 +1,4 @@
-"""`python -m analysis compare A B`: its arguments, and the files it writes (no torch, no matplotlib)."""
+"""`python -m analysis compare A B`: its arguments, and the files it writes."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from analysis.commands.answer import answer
 from analysis.comparison.pair import compare_pair, pair_csv, pair_json, pair_table, read_side
-from analysis.output.formats import latex, markdown, write_files
+from analysis.output.formats import every_form, write_files
 
 HELP = "two runs side by side: refused unless fair, paired over images, at equal quality"
 _EPILOG = """\
@@ -35,19 +35,8 @@ def add_command(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; returns the exit code.
-
-    Raises:
-        RunsError: a side cannot be read, or the comparison is refused.
-        ValueError: the folder cannot be written.
-    """
+    """Run it; returns the exit code."""
     pair = compare_pair(read_side(args.a), read_side(args.b), args.unfair_ok)
-    table = pair_table(pair)
     data = json.dumps(pair_json(pair), indent=1) + "\n"
-    files = {
-        "compare.md": markdown(table),
-        "compare.csv": pair_csv(pair),
-        "compare.tex": latex(table),
-        "compare.json": data,
-    }
+    files = {**every_form(pair_table(pair), text=pair_csv(pair)), "compare.json": data}
     return answer(data if args.json else files["compare.md"], write_files(args.out, files) if args.out else [])

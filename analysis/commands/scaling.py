@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from analysis.commands.answer import answer
-from analysis.output.formats import Table, csv_text, latex, markdown, write_files
+from analysis.output.formats import every_form, markdown, write_files
 from analysis.runs.records import RunsError, load, rows_of
 from analysis.scaling.model import TERMS, assumed_fit, fit_records
 from analysis.scaling.prediction import EXPERIMENTS, fit_table, held_out_table, predict, prediction_table
@@ -30,8 +30,8 @@ The time of a step is a sum of named terms, each its ideal time at the site's pe
   imbalance            waiting for the GPU with the longest sequences (--lengths, or the token files of RUNS)
   data                 reading that the arithmetic does not hide
   checkpoint           saving
-Factors are fitted to RUNS by bounded least squares, with bootstrap intervals; what RUNS say nothing about stays as the
-site's file has it and is called assumed. Sites are files in jobs/sites; `--site my.yaml` takes another one.
+Bounded least squares fit the factors to RUNS, with bootstrap intervals. A factor that RUNS say nothing about keeps the
+value of the site's file and is called assumed. Sites are files in jobs/sites; `--site my.yaml` takes another one.
 
 examples:
   python -m analysis scaling                                            assumed factors, Frontier, 1 to 2,048 GPUs
@@ -48,7 +48,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
     """Add its arguments."""
     parser.description = (
         "Fit the model of the step time to records, test it on GPU counts left out and on the published\n"
-        "rows, and predict seconds per image, efficiency and node-hours. Nothing that it predicts is measured."
+        "rows, and predict seconds per image, efficiency and node-hours. Its predictions are not measurements."
     )
     parser.epilog = _EPILOG
     parser.add_argument("runs", type=Path, nargs="?", metavar="RUNS", help="folder of runs to fit the factors to")
@@ -73,7 +73,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
         "--lengths",
         type=Path,
         metavar="DIR",
-        help="token files whose lengths adaptive experiments shall have, computed without padding (load imbalance)",
+        help="token files: adaptive experiments get their lengths, without padding (load imbalance)",
     )
     parser.add_argument(
         "--mode", choices=("weak", "strong"), default="weak", help="what stays (default: images per GPU)"
@@ -86,18 +86,14 @@ def add_command(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run `scaling` and return its exit code.
-
-    Raises:
-        ConfigError: Unknown site or experiment, or a number that is none.
-        RunsError: RUNS cannot be read.
-    """
+    """Run it; returns the exit code."""
     sites = [load_site(name) for name in args.site.split(",")]
     configs = [load_experiment(name) for name in args.experiments.split(",")]
     gpus = sorted(set(gpu_counts(args.gpus)))
     for key in ("images", "read_mb_s"):
         if not 0 < getattr(args, key) < math.inf:
             raise ConfigError(f"--{key.replace('_', '-')} must be positive, got {getattr(args, key):g}")
+    # Fit to the runs, if there are some.
     found: list[Measured] = []
     left: list[str] = []
     home = load_site(args.runs_site)
@@ -107,8 +103,9 @@ def run(args: argparse.Namespace) -> int:
             reasons = f": {left[0]}" if left else ""
             raise RunsError(f"{args.runs}: no record that the model can be fitted to{reasons}", 1)
     fit = fit_records([m.work for m in found], [m.seconds for m in found], home)
-    # Factors measured at home go to another site as they are only where that site has none of its own.
+    # Fitted factors hold for the site of the runs alone; other sites keep their assumed ones.
     fits = {s.name: fit if found and s.name == home.name else assumed_fit(s) for s in sites}
+    # Predict, and put everything into tables.
     lengths = read_spread(args.lengths) if args.lengths is not None else []
     predictions = predict(configs, sites, fits, gpus, args.mode, args.images, args.read_mb_s, lengths)
     said = f" Lengths: of the {len(lengths)} slides in {args.lengths}, computed without padding." if lengths else ""
@@ -120,15 +117,9 @@ def run(args: argparse.Namespace) -> int:
         held = held_out_table(found, home)
         tables[:0] = [held] if held is not None else []
     if args.json:
+        shown = [p.as_json() for p in predictions]
         print(
-            json.dumps(
-                {
-                    "predictions": [p.as_json() for p in predictions],
-                    "terms": TERMS,
-                    "fits": {name: vars(f) for name, f in fits.items()},
-                },
-                indent=1,
-            )
+            json.dumps({"predictions": shown, "terms": TERMS, "fits": {k: vars(f) for k, f in fits.items()}}, indent=1)
         )
     else:
         print("\n\n".join(markdown(table) for table in tables))
@@ -138,11 +129,6 @@ def run(args: argparse.Namespace) -> int:
         from analysis.figures.scaling import predicted_scaling
         from analysis.output.figure_style import save
 
-        paths = [p for table in tables for p in _write(table, args.out)]
+        paths = [path for table in tables for path in write_files(args.out, every_form(table))]
         return answer("", [*paths, *save([predicted_scaling(predictions, args.mode)], args.out)])
     return answer("", [])
-
-
-def _write(table: Table, out: Path) -> list[Path]:
-    texts = {"md": markdown(table), "csv": csv_text([c.head for c in table.columns], table.rows), "tex": latex(table)}
-    return write_files(out, {f"{table.slug}.{suffix}": text for suffix, text in texts.items()})

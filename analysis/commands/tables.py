@@ -1,4 +1,4 @@
-"""`python -m analysis tables`: which tables, from records, from the papers or both, in which form (no torch)."""
+"""`python -m analysis tables`: which tables, from records, from the papers or both, in which form."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,7 @@ COMPARISON, CONTRADICTIONS = "comparison", "contradictions"
 NAMES = (COMPARISON, *TABLES, CONTRADICTIONS)
 SOURCES = ("records", "reference", "joined")
 _TITLES = {
-    COMPARISON: "all measured runs, with speedups and floors",
+    COMPARISON: "all measured runs, with speedups and trivial baselines",
     **{name: table.title for name, table in TABLES.items()},
     CONTRADICTIONS: "where the published numbers contradict each other",
     "all": "every one of these",
@@ -59,12 +59,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; returns the exit code.
-
-    Raises:
-        RunsError: RUNS cannot be read.
-        ValueError: an unknown table, or arguments that do not go together.
-    """
+    """Run it; returns the exit code."""
     names = _names(args)
     source = args.source or ("records" if args.runs else "reference")
     if source != "reference" and not args.runs:
@@ -107,9 +102,6 @@ def _forms(name: str, source: str, comparison: tables.Comparison | None) -> dict
     if name == CONTRADICTIONS:
         table = contradictions_table()
         return _of(table, csv_text([c.head for c in table.columns], table.rows))
-    from analysis.papers.measured_rows import measured_cells
-    from analysis.scaling.table3 import modelled_cells
-
     cells = [] if source == "records" else table_cells(name)
     remarks: list[str] = []
     if comparison and source != "reference":

@@ -1,4 +1,4 @@
-"""Area under the ROC curve with bootstrap intervals, and broken down by finding (NumPy only, no files).
+"""Area under the ROC curve with bootstrap intervals, and broken down by finding.
 
 Taha et al. (MICCAI 2022): percentile bootstrap of 10,000 resamples (table 3), finding types (table A1), finding sizes
 (figure A2). Every breakdown sets some of the positives against all negatives.
@@ -22,22 +22,13 @@ _DRAWS_AT_ONCE = 4_000_000  # items drawn per piece: bounds the memory to some 1
 
 @dataclass(frozen=True)
 class AUC:
-    """An area, or a difference of two, with the percentile interval of its resamples.
+    """An area, or a difference of two, with the percentile interval of its resamples."""
 
-    Attributes:
-        name: Which items.
-        value: Of the items themselves, None without positives or without negatives.
-        low: End of the interval, None where there is none.
-        high: End of the interval.
-        positives: Their number.
-        negatives: Their number.
-    """
-
-    name: str
-    value: float | None
-    low: float | None
+    name: str  # which items
+    value: float | None  # of the items themselves; None without positives or without negatives
+    low: float | None  # ends of the interval; None where there is none
     high: float | None
-    positives: int
+    positives: int  # how many
     negatives: int
 
 
@@ -81,14 +72,7 @@ def auc_interval(scores: ArrayLike, labels: ArrayLike, name: str = "all", resamp
 def auc_difference(
     scores: ArrayLike, baseline: ArrayLike, labels: ArrayLike, name: str = "all", resamples: int = BOOTSTRAP_RESAMPLES
 ) -> AUC:
-    """Area of one model minus that of another on the same items, resampled together (figure A2a).
-
-    Args:
-        scores: (N,) of the model.
-        baseline: (N,) of the other one.
-        labels: (N,).
-        name: For the result.
-        resamples: See `auc_interval`.
+    """Area of one model minus the area of another on the same (N,) items, resampled together (figure A2a).
 
     Raises:
         ValueError: see `auc`.
@@ -149,10 +133,6 @@ def size_thirds(labels: ArrayLike, sizes_px: ArrayLike) -> dict[str, NDArray[np.
 def finding_types(labels: ArrayLike, types: Sequence[Collection[str]]) -> dict[str, NDArray[np.bool_]]:
     """Items of table A1, per finding type: the positives with that type, and all negatives.
 
-    Args:
-        labels: (N,).
-        types: (N,) the types found in each item; one item may have several.
-
     Returns:
         (N,) masks by type, in alphabetical order.
     """
@@ -168,15 +148,7 @@ def broken_down(
     baseline: ArrayLike | None = None,
     resamples: int = BOOTSTRAP_RESAMPLES,
 ) -> list[AUC]:
-    """The area (or its difference from a baseline's) on each part of the items, with intervals.
-
-    Args:
-        scores: (N,).
-        labels: (N,).
-        masks: (N,) masks by name.
-        baseline: (N,) scores of another model, None: the area itself.
-        resamples: See `auc_interval`.
-    """
+    """The area on each part of the (N,) items, or its difference from a baseline's area, with intervals."""
     ours, truth = np.asarray(scores), _bool(labels)
     theirs = None if baseline is None else np.asarray(baseline)
     return [

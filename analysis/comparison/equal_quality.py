@@ -1,4 +1,4 @@
-"""What it costs to reach one validation quality: interpolated training curves, and their ratio (NumPy, no files).
+"""What it costs to reach one validation quality: interpolated training curves, and their ratio.
 
 APF (SC24), Table II and Section IV-F1, compares runs at the same Dice instead of the same number of epochs.
 """
@@ -27,25 +27,15 @@ class Spent:
 
 @dataclass(frozen=True)
 class EqualQuality:
-    """What two rows cost at one quality.
+    """What two rows cost at one quality."""
 
-    Attributes:
-        quality: The validation quality that both reach.
-        a: Seconds or TFLOP of A, geometric mean over its seeds.
-        b: Those of B, likewise.
-        speedup: b / a: how many times less A needs.
-        low: Smallest b / a over pairs of seeds.
-        high: Largest.
-        unresolved: "A", "B" or "A and B" for those whose first evaluation already passed the quality.
-    """
-
-    quality: float
-    a: float
-    b: float
-    speedup: float
-    low: float
-    high: float
-    unresolved: str
+    quality: float  # the validation quality that both reach
+    a: float  # seconds or TFLOP of A, geometric mean over its seeds
+    b: float  # the same of B
+    speedup: float  # b / a: how many times less A needs
+    low: float  # smallest b / a over pairs of seeds
+    high: float  # largest
+    unresolved: str  # "A", "B" or "A and B": whose first evaluation already passed the quality
 
 
 def cost_at(spent: ArrayLike, quality: ArrayLike, target: float) -> Spent | None:

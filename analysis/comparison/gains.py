@@ -1,4 +1,4 @@
-"""`python -m analysis gains`: how much better one row is than others over several data sets (no torch, no matplotlib).
+"""`python -m analysis gains`: how much better one row is than others over several data sets.
 
 The quantity is the paper's relative gain of Dice (APF, Table III): ratio of the mean Dice over the same test slides,
 less 1, and its geometric mean over the data sets.
@@ -22,29 +22,17 @@ from analysis.runs.stats import BOOTSTRAP_SEED, resamples
 
 @dataclass(frozen=True)
 class Gain:
-    """A against B on the slides of one data set, or over all.
+    """A against B on the slides of one data set, or over all."""
 
-    Attributes:
-        name: Data set; empty for the geometric mean over them.
-        a: Mean Dice of A; None over data sets.
-        b: The same of B.
-        gain: a / b - 1; None where B found nothing at all.
-        low: Lower end of its interval; None as well for fewer than two slides.
-        high: Upper end.
-        n: Slides, or data sets.
-        better: Slides on which A is better.
-        note: What else to know.
-    """
-
-    name: str
-    a: float | None
-    b: float | None
-    gain: float | None
-    low: float | None
-    high: float | None
-    n: int
-    better: int | None
-    note: str = ""
+    name: str  # data set; empty for the geometric mean over them
+    a: float | None  # mean Dice of A; None over data sets
+    b: float | None  # the same of B
+    gain: float | None  # a / b - 1; None where B found nothing at all
+    low: float | None  # lower end of the interval of the gain; None too for fewer than two slides
+    high: float | None  # upper end
+    n: int  # slides, or data sets
+    better: int | None  # slides on which A is better
+    note: str = ""  # what else to know
 
 
 def gains(pairs: Sequence[tuple[str, Row, Row]]) -> list[Gain]:
@@ -65,14 +53,9 @@ def gains(pairs: Sequence[tuple[str, Row, Row]]) -> list[Gain]:
         return [*rows, Gain("", None, None, None, None, None, len(rows), None, f"no mean: B has a Dice of 0 on {why}")]
     with np.errstate(divide="ignore", invalid="ignore"):  # A may have found nothing: a mean of 0
         ratio = float(np.exp(np.mean(np.log([1 + row.gain for row in rows if row.gain is not None]))))
-        low, high = _ends(np.exp(np.mean(np.log(_alike(drawn)), axis=0)))
+        fewest = min(map(len, drawn))  # sets of thousands of slides have fewer draws
+        low, high = _ends(np.exp(np.mean(np.log([ratios[:fewest] for ratios in drawn]), axis=0)))
     return [*rows, Gain("", None, None, ratio - 1, low, high, len(rows), None)]
-
-
-def _alike(drawn: Sequence[np.ndarray]) -> np.ndarray:
-    """(sets, draws); sets of thousands of slides have fewer draws."""
-    fewest = min(map(len, drawn))
-    return np.array([ratios[:fewest] for ratios in drawn])
 
 
 def _one(name: str, a: Row, b: Row, rng: np.random.Generator) -> tuple[Gain, np.ndarray]:
@@ -84,7 +67,7 @@ def _one(name: str, a: Row, b: Row, rng: np.random.Generator) -> tuple[Gain, np.
     x, y = (float(side.mean()) for side in values)
     n, draws = len(shared), resamples(len(shared))
     slides = rng.integers(0, n, (draws, 1, n))
-    # Seeds of one row have nothing to do with those of the other; slides are the same.
+    # Both rows share the drawn slides; each draws its own seeds.
     picked = [seeds[rng.integers(0, len(seeds), (draws, len(seeds), 1)), slides].mean((1, 2)) for seeds in scores]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = picked[0] / picked[1]
@@ -104,13 +87,13 @@ def _trained(a: Row, b: Row) -> str:
 
 
 def _no_better(side: str, row: Row, dice: float) -> str:
-    """What to say of a row that learned less than a rule without learning has; a gain over it means little."""
+    """Say that a row is not above its best trivial baseline; a gain over such a row means little."""
     floor = max((row.floors or {}).items(), key=lambda item: item[1], default=("", -1.0))
     return f"{side} is not above {LABELS.get(floor[0], floor[0])} ({floor[1]:.3f})" if dice <= floor[1] else ""
 
 
 def _ends(ratios: np.ndarray) -> tuple[float | None, float | None]:
-    """95 % interval of ratios, less 1; a resample in which B found nothing has no bound, or no ratio at all."""
+    """95 % interval of ratios, less 1; None for an end where B found nothing."""
     known = np.where(np.isnan(ratios), np.inf, ratios)
     low, high = np.sort(known)[[int(0.025 * (len(known) - 1)), math.ceil(0.975 * (len(known) - 1))]].tolist()
     return (low - 1 if math.isfinite(low) else None), (high - 1 if math.isfinite(high) else None)
@@ -178,15 +161,8 @@ def _by_set(rows: pd.DataFrame, pattern: str) -> dict[str, list[Row]]:
 
 def gains_table(a: str, b: str, rows: Sequence[Gain]) -> Table:
     """The gains as a table."""
-    columns = [
-        Column("data set"),
-        Column("Dice A", True),
-        Column("Dice B", True),
-        Column("gain [95 % CI]", True),
-        Column("n", True),
-        Column("A better on", True),
-        Column("remark"),
-    ]
+    heads = ("data set", "Dice A", "Dice B", "gain [95 % CI]", "n", "A better on", "remark")
+    columns = [Column(head, head not in ("data set", "remark")) for head in heads]
     cells = [
         [
             row.name or "geometric mean",

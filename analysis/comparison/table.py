@@ -1,4 +1,4 @@
-"""The comparison table of measured runs, its floors, footnotes and list of problems (no torch, no matplotlib)."""
+"""The comparison table of measured runs, its trivial baselines, footnotes and list of problems."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.comparison.speedups import speedups
-from analysis.comparison.trivial_baselines import Floor, find_floors
+from analysis.comparison.trivial_baselines import TrivialBaseline, find_trivial_baselines
 from analysis.output.formats import Column, Table, csv_text, latex, markdown, number, significant, whole, write_files
 from analysis.runs.groups import describe, group_runs
 from analysis.runs.records import Problem, Row, Runs, rows_of
@@ -19,13 +19,13 @@ from launch.records.record import columns
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything the table needs, computed once: rows with their speedups, the floors and the problems.
+    """Everything the table needs, computed once: rows with their speedups, trivial baselines and problems.
 
     `frame` has what `group_runs` and `speedups` give, and `dice_interval`: see `dice_interval`.
     """
 
     frame: pd.DataFrame
-    floors: list[Floor]
+    trivial: list[TrivialBaseline]
     problems: list[Problem]
     root: Path
 
@@ -54,7 +54,7 @@ def compare(runs: Runs, baseline: str | None = None) -> Comparison:
     frame = frame.join(speedups(frame, baseline))
     rows = rows_of(frame)
     frame["dice_interval"] = pd.Series(map(dice_interval, rows), index=frame.index, dtype=object)
-    return Comparison(frame, find_floors(rows), runs.problems, runs.root)
+    return Comparison(frame, find_trivial_baselines(rows), runs.problems, runs.root)
 
 
 def dice_interval(row: Row) -> tuple[float, float] | None:
@@ -86,12 +86,12 @@ _TEXT_HEADS = ("run", "model", "decoder", "patching")
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Return the table for people: measured runs, then the floors, footnotes below.
+    """Return the table for people: measured runs, then trivial baselines, footnotes below.
 
-    Columns of segmentation or classification appear where a run has that task; a floor stands in the column of its
-    task, so that an accuracy is never read as a Dice.
+    Columns of segmentation or classification appear where a run has that task. A trivial baseline stands in the column
+    of its task, so that nobody reads an accuracy as a Dice.
     """
-    rows, floors = comparison.rows, comparison.floors
+    rows, floors = comparison.rows, comparison.trivial
     tasks = {row.task for row in rows} | {f.task for f in floors}
     heads = [*_TEXT_HEADS, *(["GPUs"] if len({row.gpus for row in rows}) > 1 else [])]
     heads += ["R (px)", "p (px)", "L", "tokens/image", "steps", "train (s)", "s/image"]
@@ -100,7 +100,7 @@ def comparison_table(comparison: Comparison) -> Table:
     heads += ["n", *(["ceiling"] if "segmentation" in tasks else []), "speedup"]
     heads += ["seeds"] if any(len(row.runs) > 1 for row in rows) else []
     notes = _Notes()
-    cells = [_run_cells(row, comparison, notes) for row in rows] + _floor_cells(comparison)
+    cells = [_run_cells(row, comparison, notes) for row in rows] + _trivial_cells(comparison)
     return Table(
         "Comparison of the measured runs",
         [Column(head, head not in _TEXT_HEADS) for head in heads],
@@ -138,11 +138,11 @@ def _run_cells(row: Row, comparison: Comparison, notes: "_Notes") -> dict[str, s
     return cells | {"speedup": _speedup_cell(row, comparison, notes)}
 
 
-def _floor_cells(comparison: Comparison) -> list[dict[str, str | None]]:
+def _trivial_cells(comparison: Comparison) -> list[dict[str, str | None]]:
     several = len({row.resolution for row in comparison.rows}) > 1
-    alike = Counter((f.name, f.resolution) for f in comparison.floors)
+    alike = Counter((f.name, f.resolution) for f in comparison.trivial)
     rows = []
-    for floor in comparison.floors:
+    for floor in comparison.trivial:
         label = f"floor: {floor.label}"
         if alike[floor.name, floor.resolution] > 1:
             label += f" ({', '.join(run for run, _ in floor.values)})"
@@ -196,8 +196,8 @@ def _fixed_notes(comparison: Comparison) -> list[str]:
         )
     if any(row.dice_ceiling is not None for row in rows):
         notes.append("ceiling: the best Dice that any prediction on the run's cells could reach.")
-    if comparison.floors:
-        differ = any(" to " in f.text for f in comparison.floors)
+    if comparison.trivial:
+        differ = any(" to " in f.text for f in comparison.trivial)
         ranges = "; a range where the runs' cells give different values" if differ else ""
         notes.append(f"floor: a score that needs no learning, on the same slides{ranges}.")
     if any((row.model or "").startswith("hiri_") for row in rows):
@@ -223,7 +223,7 @@ def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
-# The columns of comparison.csv: those of a record, and behind some of them what a table adds.
+# The columns of comparison.csv: a record's fields, and behind some fields what a table adds.
 _ADDED = {
     "experiment": ("run_ids", "seeds"),
     "dice": ("dice_low", "dice_high"),
@@ -258,7 +258,7 @@ def comparison_csv(comparison: Comparison) -> str:
             "accuracy" if floor.task == "classification" else "dice": value,
             "n_test": floor.n_test,
         }
-        for floor in comparison.floors
+        for floor in comparison.trivial
         for value in sorted({value for _, value in floor.values})
     ]
     return csv_text(CSV_HEADS, [[row.get(head) for head in CSV_HEADS] for row in rows])

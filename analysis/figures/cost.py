@@ -1,4 +1,4 @@
-"""Plots of what a token costs: time and Dice against tokens, preparation against training (matplotlib, no torch)."""
+"""Plots of what a token costs: time and Dice against tokens, preparation against training."""
 
 import numpy as np
 
@@ -63,10 +63,7 @@ def against_tokens(comparison: Comparison) -> Drawing | None:
 
 
 def accuracy_against_cost(comparison: Comparison) -> Drawing | None:
-    """Draw a classifier's test scores against its training time per image, with the floor of its data.
-
-    Accuracy and AUC have panels of their own; None without a classification run.
-    """
+    """Draw accuracy and AUC against training time per image, a panel each; None without a classification run."""
     shown = [r for r in comparison.rows if r.task == "classification" and r.seconds_per_image][:MOST_RUNS]
     scores = [name for name in ("accuracy", "auc") if any(getattr(r, name) is not None for r in shown)]
     if not scores:
@@ -95,7 +92,7 @@ def accuracy_against_cost(comparison: Comparison) -> Drawing | None:
         )
         axis.margins(x=0.2)
         plain_log(axis.xaxis)
-    floors = [f for f in comparison.floors if f.task == "classification"]
+    floors = [f for f in comparison.trivial if f.task == "classification"]
     for floor in floors if "accuracy" in scores else ():
         axes[0].axhline(floor.high, color=GREY, lw=0.7, ls=(0, (4, 2)), zorder=0)
     if "auc" in scores:
@@ -126,7 +123,7 @@ def _trained_on(rows: list[Row]) -> str:
 
 
 def preparation(comparison: Comparison) -> Drawing | None:
-    """Draw the time of preparing one slide beside that of training on it, once and over the whole run."""
+    """Draw how long preparing one slide takes, beside training on it over the whole run."""
     shown = [r for r in comparison.rows if r.preprocessing_seconds and r.seconds_per_image][:MOST_RUNS]
     if not shown:
         return None

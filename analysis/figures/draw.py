@@ -1,4 +1,4 @@
-"""The plots of a folder of runs: curves, sequence lengths, Dice against cost, Dice per slide (matplotlib, no torch)."""
+"""The plots of a folder of runs: curves, sequence lengths, Dice against cost, Dice per slide."""
 
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -212,7 +212,7 @@ def _length_row(axis: "Axes", y: int, lengths: Lengths) -> str:
 
 
 def dice_against_cost(comparison: Comparison) -> Drawing | None:
-    """Draw test Dice against seconds per image, with each run's ceiling and the floors as reference lines."""
+    """Draw test Dice against seconds per image, with each run's ceiling, and trivial baselines as lines."""
     rows, left_out = _drawn(comparison.rows)
     shown = [(i, r) for i, r in enumerate(rows) if r.dice is not None and r.seconds_per_image]
     if not shown:
@@ -233,7 +233,7 @@ def dice_against_cost(comparison: Comparison) -> Drawing | None:
         xlim=(min(costs) / 1.7, max(costs) * 1.7),
     )
     plain_log(axis.xaxis, "{:g}")
-    floors = _floor_lines(axis, comparison)
+    floors = _trivial_lines(axis, comparison)
     legend_below(figure, handles, [g.label for _, g in shown], 2)
     caption = (
         "Test Dice against end-to-end training time per image. Whiskers: 95 % bootstrap interval over test slides. "
@@ -259,13 +259,12 @@ def _cost_point(axis: "Axes", row: Row, i: int) -> Any:
     return point
 
 
-def _floor_lines(axis: "Axes", comparison: Comparison) -> str:
-    """Draw the Dice floors and return the sentence about them.
+def _trivial_lines(axis: "Axes", comparison: Comparison) -> str:
+    """Draw the Dice of trivial baselines and return the sentence about them; more than six lines are not drawn.
 
-    Only floors of segmentation are Dice; where runs have several resolutions or test sets, a floor belongs to one of
-    them alone, so its name says which, and beyond six lines none is drawn.
+    With several resolutions or test sets, the name of a line says which one it belongs to.
     """
-    floors = [f for f in comparison.floors if f.task == "segmentation"]
+    floors = [f for f in comparison.trivial if f.task == "segmentation"]
     alike = Counter(f.name for f in floors)
     if not floors or len(floors) > 6:
         return "" if not floors else f"The {len(floors)} floors of these data sets are in the table. "

@@ -1,4 +1,4 @@
-"""Plots of scaling: measured records over numbers of GPUs, and what the model predicts (matplotlib, no torch)."""
+"""Plots of scaling: measured records over numbers of GPUs, and what the model predicts."""
 
 import math
 from collections import defaultdict
@@ -31,21 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Series:
-    """One training on several numbers of GPUs.
-
-    Attributes:
-        label: its name.
-        kind: strong (same global batch) or weak (same batch per GPU).
-        gpus: ascending.
-        seconds: one tuple of seconds per image over the seeds, for each number of GPUs.
-        rows: those behind each number of GPUs.
-    """
+    """One training on several numbers of GPUs."""
 
     label: str
-    kind: str
-    gpus: tuple[int, ...]
-    seconds: tuple[tuple[float, ...], ...]
-    rows: tuple[tuple[Row, ...], ...] = ()
+    kind: str  # strong (same global batch) or weak (same batch per GPU)
+    gpus: tuple[int, ...]  # ascending
+    seconds: tuple[tuple[float, ...], ...]  # per image, of the seeds, for each number of GPUs
+    rows: tuple[tuple[Row, ...], ...] = ()  # the rows behind each number of GPUs
 
     @property
     def mean(self) -> np.ndarray:
@@ -54,7 +46,7 @@ class Series:
 
     @property
     def speedup(self) -> np.ndarray:
-        """Images per second over those of the smallest number of GPUs, times that number."""
+        """Images per second, where the smallest number of GPUs counts as itself."""
         return np.asarray(self.mean[0] / self.mean * self.gpus[0])
 
     @property
@@ -72,29 +64,11 @@ class Series:
 
 # What must be equal along a line; the rest of a label says what differs between lines of one experiment.
 _SHAPE = (
-    "experiment",
-    "patching",
-    "engine",
-    "model",
-    "decoder",
-    "resolution",
-    "patch",
-    "length",
-    "precision",
-    "attention_backend",
-    "device_name",
-    "device",
-    "split_sha256",
-)
-_SAID = {
-    "patch": "p={}",
-    "length": "L={}",
-    "resolution": "{} px",
-    "decoder": "{}",
-    "model": "{}",
-    "precision": "{}",
-    "device_name": "{}",
-}
+    "experiment patching engine model decoder resolution patch length precision attention_backend device_name device "
+    "split_sha256"
+).split()
+_SAID = {"patch": "p={}", "length": "L={}", "resolution": "{} px"}
+_SAID |= dict.fromkeys(("decoder", "model", "precision", "device_name"), "{}")
 
 
 def series_of(rows: Sequence[Row]) -> list[Series]:

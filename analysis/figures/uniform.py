@@ -29,25 +29,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rivals:
-    """An adaptive training and its uniform rival on the same GPUs, at several numbers of them.
+    """An adaptive training and its uniform rival on the same GPUs, at several numbers of them."""
 
-    Attributes:
-        label: the adaptive one.
-        rival: the uniform one.
-        gpus: ascending.
-        nodes: of each number of GPUs; empty where they are not known.
-        adaptive: seconds per image of the seeds, for each number of GPUs.
-        uniform: likewise.
-        words: said at each point; empty for none.
-    """
-
-    label: str
-    rival: str
-    gpus: tuple[int, ...]
-    nodes: tuple[int | None, ...]
-    adaptive: tuple[tuple[float, ...], ...]
-    uniform: tuple[tuple[float, ...], ...]
-    words: tuple[str, ...] = ()
+    label: str  # of the adaptive training
+    rival: str  # of the uniform one
+    gpus: tuple[int, ...]  # ascending
+    nodes: tuple[int | None, ...]  # of each number of GPUs; empty where they are not known
+    adaptive: tuple[tuple[float, ...], ...]  # seconds per image of the seeds, for each number of GPUs
+    uniform: tuple[tuple[float, ...], ...]  # the same of the uniform training
+    words: tuple[str, ...] = ()  # said at each point
 
     @property
     def speedup(self) -> np.ndarray:

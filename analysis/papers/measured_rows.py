@@ -1,4 +1,4 @@
-"""Rows of the papers' tables from measured runs, as cells beside the published ones (no torch, no matplotlib)."""
+"""Rows of the papers' tables from measured runs, as cells beside the published ones."""
 
 import math
 from collections import defaultdict
@@ -78,9 +78,9 @@ def _cell(row: Row, table: str, quantity: str, value: float | str | None, unit: 
 
 
 class _Maker:
-    """Gives the values of one row after the other, and keeps what is to be said of them.
+    """Gives the values of one row after the other, and keeps the notes they need.
 
-    A note has {} where the labels of the rows go that it holds for: thousands of rows have few different notes.
+    In a note {} stands for the labels of its rows: thousands of rows share a few notes.
     """
 
     def __init__(self, comparison: Comparison) -> None:

@@ -1,8 +1,7 @@
-"""The papers' tables for people: published, measured and modelled rows, each row saying which it is (no torch).
+"""The papers' tables for people: published, measured and modelled rows, each row saying which it is.
 
-A table is made of cells: those of reference/*.csv, and cells of the same type made from records (`measured_cells`) or
-by a model. Every row has a source column, a lost cell says so, and a derived one is marked, so that the kinds look
-different without colour.
+A table is made of cells: read from reference/*.csv, made from records (`measured_cells`), or by a model. Every row has
+a source column, a lost cell says so, and a derived cell is marked: the kinds look different without colour.
 """
 
 import csv

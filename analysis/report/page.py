@@ -1,6 +1,6 @@
-"""One self-contained page: measured tables, figures, pictures, provenance, and the published numbers apart (no torch).
+"""One self-contained page: measured tables, figures, pictures, provenance, and the published numbers apart.
 
-Every text from a record is escaped; images are embedded; nothing is loaded from elsewhere and no script runs.
+Every text from a record is escaped, images are embedded, and no script runs.
 """
 
 import os
@@ -26,7 +26,7 @@ class PageOptions:
 
     Attributes:
         sites: Sites that the scaling model predicts.
-        runs_site: Site that the runs ran on; None: see `report_sections.modelled`.
+        runs_site: Site that the runs ran on; None: see `sections.modelled`.
         more: Further measured figures (receptive fields, sweeps of lengths).
     """
 
@@ -96,10 +96,7 @@ _MOST_DATA = 3  # data sets whose best run stands at the top of the page
 
 
 def _best(comparison: Comparison) -> list[tuple[str, str]]:
-    """The best score on each data set of each task, and the floor it has to pass: that of the same data and score.
-
-    Scores on different test sets or resolutions are never ranked against each other.
-    """
+    """The best score on each data set of each task, and the trivial baseline on the same data."""
     facts = []
     for name, task in (("dice", "segmentation"), ("auc", "classification"), ("accuracy", "classification")):
         sets: dict[tuple[Any, ...], list[Row]] = {}
@@ -123,7 +120,7 @@ def _best_of(comparison: Comparison, scored: list[Row], name: str, task: str, se
     where = f"{best.label}, {whole(best.resolution) or '?'} px" if several else best.label
     value = dice_cell(best) if name == "dice" else number(getattr(best, name))
     facts = [(f"highest test {_SCORES[name]}, {where}", value or MISSING)]
-    floors = [f.high for f in comparison.floors if f.task == task and best.label in dict(f.values)]
+    floors = [f.high for f in comparison.trivial if f.task == task and best.label in dict(f.values)]
     if floors and name != "auc":
         which = " of the same data" if several else ""
         facts.append((f"highest floor{which} (no learning)", f"{max(floors):.3f}"))

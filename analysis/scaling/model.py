@@ -1,9 +1,8 @@
-"""A model of the time of one training step with a named term for everything that costs, fitted to records (no torch).
+"""A model of the time of one training step, with a named term for everything that costs, fitted to records.
 
-time = sum over terms of factor * ideal, where `ideal` is what the hardware's peak rates allow and `factor` >= 1 is what
-is lost on the way (a factor of 2.5 on the encoder is an MFU of 40 %), plus a fixed time per step. The factors are the
-parameters: they are fitted by bounded linear least squares on relative errors, so the fit is unique, and a factor that
-the records say nothing about keeps its assumed value and is called assumed.
+The time is a fixed time per step and a sum of factor * ideal. `ideal` is the time at the hardware's peak rates; the
+factor is 1 or more (2.5 on the encoder is an MFU of 40 %). Bounded linear least squares on relative errors fit the
+factors, so the fit is unique. A factor that the records say nothing about keeps its assumed value.
 """
 
 from collections.abc import Sequence
@@ -169,10 +168,7 @@ def expected_largest(spread: Sequence[float], draws: int) -> float:
 
 
 def _excess(work: Work) -> float:
-    """What the slowest GPU computes more than the mean one, as a share.
-
-    A GPU's share is the mean of `images` samples; the slowest of N shares is waited for.
-    """
+    """How much more the slowest GPU computes than the mean one; all others wait for it."""
     if not work.spread:
         return 0.0
     largest = expected_largest(work.spread, max(1, work.gpus)) - 1
@@ -204,11 +200,6 @@ def terms(work: Work, site: Site, fit: Fit) -> dict[str, float]:
     return out
 
 
-def step_seconds(work: Work, site: Site, fit: Fit) -> float:
-    """Seconds of one step."""
-    return sum(terms(work, site, fit).values())
-
-
 def binding(parts: dict[str, float]) -> str:
     """The term that takes most of a step."""
     return max(parts, key=lambda name: parts[name])
@@ -228,8 +219,8 @@ def fit_records(works: Sequence[Work], seconds: Sequence[float], site: Site, see
         draws: Bootstrap samples of the records for the intervals.
 
     Returns:
-        Factors of at least 1 (the fixed time: at least 0). A term whose share of every measured step is below 0.1 %, or
-        that no two records tell apart from another, keeps the assumed factor.
+        Factors of at least 1 (the fixed time: at least 0). A term keeps the assumed factor if its share of every step
+        is below 0.1 %, or if no two records tell it from another term.
     """
     start = assumed_fit(site)
     if not works:
@@ -238,7 +229,8 @@ def fit_records(works: Sequence[Work], seconds: Sequence[float], site: Site, see
     times = np.asarray(seconds, float)
     assumed = np.array([start.factors[name] for name in names])
     best, bound = assumed, None
-    for _ in range(_MOST_ROUNDS):  # which steps wait for their data depends on the factors, and they on these steps
+    # Which steps wait for their data depends on the factors, and the factors on these steps.
+    for _ in range(_MOST_ROUNDS):
         waits = [_reading(w, site) > _arithmetic(w, site, best, names) for w in works]
         if waits == bound:
             break
@@ -246,6 +238,7 @@ def fit_records(works: Sequence[Work], seconds: Sequence[float], site: Site, see
         ideal, rest = _linear(works, site, waits, names)
         known = _identifiable(ideal / times[:, None], assumed, names)
         best = _solve(ideal, times - rest, times, assumed, known, names)
+    # The intervals: fit again to records drawn with replacement.
     generator = np.random.default_rng(seed)
     samples = []
     for _ in range(draws):
@@ -293,7 +286,7 @@ def _linear(
 
 
 def _identifiable(relative: np.ndarray, assumed: np.ndarray, names: list[str]) -> list[bool]:
-    """Which columns the records determine: large enough, and independent of those before them."""
+    """Which columns the records determine: large enough, and independent of the columns before."""
     known = []
     kept: list[np.ndarray] = []
     for i, _ in enumerate(names):

@@ -1,4 +1,4 @@
-"""The published times of APF's Table III against a model with four terms, row by row (no torch, no matplotlib)."""
+"""The published times of APF's Table III against a model with four terms, row by row."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from launch.config.sites import load_site
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A row of APF's Table III beside the model fitted to all rows, and to all but those of its resolution."""
+    """A row of APF's Table III, its time by the model fitted to all rows, and fitted without its resolution."""
 
     row: str
     resolution: int
