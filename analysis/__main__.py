@@ -1,4 +1,4 @@
-"""`python -m analysis`: tables, plots and one page; its commands are the modules of `commands` (no torch)."""
+"""`python -m analysis`: tables, plots and one page; its commands are the modules of `commands`."""
 
 from analysis.commands import COMMANDS
 from data_prep.system.command_line import BAD_ARGUMENTS, CommandLine

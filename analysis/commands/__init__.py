@@ -1,6 +1,6 @@
 """The commands of `python -m analysis`, as `data_prep.system.command_line` describes them: imported to run them.
 
-Others use `COMMANDS`.
+A command raises `RunsError` or `ValueError` with one line for the terminal. Others use `COMMANDS`.
 """
 
 # Every command and its module, in the order of the help.

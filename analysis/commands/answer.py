@@ -9,13 +9,9 @@ from data_prep.system.command_line import DONE, FAILED
 
 
 def answer(text: str, written: Iterable[Path], runs: Runs | None = None, folder: Path | None = None) -> int:
-    """Print them; returns the exit code.
+    """Print the text of a command and the files it wrote; returns the exit code.
 
-    Args:
-        text: The command's own.
-        written: Its files.
-        runs: The runs that were read, if the command is to show some.
-        folder: Where they are.
+    A command that shows runs gives them and their folder: without a finished run it has failed.
     """
     print(text, end="", flush=True)
     for path in written:

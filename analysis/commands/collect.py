@@ -1,4 +1,4 @@
-"""`python -m analysis collect`: many run folders into one file (no torch, no matplotlib)."""
+"""`python -m analysis collect`: many run folders into one file."""
 
 import argparse
 import json
@@ -16,8 +16,8 @@ HELP = "records, settings, curves and scores of many runs in one file, which rea
 _EPILOG = """\
 The file has one line of JSON a run: its folder, record, settings, environment, curves, scores of the test items and
 tokens of its slides. Every command of `python -m analysis` reads FILE like the folder RUNS, and FILE/FOLDER like one
-run of it. A run without a record, or with a broken one, is a line that says why. Pictures of test slides are large;
-without --pictures the figure of predictions stays with the folder.
+of its runs. A run without a usable record becomes a line that says why. Pictures of test slides are large: only
+--pictures takes them along, and only then can FILE draw the figure of predictions.
 
 examples:
   python -m analysis collect runs --out study.jsonl

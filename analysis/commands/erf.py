@@ -1,4 +1,4 @@
-"""`python -m analysis erf FILE...`: receptive fields that `python -m launch erf` measured, drawn (no torch)."""
+"""`python -m analysis erf FILE...`: receptive fields that `python -m launch erf` measured, drawn."""
 
 import argparse
 from pathlib import Path
@@ -29,11 +29,6 @@ def add_command(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; returns the exit code.
-
-    Raises:
-        RunsError: A file cannot be used.
-        ValueError: Too many files, or the folder cannot be written.
-    """
+    """Run it; returns the exit code."""
     drawing = draw(read_fields(args.files))
     return answer(f"{drawing.caption}\n", save([drawing], args.out))

@@ -1,4 +1,4 @@
-"""`python -m analysis gains`: how much better rows are than others, over several data sets (no torch)."""
+"""`python -m analysis gains`: how much better rows are than others, over several data sets."""
 
 import argparse
 import sys
@@ -12,10 +12,10 @@ from analysis.runs.records import RunsError, load
 
 HELP = "relative gain of Dice over several data sets, with interval"
 _EPILOG = """\
-Experiments are named by patterns in which * stands for the data set: with --a 'open_*_apf' --b 'open_*_unet' the runs
-of open_nuclei_apf are held against those of open_nuclei_unet, and so on for every set that has both. Seeds count as
-one: their mean per slide. The interval is a percentile bootstrap over the test slides of every set, the same for both
-rows, and over the seeds of each row; of one seed it cannot say how others would do.
+In a pattern * stands for the data set: --a 'open_*_apf' --b 'open_*_unet' compares open_nuclei_apf with
+open_nuclei_unet, and so on for every set that has both. Seeds count as one row: their mean per slide. The interval is
+a percentile bootstrap over test slides, the same for both rows, and over the seeds of each row. From one seed it
+cannot say how others would do.
 
 examples:
   python -m analysis gains runs/open/runs                # the rows of `make experiments`
@@ -25,46 +25,25 @@ exit codes: 0 done, also where the default left out a pair of rows or one of its
 compared, or with --b that one of the sets could not; 64 wrong arguments; 66 there is no set with both.
 """
 _BETTER = "open_*_apf"
-_THAN = (  # rivals, then ablations
-    "uniform_tokens",
-    "uniform_patch",
-    "unetr",
-    "unet",
-    "swin_unetr",
-    "transunet",
-    "uniform_leaf_unet",
-    "apf_whole",
-    "apf_alone",
-    "apf_blind",
-    "apf_variance",
-    "apf_entropy",
-    "apf_fixed",
-    "apf_jittered",
-    "apf_cubic",
-    "apf_half",
-    "apf_double",
-    "apf_deep",
-    "apf_unturned",
-    "apf_shallow",  # of records from when apf had four blocks
-    "apf_leaf",
-    "apf_token",
-    "apf_token_still",
-    "apf_geometric",
-    "apf_raster",
-)
+# Rivals, then ablations.
+_THAN = (
+    "uniform_tokens uniform_patch unetr unet swin_unetr transunet uniform_leaf_unet apf_whole apf_alone apf_blind "
+    "apf_variance apf_entropy apf_fixed apf_jittered apf_cubic apf_half apf_double apf_deep apf_unturned apf_shallow "
+    "apf_leaf apf_token apf_token_still apf_geometric apf_raster"
+).split()
 _ALSO = (
-    # with standardised filters: against the rivals, then what they do to each
+    # Standardised filters: against the rivals, then what they do to each.
     ("open_*_apf_std", "open_*_unet_std"),
     ("open_*_apf_std", "open_*_unet"),
     ("open_*_apf_std", "open_*_transunet"),
     ("open_*_apf_std", "open_*_uniform_leaf_unet_std"),
     ("open_*_apf_std", "open_*_apf"),
     ("open_*_unet_std", "open_*_unet"),
-    # alike but for which leaves make a token; but for how the tree is cut to L leaves
+    # Which leaves make a token; how the tree is cut to L leaves.
     ("open_*_apf_still", "open_*_apf_strip"),
     ("open_*_apf_token_still", "open_*_apf_token_strip"),
     ("open_*_apf_unturned", "open_*_apf_drop"),
-    # a linear head with the code of centre and scale against the number in the sequence, and against no code
+    # Position codes under a linear head.
     ("open_*_apf_token_placed", "open_*_apf_token_still"),
     ("open_*_apf_token_placed", "open_*_apf_token_blind"),
 )
@@ -86,12 +65,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; returns the exit code.
-
-    Raises:
-        RunsError: nothing can be compared.
-        ValueError: a pattern without *.
-    """
+    """Run it; returns the exit code."""
     runs = load(args.runs)
     for problem in runs.problems:
         print(f"left out: {problem.path}: {problem.kind}: {problem.reason}", file=sys.stderr)

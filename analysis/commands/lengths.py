@@ -1,4 +1,4 @@
-"""`python -m analysis lengths`: sequence length against split value and patch, drawn and as tables (no torch)."""
+"""`python -m analysis lengths`: sequence length against split value and patch, drawn and as tables."""
 
 import argparse
 from pathlib import Path
@@ -10,8 +10,8 @@ from analysis.output.formats import Column, Table, markdown, number, whole
 
 HELP = "sequence length against split value and patch (Fig. 3), with growth exponents"
 _EPILOG = """\
-DIR is a folder of token files that `python -m data_prep build --split-value V` wrote. Slides that one setting of a line
-lacks are left out of all of it.
+DIR is a folder of token files that `python -m data_prep build --split-value V` wrote. A line shows the slides that all
+of its settings have.
 
 example:
   for v in 20 50 100; do
@@ -35,11 +35,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; returns the exit code.
-
-    Raises:
-        ValueError: as `read_rows`, or the folder cannot be written.
-    """
+    """Run it; returns the exit code."""
     rows = read_rows(args.folders)
     tables = [_table("split value", "p (px)", by_split_value(rows))]
     patches = [s for s in by_patch(rows) if s.values.size > 1]
@@ -55,24 +51,9 @@ def _table(varied: str, fixed: str, sweeps: list[Sweep]) -> Table:
         said = None if fit is None else f"{fit[0]:.2f} [{fit[1]:.2f}, {fit[2]:.2f}]"
         for x in sweep.values:
             counts = sweep.lengths[x]
-            rows.append(
-                [
-                    whole(sweep.resolution),
-                    whole(sweep.fixed),
-                    whole(int(x)),
-                    whole(len(counts)),
-                    number(float(counts.mean()), 1),
-                    whole(int(counts.min())),
-                    whole(int(counts.max())),
-                    said,
-                ]
-            )
+            settings = map(whole, (sweep.resolution, sweep.fixed, int(x), len(counts)))
+            ends = map(whole, (int(counts.min()), int(counts.max())))
+            rows.append([*settings, number(float(counts.mean()), 1), *ends, said])
     heads = ("R (px)", fixed, varied, "slides", "mean L", "shortest", "longest", "exponent [95 % CI]")
-    return Table(
-        f"Measured: tokens per image by {varied}.",
-        [Column(h, True) for h in heads],
-        rows,
-        ["run"] * len(rows),
-        (),
-        "lengths",
-    )
+    columns = [Column(head, True) for head in heads]
+    return Table(f"Measured: tokens per image by {varied}.", columns, rows, ["run"] * len(rows), (), "lengths")

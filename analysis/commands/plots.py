@@ -1,4 +1,4 @@
-"""`python -m analysis plots`: every figure that there is data for; draws with matplotlib when it runs (no torch)."""
+"""`python -m analysis plots`: every figure that there is data for; draws with matplotlib when it runs."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from analysis.runs.records import load
 
 HELP = "scaling, adaptive against uniform, quality against cost and tokens, curves, lengths, pictures"
 _EPILOG = """\
-Each figure is written as .png, .svg and .pdf. Drawn is what there is data for:
+Each figure is written as .png, .svg and .pdf, if there is data for it:
   dice_against_cost, accuracy_against_cost   timed runs with test scores
   against_tokens                             runs with two or more numbers of tokens
   scaling_measured, against_uniform          one training on several numbers of GPUs (`launch submit scaling`)
@@ -76,12 +76,7 @@ def more_figures(args: argparse.Namespace) -> list[Drawing]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; returns the exit code.
-
-    Raises:
-        RunsError: RUNS cannot be read.
-        ValueError: Arguments that do not go together, or a folder that cannot be written.
-    """
+    """Run it; returns the exit code."""
     more = more_figures(args)
     if args.runs is None:
         from analysis.figures.published import draw_published

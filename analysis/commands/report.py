@@ -1,4 +1,4 @@
-"""`python -m analysis report`: one page of all there is; draws with matplotlib when it runs (no torch)."""
+"""`python -m analysis report`: one page of all there is; draws with matplotlib when it runs."""
 
 import argparse
 from pathlib import Path
@@ -10,8 +10,8 @@ from analysis.runs.records import load
 HELP = "one self-contained page: measured, joined, modelled and published tables, plots, provenance"
 _EPILOG = """\
 DIR/index.html needs no other file and no network. Sections: measured runs and their figures; the papers' tables with
-the measured rows in them; the scaling model; published numbers; their contradictions; records that are in no table,
-and why; where each number comes from. Measured, modelled and published numbers are told apart by words, not by colour.
+measured rows; the scaling model; published numbers and their contradictions; records left out, and why; where each
+number comes from. Words, not colours, tell measured, modelled and published numbers apart.
 
 examples:
   python -m analysis report runs --out out
@@ -37,12 +37,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run it; returns the exit code.
-
-    Raises:
-        RunsError: RUNS cannot be read.
-        ValueError: Wrong arguments, or a folder that cannot be written.
-    """
+    """Run it; returns the exit code."""
     from analysis.comparison.table import compare
     from analysis.report.page import PageOptions, write_report
 

@@ -1,4 +1,4 @@
-"""What a classifier said on each test item (scores.csv), and its accuracy and AUC with intervals (NumPy, no torch)."""
+"""What a classifier said on each test item (scores.csv), and its accuracy and AUC with intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,13 +60,13 @@ class Interval:
 def interval(metric: str, a: Sequence[ItemScores], b: Sequence[ItemScores] = ()) -> Interval | None:
     """Return accuracy or AUC of A, or of A minus B on the same items, with its interval over items (HCT, Table 3).
 
-    The same resamples of the items serve both sides, so that the difference is paired. Accuracy is the mean over the
-    seeds of a side. An AUC has an interval for two classes and one seed a side; None is returned for more.
+    Both sides share the resamples, so the difference is paired. Accuracy is the mean over the seeds of a side. An AUC
+    has an interval for two classes and one seed a side; more give None.
 
     Args:
         metric: "accuracy" or "auc".
         a: Scores of the seeds of A.
-        b: Those of B; none for A alone.
+        b: Scores of the seeds of B; none for A alone.
     """
     sides = [list(side) for side in (a, b) if side]
     everything = [scores for side in sides for scores in side]

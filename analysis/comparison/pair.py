@@ -1,4 +1,4 @@
-"""One run against another: fair or refused, paired over images, and at equal quality (no torch, no matplotlib)."""
+"""One run against another: fair or refused, paired over images, and at equal quality."""
 
 import math
 from collections.abc import Sequence

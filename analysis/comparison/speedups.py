@@ -1,4 +1,4 @@
-"""Which two rows a speedup may divide, and the speedup of every row over its fair baseline (no torch, no files)."""
+"""Which two rows a speedup may divide, and the speedup of every row over its fair baseline."""
 
 import math
 from typing import Any
@@ -72,7 +72,7 @@ def remarks(a: Row, b: Row) -> list[str]:
 
 
 def speedups(rows: pd.DataFrame, baseline: str | None = None) -> pd.DataFrame:
-    """Return seconds per image of a baseline over those of each row.
+    """Return how many times faster each row is than its baseline: its seconds per image divide the baseline's.
 
     The baseline of a row is its fair counterpart among the uniform, untiled rows of its resolution, of the same model
     if there is one: that with the smallest patch, which is what adaptive patching claims to replace. Where none is
@@ -113,7 +113,7 @@ def speedups(rows: pd.DataFrame, baseline: str | None = None) -> pd.DataFrame:
 
 
 def _choose(rows: pd.DataFrame, uniform: pd.DataFrame) -> list[int]:
-    """The place of each row's baseline: the best of the fair ones, else of those of the resolution; -1: none."""
+    """The place of each row's baseline: the best fair row, else the best row of the resolution; -1: none."""
     shared = [*_SHARED, "slides"]
     candidates = uniform.dropna(subset=shared)
     fair = _joined(rows.dropna(subset=shared), candidates, shared, ["kernel"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.comparison.speedups import speedups
-from analysis.comparison.trivial_baselines import Floor, find_floors
+from analysis.comparison.trivial_baselines import TrivialBaseline, find_trivial_baselines
 from analysis.output.formats import Column, Table, csv_text, markdown, number, significant, whole
 from analysis.runs.groups import describe, group_runs
 from analysis.runs.records import Problem, Row, Runs, rows_of
@@ -25,7 +25,7 @@ class Comparison:
     """
 
     frame: pd.DataFrame
-    floors: list[Floor]
+    floors: list[TrivialBaseline]
     problems: list[Problem]
     root: Path
 
@@ -54,7 +54,7 @@ def compare(runs: Runs, baseline: str | None = None) -> Comparison:
     frame = frame.join(speedups(frame, baseline))
     rows = rows_of(frame)
     frame["dice_interval"] = pd.Series(map(dice_interval, rows), index=frame.index, dtype=object)
-    return Comparison(frame, find_floors(rows), runs.problems, runs.root)
+    return Comparison(frame, find_trivial_baselines(rows), runs.problems, runs.root)
 
 
 def dice_interval(row: Row) -> tuple[float, float] | None:

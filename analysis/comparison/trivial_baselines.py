@@ -1,4 +1,4 @@
-"""Scores that need no learning, collected from the records: Dice of three rules, or accuracy of one (no torch)."""
+"""Scores that need no learning, collected from the records: Dice of three rules, or accuracy of one."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class Floor:
-    """One floor: which, and its score for each run of its task that has the same data: Dice on cells, or accuracy."""
+class TrivialBaseline:
+    """One rule without learning, and its score (Dice on cells, or accuracy) for each run on the same data."""
 
     name: str
     resolution: int | None
@@ -47,8 +47,8 @@ class Floor:
         return low if low == high else f"{low} to {high}"
 
 
-def find_floors(rows: Sequence[Row]) -> list[Floor]:
-    """Return the floors once per data, each with its value for every run, in a fixed order."""
+def find_trivial_baselines(rows: Sequence[Row]) -> list[TrivialBaseline]:
+    """Return each trivial baseline once per data, with its value for every run, in a fixed order."""
     alike: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         names = [*LABELS, *sorted(set(row.floors or ()) - set(LABELS))]
@@ -56,6 +56,6 @@ def find_floors(rows: Sequence[Row]) -> list[Floor]:
         for name in row.floors or ():
             alike[(row.task or "", row.resolution or 0, str(data), names.index(name), name)].append(row)
     return [
-        Floor(name, resolution or None, same[0].n_test, tuple((r.label, r.floors[name]) for r in same), task)
+        TrivialBaseline(name, resolution or None, same[0].n_test, tuple((r.label, r.floors[name]) for r in same), task)
         for (task, resolution, _, _, name), same in sorted(alike.items())
     ]

@@ -1,4 +1,4 @@
-"""Pictures side by side: image, truth and the prediction of each run for several test slides (matplotlib, no torch)."""
+"""Pictures side by side: image, truth and the prediction of each run for several test slides."""
 
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ _SIDE_PX = 430  # longest side of a picture in the figure: about 300 dpi at its 
 def panels(comparison: Comparison) -> Drawing | None:
     """Draw image, truth and every run's prediction for up to four test slides.
 
-    The slides are chosen by rule: evenly over the ranks of the mean Dice over the runs, worst and best included.
+    A rule chooses the slides: evenly over the ranks of the mean Dice over the runs, worst and best included.
     """
     groups = [r for r in comparison.rows if picture_stems(_files(r))][:MOST_COLUMNS]
     if not groups:

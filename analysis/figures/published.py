@@ -1,4 +1,4 @@
-"""Plots of published numbers alone: cost and Dice against tokens, quality against cost (matplotlib, no torch).
+"""Plots of published numbers alone: cost and Dice against tokens, quality against cost.
 
 Every caption says that the numbers are published; nothing here was measured by this suite.
 """

@@ -1,4 +1,4 @@
-"""`python -m analysis erf FILE...`: effective receptive fields that `python -m launch erf` measured, drawn (no torch).
+"""`python -m analysis erf FILE...`: effective receptive fields that `python -m launch erf` measured, drawn.
 
 As in table 1 of Taha et al. (MICCAI 2022): the field, its square root, and its sums over columns and over rows.
 """

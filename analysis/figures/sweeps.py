@@ -1,4 +1,4 @@
-"""Sequence length against split value and patch (the paper's Figure 3), from token files (no torch)."""
+"""Sequence length against split value and patch (the paper's Figure 3), from token files."""
 
 from dataclasses import dataclass
 from pathlib import Path

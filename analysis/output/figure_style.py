@@ -1,4 +1,4 @@
-"""How every figure looks and is saved: column widths, Okabe-Ito colours, vector and PNG files (matplotlib, lazily)."""
+"""How every figure looks and is saved: column widths, Okabe-Ito colours, vector and PNG files."""
 
 import io
 import itertools

@@ -119,14 +119,8 @@ def csv_text(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 # ---- LaTeX
 
 _LATEX = {
+    **{sign: f"\\{sign}" for sign in "{}$&#%_"},
     "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
     "^": r"\textasciicircum{}",
     "~": r"\textasciitilde{}",
     "<": r"\textless{}",
@@ -151,7 +145,7 @@ _LONG_TEXT = 32  # characters; a text column with longer cells gets lines of thi
 def latex(table: Table) -> str:
     r"""Return a booktabs table: a float shrunk to the text width, or a longtable where it does not fit on one page.
 
-    A \midrule sets groups of rows apart (floors, the rows of one resolution, another source); notes follow the table.
+    A \midrule sets groups of rows apart (runs, trivial baselines, one resolution, one source); notes follow the table.
     """
     tall = len(table.rows) > _TALLEST
     packages = "longtable" if tall else "graphicx"
@@ -253,6 +247,13 @@ def _one_line(text: str) -> str:
 
 
 # ---- files
+
+
+def every_form(table: Table, slug: str | None = None, text: str | None = None) -> dict[str, str]:
+    """Return the files of a table by name: SLUG.md, SLUG.csv and SLUG.tex; `text` is a CSV with more than its cells."""
+    name = slug or table.slug
+    cells = csv_text([c.head for c in table.columns], table.rows) if text is None else text
+    return {f"{name}.md": markdown(table), f"{name}.csv": cells, f"{name}.tex": latex(table)}
 
 
 def write_files(folder: Path, files: Mapping[str, str | bytes]) -> list[Path]:

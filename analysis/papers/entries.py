@@ -1,9 +1,9 @@
-"""The numbers that papers print, one cell per line of reference/*.csv (imports no other file of this project).
+"""The numbers that papers print, one cell per line of reference/*.csv.
 
-Each line is one cell: paper, table, row, what it measures, value, unit and status. `published` is printed in the paper,
-`derived` follows from printed numbers or words, `lost` was printed and is not known: its value is empty. Tables whose
-name starts with "text", "abstract" or "Figure" are numbers from there. APF's resolutions are derived: the frame side
-that depth = log2(R / p) gives.
+Each line is one cell: paper, table, row, what it measures, value, unit and status. A `published` cell is printed in the
+paper. A `derived` cell follows from printed numbers or words. A `lost` cell was printed, but its value is not known and
+stays empty. Tables named "text", "abstract" or "Figure" are numbers from there. APF's resolutions are derived from
+depth = log2(R / p).
 """
 
 import csv

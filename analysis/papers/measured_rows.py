@@ -1,4 +1,4 @@
-"""Rows of the papers' tables from measured runs, as cells beside the published ones (no torch, no matplotlib)."""
+"""Rows of the papers' tables from measured runs, as cells beside the published ones."""
 
 import math
 from collections import defaultdict
@@ -9,9 +9,9 @@ from typing import Any
 from analysis.comparison.equal_quality import equal_quality
 from analysis.comparison.item_scores import interval, row_scores
 from analysis.comparison.table import Comparison
-from analysis.output.formats import short_commit
+from analysis.output.formats import MISSING, short_commit
 from analysis.papers.entries import TEXT, Cell
-from analysis.papers.tables import MEASURED, MISSING, SUITE
+from analysis.papers.tables import MEASURED, SUITE
 from analysis.runs.groups import describe
 from analysis.runs.records import Row
 from analysis.runs.run_files import Curve, read_curves
@@ -78,9 +78,9 @@ def _cell(row: Row, table: str, quantity: str, value: float | str | None, unit: 
 
 
 class _Maker:
-    """Gives the values of one row after the other, and keeps what is to be said of them.
+    """Gives the values of one row after the other, and keeps the notes they need.
 
-    A note has {} where the labels of the rows go that it holds for: thousands of rows have few different notes.
+    In a note {} stands for the labels of its rows: thousands of rows share a few notes.
     """
 
     def __init__(self, comparison: Comparison) -> None:

@@ -1,4 +1,4 @@
-"""Arithmetic on the numbers that APF prints: its speedups and gains, from the cells alone (no torch, no tables)."""
+"""Arithmetic on the numbers that APF prints: its speedups and gains, from the cells alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from analysis.runs.stats import geomean
 
 
 def table2_speedups(cells: Sequence[Cell]) -> dict[int, float]:
-    """Return, per resolution, the published seconds per image of UNETR divided by those of APF."""
+    """Return, per resolution, the published seconds per image of UNETR over APF's."""
     seconds = wide(cells).pivot(index="resolution", columns="model", values="seconds_per_image")
     found: dict[int, float] = (seconds["UNETR"] / seconds["APF-UNETR"]).to_dict()
     return found
 
 
 def table2_geomean(cells: Sequence[Cell]) -> float:
-    """Return the geometric mean of those speedups."""
+    """Return the geometric mean of Table II's speedups."""
     return geomean(table2_speedups(cells).values())
 
 
@@ -56,7 +56,7 @@ def table3_gains(cells: Sequence[Cell]) -> list[StatedGain]:
 
 
 def finest_time_ratios(cells: Sequence[Cell]) -> dict[int, float]:
-    """Return, per resolution, the time per image of Table III's finest UNETR over that of its finest APF."""
+    """Return, per resolution, Table III's time per image of the finest UNETR over the finest APF."""
     timed = wide(cells).dropna(subset=["seconds_per_image", "patch_px"]).sort_values("patch_px")
     finest = timed.groupby(["resolution", "model"]).seconds_per_image.first().unstack()
     ratios = (finest["UNETR"] / finest["APF-UNETR"]).dropna()

@@ -1,4 +1,4 @@
-"""Put the seeds of one experiment together: one row of a table, one line of a plot (no torch, no matplotlib)."""
+"""Puts the seeds of one experiment together: one row of a table, one line of a plot."""
 
 import json
 from typing import Any
@@ -28,11 +28,12 @@ def group_runs(runs: pd.DataFrame) -> pd.DataFrame:
         runs: What `records.load` found.
 
     Returns:
-        The fields of a record: those that seeds share as they are, numbers that a training gives as the mean over the
-        seeds that have them, the others of the first seed. And `label`; `hardware`; `tiled`: trained on crops of the
-        image, so that its patch is the crop; `runs`: the seeds, as `rows_of` gives them; `dice_per_slide`: mean over
-        the seeds, for the slides that every seed has; `n_test` as recorded, or counted.
+        The fields of a record. A number that training gives is the mean over the seeds that have it; other fields are
+        the first seed's. Also `label` and `hardware`; `tiled`: trained on crops, so that its patch is the crop; `runs`:
+        the seeds, as `rows_of` gives them; `dice_per_slide`: mean over the seeds, for the slides that every seed has;
+        `n_test` as recorded, or counted.
     """
+    # Seeds of one row stand together, in the order of their numbers.
     frame = runs.assign(path=runs.folder.map(lambda folder: folder.as_posix()))
     frame["row"] = _same_row(frame)
     frame = frame.assign(order=frame.seed.fillna(-1)).sort_values(["row", "order", "run_id", "path"])
@@ -41,6 +42,7 @@ def group_runs(runs: pd.DataFrame) -> pd.DataFrame:
     starts = np.flatnonzero(~frame.row.duplicated())
     ends = [*starts, len(frame)][1:]
     spans = list(zip(starts, ends, strict=True))
+    # Means over the seeds, and what the row has beside a record's fields.
     for name in MEANS:
         values = frame[name].astype("float64").to_numpy()
         known = [values[a:b][~np.isnan(values[a:b])] for a, b in spans]
@@ -53,6 +55,7 @@ def group_runs(runs: pd.DataFrame) -> pd.DataFrame:
     crops = rows.samples_per_image.fillna(1) != 1
     rows["tiled"] = crops | rows.model.fillna("").str.contains("tiled") | (rows.patching == "tiles")
     rows["label"] = _labels(rows)
+    # The order of the table.
     kind = rows.patching.map(_ORDER).fillna(2).where(~rows.tiled, 2)
     order = rows[["label", "path"]].assign(kind=kind, model=rows.model.fillna(""))
     order = order.assign(resolution=rows.resolution.fillna(0), patch=rows.patch.fillna(0))

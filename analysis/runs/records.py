@@ -1,4 +1,4 @@
-"""Find and check the records of runs: one frame, and a list of what cannot be used (no torch, no matplotlib)."""
+"""Find and check the records of runs: one frame, and a list of what cannot be used."""
 
 import json
 import math
@@ -111,8 +111,8 @@ def rows_of(frame: pd.DataFrame) -> list[Row]:
 def _without_duplicates(frame: pd.DataFrame, problems: list[Problem]) -> pd.DataFrame:
     """Keep, of records with one experiment and run id, the one that finished last, and note the others.
 
-    A run id names model, data, ranks and seed, but neither machine nor batch: the same run on other hardware, or of a
-    strong and of a weak scaling study, is another run.
+    A run id names model, data, ranks and seed, but neither machine nor batch. So the same id on other hardware, or with
+    another batch, is another run.
     """
     paths = frame.folder.map(Path.as_posix)
     order = pd.DataFrame({"ok": frame.status == "ok", "finished": frame.finished_at.fillna(""), "path": paths})
@@ -170,10 +170,9 @@ def find(root: Path, problems: list[Problem]) -> Iterator[Found]:
 
 
 def _walk(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, list[str]]]:
-    """Yield (folder, names of its files), without walking into what a run keeps inside.
+    """Yield (folder, names of its files), without walking into run folders.
 
-    Links to folders are followed, as runs often lie on another file system; a folder that was seen, as by a link to
-    one above, is passed by.
+    Links are followed, as runs often lie on another file system. A folder that was seen already is left out.
     """
     seen: set[tuple[int, int]] = set()
 

@@ -1,4 +1,4 @@
-"""What lies beside a record: settings, environment, curves, scores, token counts, pictures (no torch, no matplotlib).
+"""What lies beside a record: settings, environment, curves, scores, token counts, pictures.
 
 A run's files are its folder, or its line of a collected study; every part is read through `RunFiles`, the same of both.
 """
@@ -153,7 +153,7 @@ class Pictures:
 
 
 def picture_stems(files: RunFiles) -> set[str]:
-    """Return the names of the test slides of which a run left pictures."""
+    """Return the names of the test slides that a run left pictures of."""
     if files.kept is not None:
         return set(files.kept.get("pictures") or ())
     return {p.name.removeprefix("pred_")[:-4] for p in (files.folder / "predictions").glob("pred_*.png")}
@@ -205,8 +205,7 @@ class Curve:
 def read_curve(files: RunFiles, quality: str = "dice") -> Curve | None:
     """Return the curves of a run, or None where it left no readable metrics.jsonl.
 
-    A line without a time takes the time that the lines around it give for its step: evaluations are logged by step
-    alone, and training need not log every step.
+    Evaluations are logged by step alone. A line without a time gets one from the lines around it.
 
     Args:
         files: The run's files.

@@ -1,4 +1,4 @@
-"""Small statistics of the tables: means, geometric means and seeded bootstrap intervals (NumPy only, no files)."""
+"""Small statistics of the tables: means, geometric means and seeded bootstrap intervals."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -43,8 +43,8 @@ def _resamples(n: int) -> np.ndarray:
 def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
     """Return the percentile bootstrap interval of the mean over slides.
 
-    The draws are seeded and depend on the number of slides only, so that two runs on the same slides, given in the
-    same order, are resampled alike, and a table is the same whenever it is made.
+    The draws are seeded and depend on the number of slides only. Two runs on the same slides, in the same order, are
+    resampled alike, and a table is the same whenever it is made.
 
     Args:
         values: one number per test slide.

@@ -1,4 +1,4 @@
-"""Arithmetic and weights of one image's forward pass by closed formulas (no torch; tests hold them to its counter).
+"""Arithmetic and weights of one image's forward pass by closed formulas.
 
 One multiply-accumulate is two FLOPs here (papers often print multiply-accumulates as FLOPs). Norms, activations and
 softmax are not counted, as torch's counter does not count them. A backward pass costs twice the forward pass.

@@ -1,4 +1,4 @@
-"""`python -m analysis scaling`: fit the model of the step time to records, and say what it predicts where (no torch).
+"""`python -m analysis scaling`: fit the model of the step time to records, and say what it predicts where.
 
 Measured, modelled and published numbers stand in tables of their own; every modelled table says so in its caption.
 """

@@ -1,4 +1,4 @@
-"""Experiments and records as steps that the scaling model can time: arithmetic, bytes, spread of lengths (no torch)."""
+"""Experiments and records as steps that the scaling model can time: arithmetic, bytes, spread of lengths."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -7,7 +7,6 @@ import pytest
 
 from analysis.comparison.auc import (
     SIZE_THRESHOLDS_PX,
-    auc,
     auc_difference,
     auc_interval,
     below_sizes,
@@ -16,6 +15,7 @@ from analysis.comparison.auc import (
     size_thirds,
 )
 from analysis.runs.stats import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
+from hpc_models.training.metrics import auc
 
 
 def by_pairs(scores, labels):
@@ -168,7 +168,7 @@ def test_what_is_no_data_is_told(scores, labels, message):
 
 def test_it_agrees_with_the_training_metric():
     torch = pytest.importorskip("torch")
-    from analysis.comparison.auc import auc as training_auc
+    from hpc_models.training.metrics import auc as training_auc
 
     scores, labels = data(200, levels=2)
     table = torch.tensor(np.stack((-scores, scores), 1))

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from analysis.__main__ import main
 from analysis.output.formats import latex, markdown
 from analysis.papers.entries import HEADS, REFERENCE, read_all, read_cells, table2, table3
 from analysis.papers.reference import finest_time_ratios, table2_geomean, table2_speedups, table3_gains
@@ -282,25 +281,3 @@ def test_a_resolution_is_set_apart_and_its_rows_stay_together():
     assert two.kinds == ["published first", "published"] * 7
     body = [line.strip() for line in latex(two).splitlines()]
     assert body.count("\\midrule") == 7, "below the heads, and before each resolution but the first"
-
-
-@pytest.mark.parametrize(
-    "study",
-    [
-        "open_cpu",
-        "open_cpu_300s",
-        "open_cpu_4_blocks",
-        "open_cpu_ablations",
-        "open_cpu_controls",
-        "open_cpu_resolution",
-        "open_cpu_standardised",
-    ],
-)
-def test_the_results_page_shows_the_gains(study, capsys):
-    """The pages under analysis/measured show what `gains` makes of the studies."""
-    kept = REFERENCE.parent / "measured" / study
-    assert main(["gains", f"{kept}.jsonl"]) == 0
-    page = (kept / "README.md").read_text()
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert len(rows) > 8
-    assert all(row in page for row in rows)

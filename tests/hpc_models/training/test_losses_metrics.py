@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.figures.draw import dice_per_slide
 from data_prep.tokens.ceiling import dice
 from hpc_models.training.losses import bce_dice
-from hpc_models.training.metrics import dice_pooled
+from hpc_models.training.metrics import dice_per_slide, dice_pooled
 from tests.helpers.trees import painted, random_batch
 
 CASES = [

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.comparison.auc import auc
-from hpc_models.training.metrics import accuracy
+from hpc_models.training.metrics import accuracy, auc
 from launch import engines
 from launch.__main__ import main
 from launch.config.config import ConfigError
