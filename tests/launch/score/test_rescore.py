@@ -158,7 +158,7 @@ def test_records_are_those_of_a_table_and_are_not_made_twice(runs, files, tmp_pa
     assert main(words) == 0
     assert "at 128 px" in capsys.readouterr().out
     found = load_records(tmp_path)
-    assert [run.experiment for run in found.ok] == ["apf_at_128px", "tiles_at_128px"] and not found.problems
+    assert list(found.ok["experiment"]) == ["apf_at_128px", "tiles_at_128px"] and not found.problems
     assert all((tmp_path / name / "r" / "env.json").is_file() for name in ("apf_at_128px", "tiles_at_128px"))
     before = {path: path.read_bytes() for path in tmp_path.rglob("record.json")}
     assert main(words) == 0
