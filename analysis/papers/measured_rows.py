@@ -9,9 +9,9 @@ from typing import Any
 from analysis.comparison.equal_quality import equal_quality
 from analysis.comparison.item_scores import interval, row_scores
 from analysis.comparison.table import Comparison
-from analysis.output.formats import MISSING, short_commit
+from analysis.output.formats import short_commit
 from analysis.papers.entries import TEXT, Cell
-from analysis.papers.tables import MEASURED, SUITE
+from analysis.papers.tables import MEASURED, MISSING, SUITE
 from analysis.runs.groups import describe
 from analysis.runs.records import Row
 from analysis.runs.run_files import Curve, read_curves

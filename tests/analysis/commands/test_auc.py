@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.__main__ import main
-from hpc_models.training.metrics import auc
+from analysis.comparison.auc import auc
 
 
 def write(folder, scores, labels, names=None):

@@ -7,6 +7,7 @@ import pytest
 
 from analysis.comparison.auc import (
     SIZE_THRESHOLDS_PX,
+    auc,
     auc_difference,
     auc_interval,
     below_sizes,
@@ -15,7 +16,6 @@ from analysis.comparison.auc import (
     size_thirds,
 )
 from analysis.runs.stats import BOOTSTRAP_RESAMPLES, BOOTSTRAP_SEED
-from hpc_models.training.metrics import auc
 
 
 def by_pairs(scores, labels):

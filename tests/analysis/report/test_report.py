@@ -10,7 +10,7 @@ from PIL import Image
 
 from analysis.__main__ import main
 from analysis.comparison.table import compare
-from analysis.figures.draw import _smooth, draw_all
+from analysis.figures.draw import _smooth, dice_per_slide, draw_all
 from analysis.figures.published import draw_published
 from analysis.figures.uniform import published_against_uniform
 from analysis.output.figure_style import COLOURS, encode, look, spread, style
@@ -18,7 +18,6 @@ from analysis.papers.tables import contradictions_table
 from analysis.report.page import page
 from analysis.runs.records import load
 from analysis.runs.run_files import RunFiles, find_data, picture_stems, read_curve, read_lengths, read_pictures
-from hpc_models.training.metrics import dice_per_slide
 from tests.helpers.run_folders import STEMS, record, rows_in, runs_in, write_build_log, write_metrics, write_run
 
 KINDS = ("measured", "joined", "modelled")

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.tokens.ceiling import dice
 from hpc_models.training.losses import bce_dice
-from hpc_models.training.metrics import dice_per_slide, dice_pooled
+from hpc_models.training.metrics import dice, dice_per_slide, dice_pooled
 from tests.helpers.trees import painted, random_batch
 
 CASES = [

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from hpc_models.training.metrics import auc
+from analysis.comparison.auc import auc
 from launch.experiments.load import all_experiments, load
 from launch.records.record import read_record
 from tests.helpers.mammography import MODELS
