@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ Runs one training step of an experiment as rank 0 of N gpus on tensors without n
 the step does. Adaptive images have data.length tokens, or as many as a tree of that length. With data.part, one part
 with about the mean number of leaves stands for all. Memory counts tensors; the site's reserve stands for work space
 inside kernels."""
+ADVICE_S = 40.0  # after so long no further change is tried
 ENGINES = ("ddp", "fsdp", "hsdp", "zero0", "zero1", "zero2", "zero3")
 
 
@@ -162,11 +164,13 @@ def saving_changes(config: Config, world: int) -> list[str]:
 def _cheapest_change(
     config: Config, site: Site, world: int, counted: Callable[[Config], Counts]
 ) -> tuple[str, Counts] | None:
-    """The change with which it fits and has the fastest step, and its counts."""
+    """The change with which it fits and has the fastest step, and its counts; of those tried in `ADVICE_S`."""
     from launch.plan.cost import cost, fits
 
-    fitting = []
+    fitting, end_s = [], time.monotonic() + ADVICE_S
     for change in saving_changes(config, world):
+        if time.monotonic() > end_s:
+            break
         with suppress(ConfigError):
             counts = counted(apply_overrides(config, [change]))
             if fits(counts, site):
