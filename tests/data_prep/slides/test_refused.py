@@ -13,7 +13,7 @@ import tifffile
 from data_prep.build.log import SlideOutcome
 from data_prep.build.options import BuildOptions
 from data_prep.build.run import build, prepare_out, region_side
-from data_prep.slides import base, fast_tiff, tiff
+from data_prep.slides import fast_tiff, memory, tiff
 from data_prep.slides.open import open_slide
 from data_prep.system import ctrl_c
 from tests.helpers.builds import leftovers, token_bytes
@@ -68,11 +68,11 @@ def test_strict_refuses_odd_directories_of_a_slide_that_was_built(tmp_path: Path
 def test_tokens_that_do_not_fit_in_memory_are_refused(options: dict, remedy: str, tmp_path: Path, monkeypatch):
     slide = tmp_path / "kidney.tif"
     tifffile.imwrite(slide, kidney(), tile=(256, 256), photometric="rgb")
-    monkeypatch.setattr(base, "available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1 << 20)
     outcome = one(slide, tmp_path / "out", **options)
     assert outcome.status == "failed" and remedy in outcome.reason and "kidney.tif" in outcome.reason
     assert "of memory available" in outcome.reason and leftovers(tmp_path / "out") == []
-    monkeypatch.setattr(base, "available_bytes", lambda: 1 << 30)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1 << 30)
     assert one(slide, tmp_path / "out", **options).status == "done"
 
 
@@ -85,7 +85,7 @@ def test_want_of_memory_is_no_damage(kind: str, short: bool, tmp_path: Path, mon
     tifffile.imwrite(slide, pixels, tile=(256, 256), photometric="rgb", compression="zlib")
     with open_slide(slide) as opened:
         assert opened.reader == kind
-    where, name = (fast_tiff._Level, "decode") if kind == "fast" else (tiff.TiffPlane, "_decoded")
+    where, name = (fast_tiff._TiledPage, "decode") if kind == "fast" else (tiff.TiffPlane, "_decoded")
     real = getattr(where, name)
 
     def decode(self, data, index):
@@ -98,7 +98,7 @@ def test_want_of_memory_is_no_damage(kind: str, short: bool, tmp_path: Path, mon
 
     monkeypatch.setattr(where, name, decode)
     if short:
-        monkeypatch.setattr(base, "np", types.SimpleNamespace(empty=empty, uint8=np.uint8, full=np.full))
+        monkeypatch.setattr(memory, "np", types.SimpleNamespace(empty=empty, uint8=np.uint8, full=np.full))
     outcome = one(slide, out, length=256)
     if short:
         assert outcome.status == "failed" and outcome.reason == "Unable to allocate 384 KiB" and not token_bytes(out)
@@ -138,7 +138,7 @@ def test_no_more_than_64_regions_across(resolution: int, tile_px: int, side: int
 def test_of_many_ranks_one_says_that_it_was_interrupted(rank: str | None, said: bytes, monkeypatch):
     written: list[bytes] = []
     left: list[int] = []
-    for name in ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_ID"):
+    for name in ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_STEP_ID"):
         monkeypatch.delenv(name, raising=False)
     if rank is not None:
         monkeypatch.setenv("PMI_RANK", rank)
@@ -147,7 +147,7 @@ def test_of_many_ranks_one_says_that_it_was_interrupted(rank: str | None, said: 
     monkeypatch.setattr(ctrl_c, "_RANK_0_FIRST_S", 0.01)
     handler = signal.getsignal(signal.SIGINT)
     try:
-        ctrl_c.leave_at_once(signal.SIGINT, None)
+        ctrl_c.end()
     finally:
         signal.signal(signal.SIGINT, handler)
     assert b"".join(written) == said and left == [ctrl_c.INTERRUPTED]

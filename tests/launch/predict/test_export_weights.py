@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from launch.__main__ import main
 from launch.experiments.load import load
@@ -104,9 +103,6 @@ def test_settings_that_weights_do_not_show_are_told(tmp_path):
     assert other_settings(here) == []
     plain = load("open_nuclei_apf", [f"train.init_from={tmp_path}"])
     assert other_settings(plain) == ["model.standardise: True -> False"]
-    old = {k: v for k, v in there.model_dump(mode="json")["model"].items() if k != "standardise"}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": old}))
-    assert other_settings(here) == ["model.standardise: False -> True"], "from before there was such a key"
     for text in ("", "[", "model: 3", "- 1"):
         (tmp_path / "config.yaml").write_text(text)
         assert other_settings(here) == [], text
