@@ -22,10 +22,6 @@ HEAVY = ("numpy", "torch", "pandas", "h5py", "cv2", "openslide", "matplotlib")
 KERNELS = "data_prep.edges.kernels"
 
 # Temporary: what breaks these rules today. Each list shall become empty, and then it goes.
-CLASHES_FOR_NOW: set[str] = set()
-PARAMETERS_FOR_NOW: set[str] = set()
-DOCSTRINGS_FOR_NOW: set[str] = set()
-HEAVY_FOR_NOW: set[str] = set()  # packages whose `__init__` loads what it names
 
 
 def listed(faults: Iterable[str]) -> str:
@@ -175,7 +171,7 @@ def faults_of_docstring(room: str) -> Iterator[str]:
 
 def test_every_room_says_what_it_is_for_and_what_others_use():
     assert [room for room in rooms() if room not in modules()] == [], "rooms without an __init__"
-    faults = [fault for room in rooms() if room not in DOCSTRINGS_FOR_NOW for fault in faults_of_docstring(room)]
+    faults = [fault for room in rooms() for fault in faults_of_docstring(room)]
     assert not faults, listed(faults)
 
 
@@ -189,7 +185,7 @@ def test_importing_a_room_loads_nothing_heavy():
         "    seen |= new\n"
         "    print(end=''.join(f'{room} loads {name}\\n' for name in sorted(new)))\n"
     )
-    names = [room for room in rooms() if room.split(".")[0] not in HEAVY_FOR_NOW]
+    names = list(rooms())
     done = subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
@@ -203,7 +199,7 @@ def test_one_class_name_means_one_thing():
         for node in ast.walk(tree_of(module)):
             if isinstance(node, ast.ClassDef):
                 where[node.name].append(module)
-    clashes = {name: places for name, places in where.items() if len(places) > 1 and name not in CLASHES_FOR_NOW}
+    clashes = {name: places for name, places in where.items() if len(places) > 1}
     assert not clashes, listed(f"{name}: {', '.join(places)}" for name, places in sorted(clashes.items()))
 
 
@@ -235,7 +231,7 @@ def test_functions_have_few_parameters():
         if not module.startswith(f"{KERNELS}.")
         for name, function in functions(tree_of(module), module)
     }
-    long = {name: n for name, n in counts.items() if n > MOST_PARAMETERS and name not in PARAMETERS_FOR_NOW}
+    long = {name: n for name, n in counts.items() if n > MOST_PARAMETERS}
     assert not long, listed(f"{name} has {n} parameters" for name, n in long.items())
 
 
